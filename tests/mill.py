@@ -155,6 +155,17 @@ def _processes() -> Iterator[tuple[int, str, list[bytes]]]:
             yield int(entry.name), line, environment
 
 
+def wait_for_line(process: subprocess.Popen[str], text: str) -> str:
+    """Read a process's stderr up to the first line with the text; return that line."""
+    assert process.stderr
+    lines = []
+    for line in process.stderr:
+        lines.append(line)
+        if text in line:
+            return line
+    raise AssertionError(f"the process ended without a line with {text!r}: {''.join(lines)}")
+
+
 def wait_until(condition: Callable[[], bool], description: str, timeout: float = 120, every: float = 0.02) -> None:
     """Poll; AssertionError when it doesn't come true in `timeout` seconds."""
     give_up = time.monotonic() + timeout

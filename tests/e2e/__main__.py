@@ -31,7 +31,7 @@ MOST_AT_ONCE = 4
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """0: something passed and nothing failed; 1: otherwise; 2: it could not begin."""
+    """Run the command; return 0 if something passed and nothing failed, 1 otherwise, 2 if it could not begin."""
     return run(parse(sys.argv[1:] if words is None else words))
 
 
@@ -40,13 +40,13 @@ def run(options: Options) -> int:
     try:
         selected = REGISTRY.select(options.only)
         if options.list:
-            print("".join(f"{scenario.name:<24} {scenario.about}\n" for scenario in selected), end="")
+            print("".join(f"{scenario.name:<24} {scenario.description}\n" for scenario in selected), end="")
             return 0
         if not os.environ.get("KUBECONFIG"):
             raise NotAllowed(f"{NO_CONFIG}: it names the cluster to use")
         files = dict(zip((ARGO, KFP), read_clusters(options), strict=True))
         kubes = {cluster.namespace: Kube(cluster.namespace, options.context) for cluster in files.values()}
-        _say_where(kubes, options)
+        _log_places(kubes, options)
         for kube in kubes.values():
             refuse_unmarked(kube, options.namespace_for_tests)
         if options.sweep:
@@ -82,16 +82,16 @@ def run(options: Options) -> int:
 
 @contextlib.contextmanager
 def _places(kubes: dict[str, Kube], clusters: dict[str, Cluster]) -> Iterator[dict[str, Place]]:
-    """By engine; both have one where their files are one and the same."""
+    """Yield the places by engine; both have the same one if their files are equal."""
     with contextlib.ExitStack() as stack:
         mirrors = {name: stack.enter_context(mirrored(kube)) for name, kube in kubes.items()}
-        made = {
+        places = {
             engine: Place(kubes[cluster.namespace], mirrors[cluster.namespace], cluster)
             for engine, cluster in clusters.items()
         }
         if clusters[ARGO] == clusters[KFP]:
-            made[KFP] = made[ARGO]
-        yield made
+            places[KFP] = places[ARGO]
+        yield places
 
 
 def _run(session: Session, selected: Sequence[Scenario]) -> int:
@@ -103,14 +103,14 @@ def _run(session: Session, selected: Sequence[Scenario]) -> int:
     text = table.render(rows, seconds)
     (session.folder / "table.txt").write_text(table.render(rows, seconds, 160), encoding="utf-8")
     first = session.first
-    about = {
+    context = {
         "context": first.kube.context, "server": first.kube.server,
         "namespaces": sorted({place.kube.namespace for place in session.places.values()}),
         "session": session.suffix, "imagemill": code_version(), "versions": session.facts.get("versions", {}),
         "seconds": round(seconds), "measured": session.measured,
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
-    table.write_json(session.folder / "table.json", rows, about)
+    table.write_json(session.folder / "table.json", rows, context)
     print(f"\n{text}\n{session.folder}/table.json")
     if session.options.results:
         _write_results(session, rows, session.options.results, seconds)
@@ -118,7 +118,7 @@ def _run(session: Session, selected: Sequence[Scenario]) -> int:
 
 
 def _write_results(session: Session, rows: Sequence[Row], file: Path, seconds: float) -> None:
-    """Of a full run only: a part of one is no proof of the rest."""
+    """Write the results of a full run; a part of one is no proof of the rest."""
     if session.options.only or session.stop.is_set():
         print(f"{file} is not written: not all scenarios were tried", file=sys.stderr)
         return
@@ -126,7 +126,7 @@ def _write_results(session: Session, rows: Sequence[Row], file: Path, seconds: f
     print(file)
 
 
-def _say_where(kubes: dict[str, Kube], options: Options) -> None:
+def _log_places(kubes: dict[str, Kube], options: Options) -> None:
     first = next(iter(kubes.values()))
     say(f"context    {first.context} ({first.server})")
     say(f"namespace  {', '.join(kubes)}")

@@ -1,4 +1,4 @@
-"""Runs through Argo alone: WorkflowTemplate, Workflow and CronWorkflow of the session's own, created by the API."""
+"""Runs through Argo: WorkflowTemplate, Workflow and CronWorkflow of the session, created by the API."""
 
 from __future__ import annotations
 
@@ -28,10 +28,9 @@ _TRIES = 5
 
 
 def template(trial: Trial, cluster: Cluster, parameters: Mapping[str, Any]) -> str:
-    """Create the WorkflowTemplate of `imagemill compile --target argo`, under a name of the session's; the name.
+    """Create the WorkflowTemplate of `imagemill compile --target argo` under a name of the session; return the name.
 
-    Runs of one scenario wait for one another, those of two don't.
-    """
+    Runs of one scenario wait for one another, those of two don't."""
     own = replace(cluster, argo=replace(cluster.argo, mutex=trial.session.name("mutex")))
     document = copy.deepcopy(argo.build_workflow_template(own, resolve_parameters(parameters)))
     document["metadata"]["name"] = trial.name("template")
@@ -50,25 +49,25 @@ def submit(
     The controller reads templates from a cache: in the second after a template was made it may not know it, and ends
     the Workflow with an error. That one, and no other, is submitted again.
     """
-    made_by = template_name or template(trial, cluster or trial.cluster, {})
-    given = resolve_parameters({"workspace": workspace, **parameters}, config_file).arguments()
-    arguments = [{"name": name, "value": to_text(value)} for name, value in given.items() if value not in ("", None)]
+    template_used = template_name or template(trial, cluster or trial.cluster, {})
+    values = resolve_parameters({"workspace": workspace, **parameters}, config_file).arguments()
+    arguments = [{"name": name, "value": to_text(value)} for name, value in values.items() if value not in ("", None)]
     for _ in range(_TRIES):
         document = {
             "apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "metadata": {"name": trial.name(trial.scenario)},
-            "spec": {"workflowTemplateRef": {"name": made_by}, "arguments": {"parameters": arguments}},
+            "spec": {"workflowTemplateRef": {"name": template_used}, "arguments": {"parameters": arguments}},
         }  # fmt: skip
         trial.create("workflows", document)
         run = Run(trial.place, ARGO, name_of(document), name_of(document), workspace)
-        if _was_taken(trial, run, made_by):
+        if _was_taken(trial, run, template_used):
             return trial.start(run)
         say(f"{run.workflow}: the controller did not know its template yet; once more")
         trial.discard("workflows", run.workflow)
-    raise Failed(f"{_TRIES} times Argo's controller did not find the WorkflowTemplate {made_by}")
+    raise Failed(f"{_TRIES} times Argo's controller did not find the WorkflowTemplate {template_used}")
 
 
 def _was_taken(trial: Trial, run: Run, template_name: str) -> bool:
-    """Wait for the controller's first word on a run; False when it is that the template does not exist."""
+    """Wait for the controller's first status of a run; return False if it is that the template does not exist."""
     trial.mirror.wait(lambda: run.phase, f"Argo's controller to take {run.workflow}", trial.within(_TAKEN_S))
     return not (run.ended and "not found" in run.message and template_name in run.message)
 
@@ -82,14 +81,14 @@ def fire_cron(trial: Trial, workspace: str, deadline: Deadline, **parameters: An
 
 
 def start_cron(trial: Trial, cluster: Cluster, workspace: str, **parameters: Any) -> str:
-    """Create a copy of the CronWorkflow that fires every minute in which none of its runs is under way; its name."""
-    made_by = template(trial, cluster, {"workspace": workspace, **parameters})
+    """Create a copy of the CronWorkflow that fires every minute while none of its runs is active; return its name."""
+    template_name = template(trial, cluster, {"workspace": workspace, **parameters})
     document: Doc = copy.deepcopy(argo.build_cron_workflow(cluster))
     name = trial.name("cron")
     document["metadata"]["name"] = name
     spec = document["spec"]
     spec |= {"schedules": [EVERY_MINUTE], "suspend": False}
-    spec["workflowSpec"] = {**spec.get("workflowSpec", {}), "workflowTemplateRef": {"name": made_by}}
+    spec["workflowSpec"] = {**spec.get("workflowSpec", {}), "workflowTemplateRef": {"name": template_name}}
     spec.setdefault("workflowMetadata", {}).setdefault("labels", {})[E2E_LABEL] = trial.session.suffix
     trial.create("cronworkflows", document)
     return name
@@ -98,16 +97,16 @@ def start_cron(trial: Trial, cluster: Cluster, workspace: str, **parameters: Any
 def next_of_cron(trial: Trial, name: str, workspace: str, deadline: Deadline, earlier: int) -> Run:
     """Wait for the run of a CronWorkflow that comes after `earlier` others."""
 
-    def fired() -> Doc | None:
+    def find_started() -> Doc | None:
         started = _started_by(trial, name)
         return started[earlier] if len(started) > earlier else None
 
-    def doing() -> str:
+    def describe_progress() -> str:
         status = (trial.kube.get("cronworkflows", name) or {}).get("status") or {}
         problems = [condition.get("message", "") for condition in status.get("conditions") or ()]
         return f"CronWorkflow {name}: {'; '.join(filter(None, problems)) or 'waits for the next minute'}"
 
-    started = trial.mirror.wait(fired, f"CronWorkflow {name} starts a run", deadline, doing)
+    started = trial.mirror.wait(find_started, f"CronWorkflow {name} starts a run", deadline, describe_progress)
     return trial.start(Run(trial.place, ARGO, name_of(started), name_of(started), workspace))
 
 
@@ -123,7 +122,7 @@ def _started_by(trial: Trial, name: str) -> list[Doc]:
 
 
 def fired_by(trial: Trial, run: Run) -> list[Doc]:
-    """All runs that the same CronWorkflow has started."""
+    """Return all runs that the same CronWorkflow has started."""
     workflow = run.object()
     if workflow is None:
         raise Failed(f"workflow {run.workflow} was not seen")

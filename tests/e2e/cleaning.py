@@ -1,4 +1,4 @@
-"""The end of a session: all that it made goes, from cluster, store and Kubeflow Pipelines, and it is looked whether."""
+"""End of a session: deletes all that it made in cluster, store and Kubeflow Pipelines, and checks it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ KINDS = (
     "rayclusters", "jobs", "pods", "services", "secrets", "configmaps", "roles", "rolebindings", "serviceaccounts",
     "persistentvolumeclaims", "networkpolicies",
 )  # fmt: skip
-"""What a run or the operators that it goes through may make."""
+"""Kinds of objects that a run, or the operators that it uses, may create."""
 
 
 def clean_up(session: Session) -> Row:
     """Delete what is left of the session; the row fails when something stays that is the session's."""
-    row = Row("cleaning", PASSED, 0.0, about="nothing of the session stays in the cluster or the store")
+    row = Row("cleaning", PASSED, 0.0, description="nothing of the session stays in the cluster or the store")
     if session.options.keep:
         row.outcome = SKIPPED
         row.note = f"--keep: all has the label {E2E_LABEL}={session.suffix}; --sweep deletes it"
@@ -69,13 +69,13 @@ def _by_place(session: Session) -> dict[str, Place]:
 
 
 def _places_in_store(session: Session) -> dict[int, list[str]]:
-    """By place (its `id`): the session's workspace, and where Argo and KFP keep what its runs made."""
-    found: dict[int, list[str]] = defaultdict(list)
+    """Return, by place (its `id`), the session's workspace and the prefixes of its runs' artifacts of Argo and KFP."""
+    places: dict[int, list[str]] = defaultdict(list)
     for place in session.distinct_places():
-        found[id(place)].append(place.cluster.storage.workspace)
+        places[id(place)].append(place.cluster.storage.workspace)
     for run in session.runs:
-        found[id(run.place)] += run.artifact_places(run.place.cluster.storage.endpoint)
-    return found
+        places[id(run.place)] += run.artifact_places(run.place.cluster.storage.endpoint)
+    return places
 
 
 def _clean_store(trial: Trial, places: list[str], notes: list[str], problems: list[str]) -> None:
@@ -86,16 +86,16 @@ def _clean_store(trial: Trial, places: list[str], notes: list[str], problems: li
         notes.append(f"the store forbids deleting: {workspace} stays")
         return
     try:
-        found = probe.ask(trial, "forget", places=places, marks=marks_of(trial.session))
-        notes.append(f"{found['found']} objects deleted from {workspace.partition('//')[2].partition('/')[0]}")
-        if found["left"]:
-            problems.append(f"{found['left']} objects are left in {', '.join(places)}")
+        deleted = probe.ask(trial, "forget", places=places, marks=marks_of(trial.session))
+        notes.append(f"{deleted['found']} objects deleted from {workspace.partition('//')[2].partition('/')[0]}")
+        if deleted["left"]:
+            problems.append(f"{deleted['left']} objects are left in {', '.join(places)}")
     except (Failed, KubeError) as error:
         problems.append(f"{workspace}: {error}")
 
 
 def left_in(place: Place, marks: list[str]) -> list[str]:
-    """Objects of any kind in the namespace that name one of the marks, in their name, labels or owners."""
+    """Return objects of any kind in the namespace with one of the marks in name, labels or owners."""
     words = re.compile("|".join(map(re.escape, marks)))
     left = []
     for kind in KINDS:
@@ -106,22 +106,22 @@ def left_in(place: Place, marks: list[str]) -> list[str]:
                 continue
             raise
         for document in documents:
-            about = document["metadata"]
-            parts = {key: about.get(key) for key in ("name", "labels", "ownerReferences")}
+            metadata = document["metadata"]
+            parts = {key: metadata.get(key) for key in ("name", "labels", "ownerReferences")}
             if words.search(json.dumps(parts)):
                 left.append(f"{kind} {name_of(document)}")
     return left
 
 
 def wait_until_gone(place: Place, marks: list[str], deadline: Deadline) -> list[str]:
-    """What is still there of the marks when the deadline is over; empty as soon as nothing is."""
+    """Wait until no object with the marks is left, or the deadline is over; return those that are left."""
     while (left := left_in(place, marks)) and deadline.left():
         time.sleep(min(2.0, deadline.left()))
     return left
 
 
 def _known_to_kfp(session: Session) -> list[str]:
-    """Experiments and pipelines of the session that KFP still knows."""
+    """Return a problem naming experiments and pipelines of the session that KFP still has."""
     options = session.options
     if not any(key.startswith("kfp ") for key in session.facts):
         return []

@@ -64,12 +64,12 @@ def submit(
     words = ["submit", "--json", "--run-name", trial.name(trial.scenario), *([] if wait else ["--no-wait"])]
     words += ["--config", config_file] if config_file else []
     words += [] if check else ["--no-check"]
-    code, result, said = _imagemill(trial, words, name, cluster or trial.cluster, workspace, parameters)
+    code, result, stderr_end = _imagemill(trial, words, name, cluster or trial.cluster, workspace, parameters)
     if not result.get("run"):
-        raise Failed(f"imagemill submit ended with {code} and started no run: {result.get('error') or said}")
+        raise Failed(f"imagemill submit ended with {code} and started no run: {result.get('error') or stderr_end}")
     run = find_run(trial, str(result["run"]), workspace, trial.deadline)
     if wait and code:
-        raise Failed(f"imagemill submit ended with {code}: {result.get('error') or said}{run.failures()}")
+        raise Failed(f"imagemill submit ended with {code}: {result.get('error') or stderr_end}{run.failures()}")
     return run
 
 
@@ -80,9 +80,9 @@ def fire_schedule(trial: Trial, workspace: str, deadline: Deadline, **parameters
     """
     name = _own_name(trial, "recurring")
     words = ["schedule", "--json", "--cron", "* * * * *", "--schedule-name", name]
-    code, result, said = _imagemill(trial, words, name, trial.cluster, workspace, parameters)
+    code, result, stderr_end = _imagemill(trial, words, name, trial.cluster, workspace, parameters)
     if code:
-        raise Failed(f"imagemill schedule ended with {code}: {said}")
+        raise Failed(f"imagemill schedule ended with {code}: {stderr_end}")
     trial.undo.append((f"schedule {name}", lambda: _change_schedule(trial, "--delete", name, workspace)))
     started = wait_for_recurring(trial, name, str(result["schedule"]), deadline)
     _change_schedule(trial, "--disable", name, workspace)
@@ -94,9 +94,9 @@ def wait_for_recurring(trial: Trial, experiment: str, schedule: str, deadline: D
 
     def fired() -> str | None:
         with _service(trial) as api:
-            found = api.call("looking for the schedule's runs", api.client.runs.run_service_list_runs,
+            response = api.call("looking for the schedule's runs", api.client.runs.run_service_list_runs,
                              experiment_id=kfp_uploads.ensure_experiment(api, experiment), page_size=100)  # fmt: skip
-        started = [run.run_id for run in found.runs or [] if run.recurring_run_id == schedule]
+        started = [run.run_id for run in response.runs or [] if run.recurring_run_id == schedule]
         return str(started[0]) if started else None
 
     return trial.mirror.wait(fired, f"schedule {schedule} starts a run", deadline, every=5)
@@ -104,11 +104,11 @@ def wait_for_recurring(trial: Trial, experiment: str, schedule: str, deadline: D
 
 def _change_schedule(trial: Trial, change: str, name: str, workspace: str) -> None:
     """Disable a schedule, or delete it, which is for the end, when no run of it is under way."""
-    code, _, said = _imagemill(
+    code, _, stderr_end = _imagemill(
         trial, ["schedule", change, "--schedule-name", name], name, trial.cluster, workspace, {}, trial.within(300)
     )
     if code:
-        raise Failed(said)
+        raise Failed(stderr_end)
 
 
 def compile_package(trial: Trial, workspace: str) -> Path:
@@ -116,9 +116,9 @@ def compile_package(trial: Trial, workspace: str) -> Path:
     target = trial.session.folder / f"{trial.scenario}.yaml"
     command = [*trial.options.command, "compile", "--target", "kfp", "-o", str(target),
                "--cluster", str(_cluster_file(trial, trial.cluster)), f"--workspace={workspace}"]  # fmt: skip
-    _, said, code = _run_command(command, "imagemill compile", trial.deadline)
+    _, stderr_end, code = _run_command(command, "imagemill compile", trial.deadline)
     if code:
-        raise Failed(f"imagemill compile ended with {code}: {said}")
+        raise Failed(f"imagemill compile ended with {code}: {stderr_end}")
     return target
 
 
@@ -134,9 +134,9 @@ def sdk_client(trial: Trial) -> tuple[contextlib.AbstractContextManager[Any], st
     return client(), name
 
 
-def upload(trial: Trial, what: str) -> dict[str, str]:
+def upload(trial: Trial, use: str) -> dict[str, str]:
     """Upload the pipeline under a name of its own: the ids that the pages' links take."""
-    name = _own_name(trial, what)
+    name = _own_name(trial, use)
     package = compile_for_cluster(trial.cluster, resolve_parameters({}))
     with _service(trial) as api:
         version = kfp_uploads.ensure_version(api, name, package)
@@ -147,7 +147,7 @@ def upload(trial: Trial, what: str) -> dict[str, str]:
 
 
 def host_of_pages(trial: Trial) -> str:
-    """Where KFP's pages are: --pages, else the API's address where it was given; empty if nothing says it."""
+    """Return the address of KFP's pages: --pages, else the API's address if given, else an empty string."""
     with _service(trial) as api:
         return (trial.options.pages or str(api.connection.host)).rstrip("/")
 
@@ -164,28 +164,32 @@ def delete(trial: Trial, run: Run) -> None:
         api.request(api.client.runs.run_service_delete_run, run_id=run.service_id)
 
 
-def runs_in(trial: Trial, experiment_id: str) -> list[Any]:
+def list_runs(trial: Trial, experiment_id: str) -> list[Any]:
     """The runs of an experiment as KFP lists them."""
     with _service(trial) as api:
-        found = api.call("listing runs", api.client.runs.run_service_list_runs, experiment_id=experiment_id,
+        response = api.call("listing runs", api.client.runs.run_service_list_runs, experiment_id=experiment_id,
                          page_size=100)  # fmt: skip
-    return list(found.runs or [])
+    return list(response.runs or [])
 
 
 def find_run(trial: Trial, run_id: str, workspace: str, deadline: Deadline) -> Run:
     """The run of that id, once its workflow is there."""
 
     def workflow() -> Doc | None:
-        own = [seen for seen in trial.mirror.seen("workflows") if labels_of(seen).get(_RUN_ID) == run_id]
+        own = [
+            workflow_document
+            for workflow_document in trial.mirror.seen("workflows")
+            if labels_of(workflow_document).get(_RUN_ID) == run_id
+        ]
         return own[0] if own else None
 
-    found = trial.mirror.wait(workflow, f"the workflow of KFP's run {run_id}", deadline)
-    return trial.start(Run(trial.place, KFP, name_of(found), run_id, workspace, service_id=run_id))
+    document = trial.mirror.wait(workflow, f"the workflow of KFP's run {run_id}", deadline)
+    return trial.start(Run(trial.place, KFP, name_of(document), run_id, workspace, service_id=run_id))
 
 
-def _own_name(trial: Trial, what: str = "") -> str:
+def _own_name(trial: Trial, use: str = "") -> str:
     """The name of pipeline and experiment for a use, all of which KFP forgets at the session's end."""
-    name = f"{trial.options.stem}{'-' if what else ''}{what}"
+    name = f"{trial.options.stem}{'-' if use else ''}{use}"
 
     def at_end() -> bool:
         options, namespace = trial.options, trial.cluster.namespace
@@ -207,17 +211,17 @@ def _imagemill(
     deadline: Deadline | None = None,
 ) -> tuple[int, dict[str, Any], str]:  # fmt: skip
     """(exit code, the line of JSON that it prints last, the end of what it said) of an `imagemill` command."""
-    given = {"workspace": workspace, **parameters}
-    flags = [f"--{key.replace('_', '-')}={value}" for key, value in given.items()]
+    values = {"workspace": workspace, **parameters}
+    flags = [f"--{key.replace('_', '-')}={value}" for key, value in values.items()]
     command = [*trial.options.command, *words, "--cluster", str(_cluster_file(trial, cluster)),
                "--pipeline-name", name, "--experiment", name, *trial.options.submit, *flags]  # fmt: skip
-    stdout, said, code = _run_command(command, f"imagemill {words[0]}", deadline or trial.deadline)
+    stdout, stderr_end, code = _run_command(command, f"imagemill {words[0]}", deadline or trial.deadline)
     last = (stdout.strip().splitlines() or [""])[-1]
     try:
         result = dict(json.loads(last))
     except ValueError:
         result = {}
-    return code, result, said
+    return code, result, stderr_end
 
 
 def _run_command(command: Sequence[str], title: str, deadline: Deadline) -> tuple[str, str, int]:
@@ -226,8 +230,8 @@ def _run_command(command: Sequence[str], title: str, deadline: Deadline) -> tupl
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout and process.stderr
-    said: list[str] = []
-    out: list[str] = []
+    stderr_lines: list[str] = []
+    stdout_lines: list[str] = []
     scenario = threading.current_thread().name
 
     def listen(stream: Any, lines: list[str], show: bool) -> None:
@@ -236,8 +240,8 @@ def _run_command(command: Sequence[str], title: str, deadline: Deadline) -> tupl
             if show:
                 print(f"         [{scenario}] {line}", end="", file=sys.stderr, flush=True)
 
-    threads = [threading.Thread(target=listen, args=(process.stdout, out, False), daemon=True),
-               threading.Thread(target=listen, args=(process.stderr, said, True), daemon=True)]  # fmt: skip
+    threads = [threading.Thread(target=listen, args=(process.stdout, stdout_lines, False), daemon=True),
+               threading.Thread(target=listen, args=(process.stderr, stderr_lines, True), daemon=True)]  # fmt: skip
     for thread in threads:
         thread.start()
     try:
@@ -250,7 +254,7 @@ def _run_command(command: Sequence[str], title: str, deadline: Deadline) -> tupl
         raise
     for thread in threads:
         thread.join(5)
-    return "".join(out), " / ".join(line.strip() for line in said[-3:]), int(process.returncode)
+    return "".join(stdout_lines), " / ".join(line.strip() for line in stderr_lines[-3:]), int(process.returncode)
 
 
 def sweep(options: Options, namespace: str) -> list[str]:
@@ -272,7 +276,7 @@ def names_left(options: Options, namespace: str, pattern: re.Pattern[str]) -> li
                                page_size=200, sort_by="created_at desc", **space).experiments  # fmt: skip
         pipelines = api.call("listing pipelines", api.client.pipelines.pipeline_service_list_pipelines,
                              page_size=200, sort_by="created_at desc", **space).pipelines  # fmt: skip
-    names = {str(one.display_name) for one in [*(experiments or []), *(pipelines or [])]}
+    names = {str(entry.display_name) for entry in [*(experiments or []), *(pipelines or [])]}
     return sorted(name for name in names if pattern.fullmatch(name))
 
 

@@ -1,4 +1,4 @@
-"""What one says to `tests/e2e/run`, and the cluster file in the form that the tests use."""
+"""Options of `tests/e2e/run`, and the cluster file adapted to the tests."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Options:
 
     @property
     def stem(self) -> str:
-        """What every name of the session begins with."""
+        """Prefix of every name of the session."""
         return f"e2e-{self.suffix}"
 
 
@@ -115,14 +115,14 @@ def parse(words: Sequence[str]) -> Options:
     return Options(**values, suffix=secrets.token_hex(3), words=tuple(words))
 
 
-def for_tests(cluster: Cluster, suffix: str, full_pods: bool, where: str = "--cluster") -> Cluster:
+def for_tests(cluster: Cluster, suffix: str, full_pods: bool, flag: str = "--cluster") -> Cluster:
     """The cluster of the file with a label and a workspace of the session's own, and pods for a hundred small images.
 
     UserError where the workspace is no S3 prefix: what runs in pods can't write elsewhere.
     """
     if not uris.is_s3(cluster.storage.workspace):
-        raise wrong(f"{where} (storage.workspace)", "s3://bucket/prefix", cluster.storage.workspace)
-    cluster.require_images(where)
+        raise wrong(f"{flag} (storage.workspace)", "s3://bucket/prefix", cluster.storage.workspace)
+    cluster.require_images(flag)
     prepared = replace(
         cluster,
         labels={**cluster.labels, E2E_LABEL: suffix},
@@ -146,16 +146,16 @@ def _small_pods(cluster: Cluster) -> Cluster:
 def _small(pod: Pod) -> Pod:
     return replace(
         pod,
-        cpu=_least(pod.cpu, "500m"),
-        memory=_least(pod.memory, "3Gi"),
-        memory_limit=_least(pod.memory_limit, "3Gi") if pod.memory_limit else "",
-        ephemeral_storage=_least(pod.ephemeral_storage, "4Gi") if pod.ephemeral_storage else "",
-        shm=_least(pod.shm, "256Mi") if pod.shm else "",
+        cpu=_limit(pod.cpu, "500m"),
+        memory=_limit(pod.memory, "3Gi"),
+        memory_limit=_limit(pod.memory_limit, "3Gi") if pod.memory_limit else "",
+        ephemeral_storage=_limit(pod.ephemeral_storage, "4Gi") if pod.ephemeral_storage else "",
+        shm=_limit(pod.shm, "256Mi") if pod.shm else "",
     )
 
 
-def _least(quantity: str, other: str) -> str:
-    return quantity if parse_quantity(quantity) <= parse_quantity(other) else other
+def _limit(quantity: str, maximum: str) -> str:
+    return quantity if parse_quantity(quantity) <= parse_quantity(maximum) else maximum
 
 
 def with_rayjob(cluster: Cluster) -> Cluster:
@@ -189,6 +189,6 @@ def _on_cpu(pod: Pod) -> Pod:
 
 
 def read_clusters(options: Options) -> tuple[Cluster, Cluster]:
-    """Those of --cluster and of --kfp-cluster, which are one where the latter is not said."""
+    """Return the clusters of --cluster and --kfp-cluster, the same one without the latter."""
     cluster = clusters.load_cluster(options.cluster)
     return cluster, clusters.load_cluster(options.kfp_cluster) if options.kfp_cluster else cluster

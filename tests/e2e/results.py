@@ -1,4 +1,4 @@
-"""RESULTS.md: what the last full run on a cluster came to, with versions, options and all that was measured."""
+"""RESULTS.md: outcome of the last full run on a cluster, with versions, options and all measurements."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def write(session: Session, rows: Sequence[Row], file: Path, seconds: float) -> 
 
 def render(session: Session, rows: Sequence[Row], seconds: float) -> str:
     options = session.options
-    words = " ".join(["tests/e2e/run", *_shown(options.words)])
+    words = " ".join(["tests/e2e/run", *_shorten_paths(options.words)])
     controller = session.facts.get("controller")
-    about = [
+    properties = [
         ("Date", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"),
         ("imagemill", f"{code_version()}, {_commit()}"),
         *(session.facts.get("versions") or {}).items(),
@@ -40,7 +40,7 @@ def render(session: Session, rows: Sequence[Row], seconds: float) -> str:
     ]  # fmt: skip
     parts = [
         "# On a real cluster\n\nWritten by `tests/e2e/run --results FILE`; not by hand.\n",
-        _table(("", ""), about),
+        _table(("", ""), properties),
         f"**{summary(rows, seconds)}**; scenarios run at the same time.\n",
         _scenarios(rows, session.folder),
         _cost(session.measured),
@@ -51,12 +51,12 @@ def render(session: Session, rows: Sequence[Row], seconds: float) -> str:
     return "\n".join(filter(None, parts))
 
 
-def _shown(words: Sequence[str]) -> list[str]:
-    """The command's words, files by their names alone: where they lie is of no interest to a reader."""
-    return [_without_folder(word) for word in words]
+def _shorten_paths(words: Sequence[str]) -> list[str]:
+    """Return the command's words with file names instead of paths."""
+    return [_remove_folder(word) for word in words]
 
 
-def _without_folder(word: str) -> str:
+def _remove_folder(word: str) -> str:
     flag, equals, value = word.rpartition("=")
     return f"{flag}{equals}{Path(value).name if value.startswith('/') else value}"
 
@@ -78,19 +78,19 @@ def _git(*words: str) -> str:
 
 def _scenarios(rows: Sequence[Row], folder: Path) -> str:
     head = ("scenario", "what", "", "seconds", "note")
-    return _table(head, [(f"`{row.name}`", row.about, MARKS[row.outcome], f"{row.seconds:.0f}",
+    return _table(head, [(f"`{row.name}`", row.description, MARKS[row.outcome], f"{row.seconds:.0f}",
                           row.note.replace(f"{folder}/", "")) for row in rows])  # fmt: skip
 
 
 def _cost(measured: Sequence[Mapping[str, Any]]) -> str:
-    found = [one for one in measured if one["table"] == "cost"]
-    if not found:
+    runs = [run for run in measured if run["table"] == "cost"]
+    if not runs:
         return ""
     head = ("run", "through", "seconds", "at most", "pods", "pods' own seconds", *STEPS)
     lines = [
-        (one["run"], one["engine"], _against(one["seconds"], one["bar"]), one["bar"], one["pods"], one["own_seconds"],
-         *(one["steps"].get(step, "") for step in STEPS))
-        for one in found
+        (run["run"], run["engine"], _mark_above(run["seconds"], run["bar"]), run["bar"], run["pods"],
+         run["own_seconds"], *(run["steps"].get(step, "") for step in STEPS))
+        for run in runs
     ]  # fmt: skip
     return (
         "## What a run costs\n\nEach alone on the cluster: seconds from the making of the workflow to its end, and "
@@ -98,15 +98,15 @@ def _cost(measured: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _against(seconds: float, bar: float) -> str:
-    return str(seconds) if seconds <= bar else f"**{seconds}**, missed"
+def _mark_above(seconds: float, limit: float) -> str:
+    return str(seconds) if seconds <= limit else f"**{seconds}**, missed"
 
 
 def _resizing(measured: Sequence[Mapping[str, Any]]) -> str:
-    found = [one for one in measured if one["table"] == "resizing"]
-    if not found:
+    runs = [run for run in measured if run["table"] == "resizing"]
+    if not runs:
         return ""
-    lines = [(one["mode"], one["engine"], one["seconds"]) for one in found]
+    lines = [(run["mode"], run["engine"], run["seconds"]) for run in runs]
     return "## Resizing the demo's images\n\nSeconds from the end of clean to the pod of train.\n\n" + _table(
         ("ray.mode", "through", "seconds"), lines
     )
@@ -130,18 +130,18 @@ def _weekly(measured: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _retries(measured: Sequence[Mapping[str, Any]]) -> str:
-    found = sorted(
-        (one for one in measured if one["table"] == "retries"),
-        key=lambda one: (one["engine"], one["policy"], one["failure"]),
+    failures = sorted(
+        (failure for failure in measured if failure["table"] == "retries"),
+        key=lambda failure: (failure["engine"], failure["policy"], failure["failure"]),
     )
-    if not found:
+    if not failures:
         return ""
     head = ("failure", "through", "controller's retryPolicy", "pods", "exit codes", "their own seconds", "seconds",
             "the run")  # fmt: skip
     lines = [
-        (one["failure"], one["engine"], one["policy"], one["pods"], ", ".join(one["exit_codes"]),
-         ", ".join(map(str, one["own_seconds"])), one["seconds"], one["outcome"])
-        for one in found
+        (failure["failure"], failure["engine"], failure["policy"], failure["pods"], ", ".join(failure["exit_codes"]),
+         ", ".join(map(str, failure["own_seconds"])), failure["seconds"], failure["outcome"])
+        for failure in failures
     ]  # fmt: skip
     return (
         "## What is tried again\n\nA failure of the download step. Argo's templates say by exit code what is tried "
@@ -156,4 +156,5 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[Any]]) -> str:
 
 
 def _cell(value: Any) -> str:
+    """-"""
     return " ".join(str(value).split()).replace("|", "\\|")

@@ -1,4 +1,4 @@
-"""Runs the selected scenarios, some at a time; whatever happens, each has its row and leaves nothing behind."""
+"""Runner of the selected scenarios, some at a time: each has a row and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ class _Schedule:
                 say("stopped; cleaning up what was made (Ctrl-C again: leave it, --sweep deletes it later)")
                 self._session.interrupt()
                 for scenario in self._waiting:
-                    self._rows[scenario.name] = Row(scenario.name, SKIPPED, 0.0, "not reached", "", scenario.about)
+                    self._rows[scenario.name] = Row(
+                        scenario.name, SKIPPED, 0.0, "not reached", "", scenario.description
+                    )
                 self._waiting.clear()
         return [self._rows[scenario.name] for scenario in self._scenarios]
 
@@ -67,11 +69,11 @@ class _Schedule:
                 continue
             if missing := self._missing(scenario):
                 self._waiting.remove(scenario)
-                self._put(scenario, Row(scenario.name, SKIPPED, 0.0, missing, about=scenario.about))
+                self._put(scenario, Row(scenario.name, SKIPPED, 0.0, missing, description=scenario.description))
             elif len(self._under_way) < self._at_once and self._may_start(scenario):
                 self._waiting.remove(scenario)
                 self._under_way.append(scenario)
-                say(f"[{len(self._rows)}/{len(self._scenarios)}] {scenario.name} begins: {scenario.about}")
+                say(f"[{len(self._rows)}/{len(self._scenarios)}] {scenario.name} begins: {scenario.description}")
                 # A daemon, so that a second Ctrl-C ends the command whatever it waits for.
                 threading.Thread(target=self._try, args=(scenario,), daemon=True, name=scenario.name).start()
 
@@ -94,7 +96,7 @@ class _Schedule:
     def _end(self, scenario: Scenario, row: Row) -> None:
         self._under_way.remove(scenario)
         self._put(scenario, row)
-        preflight = [one.name for one in self._scenarios if one.preflight]
+        preflight = [entry.name for entry in self._scenarios if entry.preflight]
         if scenario.preflight and all(name in self._rows for name in preflight):
             self._announce_skips()
 
@@ -102,8 +104,8 @@ class _Schedule:
         """Say once the preflight is over what will be skipped, and what each lacks."""
         rows = dict(self._rows)
         for scenario in self._waiting:
-            known = [need for need in scenario.needs if need in rows]
-            missing = unmet(replace(scenario, needs=tuple(known)), rows.values())
+            ended_needs = [need for need in scenario.needs if need in rows]
+            missing = unmet(replace(scenario, needs=tuple(ended_needs)), rows.values())
             if missing := missing or (scenario.lacks(self._session) if scenario.lacks else ""):
                 rows[scenario.name] = Row(scenario.name, SKIPPED, 0.0, missing)
                 say(f"will be skipped: {scenario.name}: {missing}")
@@ -119,7 +121,7 @@ def try_scenario(session: Session, scenario: Scenario) -> Row:
     """The row of a scenario, with what it made deleted again."""
     deadline = Deadline(scenario.minutes * 60 * session.options.patience, stop=session.stop)
     trial = Trial(session, scenario.name, scenario.engine, deadline)
-    row = Row(scenario.name, PASSED, 0.0, about=scenario.about)
+    row = Row(scenario.name, PASSED, 0.0, description=scenario.description)
     started = time.monotonic()
     problem = ""
     try:

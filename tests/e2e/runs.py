@@ -49,9 +49,9 @@ class Run:
         return str(workflow["metadata"]["uid"]) if workflow else ""
 
     def object(self) -> Doc | None:
-        """The Workflow as it was last seen."""
-        seen = reversed(self.place.mirror.seen("workflows"))
-        return next((workflow for workflow in seen if name_of(workflow) == self.workflow), None)
+        """Return the Workflow as it was last seen."""
+        workflows = reversed(self.place.mirror.seen("workflows"))
+        return next((workflow for workflow in workflows if name_of(workflow) == self.workflow), None)
 
     @property
     def phase(self) -> str:
@@ -71,8 +71,8 @@ class Run:
         A pod that was deleted and made again under its old name is there twice: uids tell them apart.
         """
         mirror = self.place.mirror
-        seen = mirror.now("pods") if living else mirror.seen("pods")
-        own = [pod for pod in seen if self.owns(pod) and step in ("", step_of(pod))]
+        pods = mirror.now("pods") if living else mirror.seen("pods")
+        own = [pod for pod in pods if self.owns(pod) and step in ("", step_of(pod))]
         return sorted(own, key=lambda pod: str(pod["metadata"]["creationTimestamp"]))
 
     def rayjobs(self, living: bool = False) -> list[Doc]:
@@ -80,11 +80,11 @@ class Run:
         return [job for job in (mirror.now("rayjobs") if living else mirror.seen("rayjobs")) if self.owns(job)]
 
     def doing(self) -> str:
-        """How far the run is, in a line."""
+        """Return the progress of the run in a line."""
         last = {step: pod for pod in self.pods() if (step := step_of(pod))}
-        done = [step for step, pod in last.items() if _status(pod).get("phase") == SUCCEEDED]
-        parts = [f"done {' '.join(done)}"] if done else []
-        parts += [f"{step} {_short(pod)}" for step, pod in last.items() if step not in done]
+        finished = [step for step, pod in last.items() if _status(pod).get("phase") == SUCCEEDED]
+        parts = [f"done {' '.join(finished)}"] if finished else []
+        parts += [f"{step} {_short(pod)}" for step, pod in last.items() if step not in finished]
         parts += [f"RayJob {state}" for job in self.rayjobs() if (state := _status(job).get("jobDeploymentStatus"))]
         return f"{self.workflow} {self.phase or 'not yet seen'}: " + " · ".join(filter(None, [self.message, *parts]))
 
@@ -115,20 +115,16 @@ class Run:
 
     def failures(self) -> str:
         """The pods that failed, with what their containers said last."""
-        told = []
+        messages = []
         for pod in self.pods():
             if (pod.get("status") or {}).get("phase") == "Failed":
-                told.append(f"{step_of(pod) or name_of(pod)}: {last_words(pod)}")
-        return "".join(f"; {words}" for words in told[:4])
+                messages.append(f"{step_of(pod) or name_of(pod)}: {last_words(pod)}")
+        return "".join(f"; {words}" for words in messages[:4])
 
     def seconds(self) -> dict[str, float]:
         """Seconds that the main container of each step's last pod ran."""
-        taken = {}
-        for pod in self.pods():
-            main = main_container(pod).get("terminated") or {}
-            if step_of(pod) in STEPS and main.get("startedAt") and main.get("finishedAt"):
-                taken[step_of(pod)] = (moment(main["finishedAt"]) - moment(main["startedAt"])).total_seconds()
-        return taken
+        ended = [pod for pod in self.pods() if (main_container(pod).get("terminated") or {}).get("finishedAt")]
+        return {step_of(pod): own_seconds(pod) for pod in ended if step_of(pod) in STEPS}
 
     def wall_seconds(self) -> float:
         """Seconds from the making of the workflow to its end, by the cluster's clock."""
@@ -157,7 +153,7 @@ class Run:
         return places
 
     def left_behind(self) -> list[str]:
-        """What still is or runs: RayJobs, Ray clusters, and pods that have not ended."""
+        """Return what is left: RayJobs, Ray clusters, and pods that have not ended."""
         mirror = self.place.mirror
         left = [f"{kind[:-1]} {name_of(document)}" for kind in ("rayjobs", "rayclusters")
                 for document in mirror.now(kind) if self.owns(document)]  # fmt: skip
@@ -203,8 +199,16 @@ def main_container(pod: Doc) -> dict[str, Any]:
     return next((dict(status.get("state") or {}) for status in statuses if status["name"] in names), {})
 
 
+def own_seconds(pod: Doc) -> float:
+    """Return the seconds that a pod's main container ran, 0 if it has not ended."""
+    ended = main_container(pod).get("terminated") or {}
+    if not (ended.get("startedAt") and ended.get("finishedAt")):
+        return 0.0
+    return (moment(ended["finishedAt"]) - moment(ended["startedAt"])).total_seconds()
+
+
 def last_words(pod: Doc) -> str:
-    """How a pod ended: its container's exit code and message, or what Kubernetes says of the pod."""
+    """Return the exit code and message of a pod's container, or Kubernetes' message on the pod."""
     ended = main_container(pod).get("terminated") or {}
     words = [f"exit code {ended['exitCode']}" if "exitCode" in ended else "", ended.get("reason", ""),
              ended.get("message", ""), _status(pod).get("message", "")]  # fmt: skip

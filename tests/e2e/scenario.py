@@ -1,4 +1,4 @@
-"""What a scenario is, how it ends, and how some of them are selected."""
+"""Scenarios: their outcome, their registry, and their selection."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ if TYPE_CHECKING:
 
 PASSED, FAILED, SKIPPED = "passed", "failed", "skipped"
 Body = Callable[["Trial"], str | None]
-"""Does it; returns what is worth a note in the table. Raises Failed or Skip."""
+"""Runs the scenario; returns a note for the table. Raises Failed or Skip."""
 B = TypeVar("B", bound=Callable[..., Any])
 
 
 class Failed(Exception):
-    """The product, or the cluster, did not do what it should."""
+    """Raised when the product, or the cluster, did not behave as expected."""
 
 
 class Skip(Exception):
-    """This cluster can't be asked that."""
+    """Raised when this cluster can't be tested for the scenario."""
 
 
 class Late(Failed):
-    """Not done within the deadline."""
+    """Raised when a deadline is over."""
 
 
 class Stopped(Exception):
-    """Ctrl-C, as the threads that try scenarios see it."""
+    """Raised in the threads of scenarios after Ctrl-C."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Scenario:
     """
 
     name: str
-    about: str
+    description: str
     body: Body
     needs: tuple[str, ...] = ()
     minutes: float = 5.0
@@ -55,18 +55,18 @@ class Scenario:
 
 @dataclass
 class Row:
-    """How a scenario ended."""
+    """Outcome of a scenario."""
 
     name: str
     outcome: str
     seconds: float
     note: str = ""
     saved: str = ""
-    about: str = ""
+    description: str = ""
 
 
 class Deadline:
-    """So many seconds from now, or until `stop` is set."""
+    """Point in time a number of seconds from now, or the setting of `stop`."""
 
     def __init__(
         self, seconds: float, clock: Callable[[], float] = time.monotonic, stop: threading.Event | None = None
@@ -80,12 +80,12 @@ class Deadline:
         """Seconds; never less than 0."""
         return max(0.0, self._end - self._clock())
 
-    def check(self, what: str) -> None:
+    def check(self, awaited: str) -> None:
         """Raise Stopped after Ctrl-C, and Late when no time is left."""
         if self.stop and self.stop.is_set():
-            raise Stopped(what)
+            raise Stopped(awaited)
         if not self.left():
-            raise Late(f"not within {self.seconds:.0f} s: {what}")
+            raise Late(f"not within {self.seconds:.0f} s: {awaited}")
 
 
 @dataclass
@@ -102,41 +102,40 @@ class Registry:
         self.scenarios[scenario.name] = scenario
 
     def preflight(self, name: str, needs: Sequence[str] = (), minutes: float = 5.0) -> Callable[[B], B]:
-        """Decorates the body of a check of the cluster; the first line of its docstring says what it is about."""
+        """Decorate the body of a check of the cluster, whose docstring's first line becomes the description."""
 
-        def add(body: B) -> B:
-            about = (body.__doc__ or "").strip().splitlines()[0]
-            self.add(Scenario(name, about, body, tuple(needs), minutes, preflight=True))
+        def register(body: B) -> B:
+            description = (body.__doc__ or "").strip().splitlines()[0]
+            self.add(Scenario(name, description, body, tuple(needs), minutes, preflight=True))
             return body
 
-        return add
+        return register
 
     def select(self, only: Iterable[str]) -> list[Scenario]:
-        """Those that the patterns name (`argo-*`), with all that they need, in order; ValueError for an unknown one.
+        """Return the scenarios that match the patterns (`argo-*`) with all their needs, in order; all if none is given.
 
-        Without a pattern: all.
-        """
-        wanted: set[str] = set()
+        ValueError for an unknown one."""
+        selected: set[str] = set()
         patterns = list(only)
         for pattern in patterns:
             names = fnmatch.filter(self.scenarios, pattern)
             if not names:
                 raise ValueError(f"--only {pattern}: expected one of {', '.join(self.scenarios)}, or a pattern of them")
-            wanted.update(names)
+            selected.update(names)
         if not patterns:
-            wanted = set(self.scenarios)
+            selected = set(self.scenarios)
         for name in reversed(list(self.scenarios)):  # what is needed comes before what needs it
-            if name in wanted:
-                wanted.update(self.scenarios[name].needs)
-        return [scenario for name, scenario in self.scenarios.items() if name in wanted]
+            if name in selected:
+                selected.update(self.scenarios[name].needs)
+        return [scenario for name, scenario in self.scenarios.items() if name in selected]
 
 
 def unmet(scenario: Scenario, rows: Iterable[Row]) -> str:
-    """Why the scenario can't be tried: which of its needs did not pass; empty when all did."""
+    """Return which of the scenario's needs did not pass, or an empty string."""
     outcomes = {row.name: row for row in rows}
     for need in scenario.needs:
         row = outcomes.get(need)
         if row is None or row.outcome != PASSED:
-            how = f"{row.outcome}: {row.note}" if row else "not tried"
-            return f"needs {need}, which was {how}"
+            outcome = f"{row.outcome}: {row.note}" if row else "not tried"
+            return f"needs {need}, which was {outcome}"
     return ""

@@ -1,4 +1,4 @@
-"""One session on one cluster: what it made, by which names, and how all of it goes away again."""
+"""Session on a cluster: the objects that it creates, their names, and their deletion."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from .runs import Run
 
 SWEPT = ("cronworkflows", "workflows", "workflowtemplates", "rayjobs", "rayclusters", "pods", "networkpolicies")
-"""What a session makes, in the order in which it goes: first what would make more."""
+"""Kinds that a session creates, in the order of their deletion: first those that create others."""
 Undo = tuple[str, Callable[[], Any]]
-"""What has to be undone, such as a recurring run in KFP, and how."""
+"""Title of something to undo, such as a recurring run in KFP, and the function that does it."""
 
 
 class NotAllowed(Exception):
@@ -43,7 +43,7 @@ class Place:
 
 @dataclass
 class Session:
-    """What all scenarios share."""
+    """State that all scenarios share."""
 
     options: Options
     places: dict[str, Place]
@@ -73,12 +73,12 @@ class Session:
     def distinct_places(self) -> list[Place]:
         return list({id(place): place for place in self.places.values()}.values())
 
-    def name(self, what: str) -> str:
-        """A new name, of at most 40 characters: controllers append to it."""
+    def name(self, use: str) -> str:
+        """Return a new name, of at most 40 characters: controllers append to it."""
         with self.lock:
             self._count += 1
             number = self._count
-        return f"{self.options.stem}-{re.sub('[^a-z0-9]+', '-', what.lower())[:20].strip('-')}-{number}"
+        return f"{self.options.stem}-{re.sub('[^a-z0-9]+', '-', use.lower())[:20].strip('-')}-{number}"
 
     def once(self, key: str, make: Callable[[], Any]) -> Any:
         """A fact that is found out by the first who asks; the others wait for it."""
@@ -102,8 +102,8 @@ class Session:
         problems: list[str] = []
         for run in self.runs:
             problems += clean_run(run)
-        for what, action in reversed(self.at_end):
-            _attempt(what, action, problems)
+        for title, action in reversed(self.at_end):
+            _attempt(title, action, problems)
         self.at_end.clear()
         for place in self.distinct_places():
             problems += sweep(place.kube, self.suffix)
@@ -143,15 +143,15 @@ class Trial:
     def cluster(self) -> Cluster:
         return self.place.cluster
 
-    def name(self, what: str) -> str:
-        return self.session.name(what)
+    def name(self, use: str) -> str:
+        return self.session.name(use)
 
     def workspace(self, name: str) -> str:
         """A workspace of its own, below the session's."""
         return uris.join(self.cluster.storage.workspace, name)
 
     def within(self, seconds: float) -> Deadline:
-        """So many seconds, stretched as all deadlines of the session are."""
+        """Return a deadline in that many seconds, multiplied by the session's patience."""
         return Deadline(seconds * self.options.patience, stop=self.deadline.stop)
 
     def create(self, kind: str, document: Doc) -> Doc:
@@ -161,9 +161,9 @@ class Trial:
         self._made.append((kind, name_of(document)))  # before: a lost answer may have created it
         return self.kube.create(kind, document)
 
-    def made(self, name: str) -> bool:
-        """Whether an object of that name was made in this scenario, and is to be deleted yet."""
-        return any(name == made for _, made in self._made)
+    def has_created(self, name: str) -> bool:
+        """Return whether an object of that name was created in this scenario and not deleted."""
+        return any(name == created_name for _, created_name in self._made)
 
     def discard(self, kind: str, name: str) -> None:
         """Delete an object that this scenario made."""
@@ -174,7 +174,7 @@ class Trial:
 
     def find(self, kind: str, name: str) -> Doc | None:
         """An object as it was last seen, even if it is gone; the newest where several had the name."""
-        return next((seen for seen in reversed(self.mirror.seen(kind)) if name_of(seen) == name), None)
+        return next((document for document in reversed(self.mirror.seen(kind)) if name_of(document) == name), None)
 
     def start(self, run: Run) -> Run:
         """Remember a run, to be deleted with the scenario."""
@@ -189,16 +189,16 @@ class Trial:
         Runs that others compare with stay until the end of the session.
         """
         problems: list[str] = []
-        kept = {run.workflow for run in self.session.baselines.values()}
-        for what, action in reversed(self.undo):
-            _attempt(what, action, problems)
+        baseline_names = {run.workflow for run in self.session.baselines.values()}
+        for title, action in reversed(self.undo):
+            _attempt(title, action, problems)
         self.undo.clear()
         for kind, name in reversed(self._made):
-            if name not in kept:
+            if name not in baseline_names:
                 _delete(self.kube, kind, name, problems)
         self._made.clear()
         for run in self.runs:
-            if run.workflow not in kept:
+            if run.workflow not in baseline_names:
                 problems += clean_run(run)
         self.runs.clear()
         return problems
@@ -214,11 +214,11 @@ def clean_run(run: Run) -> list[str]:
     return problems
 
 
-def _attempt(what: str, action: Callable[[], Any], problems: list[str]) -> None:
+def _attempt(title: str, action: Callable[[], Any], problems: list[str]) -> None:
     try:
         action()
     except Exception as error:  # the rest has to be cleaned up as well
-        problems.append(f"{what}: {error}")
+        problems.append(f"{title}: {error}")
 
 
 def _delete(kube: Kube, kind: str, name: str, problems: list[str]) -> None:
@@ -243,7 +243,7 @@ def sweep(kube: Kube, suffix: str = "") -> list[str]:
 
 
 def refuse_unmarked(kube: Kube, named: tuple[str, ...]) -> None:
-    """NotAllowed, unless the namespace has the label, or was named again by flag."""
+    """Raise NotAllowed, unless the namespace has the label, or was named again by flag."""
     if kube.namespace in named:
         return
     how = (

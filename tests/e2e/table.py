@@ -1,4 +1,4 @@
-"""The table of what passed, failed or was skipped and why, and the same as JSON."""
+"""Table of what passed, failed or was skipped and why, also as JSON."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def _note(row: Row) -> str:
 
 def summary(rows: Sequence[Row], seconds: float) -> str:
     counts = {outcome: sum(row.outcome == outcome for row in rows) for outcome in MARKS}
-    told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    counted = ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
     minutes, seconds = divmod(round(seconds), 60)
-    return f"{told} in {minutes} min {seconds} s"
+    return f"{counted} in {minutes} min {seconds} s"
 
 
 def exit_code(rows: Sequence[Row]) -> int:
@@ -54,9 +54,9 @@ def exit_code(rows: Sequence[Row]) -> int:
     return int(FAILED in outcomes or PASSED not in outcomes)
 
 
-def write_json(path: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
-    """`about` says where and with what it was run."""
-    whole = {**about, "exit_code": exit_code(rows), "scenarios": [dataclasses.asdict(row) for row in rows]}
-    for one in whole["scenarios"]:
-        one["seconds"] = round(one["seconds"], 1)
-    path.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(path: Path, rows: Sequence[Row], context: Mapping[str, Any]) -> None:
+    """Write the table as JSON; `context` says where and with which options it was run."""
+    content = {**context, "exit_code": exit_code(rows), "scenarios": [dataclasses.asdict(row) for row in rows]}
+    for scenario in content["scenarios"]:
+        scenario["seconds"] = round(scenario["seconds"], 1)
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

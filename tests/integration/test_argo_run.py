@@ -1,8 +1,6 @@
-"""The Argo template's DAG run here from download to promote: its very command lines, as processes, on photographs.
+"""DAG of the Argo template run as local processes, from download to promote, on photographs.
 
-What is not here is Argo and KubeRay: tests/argo_dag.py stands for the one, and for the other the RayJob's command line
-is run without a Ray cluster.
-"""
+tests/argo_dag.py stands for Argo; the RayJob's command line is run without a Ray cluster."""
 
 from __future__ import annotations
 
@@ -29,48 +27,48 @@ from imagemill.pipelines.parameters import resolve_parameters
 
 
 class Pods:
-    """Each pod as a process, with a scratch of its own."""
+    """Pods run as processes, each with an empty scratch folder."""
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = scratch
         self.lines: list[str] = []
 
-    def __call__(self, task: str, made: dict[str, Any]) -> Ended:
+    def __call__(self, task: str, template: dict[str, Any]) -> Ended:
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir()
-        if "resource" in made:
-            words = shlex.split(yaml.safe_load(made["resource"]["manifest"])["spec"]["entrypoint"])
+        if "resource" in template:
+            words = shlex.split(yaml.safe_load(template["resource"]["manifest"])["spec"]["entrypoint"])
             words = ["--ray-address=" if word == "--ray-address=auto" else word for word in words]
         else:
-            words = [*made["container"]["command"], *made["container"]["args"]]
-        variables = {one["name"]: one.get("value", "") for one in made.get("container", {}).get("env", [])}
-        told = {CLUSTER_VARIABLE: variables.get(CLUSTER_VARIABLE, "")}
+            words = [*template["container"]["command"], *template["container"]["args"]]
+        variables = {
+            variable["name"]: variable.get("value", "") for variable in template.get("container", {}).get("env", [])
+        }
+        cluster_variable = {CLUSTER_VARIABLE: variables.get(CLUSTER_VARIABLE, "")}
         if "exit_handler" in words[2]:  # there is no cluster in which something could be left
-            told = {}
+            cluster_variable = {}
         assert words.pop(0) == "python"
         words = [word.replace("/scratch", str(self.scratch), 1) for word in words]
-        environment = {**os.environ, **told, "TMPDIR": str(self.scratch), "HOME": str(self.scratch)}
+        environment = {**os.environ, **cluster_variable, "TMPDIR": str(self.scratch), "HOME": str(self.scratch)}
         environment |= {"RAY_TMPDIR": "/tmp"}
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, *words], env=environment, cwd="/", capture_output=True, text=True, timeout=300
         )
-        self.lines += [f"{task}: {line}" for line in done.stderr.splitlines()[-5:]]
-        return Ended(done.returncode)
+        self.lines += [f"{task}: {line}" for line in process.stderr.splitlines()[-5:]]
+        return Ended(process.returncode)
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize("ray", [{"mode": "rayjob", "clean": "rayjob"}, {"mode": "pod"}])
-def test_the_dag_trains_and_promotes_and_then_finds_everything_there(
-    ray: dict[str, str], small_photos: Path, tmp_path: Path
-) -> None:
+def test_workflow_promotes_and_is_cached_then(ray: dict[str, str], small_photos: Path, tmp_path: Path) -> None:
     cluster = parse_cluster({"images": {"tags_allowed": True}, "ray": {**ray, "version": "2.49.0"}})
     compile_argo(resolve_parameters({}), tmp_path / "argo.yaml", cluster)
     document = next(yaml.safe_load_all((tmp_path / "argo.yaml").read_text()))
     workspace = Workspace(str(tmp_path / "work"))
-    given = {name[2:].replace("-", "_"): value for name, value in zip(QUICK[::2], QUICK[1::2], strict=True)}
-    given |= {"config": json.dumps({"batch_size": int(given.pop("batch_size"))})}
-    given |= {"promote": "always", "dataset": "folder", "source": str(small_photos), "workspace": workspace.uri}
-    first, pods = _run(document, given, tmp_path, "run-1")
+    parameters = {name[2:].replace("-", "_"): value for name, value in zip(QUICK[::2], QUICK[1::2], strict=True)}
+    parameters |= {"config": json.dumps({"batch_size": int(parameters.pop("batch_size"))})}
+    parameters |= {"promote": "always", "dataset": "folder", "source": str(small_photos), "workspace": workspace.uri}
+    first, pods = _run_workflow(document, parameters, tmp_path, "run-1")
     assert {name: node.phase for name, node in first.nodes.items()} == dict.fromkeys(first.nodes, SUCCEEDED), pods.lines
     records = {step: workspace.step_record("run-1", step) for step in STEPS}
     assert all(record and (record["state"], record["exit_code"]) == ("ran", 0) for record in records.values()), records
@@ -81,7 +79,7 @@ def test_the_dag_trains_and_promotes_and_then_finds_everything_there(
     summary = workspace.store.read(workspace.run_file("run-1", "summary.md")).decode()
     assert "photos: done" in summary
 
-    second, _ = _run(document, given, tmp_path, "run-2")
+    second, _ = _run_workflow(document, parameters, tmp_path, "run-2")
     assert second.nodes["download"].outputs["raw"] == outputs["raw"] and second.nodes["clean"].phase == SKIPPED
     assert {step: (workspace.step_record("run-2", step) or {})["state"] for step in STEPS} == dict.fromkeys(
         STEPS, "cached"
@@ -93,8 +91,10 @@ def test_the_dag_trains_and_promotes_and_then_finds_everything_there(
             assert labels["app.kubernetes.io/component"] == step
 
 
-def _run(document: dict[str, Any], given: dict[str, str], tmp_path: Path, name: str) -> tuple[Workflow, Pods]:
+def _run_workflow(
+    document: dict[str, Any], parameters: dict[str, str], tmp_path: Path, name: str
+) -> tuple[Workflow, Pods]:
     pods = Pods(tmp_path / "scratch")
-    workflow = Workflow(document, given, pods, tmp_path / "scratch", name)
+    workflow = Workflow(document, parameters, pods, tmp_path / "scratch", name)
     assert workflow.run() == SUCCEEDED, "\n".join(pods.lines)
     return workflow, pods

@@ -1,4 +1,4 @@
-"""`imagemill compare` on real trainings: a planted difference is shown, equal work is done once, nothing is redone."""
+"""`imagemill compare` on real trainings: a planted difference is significant, and equal work is done once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from imagemill.pipelines.cli.main import main
 
 
 class Experiment:
-    """A workspace with a source, and what `compare` says of two configurations there."""
+    """Workspace with a source, and `compare` of two configurations in it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,7 +54,7 @@ def finished(experiment: Experiment) -> tuple[dict[str, Any], Counter[str]]:
     return result, Counter(experiment.ran)
 
 
-def test_a_planted_difference_is_shown(finished: tuple[dict[str, Any], Counter[str]]) -> None:
+def test_planted_difference_is_significant(finished: tuple[dict[str, Any], Counter[str]]) -> None:
     """Without colors nothing tells the classes apart: half of the images are right by chance, with them nearly all."""
     result, _ = finished
     assert result["verdict"] == "worse" and "credibly worse" in result["reason"], result["reason"]
@@ -66,7 +66,7 @@ def test_a_planted_difference_is_shown(finished: tuple[dict[str, Any], Counter[s
     ]
 
 
-def test_what_is_equal_is_done_once(finished: tuple[dict[str, Any], Counter[str]]) -> None:
+def test_equal_work_is_done_once(finished: tuple[dict[str, Any], Counter[str]]) -> None:
     result, ran = finished
     assert ran == {"download": 1, "clean": 2, "resize": 2, "train": 4, "evaluate": 4}
     sides = result["configurations"]
@@ -76,7 +76,7 @@ def test_what_is_equal_is_done_once(finished: tuple[dict[str, Any], Counter[str]
     assert len(set(sides["A"]["models"] + sides["B"]["models"])) == 4
 
 
-def test_the_champion_and_hints_of_the_name_are_left_alone(
+def test_champion_and_hints_do_not_change(
     experiment: Experiment, finished: tuple[dict[str, Any], Counter[str]]
 ) -> None:
     workspace = Workspace.from_uri(str(experiment.workspace))
@@ -84,18 +84,20 @@ def test_the_champion_and_hints_of_the_name_are_left_alone(
     assert workspace.latest("photos.compare", "model")
 
 
-def test_a_second_call_redoes_nothing_and_says_the_same(
+def test_second_call_repeats_no_work(
     experiment: Experiment, finished: tuple[dict[str, Any], Counter[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(experiment.folder / name) for name in ("color.yaml", "gray.yaml")]
     assert experiment.compare(*words, "--seeds", "2", "--json") == 0
-    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    second = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert experiment.ran == []
-    ours = {"run", "report"}
-    assert {k: v for k, v in again.items() if k not in ours} == {k: v for k, v in finished[0].items() if k not in ours}
+    per_run = {"run", "report"}
+    assert {k: v for k, v in second.items() if k not in per_run} == {
+        k: v for k, v in finished[0].items() if k not in per_run
+    }
 
 
-def test_the_table_and_the_report_say_it(
+def test_table_and_report_show_the_result(
     experiment: Experiment, finished: tuple[dict[str, Any], Counter[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(experiment.folder / name) for name in ("color.yaml", "gray.yaml")]
@@ -110,13 +112,13 @@ def test_the_table_and_the_report_say_it(
     assert [tag for tag, _ in page.tags].count("svg") == 1 and not page.values("src")
 
 
-def test_one_seed_is_said_to_be_one(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
+def test_single_seed_is_pointed_out(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
     words = [str(experiment.folder / name) for name in ("color.yaml", "gray.yaml")]
     assert experiment.compare(*words, "--seeds", "1") == 0
     assert experiment.ran == [] and "One seed says nothing of other trainings" in capsys.readouterr().out
 
 
-def test_equal_configurations_are_said_to_be_equal(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_configurations_have_equal_models(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
     first = str(experiment.folder / "color.yaml")
     other = experiment.config("threads.yaml", clean_workers=1)
     assert experiment.compare(first, other, "--seeds", "2", "--json") == 0
@@ -136,7 +138,7 @@ def test_equal_configurations_are_said_to_be_equal(experiment: Experiment, capsy
         ({"epoch": 4}, "(epoch): expected a parameter or a step; is it epochs?"),
     ],
 )
-def test_what_can_not_be_compared_is_named(
+def test_incomparable_configurations_are_refused(
     experiment: Experiment, capsys: pytest.CaptureFixture[str], values: dict[str, Any], message: str
 ) -> None:
     first, second = experiment.config("first.yaml"), experiment.config("second.yaml", **{})
@@ -151,22 +153,21 @@ def _overridden(experiment: Experiment, values: dict[str, Any]) -> str:
     return str(path)
 
 
-def test_other_classes_are_named_before_anything_is_trained(
-    experiment: Experiment, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_classes_are_refused_before_training(experiment: Experiment, capsys: pytest.CaptureFixture[str]) -> None:
     second = _overridden(experiment, {"near_duplicates": "off", "min_side": 41})
     assert experiment.compare(str(experiment.folder / "color.yaml"), second) == EXIT_USER
     assert "train" not in experiment.ran, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("seeds", ["0", "many", "101", "-1"])
-def test_a_wrong_number_of_seeds_is_refused(experiment: Experiment, seeds: str) -> None:
+@pytest.mark.parametrize("flag", ["--seeds=0", "--seeds=many", "--seeds=101", "--seeds=-1", "--folds=1", "--folds=some",
+                                  "--folds=21"])  # fmt: skip
+def test_invalid_number_of_seeds_or_folds_is_refused(experiment: Experiment, flag: str) -> None:
     first = experiment.config("first.yaml")
-    assert experiment.compare(first, first, f"--seeds={seeds}") == EXIT_USER
+    assert experiment.compare(first, first, flag) == EXIT_USER
 
 
 @pytest.mark.proof
-def test_in_folds_every_image_is_tested_once_and_nothing_is_decoded_again(
+def test_folds_test_every_image_once_and_reuse_cleaned_images(
     experiment: Experiment, finished: tuple[dict[str, Any], Counter[str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [str(experiment.folder / name) for name in ("color.yaml", "gray.yaml")]
@@ -179,9 +180,3 @@ def test_in_folds_every_image_is_tested_once_and_nothing_is_decoded_again(
     assert result["verdict"] == "worse" and "over 120 images, tested in 2 folds" in result["reason"]
     assert experiment.compare(*words, "--folds", "2") == 0
     assert experiment.ran == [] and "120 test images, 1 seed, 2 folds" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("folds", ["1", "some", "21"])
-def test_a_wrong_number_of_folds_is_refused(experiment: Experiment, folds: str) -> None:
-    first = experiment.config("first.yaml")
-    assert experiment.compare(first, first, f"--folds={folds}") == EXIT_USER

@@ -53,19 +53,27 @@ def built() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_left() -> Iterator[None]:
-    """No test leaves a container or a volume; every container of our images has one, of /scratch."""
+def no_containers_left() -> Iterator[None]:
+    """Check that no test leaves a container or a volume; every container of our images has one for /scratch."""
     if docker_engine.missing():
         yield
         return
     client = docker_engine.client()
-    before = [{one.id for one in listed} for listed in (client.volumes.list(), client.containers.list(all=True))]
+    before = [
+        {resource.id for resource in resources}
+        for resources in (client.volumes.list(), client.containers.list(all=True))
+    ]
     yield
-    after = [{one.id for one in listed} for listed in (client.volumes.list(), client.containers.list(all=True))]
+    after = [
+        {resource.id for resource in resources}
+        for resources in (client.volumes.list(), client.containers.list(all=True))
+    ]
     assert [new - old for new, old in zip(after, before, strict=True)] == [set(), set()]
 
 
-def locked(image: str, *words: str, scratch: str = "tmpfs", network: str = "none") -> subprocess.CompletedProcess[str]:
+def run_restricted(
+    image: str, *words: str, scratch: str = "tmpfs", network: str = "none"
+) -> subprocess.CompletedProcess[str]:
     """Run a command in an image as Pod Security `restricted` and a read-only root have it."""
     start = ["docker", "run", "--rm", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
     start += ["--network", network, "--user", f"{UID}:{UID}", "--shm-size", "1g"]
@@ -79,29 +87,29 @@ def locked(image: str, *words: str, scratch: str = "tmpfs", network: str = "none
         subprocess.run(["docker", "rm", "--force", name], capture_output=True, check=False)
 
 
-def inspected(image: str) -> dict[str, Any]:
-    found: dict[str, Any] = docker_engine.client().images.get(image).attrs
-    return found
+def inspect_image(image: str) -> dict[str, Any]:
+    attributes: dict[str, Any] = docker_engine.client().images.get(image).attrs
+    return attributes
 
 
 @pytest.mark.parametrize(("step", "target"), STEP_IMAGES.items())
 def test_each_step_starts_in_its_image(built: dict[str, str], step: str, target: str) -> None:
-    found = locked(built[target], "python", "-m", f"imagemill.components.{step}", "--help")
-    assert found.returncode == 0, found.stderr
-    assert f"usage: python -m imagemill.components.{step}" in found.stdout
-    wrong = locked(built[target], "python", "-m", f"imagemill.components.{step}", "--workspace=gs://x")
-    assert wrong.returncode == EXIT_USER, wrong.stderr
+    result = run_restricted(built[target], "python", "-m", f"imagemill.components.{step}", "--help")
+    assert result.returncode == 0, result.stderr
+    assert f"usage: python -m imagemill.components.{step}" in result.stdout
+    refused = run_restricted(built[target], "python", "-m", f"imagemill.components.{step}", "--workspace=gs://x")
+    assert refused.returncode == EXIT_USER, refused.stderr
 
 
 @pytest.mark.parametrize("target", MODULES)
-def test_what_the_image_needs_can_be_imported(built: dict[str, str], target: str) -> None:
+def test_required_modules_can_be_imported(built: dict[str, str], target: str) -> None:
     names = MODULES[target].split()
     code = f"import importlib\nfor name in {names}: importlib.import_module(name)"
-    found = locked(built[target], "python", "-W", "ignore", "-c", code)
-    assert found.returncode == 0, found.stderr
+    result = run_restricted(built[target], "python", "-W", "ignore", "-c", code)
+    assert result.returncode == 0, result.stderr
 
 
-def test_every_module_of_ours_can_be_imported_where_all_libraries_are(built: dict[str, str]) -> None:
+def test_image_holds_every_module_of_the_package(built: dict[str, str]) -> None:
     """The images have no module that another lacks: the package as it is built holds all of it."""
     code = (
         "import imagemill.components, pathlib; root = pathlib.Path(list(imagemill.components.__path__)[0]);"
@@ -109,18 +117,18 @@ def test_every_module_of_ours_can_be_imported_where_all_libraries_are(built: dic
         " if p.suffix in ('.py', '.j2'))))"
     )
     for target, image in built.items():
-        inside = locked(image, "python", "-c", code).stdout.split()
-        here = sorted(
+        inside = run_restricted(image, "python", "-c", code).stdout.split()
+        expected = sorted(
             path.relative_to(ROOT).as_posix()
             for folder in ("components", "pipelines")
             for path in (ROOT / folder).rglob("*")
             if path.suffix in (".py", ".j2")
         )
-        assert inside == here, target
+        assert inside == expected, target
 
 
 @pytest.mark.parametrize("target", MODULES)
-def test_it_runs_as_nobody_without_a_compiler_and_writes_to_scratch_alone(built: dict[str, str], target: str) -> None:
+def test_image_is_unprivileged_without_compiler_and_writes_to_scratch_only(built: dict[str, str], target: str) -> None:
     script = f"""
         id -u; id -g
         for tool in {COMPILERS}; do command -v $tool; done
@@ -133,12 +141,12 @@ def test_it_runs_as_nobody_without_a_compiler_and_writes_to_scratch_alone(built:
         echo x > /scratch/probe && echo /scratch
     """
     for scratch in ("tmpfs", "volume"):
-        found = locked(built[target], "sh", "-c", script, scratch=scratch)
-        assert found.stdout.split() == [str(UID), str(UID), "written:", "/scratch"], (scratch, found)
+        result = run_restricted(built[target], "sh", "-c", script, scratch=scratch)
+        assert result.stdout.split() == [str(UID), str(UID), "written:", "/scratch"], (scratch, result)
     # Even on a root that can be written, what is in the image belongs to root.
     words = ["docker", "run", "--rm", "--network", "none", built[target], "sh", "-c", "echo x > /opt/imagemill/probe"]
     assert subprocess.run(words, capture_output=True, check=False).returncode != 0
-    assert inspected(built[target])["Config"]["User"] == f"{UID}:{UID}"
+    assert inspect_image(built[target])["Config"]["User"] == f"{UID}:{UID}"
 
 
 def test_ray_runs_in_its_image(built: dict[str, str]) -> None:
@@ -146,9 +154,9 @@ def test_ray_runs_in_its_image(built: dict[str, str]) -> None:
         "import os, ray; ray.init(address='local', num_cpus=1, include_dashboard=False, object_store_memory=10**8);"
         "print(ray.get(ray.remote(lambda: os.getuid()).remote()))"
     )
-    found = locked(built["ray"], "python", "-c", code)
-    assert found.stdout.split()[-1:] == [str(UID)], found.stderr
-    assert locked(built["ray"], "sh", "-c", "ray --version && wget --version").returncode == 0
+    result = run_restricted(built["ray"], "python", "-c", code)
+    assert result.stdout.split()[-1:] == [str(UID)], result.stderr
+    assert run_restricted(built["ray"], "sh", "-c", "ray --version && wget --version").returncode == 0
 
 
 def test_training_starts_ranks_in_its_image(built: dict[str, str]) -> None:
@@ -157,8 +165,10 @@ def test_training_starts_ranks_in_its_image(built: dict[str, str]) -> None:
         "print('rank', d.get_rank(), 'of', d.get_world_size())"
     )
     script = f'echo "{code}" > /scratch/t.py && torchrun --standalone --nproc-per-node 2 /scratch/t.py'
-    found = locked(built["gpu"], "sh", "-c", script, network="bridge")  # ranks find each other by the host's name
-    assert sorted(re.findall(r"rank \d of 2", found.stdout)) == ["rank 0 of 2", "rank 1 of 2"], found.stderr
+    result = run_restricted(
+        built["gpu"], "sh", "-c", script, network="bridge"
+    )  # ranks find each other by the host's name
+    assert sorted(re.findall(r"rank \d of 2", result.stdout)) == ["rank 0 of 2", "rank 1 of 2"], result.stderr
 
 
 def test_kfp_executes_a_component_in_the_image(built: dict[str, str]) -> None:
@@ -179,53 +189,53 @@ def test_kfp_executes_a_component_in_the_image(built: dict[str, str]) -> None:
         "cat /scratch/outputs.json"
     )
     for image in built.values():
-        found = locked(image, "sh", "-ec", script, "sh", code, executor_input)
-        assert found.returncode == 0, found.stderr
-        assert "hello mill" in found.stdout
+        result = run_restricted(image, "sh", "-ec", script, "sh", code, executor_input)
+        assert result.returncode == 0, result.stderr
+        assert "hello mill" in result.stdout
 
 
 @pytest.mark.parametrize("target", MODULES)
-def test_the_bill_of_materials_is_the_lock(built: dict[str, str], target: str) -> None:
-    bill = json.loads(locked(built[target], "cat", SBOM).stdout)
+def test_bill_of_materials_equals_the_lock_file(built: dict[str, str], target: str) -> None:
+    bill = json.loads(run_restricted(built[target], "cat", SBOM).stdout)
     lock = (ROOT / "docker" / f"{target}.lock").read_text()
     pinned = set(re.findall(r"^([a-z0-9-]+)==(\S+)", lock, re.MULTILINE))
     python = {(c["name"], c["version"].split("+")[0]) for c in bill["components"] if c["purl"].startswith("pkg:pypi/")}
     debian = {c["name"] for c in bill["components"] if c["purl"].startswith("pkg:deb/")}
-    assert {one for one in python if one[0] != "imagemill"} == pinned
+    assert {package for package in python if package[0] != "imagemill"} == pinned
     assert "imagemill" in {name for name, _ in python} and {"tini", "libc6"} <= debian
     licensed = [c for c in bill["components"] if c["purl"].startswith("pkg:pypi/") and c.get("licenses")]
     assert len(licensed) > 0.9 * len(python)
     code = "from importlib import metadata; print(len({d.metadata['Name'] for d in metadata.distributions()}))"
-    assert int(locked(built[target], "python", "-c", code).stdout) == len(python)
+    assert int(run_restricted(built[target], "python", "-c", code).stdout) == len(python)
 
 
 @pytest.mark.parametrize("target", MODULES)
-def test_the_labels_say_what_it_is_and_nothing_secret(built: dict[str, str], target: str) -> None:
-    about = inspected(built[target])
-    labels = about["Config"]["Labels"]
-    for name, wanted in {"title": f"imagemill-{target}", "licenses": "Apache-2.0", "version": r"\d+\.\d+\.\d+",
+def test_labels_describe_the_image_and_hold_no_secret(built: dict[str, str], target: str) -> None:
+    attributes = inspect_image(built[target])
+    labels = attributes["Config"]["Labels"]
+    for name, pattern in {"title": f"imagemill-{target}", "licenses": "Apache-2.0", "version": r"\d+\.\d+\.\d+",
                          "revision": r"[0-9a-f]{40}(-modified)?", "created": r"20\d\d-.*"}.items():  # fmt: skip
-        assert re.fullmatch(wanted, labels[f"org.opencontainers.image.{name}"]), name
+        assert re.fullmatch(pattern, labels[f"org.opencontainers.image.{name}"]), name
     assert re.fullmatch("[0-9a-f]{16}", labels["io.imagemill.inputs"])
     history = subprocess.run(
         ["docker", "history", "--no-trunc", "--format", "{{.CreatedBy}}", built[target]],
         capture_output=True, text=True, check=True,
     ).stdout  # fmt: skip
     assert not re.search(
-        r"PIP_|index-url|password|ca\.pem|_proxy", history + json.dumps(about["Config"]), re.IGNORECASE
+        r"PIP_|index-url|password|ca\.pem|_proxy", history + json.dumps(attributes["Config"]), re.IGNORECASE
     )
 
 
 def test_sizes_and_shared_layers(built: dict[str, str]) -> None:
-    about = {target: inspected(image) for target, image in built.items()}
-    print({target: f"{one['Size'] / 1e6:.0f} MB" for target, one in about.items()})
-    assert about["cpu"]["Size"] < 1e9
-    layers = {target: one["RootFS"]["Layers"] for target, one in about.items()}
+    attributes = {target: inspect_image(image) for target, image in built.items()}
+    print({target: f"{details['Size'] / 1e6:.0f} MB" for target, details in attributes.items()})
+    assert attributes["cpu"]["Size"] < 1e9
+    layers = {target: details["RootFS"]["Layers"] for target, details in attributes.items()}
     assert layers["cpu"][:-1] == layers["ray"][: len(layers["cpu"]) - 1] == layers["gpu"][: len(layers["cpu"]) - 1]
     shared = len(layers["cpu"])  # its own, with torch's instead of its last one
     assert layers["ray"][:shared] == layers["gpu"][:shared]
-    for one in about.values():  # what differs from code to code is small
-        history = docker_engine.client().images.get(one["Id"]).history()
+    for details in attributes.values():  # what differs from code to code is small
+        history = docker_engine.client().images.get(details["Id"]).history()
         assert next(entry["Size"] for entry in history if entry["Size"]) < 10e6
 
 
@@ -235,24 +245,24 @@ def test_a_signal_reaches_the_process(built: dict[str, str]) -> None:
         "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: (print('told', flush=True), sys.exit(75)));"
         "print('up', flush=True); time.sleep(60)"
     )
-    for words, wanted in ((["python", "-c", code], 75), (["sleep", "60"], 143)):
+    for words, exit_code in ((["python", "-c", code], 75), (["sleep", "60"], 143)):
         container = docker_engine.client().containers.run(built["cpu"], words, detach=True, read_only=True)
         try:
             time.sleep(2)
             started = time.monotonic()
             container.stop(timeout=30)
             assert time.monotonic() - started < 5
-            assert container.wait()["StatusCode"] == wanted
+            assert container.wait()["StatusCode"] == exit_code
         finally:
             container.remove(force=True, v=True)
 
 
-def test_what_has_not_changed_is_not_built_and_what_has_is(built: dict[str, str], tmp_path: Path) -> None:
+def test_only_changed_images_are_built(built: dict[str, str], tmp_path: Path) -> None:
     started = time.monotonic()
-    again = subprocess.run(
+    second = subprocess.run(
         images.command("--no-push", "--tag", "dev", "--json"), capture_output=True, text=True, check=True
     )
-    assert {one["state"] for one in json.loads(again.stdout)["images"].values()} == {"cached"}
+    assert {image["state"] for image in json.loads(second.stdout)["images"].values()} == {"cached"}
     assert time.monotonic() - started < 20
     copy = tmp_path / "copy"
     ignore = shutil.ignore_patterns(".git", ".venv", "tests", "__pycache__", "imagemill-data")
@@ -265,7 +275,7 @@ def test_what_has_not_changed_is_not_built_and_what_has_is(built: dict[str, str]
         new = subprocess.run(words, capture_output=True, text=True, check=True)
         assert json.loads(new.stdout)["images"]["cpu"]["state"] == "built"
         code = "import imagemill.components as c; print(c.CHANGED)"
-        assert locked("imagemill-cpu:changed", "python", "-c", code).stdout == "1\n"
+        assert run_restricted("imagemill-cpu:changed", "python", "-c", code).stdout == "1\n"
         (copy / "docker/cpu.lock").write_text(
             (copy / "docker/cpu.lock").read_text().replace("sha256:", "sha256:0", 1)[:-1]
         )
@@ -278,7 +288,7 @@ def test_what_has_not_changed_is_not_built_and_what_has_is(built: dict[str, str]
             docker_engine.client().images.remove("imagemill-cpu:changed")
 
 
-def test_what_enters_a_build_is_what_counts_and_nothing_hidden(tmp_path: Path) -> None:
+def test_build_context_equals_the_hashed_files(tmp_path: Path) -> None:
     """The files that docker/Dockerfile.dockerignore lets through, by Docker itself, are those of the hash."""
     if why := images.missing():
         pytest.skip(why)
@@ -305,7 +315,7 @@ def test_what_enters_a_build_is_what_counts_and_nothing_hidden(tmp_path: Path) -
 
 
 @contextlib.contextmanager
-def registry(folder: Path, users: str = "") -> Iterator[str]:
+def run_registry(folder: Path, users: str = "") -> Iterator[str]:
     """Debian's registry on loopback: `127.0.0.1:port`, which Docker takes without TLS."""
     if not shutil.which("docker-registry"):
         pytest.skip("no registry here: docker-registry (Debian's package) is missing")
@@ -341,11 +351,11 @@ def test_push_and_pull_by_digest(built: dict[str, str], tmp_path: Path) -> None:
     client = docker_engine.client()
     path = tmp_path / "cluster.yaml"
     path.write_text("# Ours.\nnamespace: mill\nimages:\n  cpu: ''  # small\n")
-    with registry(tmp_path / "registry") as host:
+    with run_registry(tmp_path / "registry") as host:
         words = images.command("--registry", f"{host}/mill", "--tag", "t1", "--only", "cpu", "--cluster", str(path),
                                "--sbom", str(tmp_path / "bills"))  # fmt: skip
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
-        assert done.returncode == 0 and done.stdout == "", done.stderr
+        process = subprocess.run(words, capture_output=True, text=True, check=False)
+        assert process.returncode == 0 and process.stdout == "", process.stderr
         reference = yaml.safe_load(path.read_text())["images"]["cpu"]
         assert re.fullmatch(re.escape(f"{host}/mill/imagemill-cpu") + "@sha256:[0-9a-f]{64}", reference)
         assert path.read_text() == f'# Ours.\nnamespace: mill\nimages:\n  cpu: "{reference}"  # small\n'
@@ -354,8 +364,8 @@ def test_push_and_pull_by_digest(built: dict[str, str], tmp_path: Path) -> None:
         assert not docker_engine.is_there(reference)
         pulled = client.images.pull(reference)
         try:
-            assert pulled.id == inspected(built["cpu"])["Id"]
-            assert locked(reference, "imagemill", "--version").returncode == 0
+            assert pulled.id == inspect_image(built["cpu"])["Id"]
+            assert run_restricted(reference, "imagemill", "--version").returncode == 0
         finally:
             client.images.remove(reference)
     away = subprocess.run(words, capture_output=True, text=True, check=False)
@@ -364,32 +374,32 @@ def test_push_and_pull_by_digest(built: dict[str, str], tmp_path: Path) -> None:
     client.images.remove(f"{host}/mill/imagemill-cpu:t1")
 
 
-def test_a_registry_that_wants_a_login_is_told_so(built: dict[str, str], tmp_path: Path) -> None:
+def test_missing_registry_login_is_reported(built: dict[str, str], tmp_path: Path) -> None:
     users = "someone:$2y$05$" + "a" * 53 + "\n"
-    with registry(tmp_path / "registry", users) as host:
+    with run_registry(tmp_path / "registry", users) as host:
         words = images.command("--registry", f"{host}/mill", "--tag", "t1", "--only", "cpu")
-        found = subprocess.run(words, capture_output=True, text=True, check=False)
+        result = subprocess.run(words, capture_output=True, text=True, check=False)
         docker_engine.client().images.remove(f"{host}/mill/imagemill-cpu:t1")
-    assert found.returncode == EXIT_USER, found.stderr
-    assert f"docker login {host}" in found.stderr
+    assert result.returncode == EXIT_USER, result.stderr
+    assert f"docker login {host}" in result.stderr
 
 
-def wheel(folder: Path, name: str, version: str, needs: str = "") -> None:
-    """A stand-in of a wheel: its metadata and one module."""
+def write_wheel(folder: Path, name: str, version: str, needs: str = "") -> None:
+    """Write a wheel of metadata and one module."""
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as archive:
         archive.writestr(f"{name}.py", f"__version__ = '{version}'\n")
-        about = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" + (
+        metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n" + (
             f"Requires-Dist: {needs}\n" if needs else ""
         )
-        archive.writestr(f"{info}/METADATA", about)
+        archive.writestr(f"{info}/METADATA", metadata)
         archive.writestr(
             f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: t\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
         )
         archive.writestr(f"{info}/RECORD", f"{name}.py,,\n{info}/METADATA,,\n{info}/WHEEL,,\n{info}/RECORD,,\n")
 
 
-def test_an_index_for_torch_leaves_cuda_out(built: dict[str, str], tmp_path: Path) -> None:
+def test_torch_index_leaves_cuda_out(built: dict[str, str], tmp_path: Path) -> None:
     """An index with stand-ins of the CPU wheels, as no network but PyPI's can be counted on: what is seen is which
     packages come from where, and that the rest of the image is complete without CUDA."""
     lock = (ROOT / "docker/ray.lock").read_text()
@@ -397,25 +407,25 @@ def test_an_index_for_torch_leaves_cuda_out(built: dict[str, str], tmp_path: Pat
     for name, version in versions.items():
         (tmp_path / name).mkdir()
         needs = f"torch=={versions['torch']}" if name == "torchvision" else ""
-        wheel(tmp_path / name, name, f"{version}+cpu", needs)
+        write_wheel(tmp_path / name, name, f"{version}+cpu", needs)
     handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         index = f"http://127.0.0.1:{server.server_address[1]}/"
         words = images.command("--no-push", "--tag", "of-index", "--json", "--only", "ray", "--torch-index", index)
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        process = subprocess.run(words, capture_output=True, text=True, check=False)
     finally:
         server.shutdown()
         server.server_close()
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     try:
-        assert "warning" not in done.stderr
-        bill = json.loads(locked("imagemill-ray:of-index", "cat", SBOM).stdout)
-        names = {one["name"]: one["version"] for one in bill["components"]}
+        assert "warning" not in process.stderr
+        bill = json.loads(run_restricted("imagemill-ray:of-index", "cat", SBOM).stdout)
+        names = {component["name"]: component["version"] for component in bill["components"]}
         assert names["torch"] == f"{versions['torch']}+cpu" and names["torchvision"] == f"{versions['torchvision']}+cpu"
         assert not [name for name in names if name.startswith(("nvidia-", "cuda-", "triton"))]
-        assert locked("imagemill-ray:of-index", "python", "-c", "import ray, albucore, cv2").returncode == 0
-        assert inspected("imagemill-ray:of-index")["Size"] < 1.5e9  # and 0.8 GB of a real torch for CPUs
+        assert run_restricted("imagemill-ray:of-index", "python", "-c", "import ray, albucore, cv2").returncode == 0
+        assert inspect_image("imagemill-ray:of-index")["Size"] < 1.5e9  # and 0.8 GB of a real torch for CPUs
     finally:
         docker_engine.client().images.remove("imagemill-ray:of-index")

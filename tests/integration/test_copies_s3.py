@@ -1,4 +1,4 @@
-"""Copies in a bucket: backgrounds and a saved pipeline that lie in an object store, and the list of them, too."""
+"""Copies with backgrounds and a saved pipeline in an object store."""
 
 from __future__ import annotations
 
@@ -25,19 +25,17 @@ def test_backgrounds_and_pipelines_from_a_bucket(s3_workspace: str, monkeypatch:
     for name, colour in {**colours, "note.txt": (0, 0, 0)}.items():
         get_store(folder).put(uris.join(folder, name), photos.saved(np.full((30, 50, 3), colour, np.uint8)))
     pictures = list_backgrounds(f"{folder}/")
-    assert [one.name for one in pictures] == list(colours) and all(one.content for one in pictures)
+    assert [picture.name for picture in pictures] == list(colours) and all(picture.content for picture in pictures)
     assert digest_pictures(pictures) == digest_pictures(list_backgrounds(folder))
     mask = np.zeros(Image(1).pixels.shape[:2], np.uint8)
     mask[:, :20] = 255
     clean: Any = clean_of(s3_workspace, [Image(1, mask=photos.saved(mask))], masks=True)  # type: ignore[arg-type]
     rows = by_copy(resized(clean, copies=4, copy_policy="background", backgrounds=folder, resize_mode="squash"))
     assert len(rows) == 5
-    for (_, copy), (pixels, said) in rows.items():
-        assert not copy or (pixels[:, 12:] == colours[json.loads(said)["background"]]).all()
+    for (_, copy), (pixels, params) in rows.items():
+        assert not copy or (pixels[:, 12:] == colours[json.loads(params)["background"]]).all()
     a, text = import_albumentations(), io.StringIO()
     a.save(a.Compose([a.Blur(p=1)]), text)
     get_store(folder).put(uris.join(folder, "p.json"), text.getvalue().encode())
-    assert (
-        json.loads(load_pipeline(uris.join(folder, "p.json"), "copy_pipeline"))["transforms"][0]["__class_fullname__"]
-        == "Blur"
-    )
+    pipeline = json.loads(load_pipeline(uris.join(folder, "p.json"), "copy_pipeline"))
+    assert pipeline["transforms"][0]["__class_fullname__"] == "Blur"

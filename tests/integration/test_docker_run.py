@@ -49,21 +49,22 @@ def run_docker(cluster: Path) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left() -> Iterator[None]:
-    """No container outlives a test, however its run ended."""
-    before = _containers()
+def no_containers_left() -> Iterator[None]:
+    """Check that no container outlives a test."""
+    before = _list_containers()
     yield
-    mill.wait_until(lambda: _containers() <= before, "the containers to be removed", timeout=30)
+    mill.wait_until(lambda: _list_containers() <= before, "the containers to be removed", timeout=30)
 
 
-def _containers() -> set[str]:
+def _list_containers() -> set[str]:
     if docker_engine.missing():
         return set()
-    return {one.name for one in docker_engine.client().containers.list(all=True, filters={"label": RUN_LABEL})}
+    containers = docker_engine.client().containers.list(all=True, filters={"label": RUN_LABEL})
+    return {container.name for container in containers}
 
 
-class Watch:
-    """What was seen of the containers of this machine's runs: each one's attributes and its processes in /proc."""
+class ContainerWatch:
+    """Attributes of the containers of this machine's runs, and their processes in /proc, while it is open."""
 
     def __init__(self) -> None:
         self.attributes: dict[str, dict[str, Any]] = {}
@@ -71,7 +72,7 @@ class Watch:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> ContainerWatch:
         self._thread.start()
         return self
 
@@ -93,7 +94,7 @@ class Watch:
 
 
 def _status(pid: int) -> dict[str, str]:
-    """Who a process is and what it may, as the kernel says."""
+    """Return the kernel's status of a process: user, capabilities, seccomp."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except OSError:
@@ -102,9 +103,9 @@ def _status(pid: int) -> dict[str, str]:
 
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="the pets sample (../shared/data/pets) is not there")
-def test_datasets_on_s3_are_those_of_subprocesses(run_docker: list[str], rgw: CephRGW, s3_workspace: str) -> None:
+def test_datasets_on_s3_equal_those_of_subprocesses(run_docker: list[str], rgw: CephRGW, s3_workspace: str) -> None:
     other = s3_workspace.replace("/work", "/other")
-    with Watch() as watch:
+    with ContainerWatch() as watch:
         inside = mill.run(*run_docker, *PETS, "--workspace", s3_workspace, timeout=1800)
     assert inside.rc == 0, inside.stderr
     outside = mill.run("run", "--json", *PETS, "--workspace", other, timeout=1800)
@@ -118,46 +119,49 @@ def test_datasets_on_s3_are_those_of_subprocesses(run_docker: list[str], rgw: Ce
         assert [f.uri for f in a.manifest.files] == [f.uri for f in b.manifest.files], kind
         assert mill.content(a) == mill.content(b), kind
     assert inside.json["metrics"]["top1"] == outside.json["metrics"]["top1"]
-    _told_the_same(inside, outside)
-    _without_rights(watch)
-    _credentials_only_in_the_environment(watch, rgw)
+    _assert_same_log_lines(inside, outside)
+    _assert_unprivileged(watch)
+    _assert_credentials_only_in_the_environment(watch, rgw)
 
 
-def _told_the_same(inside: mill.Result, outside: mill.Result) -> None:
-    """Records and the steps' lines come as from subprocesses: line by line, whole, as many as there."""
+def _assert_same_log_lines(inside: mill.Result, outside: mill.Result) -> None:
+    """Check that steps and the prefixes of log lines equal those of subprocesses."""
     assert set(inside.states) == set(outside.states) == set(mill.STEPS)
-    said = [
-        [line.split("]")[0] for line in one.stderr.splitlines() if line.startswith("[")] for one in (inside, outside)
+    prefixes = [
+        [line.split("]")[0] for line in result.stderr.splitlines() if line.startswith("[")]
+        for result in (inside, outside)
     ]
-    assert set(said[0]) == set(said[1]) == {f"[{step}" for step in mill.STEPS}
+    assert set(prefixes[0]) == set(prefixes[1]) == {f"[{step}" for step in mill.STEPS}
     assert any(line.startswith("[clean] 337 rows in") for line in inside.stderr.splitlines())
 
 
-def _without_rights(watch: Watch) -> None:
+def _assert_unprivileged(watch: ContainerWatch) -> None:
     assert set(watch.attributes) == set(mill.STEPS)
-    for step, about in watch.attributes.items():
-        host = about["HostConfig"]
-        assert about["Config"]["User"] == "10001:10001" and host["ReadonlyRootfs"], step
+    for step, attributes in watch.attributes.items():
+        host = attributes["HostConfig"]
+        assert attributes["Config"]["User"] == "10001:10001" and host["ReadonlyRootfs"], step
         assert host["CapDrop"] == ["ALL"] and not host["CapAdd"] and not host["Privileged"], step
-        assert {mount["Type"] for mount in about["Mounts"]} == {"bind"}, step  # a volume would be left
+        assert {mount["Type"] for mount in attributes["Mounts"]} == {"bind"}, step  # a volume would be left
         assert host["NetworkMode"] == "host"  # the server listens on loopback
-        assert not any(mount["RW"] for mount in about["Mounts"] if mount["Destination"] == str(SAMPLE)), step
-    everyone = [status for processes in watch.processes.values() for status in processes]
-    assert {step for step, seen in watch.processes.items() if seen} >= {"clean", "resize", "train", "evaluate"}
-    for status in everyone:
+        assert not any(mount["RW"] for mount in attributes["Mounts"] if mount["Destination"] == str(SAMPLE)), step
+    statuses = [status for processes in watch.processes.values() for status in processes]
+    assert all(watch.processes[step] for step in ("clean", "resize", "train", "evaluate"))
+    for status in statuses:
         assert status["Uid"] == "10001 10001 10001 10001" and status["Gid"] == "10001 10001 10001 10001", status
         assert status["NoNewPrivs"] == "1" and status["Seccomp"] == "2", status
         assert {status[key] for key in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}, status
 
 
-def _credentials_only_in_the_environment(watch: Watch, rgw: CephRGW) -> None:
-    for about in watch.attributes.values():
-        words = json.dumps([about["Config"]["Cmd"], about["Config"]["Labels"], about["Name"], about["Args"]])
+def _assert_credentials_only_in_the_environment(watch: ContainerWatch, rgw: CephRGW) -> None:
+    for attributes in watch.attributes.values():
+        words = json.dumps(
+            [attributes["Config"]["Cmd"], attributes["Config"]["Labels"], attributes["Name"], attributes["Args"]]
+        )
         assert rgw.secret_key not in words and rgw.access_key not in words
-        assert f"AWS_SECRET_ACCESS_KEY={rgw.secret_key}" in about["Config"]["Env"]
+        assert f"AWS_SECRET_ACCESS_KEY={rgw.secret_key}" in attributes["Config"]["Env"]
 
 
-def test_a_profile_is_enough(
+def test_credentials_are_read_from_a_profile(
     run_docker: list[str], rgw: CephRGW, s3_workspace: str, small_photos: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "credentials").write_text(
@@ -165,20 +169,18 @@ def test_a_profile_is_enough(
     )
     (tmp_path / "config").write_text(f"[profile mill]\nregion = us-east-1\nendpoint_url = {rgw.endpoint}\n")
     environment = rgw.environment()
-    kept = {key: value for key, value in os.environ.items() if key not in environment}
+    inherited = {key: value for key, value in os.environ.items() if key not in environment}
     files = {"AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "credentials"), "AWS_CONFIG_FILE": str(tmp_path / "config")}
     words = [*mill.COMMAND, *run_docker, "--dataset", "folder", "--source", str(small_photos), *mill.QUICK]
-    done = subprocess.run(
-        [*words, "--workspace", s3_workspace], env={**kept, **files, "AWS_PROFILE": "mill"}, capture_output=True,
+    process = subprocess.run(
+        [*words, "--workspace", s3_workspace], env={**inherited, **files, "AWS_PROFILE": "mill"}, capture_output=True,
         text=True, timeout=900, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert rgw.secret_key not in done.stdout + done.stderr
+    assert process.returncode == 0, process.stderr
+    assert rgw.secret_key not in process.stdout + process.stderr
 
 
-def test_a_source_with_links_into_a_folder_of_its_own(
-    run_docker: list[str], small_photos: Path, tmp_path: Path
-) -> None:
+def test_links_out_of_the_source_are_followed(run_docker: list[str], small_photos: Path, tmp_path: Path) -> None:
     """Links that lead out of the source are images here as there; a relative path is one of the caller's folder."""
     elsewhere = tmp_path / "elsewhere"
     (small_photos / "red").rename(elsewhere)
@@ -196,11 +198,11 @@ def test_a_source_with_links_into_a_folder_of_its_own(
         assert mill.content(mill.dataset_of(inside, kind)) == mill.content(mill.dataset_of(outside, kind))
     assert {path.stat().st_uid for path in (tmp_path / "inside").glob("*/*/*") if path.name != "log.txt"} == {10001}
     assert (tmp_path / "inside").stat().st_mode & 0o002 == 0
-    again = mill.run(*run_docker, *words, "--workspace", "inside", cwd=tmp_path, timeout=900)
-    assert set(again.states.values()) == {"cached"} or again.states["promote"] == "ran", again.states
+    second = mill.run(*run_docker, *words, "--workspace", "inside", cwd=tmp_path, timeout=900)
+    assert set(second.states.values()) == {"cached"} or second.states["promote"] == "ran", second.states
 
 
-def test_wrong_input_keeps_its_code_and_message(run_docker: list[str], tmp_path: Path) -> None:
+def test_user_error_has_the_exit_code_and_message_of_a_subprocess(run_docker: list[str], tmp_path: Path) -> None:
     broken = tmp_path / "photos.tar.gz"
     broken.write_bytes(b"\x1f\x8b\x08\x00 this is no archive")
     words = ["--dataset", "folder", "--source", str(broken), *mill.QUICK]
@@ -211,9 +213,9 @@ def test_wrong_input_keeps_its_code_and_message(run_docker: list[str], tmp_path:
     assert inside.json["exit_code"] == 2 and inside.json["steps"]["download"]["state"] == "failed"
 
 
-def _running(step: str) -> list[Any]:
-    found = docker_engine.client().containers.list(filters={"label": f"{STEP_LABEL}={step}"}, ignore_removed=True)
-    return [one for one in found if one.labels[RUN_LABEL].startswith("killed-")]
+def _list_running(step: str) -> list[Any]:
+    containers = docker_engine.client().containers.list(filters={"label": f"{STEP_LABEL}={step}"}, ignore_removed=True)
+    return [container for container in containers if container.labels[RUN_LABEL].startswith("killed-")]
 
 
 @pytest.fixture
@@ -222,38 +224,36 @@ def killed(small_photos: Path, tmp_path: Path, run_docker: list[str]) -> Callabl
     words = [*run_docker, "--dataset", "folder", "--source", str(small_photos), "--name", "killed", *mill.QUICK]
     words += ["--workspace", str(tmp_path / "work")]
 
-    def play(what: Callable[..., None]) -> mill.Result:
+    def run(action: Callable[..., None]) -> mill.Result:
         started = time.monotonic()
         process = mill.start([*words, "--epochs", "3000"])
         checkpoints = (tmp_path / "work" / "model").glob
         mill.wait_until(lambda: any(checkpoints("*/_work/checkpoint*")), "the training's first epochs", timeout=600)
-        assert _running("train")
-        what(process)
+        assert _list_running("train")
+        action(process)
         return mill.finish(process, started, 900)
 
-    play.words = words  # type: ignore[attr-defined]
-    return play
+    run.words = words  # type: ignore[attr-defined]
+    return run
 
 
-def test_a_killed_container_is_transient_and_the_next_run_goes_on(killed: Any) -> None:
+def test_killed_container_is_transient_and_the_next_run_resumes(killed: Any) -> None:
     def kill(_: Any) -> None:
-        [container] = _running("train")
+        [container] = _list_running("train")
         docker_engine.client().containers.get(container.name).kill()
         assert container.name.startswith("imagemill-killed-") and container.name.endswith("-train")
 
     ended = killed(kill)
     assert ended.rc == 75 and "train: ended without a record" in ended.error, ended.stderr
-    again = mill.run(*killed.words, timeout=900)
-    assert again.rc == 0, again.stderr
-    assert {step: again.states[step] for step in mill.STEPS[:4]} == {
+    second = mill.run(*killed.words, timeout=900)
+    assert second.rc == 0, second.stderr
+    assert {step: second.states[step] for step in mill.STEPS[:4]} == {
         "download": "cached", "clean": "cached", "resize": "cached", "train": "ran"
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_the_end_of_the_command_is_the_end_of_its_containers(
-    number: int, code: int, killed: Any, tmp_path: Path
-) -> None:
+def test_containers_end_with_the_command(number: int, code: int, killed: Any, tmp_path: Path) -> None:
     """Also of one that had no time to say so: its containers see that it is gone. Others' containers stay. However it
     ends, training has the time to write down what the next run goes on from."""
     other = docker_engine.client().containers.run(
@@ -263,7 +263,7 @@ def test_the_end_of_the_command_is_the_end_of_its_containers(
     try:
         ended = killed(lambda process: process.send_signal(number))
         assert ended.rc == code, ended.stderr
-        mill.wait_until(lambda: not _running("train"), "the container to end", timeout=10)
+        mill.wait_until(lambda: not _list_running("train"), "the container to end", timeout=10)
         (record,) = (json.loads(path.read_text()) for path in (tmp_path / "work" / "runs").glob("*/train.json"))
         assert record["exit_code"] == 75 and "stopped by SIGTERM" in record["error"], record
         other.reload()
@@ -272,7 +272,7 @@ def test_the_end_of_the_command_is_the_end_of_its_containers(
         other.remove(force=True, v=True)
 
 
-def test_as_a_user_whom_the_image_does_not_know(
+def test_containers_run_as_a_user_unknown_to_the_image(
     cluster: Path, small_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """As containers of a caller who is not root run: by his uid, which has no name and no home in the image."""
@@ -296,16 +296,14 @@ def test_as_a_user_whom_the_image_does_not_know(
     assert read_dataset(result["tensors"], "tensors").manifest.totals.rows
 
 
-def test_what_is_missing_or_closed_is_said_before_anything_runs(
-    run_docker: list[str], small_photos: Path, tmp_path: Path
-) -> None:
+def test_missing_images_and_read_only_folders_fail(run_docker: list[str], small_photos: Path, tmp_path: Path) -> None:
     words = ["--dataset", "folder", "--source", str(small_photos), "--workspace"]
     absent = tmp_path / "absent.yaml"
     absent.write_text('images: {cpu: "nobody/has-this:1", tags_allowed: true}')
-    found = mill.run("run", "--runner", "docker", "--cluster", str(absent), *words, str(tmp_path / "new"))
-    assert found.rc == 2 and "nobody/has-this:1" in found.error
-    assert "imagemill images build --no-push" in found.error and not (tmp_path / "new").exists()
+    result = mill.run("run", "--runner", "docker", "--cluster", str(absent), *words, str(tmp_path / "new"))
+    assert result.rc == 2 and "nobody/has-this:1" in result.error
+    assert "imagemill images build --no-push" in result.error and not (tmp_path / "new").exists()
     if os.getuid() == 0:
         (tmp_path / "roots").mkdir(mode=0o755)
-        found = mill.run(*run_docker, *words, str(tmp_path / "roots"))
-        assert found.rc == 2 and f"chown -R 10001:10001 {tmp_path}/roots" in found.error
+        result = mill.run(*run_docker, *words, str(tmp_path / "roots"))
+        assert result.rc == 2 and f"chown -R 10001:10001 {tmp_path}/roots" in result.error

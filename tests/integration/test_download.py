@@ -1,4 +1,4 @@
-"""Download as a step: the dataset contract, what is cached, and what counts as a change."""
+"""Download as a step: the dataset contract, cached sources, and changes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from imagemill.components.download.config import DownloadConfig
 from imagemill.components.storage import uri as uris
 
 
-def test_the_dataset_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dataset_follows_the_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(raw, "SHARD_BYTES", 5000)
     source = write(tmp_path / "in", images() | {"cat/notes.txt": b"text", "cat/.hidden.jpg": b"x"})
     dataset = dataset_of(run(tmp_path / "ws", source, tmp_path))
@@ -42,15 +42,15 @@ def test_the_dataset_keeps_the_contract(tmp_path: Path, monkeypatch: pytest.Monk
     assert not list((tmp_path / "ws").rglob(".scratch-*")), "scratch space is left behind"
 
 
-def test_the_ledger_says_which_raw_a_listing_gave(tmp_path: Path) -> None:
+def test_listing_is_recorded_with_its_raw_dataset(tmp_path: Path) -> None:
     record = run(tmp_path / "ws", write(tmp_path / "in", images()), tmp_path)
-    (known,) = (tmp_path / "ws" / "sources").iterdir()
-    assert json.loads(known.read_text())["raw"] == f"raw/{record['fingerprint']}"
+    (record_file,) = (tmp_path / "ws" / "sources").iterdir()
+    assert json.loads(record_file.read_text())["raw"] == f"raw/{record['fingerprint']}"
     latest = json.loads((tmp_path / "ws" / "names" / "in" / "latest" / "raw.json").read_text())
     assert latest["fingerprint"] == record["fingerprint"]
 
 
-def test_raw_is_named_by_what_was_read_not_by_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprint_does_not_depend_on_order_and_sharding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path / "in", images())
     first = run(tmp_path / "ws", folder, tmp_path)
     backwards = {f"./{name}": name for name in sorted(images(), reverse=True)}
@@ -62,7 +62,7 @@ def test_raw_is_named_by_what_was_read_not_by_how(tmp_path: Path, monkeypatch: p
     assert (third["state"], third["uri"]) == ("cached", first["uri"])
 
 
-def test_what_did_not_change_is_cached_without_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unchanged_source_is_cached_without_being_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "in", images())
     first = run(tmp_path / "ws", source, tmp_path)
     monkeypatch.setattr(raw, "_read_source", None)
@@ -81,22 +81,22 @@ def test_touch_changes_nothing(tmp_path: Path) -> None:
     assert (Path(first["uri"]) / MANIFEST).read_bytes() == before
 
 
-def test_a_file_with_the_same_size_and_time_is_seen_only_by_rerun(tmp_path: Path) -> None:
+def test_change_with_the_same_size_and_time_requires_rerun(tmp_path: Path) -> None:
     """A listing tells size and time; who forges both (`cp -p` of as many bytes) must say `--rerun download`."""
     source = write(tmp_path / "in", images())
     first = run(tmp_path / "ws", source, tmp_path)
     file = source / "cat" / "001.jpg"
-    found = file.stat()
+    status = file.stat()
     file.write_bytes(photograph(77))
-    os.utime(file, ns=(found.st_atime_ns, found.st_mtime_ns))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert run(tmp_path / "ws", source, tmp_path)["uri"] == first["uri"]
-    again = run(tmp_path / "ws", source, tmp_path, "--rerun", "download")
-    assert again["state"] == "ran" and again["fingerprint"] != first["fingerprint"]
-    assert rows_of(dataset_of(again))["cat/001.jpg"]["image"] == photograph(77)
+    rerun = run(tmp_path / "ws", source, tmp_path, "--rerun", "download")
+    assert rerun["state"] == "ran" and rerun["fingerprint"] != first["fingerprint"]
+    assert rows_of(dataset_of(rerun))["cat/001.jpg"]["image"] == photograph(77)
 
 
 @pytest.mark.parametrize("change", ["added", "removed", "renamed", "edited"])
-def test_any_change_gives_a_new_raw_and_keeps_the_old(tmp_path: Path, change: str) -> None:
+def test_any_change_gives_a_new_raw_dataset(tmp_path: Path, change: str) -> None:
     source = write(tmp_path / "in", images())
     first = run(tmp_path / "ws", source, tmp_path)
     file = source / "cat" / "001.jpg"
@@ -119,11 +119,11 @@ def test_a_damaged_shard_is_made_again(tmp_path: Path) -> None:
     dataset = dataset_of(run(tmp_path / "ws", source, tmp_path))
     shard = Path(dataset.locate(dataset.manifest.files[0]))
     shard.unlink()
-    again = run(tmp_path / "ws", source, tmp_path)
-    assert again["uri"] == dataset.uri and shard.exists() and len(rows_of(dataset_of(again))) == 6
+    second = run(tmp_path / "ws", source, tmp_path)
+    assert second["uri"] == dataset.uri and shard.exists() and len(rows_of(dataset_of(second))) == 6
 
 
-def test_two_files_of_one_normal_name_are_refused_by_name(tmp_path: Path) -> None:
+def test_duplicate_image_ids_are_refused(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", images())
     names = {"cat/001.jpg": "cat/001.jpg", "dog/x.jpg": "dog/000.jpg", "dog/./x.jpg": "dog/002.jpg"}
     record = run(tmp_path / "ws", tar(tmp_path / "x.tar.gz", folder, names), tmp_path)
@@ -132,7 +132,7 @@ def test_two_files_of_one_normal_name_are_refused_by_name(tmp_path: Path) -> Non
     assert not list((tmp_path / "ws" / "raw").rglob(MANIFEST))
 
 
-def test_a_damaged_archive_is_exit_2_and_leaves_nothing_visible(tmp_path: Path) -> None:
+def test_damaged_archive_exits_with_2_and_commits_nothing(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", images())
     target = tar(tmp_path / "x.tar.gz", folder, {name: name for name in images()})
     os.truncate(target, target.stat().st_size // 2)
@@ -141,7 +141,7 @@ def test_a_damaged_archive_is_exit_2_and_leaves_nothing_visible(tmp_path: Path) 
     assert not list((tmp_path / "ws" / "raw").rglob(MANIFEST))
 
 
-def test_a_workspace_inside_the_source_does_not_feed_on_itself(tmp_path: Path) -> None:
+def test_workspace_inside_the_source_is_skipped(tmp_path: Path) -> None:
     source = write(tmp_path / "in", images())
     first = run(source / "mill", source, tmp_path)
     write(source / "mill", {"runs/plots/confusion.png": b"\x89PNG\r\n\x1a\n"})
@@ -150,18 +150,18 @@ def test_a_workspace_inside_the_source_does_not_feed_on_itself(tmp_path: Path) -
     assert len(rows_of(dataset_of(first))) == 6 and dataset_of(first).manifest.extra.skipped.count == 0
 
 
-def test_a_change_while_it_is_read_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listing_changed_while_read_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "in", images())
-    row: Any = raw._make_row
+    make_row: Any = raw._make_row
 
-    def grows(member: Any, labels: Any) -> Any:
+    def add_file(member: Any, labels: Any) -> Any:
         write(source, {"cat/000-late.jpg": photograph(1234)})
-        return row(member, labels)
+        return make_row(member, labels)
 
-    monkeypatch.setattr(raw, "_make_row", grows)
+    monkeypatch.setattr(raw, "_make_row", add_file)
     run(tmp_path / "ws", source, tmp_path)
     assert not (tmp_path / "ws" / "sources").exists()
-    monkeypatch.setattr(raw, "_make_row", row)
+    monkeypatch.setattr(raw, "_make_row", make_row)
     assert len(rows_of(dataset_of(run(tmp_path / "ws", source, tmp_path)))) == 7
 
 

@@ -1,4 +1,4 @@
-"""A source that changed costs what changed, and its raw dataset is the one that reading everything would have made."""
+"""Changed sources: only changed files are read and stored, and the raw dataset equals one read from nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KB = 1_000
 
 
 class Reads:
-    """The files below a folder that were opened, by their paths in it."""
+    """Files below a folder that were opened, by their relative paths."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.paths: list[str] = []
@@ -83,7 +83,7 @@ def check_equals_fresh(record: dict[str, Any], source: Path | str, tmp_path: Pat
     return grown
 
 
-def test_only_new_and_changed_files_are_opened(
+def test_only_changed_files_are_read(
     tmp_path: Path, source: Path, reads: Reads, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = dataset_of(run(tmp_path / "ws", source, tmp_path))
@@ -93,15 +93,15 @@ def test_only_new_and_changed_files_are_opened(
     capsys.readouterr()
     record = run(tmp_path / "ws", source, tmp_path)
     assert reads.take() == ["cat/001.jpg", "cat/new.jpg", "dog/more.txt"]
-    said = capsys.readouterr().err
-    assert f"43 files: 40 as in raw/{first.fingerprint}, 2 new, 1 changed, 1 removed" in said
+    stderr = capsys.readouterr().err
+    assert f"43 files: 40 as in raw/{first.fingerprint}, 2 new, 1 changed, 1 removed" in stderr
     grown = check_equals_fresh(record, source, tmp_path)
     assert set(grown.files()[: len(first.files())]) == set(first.files()), "the old shards are listed again"
     assert sum(len(grown.removed_ids(file)) for file in grown.files()) == 2
     assert len(rows_of(first)) == 41, "the old snapshot is as it was"
 
 
-def test_a_percent_more_costs_a_percent_of_the_bytes(tmp_path: Path) -> None:
+def test_one_percent_more_files_stores_about_one_percent_more_bytes(tmp_path: Path) -> None:
     source = write(tmp_path / "in", {f"{'cat' if n % 2 else 'dog'}/{n:04d}.jpg": photograph(n) for n in range(1000)})
     run(tmp_path / "ws", source, tmp_path)
     before = stored_bytes(tmp_path / "ws")
@@ -113,71 +113,69 @@ def test_a_percent_more_costs_a_percent_of_the_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_any_history_of_a_folder_ends_as_if_it_were_read_anew(
+def test_any_history_of_a_folder_equals_a_fresh_read(
     tmp_path: Path, source: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    draw = random.Random(seed)
+    rng = random.Random(seed)
     monkeypatch.setattr(reuse, "MAX_SMALL_SHARDS", 3)
     for step in range(5):
         files = sorted(path for path in source.rglob("*.jpg"))
-        for path in draw.sample(files, draw.choice([0, 1, 2, len(files) // 3])):
-            match draw.choice(["remove", "replace", "touch", "relabel", "forget"]):
+        for path in rng.sample(files, rng.choice([0, 1, 2, len(files) // 3])):
+            match rng.choice(["remove", "replace", "touch", "relabel", "forget"]):
                 case "remove":
                     path.unlink()
                 case "replace":
-                    path.write_bytes(photograph(draw.getrandbits(30)))
+                    path.write_bytes(photograph(rng.getrandbits(30)))
                 case "touch":
                     os.utime(path, (step, step))
                 case "relabel":
-                    path.rename(source / draw.choice(["cat", "dog"]) / f"moved-{draw.getrandbits(30)}.jpg")
+                    path.rename(source / rng.choice(["cat", "dog"]) / f"moved-{rng.getrandbits(30)}.jpg")
                 case "forget":
                     path.rename(path.with_suffix(".txt"))
-        write(source, {f"cat/{step}-{n}.jpg": photograph(draw.getrandbits(30)) for n in range(draw.choice([0, 1, 9]))})
+        write(source, {f"cat/{step}-{n}.jpg": photograph(rng.getrandbits(30)) for n in range(rng.choice([0, 1, 9]))})
         check_equals_fresh(run(tmp_path / "ws", source, tmp_path), source, tmp_path)
 
 
-def make_table(folder: Path, draw: random.Random, kept: dict[str, str]) -> Path:
-    """A table of random rows; a row of `kept` is as it was with four chances in five."""
+def make_table(folder: Path, rng: random.Random, previous: dict[str, str]) -> Path:
+    """A table of random rows; a row of `previous` is unchanged with probability 0.8."""
     rows = {}
     for name in [*sorted(path.name for path in folder.glob("*.jpg")), "gone-1.jpg", "gone-2.jpg"]:
-        if draw.random() < 0.1:
+        if rng.random() < 0.1:
             continue
-        cells = [draw.choice(["cat", "dog"]), draw.choice(["", "train", "test"]), draw.choice(["", "g1", "g2"])]
-        cells.append(draw.choice(["", "masks/1.png", "masks/2.png", "masks/none.png"]))
-        cells += draw.choice([["", "", "", ""], ["0.1", "1", "9.7", "8"], ["2", "3", "4", "5"]])
-        rows[name] = kept[name] if name in kept and draw.random() < 0.8 else ",".join([name, *cells])
-    kept.clear()
-    kept |= rows
+        cells = [rng.choice(["cat", "dog"]), rng.choice(["", "train", "test"]), rng.choice(["", "g1", "g2"])]
+        cells.append(rng.choice(["", "masks/1.png", "masks/2.png", "masks/none.png"]))
+        cells += rng.choice([["", "", "", ""], ["0.1", "1", "9.7", "8"], ["2", "3", "4", "5"]])
+        rows[name] = previous[name] if name in previous and rng.random() < 0.8 else ",".join([name, *cells])
+    previous.clear()
+    previous |= rows
     table = folder / "t.csv"
-    lines = draw.sample(sorted(rows.values()), len(rows))
+    lines = rng.sample(sorted(rows.values()), len(rows))
     table.write_text("\n".join(["path,label,split,group,mask,xmin,ymin,xmax,ymax", *lines]) + "\n")
     return table
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_any_history_of_a_table_ends_as_if_it_were_read_anew(
-    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    draw, kept = random.Random(seed), dict[str, str]()
+def test_any_history_of_a_table_equals_a_fresh_read(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, previous = random.Random(seed), dict[str, str]()
     monkeypatch.setattr(sources, "MAX_FILE_BYTES", 2500)
     monkeypatch.setattr("imagemill.components.download.table.MAX_FILE_BYTES", 2500)
     folder = write(tmp_path / "in", {f"{n:03d}.jpg": photograph(n) for n in range(40)})
     write(folder, {"masks/1.png": b"one", "masks/2.png": b"two", "large.jpg": bytes(2501)})
     for step in range(5):
-        table = make_table(folder, draw, kept)
-        if draw.random() < 0.3:
-            write(folder, {"masks/1.png": draw.randbytes(9)})
-        if draw.random() < 0.3:
+        table = make_table(folder, rng, previous)
+        if rng.random() < 0.3:
+            write(folder, {"masks/1.png": rng.randbytes(9)})
+        if rng.random() < 0.3:
             write(folder, {"masks/2.png": bytes(2600)})
-        for name in draw.sample(range(40), 2):
-            write(folder, {f"{name:03d}.jpg": photograph(draw.getrandbits(30))})
-        (folder / f"{draw.randrange(40):03d}.jpg").unlink(missing_ok=True)
-        write(folder, {f"new-{step}.jpg": photograph(draw.getrandbits(30))})
+        for name in rng.sample(range(40), 2):
+            write(folder, {f"{name:03d}.jpg": photograph(rng.getrandbits(30))})
+        (folder / f"{rng.randrange(40):03d}.jpg").unlink(missing_ok=True)
+        write(folder, {f"new-{step}.jpg": photograph(rng.getrandbits(30))})
         record = run(tmp_path / "ws", table, tmp_path, "--name", "weekly", dataset="csv")
         check_equals_fresh(record, table, tmp_path, dataset="csv")
 
 
-def test_another_label_is_seen_without_reading_the_file(
+def test_changed_label_is_read_without_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = write(tmp_path / "in", images(40))
@@ -194,7 +192,7 @@ def test_another_label_is_seen_without_reading_the_file(
     check_equals_fresh(record, table, tmp_path, dataset="csv")
 
 
-def test_a_shard_that_lost_more_than_a_quarter_is_written_anew(tmp_path: Path, source: Path, reads: Reads) -> None:
+def test_shard_with_many_removed_rows_is_rewritten(tmp_path: Path, source: Path, reads: Reads) -> None:
     first = dataset_of(run(tmp_path / "ws", source, tmp_path))
     reads.take()
     for name in ("001", "003", "005"):  # of the ten in the first shard, which names begin with cat
@@ -205,9 +203,7 @@ def test_a_shard_that_lost_more_than_a_quarter_is_written_anew(tmp_path: Path, s
     assert grown.manifest.extra.removed is None
 
 
-def test_a_manifest_names_a_bounded_number_of_removed_rows(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_removed_rows_of_a_manifest_are_limited(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reuse, "MAX_REMOVED_IDS", 3)
     run(tmp_path / "ws", source, tmp_path)
     for name in ("cat/001", "cat/003", "cat/021", "dog/000", "dog/030"):  # two of the first shard, one of three more
@@ -216,9 +212,7 @@ def test_a_manifest_names_a_bounded_number_of_removed_rows(
     assert sorted(map(len, grown.manifest.extra.removed.values())) == [1, 1, 1]
 
 
-def test_small_shards_of_many_weeks_are_merged(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, reads: Reads
-) -> None:
+def test_small_shards_are_merged(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, reads: Reads) -> None:
     monkeypatch.setattr(reuse, "MAX_SMALL_SHARDS", 4)
     run(tmp_path / "ws", source, tmp_path)
     for week in range(12):
@@ -233,7 +227,7 @@ def test_small_shards_of_many_weeks_are_merged(
 
 
 @pytest.mark.parametrize("added", [1, 3, 31])
-def test_a_year_of_weekly_additions_leaves_few_shards_and_copies_a_row_twice(added: int) -> None:
+def test_weekly_additions_of_a_year_leave_few_shards_and_few_copies(added: int) -> None:
     """A shard is its bytes in MB: 24 full ones, and an addition a week; small ones are below 32."""
     full, small = 24 * [128], list[int]()
     copied = 0
@@ -251,7 +245,7 @@ def test_a_year_of_weekly_additions_leaves_few_shards_and_copies_a_row_twice(add
     assert len(full) + len(small) <= 24 + 52 * added // 32 + 20 and copied <= 2 * 52 * added
 
 
-def test_touched_files_are_read_and_not_stored_again(tmp_path: Path, source: Path, reads: Reads) -> None:
+def test_touched_files_are_not_stored_again(tmp_path: Path, source: Path, reads: Reads) -> None:
     first = dataset_of(run(tmp_path / "ws", source, tmp_path))
     reads.take()
     for path in source.rglob("*.*"):
@@ -267,7 +261,7 @@ def test_touched_files_are_read_and_not_stored_again(tmp_path: Path, source: Pat
     assert reads.take() == ["dog/newer.jpg"], "the new times are those of the last listing"
 
 
-def test_verify_content_finds_what_a_listing_does_not_tell(tmp_path: Path, source: Path) -> None:
+def test_verify_content_detects_changes_that_the_listing_hides(tmp_path: Path, source: Path) -> None:
     run(tmp_path / "ws", source, tmp_path)
     file = source / "cat" / "001.jpg"
     status = file.stat()
@@ -285,7 +279,7 @@ def test_verify_content_finds_what_a_listing_does_not_tell(tmp_path: Path, sourc
 
 
 @pytest.mark.parametrize("damage", ["shard", "cut", "manifest", "listing"])
-def test_a_damaged_snapshot_is_not_built_on(tmp_path: Path, source: Path, damage: str, reads: Reads) -> None:
+def test_damaged_snapshot_is_not_reused(tmp_path: Path, source: Path, damage: str, reads: Reads) -> None:
     first = dataset_of(run(tmp_path / "ws", source, tmp_path))
     shard = Path(first.locate(first.files()[1]))
     if damage == "shard":
@@ -304,7 +298,7 @@ def test_a_damaged_snapshot_is_not_built_on(tmp_path: Path, source: Path, damage
         check_equals_fresh(record, source, tmp_path)
 
 
-def test_a_grown_archive_stores_what_is_new(tmp_path: Path, source: Path) -> None:
+def test_grown_archive_stores_only_new_files(tmp_path: Path, source: Path) -> None:
     names = {name: name for name in images(40)}
     archive = tar(tmp_path / "x.tar.gz", source, names)
     first = dataset_of(run(tmp_path / "ws", archive, tmp_path))
@@ -314,7 +308,7 @@ def test_a_grown_archive_stores_what_is_new(tmp_path: Path, source: Path) -> Non
     assert set(first.files()) < set(grown.files()) and len(grown.files()) == len(first.files()) + 1
 
 
-def test_duplicated_names_are_refused_in_a_snapshot_that_grew(tmp_path: Path) -> None:
+def test_duplicate_names_in_a_grown_snapshot_are_refused(tmp_path: Path) -> None:
     folder, lines = write(tmp_path / "in", images(30)), [f"{name},{name[:3]}" for name in images(30)]
     table = folder / "t.csv"
     table.write_text("\n".join(["path,label", *lines]))
@@ -327,7 +321,7 @@ def test_duplicated_names_are_refused_in_a_snapshot_that_grew(tmp_path: Path) ->
     check_equals_fresh(run(tmp_path / "ws", table, tmp_path, dataset="csv"), table, tmp_path, dataset="csv")
 
 
-def test_a_broken_off_growth_goes_on_and_ends_as_if_nothing_had_been(
+def test_interrupted_growth_resumes_to_the_same_dataset(
     tmp_path: Path, source: Path, reads: Reads, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(tmp_path / "ws", source, tmp_path)
@@ -336,13 +330,13 @@ def test_a_broken_off_growth_goes_on_and_ends_as_if_nothing_had_been(
     write(source, {f"dog/new-{n:02d}.jpg": photograph(700 + n) for n in range(25)})
     make_row: Any = raw._make_row
 
-    def breaks_off(member: Any, labels: Any) -> Any:
+    def fail_at_name(member: Any, labels: Any) -> Any:
         if member.path == "dog/new-20.jpg":
             raise TransientError("the network")
         return make_row(member, labels)
 
     with monkeypatch.context() as patch:
-        patch.setattr(raw, "_make_row", breaks_off)
+        patch.setattr(raw, "_make_row", fail_at_name)
         assert run(tmp_path / "ws", source, tmp_path)["exit_code"] == 75
     reads.take()
     capsys.readouterr()
@@ -352,23 +346,21 @@ def test_a_broken_off_growth_goes_on_and_ends_as_if_nothing_had_been(
     check_equals_fresh(record, source, tmp_path)
 
 
-def test_a_copy_that_was_broken_off_is_not_made_twice(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_copy_of_rows_is_resumed(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows copied by the killed attempt are found in its shards, not in the old ones."""
     run(tmp_path / "ws", source, tmp_path)
     for path in sorted(source.rglob("*.jpg"))[::2]:
         path.unlink()
     copy_rows = reuse.EarlierRows.copy_rows
 
-    def breaks_off(self: reuse.EarlierRows, labeller: Any) -> Iterator[dict[str, Any]]:
+    def fail_midway(self: reuse.EarlierRows, labeller: Any) -> Iterator[dict[str, Any]]:
         for number, row in enumerate(copy_rows(self, labeller)):
             if number == 15:
                 raise TransientError("the disk")
             yield row
 
     with monkeypatch.context() as patch:
-        patch.setattr(reuse.EarlierRows, "copy_rows", breaks_off)
+        patch.setattr(reuse.EarlierRows, "copy_rows", fail_midway)
         assert run(tmp_path / "ws", source, tmp_path)["exit_code"] == 75
     grown = check_equals_fresh(run(tmp_path / "ws", source, tmp_path), source, tmp_path)
     assert grown.manifest.extra.removed is None and len(grown.files()) == 3
@@ -376,7 +368,7 @@ def test_a_copy_that_was_broken_off_is_not_made_twice(
     assert listed == grown.manifest.totals.rows
 
 
-def test_a_prefix_in_s3_that_changed_costs_what_changed(
+def test_changed_prefix_in_s3_reads_only_changed_objects(
     tmp_path: Path, s3_workspace: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import boto3
@@ -391,5 +383,5 @@ def test_a_prefix_in_s3_that_changed_costs_what_changed(
     client.delete_object(Bucket=bucket, Key="in/dog/000.jpg")
     capsys.readouterr()
     record = run(s3_workspace, f"s3://{bucket}/in", tmp_path)
-    assert "28 as in raw/" in (said := capsys.readouterr().err) and "1 new, 1 changed, 1 removed" in said
+    assert "28 as in raw/" in (stderr := capsys.readouterr().err) and "1 new, 1 changed, 1 removed" in stderr
     check_equals_fresh(record, f"s3://{bucket}/in", tmp_path)

@@ -1,4 +1,4 @@
-"""What a killed or broken download leaves, and that the next one ends as if nothing had been."""
+"""Interrupted downloads: the next one ends with the same dataset."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from imagemill.components.download import raw
 from imagemill.components.storage.errors import TransientError
 
 
-def breaks_off_at(name: str) -> Any:
-    row: Any = raw._make_row
+def make_failing_row(name: str) -> Any:
+    make_row: Any = raw._make_row
 
-    def breaks_off(member: Any, labels: Any) -> Any:
+    def fail_at_name(member: Any, labels: Any) -> Any:
         if member.path == name:
             raise TransientError("the network")
-        return row(member, labels)
+        return make_row(member, labels)
 
-    return breaks_off
+    return fail_at_name
 
 
-def test_groups_boxes_and_missing_masks_survive_a_resume(
+def test_groups_boxes_and_missing_masks_are_kept_after_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = ("cat/003.jpg,cat,,,gone/3.png,,,,,", *ANNOTATED, "late.jpg,dog,,,,,,,,")
@@ -37,7 +37,7 @@ def test_groups_boxes_and_missing_masks_survive_a_resume(
     monkeypatch.setattr(raw, "SHARD_BYTES", 10)
     whole = run(tmp_path / "whole", table, tmp_path, dataset="csv")
     with monkeypatch.context() as patch:
-        patch.setattr(raw, "_make_row", breaks_off_at("late.jpg"))
+        patch.setattr(raw, "_make_row", make_failing_row("late.jpg"))
         assert run(tmp_path / "ws", table, tmp_path, dataset="csv")["exit_code"] == 75
     capsys.readouterr()
     resumed = run(tmp_path / "ws", table, tmp_path, dataset="csv")
@@ -47,13 +47,13 @@ def test_groups_boxes_and_missing_masks_survive_a_resume(
     assert rows_of(dataset_of(resumed)) == rows_of(dataset_of(whole))
 
 
-def test_a_shard_of_before_there_were_groups_is_taken_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shard_without_the_group_column_is_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "in", images())
     whole = run(tmp_path / "whole", source, tmp_path)
     monkeypatch.setattr(raw, "SHARD_BYTES", 10)
     with monkeypatch.context() as patch:
         patch.setattr(raw, "RAW", raw.RAW.remove(raw.RAW.get_field_index("group")))
-        patch.setattr(raw, "_make_row", breaks_off_at("dog/000.jpg"))
+        patch.setattr(raw, "_make_row", make_failing_row("dog/000.jpg"))
         assert run(tmp_path / "ws", source, tmp_path)["exit_code"] == 75
     record = run(tmp_path / "ws", source, tmp_path)
     assert record["fingerprint"] == whole["fingerprint"]
@@ -73,21 +73,21 @@ sys.exit(STEP.main(sys.argv[2:]))
 """
 
 
-def start(workspace: Path, source: Path, slow: float) -> subprocess.Popen[bytes]:
+def start_download(workspace: Path, source: Path, slow: float) -> subprocess.Popen[bytes]:
     arguments = ["--dataset", "folder", "--source", str(source), "--workspace", str(workspace)]
     return subprocess.Popen([sys.executable, "-c", SCRIPT, str(slow), *arguments], stderr=subprocess.PIPE)
 
 
-def finish(workspace: Path, source: Path) -> tuple[dict[str, Any], str]:
-    process = start(workspace, source, 0)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 0, said.decode()
+def finish_download(workspace: Path, source: Path) -> tuple[dict[str, Any], str]:
+    process = start_download(workspace, source, 0)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr.decode()
     (manifest,) = (workspace / "raw").glob(f"*/{MANIFEST}")
-    return content({"uri": str(manifest.parent)}), said.decode()
+    return content({"uri": str(manifest.parent)}), stderr.decode()
 
 
-def recorded(workspace: Path) -> int:
-    """Finished shards. Scratch folders come and go beside them: one that goes while it is looked at is no error."""
+def count_finished_shards(workspace: Path) -> int:
+    """Return the number of finished shards. Scratch folders come and go beside them; a missing one is no error."""
     try:
         return len(list((workspace / "raw" / "_shards" / "_work").glob("*/*.json")))
     except FileNotFoundError:
@@ -95,9 +95,9 @@ def recorded(workspace: Path) -> int:
 
 
 def kill_after(workspace: Path, source: Path, shards: int) -> None:
-    process = start(workspace, source, 0.01)
+    process = start_download(workspace, source, 0.01)
     give_up = time.monotonic() + 60
-    while recorded(workspace) < shards:
+    while count_finished_shards(workspace) < shards:
         assert process.poll() is None and time.monotonic() < give_up
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
@@ -106,29 +106,29 @@ def kill_after(workspace: Path, source: Path, shards: int) -> None:
 
 
 @pytest.fixture
-def many(tmp_path: Path) -> Path:
+def hundred_images(tmp_path: Path) -> Path:
     return write(tmp_path / "in", images(100) | {f"cat/{n:03d}.txt": b"text" for n in range(0, 100, 9)})
 
 
-def test_a_killed_download_goes_on_and_ends_as_if_nothing_had_been(tmp_path: Path, many: Path) -> None:
-    expected, _ = finish(tmp_path / "whole", many)
+def test_killed_download_resumes_to_the_same_dataset(tmp_path: Path, hundred_images: Path) -> None:
+    expected, _ = finish_download(tmp_path / "whole", hundred_images)
     assert len(expected["files"]) == 20 and expected["extra"]["skipped"]["count"] == 12
-    kill_after(tmp_path / "ws", many, 3)
-    kill_after(tmp_path / "ws", many, 9)
-    found, said = finish(tmp_path / "ws", many)
-    assert "going on after" in said
-    assert found == expected
+    kill_after(tmp_path / "ws", hundred_images, 3)
+    kill_after(tmp_path / "ws", hundred_images, 9)
+    content_, stderr = finish_download(tmp_path / "ws", hundred_images)
+    assert "going on after" in stderr
+    assert content_ == expected
 
 
-def test_a_source_that_changed_after_the_kill_is_read_anew(tmp_path: Path, many: Path) -> None:
-    kill_after(tmp_path / "ws", many, 3)
-    write(many, {"cat/001.jpg": photograph(555, 100)})
-    found, said = finish(tmp_path / "ws", many)
-    assert "going on after" not in said
-    assert found == finish(tmp_path / "whole", many)[0]
+def test_source_changed_after_the_kill_is_read_again(tmp_path: Path, hundred_images: Path) -> None:
+    kill_after(tmp_path / "ws", hundred_images, 3)
+    write(hundred_images, {"cat/001.jpg": photograph(555, 100)})
+    content_, stderr = finish_download(tmp_path / "ws", hundred_images)
+    assert "going on after" not in stderr
+    assert content_ == finish_download(tmp_path / "whole", hundred_images)[0]
 
 
-def test_boxes_with_fractions_survive_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fractional_boxes_are_kept_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a retry reads back from a shard must count as what was written: boxes are stored as float32."""
     sides = "<xmin>0.1</xmin><ymin>1.3</ymin><xmax>9.7</xmax><ymax>8.9</ymax>"
     box = f"<a><object><name>dog</name><bndbox>{sides}</bndbox></object></a>"

@@ -41,9 +41,7 @@ def bucket() -> Iterator[tuple[str, Any]]:
     server.stop()
 
 
-def test_a_bucket_a_prefix_and_an_archive_in_s3_give_what_the_folder_gives(
-    tmp_path: Path, bucket: tuple[str, Any]
-) -> None:
+def test_bucket_prefix_and_archive_equal_the_folder(tmp_path: Path, bucket: tuple[str, Any]) -> None:
     workspace, client = bucket
     folder = write(tmp_path / "in", images())
     local = run(tmp_path / "ws", folder, tmp_path)
@@ -56,7 +54,7 @@ def test_a_bucket_a_prefix_and_an_archive_in_s3_give_what_the_folder_gives(
     assert run(workspace, "s3://mill/in", tmp_path)["state"] == "cached"
 
 
-def test_an_object_that_changed_in_s3_is_read_again(tmp_path: Path, bucket: tuple[str, Any]) -> None:
+def test_changed_object_is_read_again(tmp_path: Path, bucket: tuple[str, Any]) -> None:
     workspace, client = bucket
     for name, data in images().items():
         client.put_object(Bucket="mill", Key=f"changes/{name}", Body=data)
@@ -67,7 +65,7 @@ def test_an_object_that_changed_in_s3_is_read_again(tmp_path: Path, bucket: tupl
 
 
 @pytest.mark.parametrize("local", [True, False], ids=["local table", "table in S3"])
-def test_a_table_names_objects_in_s3(tmp_path: Path, bucket: tuple[str, Any], local: bool) -> None:
+def test_table_refers_to_objects(tmp_path: Path, bucket: tuple[str, Any], local: bool) -> None:
     workspace, client = bucket
     text = "path,label\ns3://pictures/cat/001.jpg,cat\ns3://pictures/dog/000.jpg,dog\ns3://pictures/none.jpg,dog\n"
     if not local:
@@ -75,15 +73,15 @@ def test_a_table_names_objects_in_s3(tmp_path: Path, bucket: tuple[str, Any], lo
         client.put_object(Bucket="pictures", Key="t.csv", Body=text.encode())
     (tmp_path / "t.csv").write_text(text)
     source = str(tmp_path / "t.csv") if local else "s3://pictures/t.csv"
-    found = rows_of(dataset_of(run(workspace, source, tmp_path, dataset="csv")))
-    assert found["s3://pictures/cat/001.jpg"]["image"] == photograph(1)
-    assert found["s3://pictures/none.jpg"]["image"] is None
-    assert local or found["cat/003.jpg"]["image"] == photograph(3)
+    rows = rows_of(dataset_of(run(workspace, source, tmp_path, dataset="csv")))
+    assert rows["s3://pictures/cat/001.jpg"]["image"] == photograph(1)
+    assert rows["s3://pictures/none.jpg"]["image"] is None
+    assert local or rows["cat/003.jpg"]["image"] == photograph(3)
     assert run(workspace, source, tmp_path, dataset="csv")["state"] == "cached"
 
 
 @pytest.mark.parametrize("local", [True, False], ids=["local table", "table in S3"])
-def test_a_table_names_masks_in_s3(tmp_path: Path, bucket: tuple[str, Any], local: bool) -> None:
+def test_table_refers_to_masks(tmp_path: Path, bucket: tuple[str, Any], local: bool) -> None:
     workspace, client = bucket
     client.put_object(Bucket="mill", Key="masks/1.png", Body=b"the mask")
     lines = ["path,label,mask", "s3://pictures/cat/001.jpg,cat,s3://mill/masks/1.png"]
@@ -105,21 +103,21 @@ def test_a_table_names_masks_in_s3(tmp_path: Path, bucket: tuple[str, Any], loca
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
         ("s3://nobody/x", "existing bucket"),
         ("s3://mill/nothing", "with nothing in it"),
         ("s3://", "s3://bucket/prefix"),
     ],
 )
-def test_a_wrong_place_in_s3_is_the_users_error(
-    tmp_path: Path, bucket: tuple[str, Any], source: str, told: str
+def test_missing_bucket_or_prefix_is_refused(
+    tmp_path: Path, bucket: tuple[str, Any], source: str, message: str
 ) -> None:
     record = run(bucket[0], source, tmp_path)
-    assert record["exit_code"] == 2 and told in record["error"]
+    assert record["exit_code"] == 2 and message in record["error"]
 
 
-def test_a_broken_archive_in_s3_is_the_users_error(tmp_path: Path, bucket: tuple[str, Any]) -> None:
+def test_damaged_archive_is_a_user_error(tmp_path: Path, bucket: tuple[str, Any]) -> None:
     workspace, client = bucket
     client.put_object(Bucket="mill", Key="broken.tar", Body=b"\x1f\x8b\x08" + bytes(1000))
     assert run(workspace, "s3://mill/broken.tar", tmp_path)["exit_code"] == 2

@@ -1,5 +1,4 @@
-"""The second week's run, on data that has drifted: stopped before it costs anything, or accepted and shown in the
-report. It starts from the champion of the first week."""
+"""Second week's run on drifted data: stopped before resize, or accepted and shown in the report."""
 
 from __future__ import annotations
 
@@ -42,9 +41,9 @@ def test_drift_stops_the_run_before_resize_and_an_accepted_run_starts_from_the_c
     assert 'id="drift"' in page and "brightness PSI" in page
 
     # The new champion was trained on this data: the same run has nothing to do, and nothing to stop for.
-    again = mill.run(*arguments, "--stop-on-drift")
-    assert again.rc == 0 and set(again.states.values()) == {"cached"} and "since the data" not in again.stderr
-    assert json.loads(again.stdout.splitlines()[-1])["status"] == accepted.json["status"]
+    repeated = mill.run(*arguments, "--stop-on-drift")
+    assert repeated.rc == 0 and set(repeated.states.values()) == {"cached"} and "since the data" not in repeated.stderr
+    assert json.loads(repeated.stdout.splitlines()[-1])["status"] == accepted.json["status"]
 
     # It was trained from the first one, once.
     champion = Path(finished.result.json["model"]).name
@@ -55,4 +54,4 @@ def test_drift_stops_the_run_before_resize_and_an_accepted_run_starts_from_the_c
     assert mill.dataset_of(accepted, "evaluation").manifest.extra.seen.to_dict() == {"images": 0, "unknown": []}
     log = finished.workspace / "names" / "photos" / "promotions" / "2.json"
     assert json.loads(log.read_text())["model"] == f"model/{model.fingerprint}"
-    assert again.json["model"] == accepted.json["model"], "it is the champion's own training, which is done"
+    assert repeated.json["model"] == accepted.json["model"], "it is the champion's own training, which is done"

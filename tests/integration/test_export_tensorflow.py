@@ -1,8 +1,7 @@
-"""TFRecord exports read by TensorFlow itself, with the recipe that the repository carries.
+"""TFRecord exports read by TensorFlow with the recipe in the repository.
 
-TensorFlow is 1.3 GB and in no environment of ours: this runs where it can be imported, or with the Python that
-IMAGEMILL_TF_PYTHON names (a venv with `tensorflow-cpu` is enough: the recipe needs nothing else).
-"""
+TensorFlow is 1.3 GB and no dependency: this runs where it can be imported, or with the Python that IMAGEMILL_TF_PYTHON
+names (a venv with `tensorflow-cpu` is enough: the recipe needs nothing else)."""
 
 from __future__ import annotations
 
@@ -32,7 +31,7 @@ spec = importlib.util.spec_from_file_location("tfdata", path)
 tfdata = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tfdata)
 import tensorflow as tf
-found = {}
+arrays = {}
 for number, call in enumerate(json.loads(calls)):
     take = call.pop("take", -1)
     if call.pop("negative", False):
@@ -42,21 +41,21 @@ for number, call in enumerate(json.loads(calls)):
     for epoch in range(2):
         batches = [[np.asarray(part) for part in batch] for batch in dataset.take(take)]
         for place, name in enumerate(("images", "labels", "ids")[: len(batches[0])]):
-            found[f"{number}-{epoch}-{name}"] = np.concatenate([batch[place] for batch in batches])
-        found[f"{number}-{epoch}-sizes"] = np.array([len(batch[0]) for batch in batches])
-found["ids"] = np.array([])
-np.savez(target, **{name: (a.astype(str) if a.dtype == object else a) for name, a in found.items()})
+            arrays[f"{number}-{epoch}-{name}"] = np.concatenate([batch[place] for batch in batches])
+        arrays[f"{number}-{epoch}-sizes"] = np.array([len(batch[0]) for batch in batches])
+arrays["ids"] = np.array([])
+np.savez(target, **{name: (a.astype(str) if a.dtype == object else a) for name, a in arrays.items()})
 """
 
 
 @functools.cache
-def tensorflow() -> str:
-    """A Python that has TensorFlow; skips the test, and says what is missing, where there is none."""
+def find_tensorflow_python() -> str:
+    """Return a Python that has TensorFlow; without one skip the test with the reason."""
     named = os.environ.get("IMAGEMILL_TF_PYTHON", "")
     python = named or sys.executable
-    done = subprocess.run([python, "-c", "import tensorflow"], capture_output=True, text=True, check=False)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no word"])[-1]
+    process = subprocess.run([python, "-c", "import tensorflow"], capture_output=True, text=True, check=False)
+    if process.returncode:
+        last = (process.stderr.strip().splitlines() or ["no word"])[-1]
         pytest.skip(
             f"TensorFlow can't be imported by {python} ({last}); pip install tensorflow-cpu into a venv and name its "
             "Python in IMAGEMILL_TF_PYTHON" + ("" if named else ", which is not set")
@@ -64,96 +63,102 @@ def tensorflow() -> str:
     return python
 
 
-def read(folder: Path, *calls: dict[str, Any]) -> dict[str, Any]:
-    """What `tfdata.read` gives for each call, in another process, twice over: `<call>-<epoch>-images` and so on."""
+def read_in_tensorflow(folder: Path, *calls: dict[str, Any]) -> dict[str, Any]:
+    """Return the arrays of `tfdata.read` for each call, two epochs, in another process: `<call>-<epoch>-images`, …."""
     import json
 
     target = folder / "read.npz"
-    words = [tensorflow(), "-c", READER, str(tfdata.__file__), str(folder), str(target), json.dumps(calls)]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    with np.load(target, allow_pickle=False) as found:
-        return {name: found[name] for name in found.files}
+    words = [find_tensorflow_python(), "-c", READER, str(tfdata.__file__), str(folder), str(target), json.dumps(calls)]
+    process = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr[-3000:]
+    with np.load(target, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
-def test_raw_tensors_come_back_pixel_by_pixel(tmp_path: Path, channels: int) -> None:
+def test_raw_tensors_are_read_pixel_by_pixel(tmp_path: Path, channels: int) -> None:
     shape = (24, 24, channels)
     source = exports.tensors(
         str(tmp_path / "t" / "tensors" / "01"), shape, rows=50, color="gray" if channels == 1 else "rgb"
     )
     exports.run(source, "tfrecord", tmp_path / "out", 20_000)
-    found = read(tmp_path / "out", {"split": "train", "batch_size": 8, "with_ids": True})
-    assert found["0-0-images"].shape == (50, *shape)
-    assert found["0-0-sizes"].tolist() == [8] * 6 + [2]
-    numbers = [int(one.rpartition("/")[2].partition(".")[0]) for one in found["0-0-ids"]]
+    arrays = read_in_tensorflow(tmp_path / "out", {"split": "train", "batch_size": 8, "with_ids": True})
+    assert arrays["0-0-images"].shape == (50, *shape)
+    assert arrays["0-0-sizes"].tolist() == [8] * 6 + [2]
+    numbers = [int(image_id.rpartition("/")[2].partition(".")[0]) for image_id in arrays["0-0-ids"]]
     assert sorted(numbers) == list(range(50))
-    for number, image, label in zip(numbers, found["0-0-images"], found["0-0-labels"], strict=True):
+    for number, image, label in zip(numbers, arrays["0-0-images"], arrays["0-0-labels"], strict=True):
         assert np.array_equal(image, exports.pixels_of(shape, "train", number)) and label == number % 3
-    assert np.array_equal(found["0-0-ids"], found["0-1-ids"]), "unshuffled, every epoch has one order"
+    assert np.array_equal(arrays["0-0-ids"], arrays["0-1-ids"]), "unshuffled, every epoch has one order"
 
 
-def test_shuffling_is_new_every_epoch_and_the_same_by_its_seed(tmp_path: Path) -> None:
+def test_shuffling_depends_on_seed_and_epoch(tmp_path: Path) -> None:
     source = exports.tensors(str(tmp_path / "t" / "tensors" / "01"), rows=200)
     exports.run(source, "tfrecord", tmp_path / "out", 20_000)
-    one = {"split": "train", "batch_size": 16, "with_ids": True, "shuffle": True, "seed": 3}
-    cached = {**one, "cache": "memory"}
-    to_file = {**one, "cache": str(tmp_path / "cache"), "negative": True}
-    repeated = {**one, "repeat": True, "take": 30, "drop_remainder": True}
-    found = read(tmp_path / "out", one, one, {**one, "seed": 4}, cached, to_file, repeated)
-    assert np.array_equal(found["0-0-ids"], found["1-0-ids"])
+    shuffled = {"split": "train", "batch_size": 16, "with_ids": True, "shuffle": True, "seed": 3}
+    cached = {**shuffled, "cache": "memory"}
+    to_file = {**shuffled, "cache": str(tmp_path / "cache"), "negative": True}
+    repeated = {**shuffled, "repeat": True, "take": 30, "drop_remainder": True}
+    arrays = read_in_tensorflow(
+        tmp_path / "out", shuffled, shuffled, {**shuffled, "seed": 4}, cached, to_file, repeated
+    )
+    assert np.array_equal(arrays["0-0-ids"], arrays["1-0-ids"])
     for other in ("0-1-ids", "2-0-ids", "3-1-ids"):
-        assert sorted(found[other]) == sorted(found["0-0-ids"])
-        assert not np.array_equal(found["0-0-ids"], found[other])
+        assert sorted(arrays[other]) == sorted(arrays["0-0-ids"])
+        assert not np.array_equal(arrays["0-0-ids"], arrays[other])
     for epoch in (0, 1):
-        for image, name in zip(found[f"4-{epoch}-images"], found[f"4-{epoch}-ids"], strict=True):
+        for image, name in zip(arrays[f"4-{epoch}-images"], arrays[f"4-{epoch}-ids"], strict=True):
             number = int(name.rpartition("/")[2].partition(".")[0])
             assert np.array_equal(255 - image, exports.pixels_of((16, 16, 3), "train", number))
-    assert set(found["5-0-sizes"].tolist()) == {16} and len(found["5-0-ids"]) == 480
+    assert set(arrays["5-0-sizes"].tolist()) == {16} and len(arrays["5-0-ids"]) == 480
 
 
-def test_jpeg_tensors_of_several_labels(tmp_path: Path) -> None:
+def test_multi_label_jpeg_tensors(tmp_path: Path) -> None:
     source = exports.tensors(str(tmp_path / "t" / "tensors" / "01"), encoding="jpeg", multi=True, rows=30)
     exports.run(source, "tfrecord", tmp_path / "out")
     exports.run(source, "imagefolder", tmp_path / "folder")
-    found = read(tmp_path / "out", {"split": "val", "batch_size": 7, "with_ids": True})
-    for image, label, name in zip(found["0-0-images"], found["0-0-labels"], found["0-0-ids"], strict=True):
+    arrays = read_in_tensorflow(tmp_path / "out", {"split": "val", "batch_size": 7, "with_ids": True})
+    for image, label, name in zip(arrays["0-0-images"], arrays["0-0-labels"], arrays["0-0-ids"], strict=True):
         number = int(name.rpartition("/")[2].partition(".")[0])
-        assert label.tolist() == [number >> one & 1 for one in range(3)]
-        shown = np.asarray(Image.open(tmp_path / "folder" / "val" / f"val__{number}.jpg"))
-        assert np.abs(image.astype(int) - shown).max() <= 1
+        assert label.tolist() == [number >> bit & 1 for bit in range(3)]
+        decoded = np.asarray(Image.open(tmp_path / "folder" / "val" / f"val__{number}.jpg"))
+        assert np.abs(image.astype(int) - decoded).max() <= 1
 
 
-def test_every_kind_of_clean_file_is_seen_as_by_a_careful_viewer(tmp_path: Path) -> None:
+def test_clean_files_of_every_kind_are_decoded(tmp_path: Path) -> None:
     import cleaned
 
     files = exports.odd_files()
     rows = [cleaned.Row(name, data=data) for name, data in files.items()]
     source = cleaned.cleaned(str(tmp_path / "t" / "clean" / "01"), rows)
     exports.run(source, "tfrecord", tmp_path / "out")
-    found = read(tmp_path / "out", {"split": "train", "batch_size": 4, "with_ids": True, "image_size": 24})
-    assert len(found["0-0-ids"]) == len(files)
-    for image, name in zip(found["0-0-images"], found["0-0-ids"], strict=True):
-        shown = exports.render_rgb(files[name])
-        top, left = (shown.shape[0] - 24) // 2, (shown.shape[1] - 24) // 2
-        wanted = shown[top : top + 24, left : left + 24].astype(int)  # the short side is 24: nothing is resampled
-        assert np.abs(image - wanted).max() <= (4 if name.endswith(".jpg") else 0), name
+    arrays = read_in_tensorflow(
+        tmp_path / "out", {"split": "train", "batch_size": 4, "with_ids": True, "image_size": 24}
+    )
+    assert len(arrays["0-0-ids"]) == len(files)
+    for image, name in zip(arrays["0-0-images"], arrays["0-0-ids"], strict=True):
+        decoded = exports.render_rgb(files[name])
+        top, left = (decoded.shape[0] - 24) // 2, (decoded.shape[1] - 24) // 2
+        expected = decoded[top : top + 24, left : left + 24].astype(int)  # the short side is 24: nothing is resampled
+        assert np.abs(image - expected).max() <= (4 if name.endswith(".jpg") else 0), name
 
 
-def test_resized_photographs_are_near_pillows(tmp_path: Path) -> None:
+def test_resized_photographs_are_close_to_pillows(tmp_path: Path) -> None:
     import cleaned
 
     data = {f"{n}.png": photos.saved(photos.made(n, 200, 152)) for n in range(4)}
     source = cleaned.cleaned(str(tmp_path / "t" / "clean" / "01"), [cleaned.Row(k, data=d) for k, d in data.items()])
     exports.run(source, "tfrecord", tmp_path / "out")
-    found = read(tmp_path / "out", {"split": "train", "batch_size": 4, "with_ids": True, "image_size": 64})
-    for image, name in zip(found["0-0-images"], found["0-0-ids"], strict=True):
+    arrays = read_in_tensorflow(
+        tmp_path / "out", {"split": "train", "batch_size": 4, "with_ids": True, "image_size": 64}
+    )
+    for image, name in zip(arrays["0-0-images"], arrays["0-0-ids"], strict=True):
         whole = Image.open(io.BytesIO(data[name])).crop((24, 0, 176, 152))
-        wanted = np.asarray(whole.resize((64, 64), Image.Resampling.BILINEAR)).astype(int)
-        assert np.abs(image - wanted).mean() < 0.6
+        expected = np.asarray(whole.resize((64, 64), Image.Resampling.BILINEAR)).astype(int)
+        assert np.abs(image - expected).mean() < 0.6
 
 
-def test_what_can_not_be_read_is_said(tmp_path: Path) -> None:
+def test_invalid_arguments_are_named(tmp_path: Path) -> None:
     source = exports.clean_single(str(tmp_path / "t" / "clean" / "01"), each=4)
     exports.run(source, "tfrecord", tmp_path / "out")
     for call, message in (
@@ -161,4 +166,4 @@ def test_what_can_not_be_read_is_said(tmp_path: Path) -> None:
         ({"split": "val", "batch_size": 1}, "image_size: expected a number of pixels"),
     ):
         with pytest.raises(AssertionError, match=message):
-            read(tmp_path / "out", call)
+            read_in_tensorflow(tmp_path / "out", call)

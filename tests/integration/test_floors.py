@@ -24,8 +24,8 @@ pytestmark = pytest.mark.proof
 QUICK = ["--image-size", "32", "--epochs", "1", "--backbone", "shufflenet_v2_x0_5"]
 
 
-def installed(what: str) -> Iterator[Path]:
-    """The folder of programs of a fresh environment with the lowest direct dependencies of `imagemill[what]`."""
+def install(extras: str) -> Iterator[Path]:
+    """Yield the bin folder of a fresh environment with the lowest direct dependencies of `imagemill` with extras."""
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
     assert uv, "uv is missing: pip install uv"
     with tempfile.TemporaryDirectory(prefix="imagemill-floors-") as folder:
@@ -37,18 +37,18 @@ def installed(what: str) -> Iterator[Path]:
         subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, environment], check=True)
         python = environment / "bin" / "python"
         command = [uv, "pip", "install", "--quiet", "--python", python, "--resolution", "lowest-direct"]
-        subprocess.run([*command, f"imagemill{what} @ {source.as_uri()}"], check=True)
+        subprocess.run([*command, f"imagemill{extras} @ {source.as_uri()}"], check=True)
         yield environment / "bin"
 
 
 @pytest.fixture(scope="module")
-def everything() -> Iterator[Path]:
-    yield from installed("[all,test]")
+def with_extras() -> Iterator[Path]:
+    yield from install("[all,test]")
 
 
 @pytest.fixture(scope="module")
-def alone() -> Iterator[Path]:
-    yield from installed("")
+def without_extras() -> Iterator[Path]:
+    yield from install("")
 
 
 @pytest.fixture
@@ -65,38 +65,38 @@ def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("target", ["kfp", "argo"])
-def test_the_pipeline_is_compiled(target: str, everything: Path, folder: Path) -> None:
+def test_pipeline_is_compiled(target: str, with_extras: Path, folder: Path) -> None:
     words = ["compile", "--target", target, "--cluster", "cluster.yaml", "-o", "pipeline.yaml"]
-    done = run(folder, everything / "imagemill", *words)
-    assert done.returncode == 0, done.stderr
+    process = run(folder, with_extras / "imagemill", *words)
+    assert process.returncode == 0, process.stderr
     assert all(yaml.safe_load_all((folder / "pipeline.yaml").read_text()))
 
 
-def test_a_run_ends_with_a_model_that_predicts(everything: Path, folder: Path) -> None:
-    done = run(folder, everything / "imagemill", "run", "--json", *QUICK)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+def test_model_of_a_run_predicts(with_extras: Path, folder: Path) -> None:
+    process = run(folder, with_extras / "imagemill", "run", "--json", *QUICK)
+    assert process.returncode == 0, process.stderr
+    result = json.loads(process.stdout.splitlines()[-1])
     assert result["status"] == "succeeded" and list(Path(result["model"]).glob("*.onnx"))
     words = ["export", result["clean"], "--format", "imagefolder", "--output", "out"]
-    done = run(folder, everything / "imagemill", *words)
-    assert done.returncode == 0, done.stderr
+    process = run(folder, with_extras / "imagemill", *words)
+    assert process.returncode == 0, process.stderr
     photo = next((folder / "out" / "test").rglob("*.*"))
-    done = run(folder, everything / "imagemill", "predict", "--model", result["model"], str(photo))
-    assert done.returncode == 0, done.stderr
+    process = run(folder, with_extras / "imagemill", "predict", "--model", result["model"], str(photo))
+    assert process.returncode == 0, process.stderr
 
 
-def test_the_unit_tests_pass(everything: Path) -> None:
-    command = [everything / "python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider"]
-    done = run(ROOT, *command, "tests/unit")
-    assert done.returncode == 0, done.stdout[-5000:]
+def test_unit_tests_pass(with_extras: Path) -> None:
+    command = [with_extras / "python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider"]
+    process = run(ROOT, *command, "tests/unit")
+    assert process.returncode == 0, process.stdout[-5000:]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_without_extras_a_command_names_the_one_that_it_needs(name: str, alone: Path, folder: Path) -> None:
+def test_command_names_its_missing_extra(name: str, without_extras: Path, folder: Path) -> None:
     module, words, message = COMMANDS[name]
-    message.check(run(folder, alone / "python", "-m", module, *words))
+    message.check(run(folder, without_extras / "python", "-m", module, *words))
 
 
-def test_without_extras_data_is_downloaded(alone: Path, folder: Path) -> None:
-    done = run(folder, alone / "imagemill", "download", "--dataset", "demo", "--workspace", "work")
-    assert done.returncode == 0, done.stderr
+def test_download_works_without_extras(without_extras: Path, folder: Path) -> None:
+    process = run(folder, without_extras / "imagemill", "download", "--dataset", "demo", "--workspace", "work")
+    assert process.returncode == 0, process.stderr

@@ -14,7 +14,7 @@ SAMPLES = 300
 
 
 @pytest.mark.proof
-def test_in_one_comparison() -> None:
+def test_error_rates_and_power_of_a_comparison() -> None:
     """28 cells of each kind. Where 1.8% pass, more than 5% of 300 do in one cell of 5,000; where 0.9% pass, more than
     3.3% in one of 3,000; a rate in the last column differs by 0.12 from the table's less often than that."""
     from gate import one
@@ -28,7 +28,7 @@ def test_in_one_comparison() -> None:
 
 
 @pytest.mark.proof
-def test_in_a_year() -> None:
+def test_error_rates_of_a_year_of_comparisons() -> None:
     """Of 100 years; where 3% have a promotion, more than 10 have one less often than once in 1,000 times."""
     from gate import year
 

@@ -1,4 +1,4 @@
-"""`imagemill gc` on what whole runs have made, and on a real S3 server."""
+"""`imagemill gc` on the datasets of whole runs, and on a real S3 server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.proof
-def test_a_run_finds_what_was_kept_and_makes_what_went(finished: Finished) -> None:
+def test_kept_datasets_are_reused_and_deleted_ones_made_again(finished: Finished) -> None:
     """The second week's model is champion; of the first week, which is neither, nothing is left."""
     workspace = Workspace.open(str(finished.workspace))
     shutil.rmtree(finished.workspace / "names" / "photos" / "promotions")
@@ -38,8 +38,8 @@ def test_a_run_finds_what_was_kept_and_makes_what_went(finished: Finished) -> No
     before = datasets_of(workspace)
     result = mill.run("gc", "--workspace", workspace.uri, "--keep-last", "1", "--delete", "--json")
     assert result.rc == 0, result.stderr
-    kept = {workspace.relative(second.json[kind]) for kind in mill.PRODUCTS}
-    assert set(datasets_of(workspace)) == kept and len(before) == 2 * len(kept)
+    current = {workspace.relative(second.json[kind]) for kind in mill.PRODUCTS}
+    assert set(datasets_of(workspace)) == current and len(before) == 2 * len(current)
     assert not any(dataset.missing() for dataset in datasets_of(workspace).values())
     assert result.json["unknown_files"] == []
     left = sum(file.stat().st_size for kind in mill.PRODUCTS for file in (finished.workspace / kind).rglob("*.parquet"))
@@ -49,40 +49,40 @@ def test_a_run_finds_what_was_kept_and_makes_what_went(finished: Finished) -> No
     assert cached.states == dict.fromkeys(mill.STEPS, "cached"), cached.stderr
     shutil.rmtree(finished.photos)
     shutil.copytree(saved, finished.photos)
-    again = mill.run(*finished.arguments)
-    assert again.states == dict.fromkeys(mill.STEPS, "ran"), again.stderr
-    assert {kind: Path(again.json[kind]).name for kind in ("raw", "clean", "tensors")} == {
+    repeated = mill.run(*finished.arguments)
+    assert repeated.states == dict.fromkeys(mill.STEPS, "ran"), repeated.stderr
+    assert {kind: Path(repeated.json[kind]).name for kind in ("raw", "clean", "tensors")} == {
         kind: Path(finished.result.json[kind]).name for kind in ("raw", "clean", "tensors")
     }
     check_intact(workspace)
 
 
-def gc(workspace: Workspace, capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
+def run_gc(workspace: Workspace, capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
     capsys.readouterr()
     assert main(["gc", "--workspace", workspace.uri, "--json", "--keep-last", "1", *flags]) == 0
     facts: dict[str, Any] = json.loads(capsys.readouterr().out)
     return facts
 
 
-def test_on_s3(s3_workspace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_gc_on_s3(s3_workspace: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workspace = Workspace.open(s3_workspace)
     weeks = [make_week(workspace, week) for week in range(5)]
     source = downloading.write(tmp_path / "source", downloading.images(4))
     record = downloading.run(s3_workspace, source, tmp_path, "--name", "weekly")
     before = files_of(workspace)
-    assert gc(workspace, capsys)["goes"] == [], "all is young"
-    listed = gc(workspace, capsys, "--min-age", "0")
+    assert run_gc(workspace, capsys)["goes"] == [], "all is young"
+    listed = run_gc(workspace, capsys, "--min-age", "0")
     assert files_of(workspace) == before
-    deleted = gc(workspace, capsys, "--min-age", "0", "--delete")
+    deleted = run_gc(workspace, capsys, "--min-age", "0", "--delete")
     assert deleted == listed | {"deleted": True}
     after = files_of(workspace)
     assert after.items() < before.items() and len(before) - len(after) == deleted["totals"]["goes"]["files"]
-    kept = [d for kind, d in weeks[4].items()]
-    assert set(datasets_of(workspace)) == paths_of(*kept, downloading.dataset_of(record))
+    newest_week = [d for kind, d in weeks[4].items()]
+    assert set(datasets_of(workspace)) == paths_of(*newest_week, downloading.dataset_of(record))
     assert not any(dataset.missing() for dataset in datasets_of(workspace).values())
     check_intact(workspace)
     assert downloading.run(s3_workspace, source, tmp_path, "--name", "weekly")["state"] == "cached"
-    assert gc(workspace, capsys, "--min-age", "0")["goes"] == []
+    assert run_gc(workspace, capsys, "--min-age", "0")["goes"] == []
 
 
 def test_many_objects_are_deleted_in_batches(s3_workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +99,7 @@ def test_many_objects_are_deleted_in_batches(s3_workspace: str, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("codes", "error"), [(["AccessDenied"], UserError), (["SlowDown"] * 99, TransientError), (["SlowDown"], None)]
 )
-def test_keys_that_the_store_leaves_are_asked_for_again_or_told(
+def test_keys_that_were_not_deleted_are_retried_or_reported(
     codes: list[str], error: type[Exception] | None, s3_workspace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request to delete many succeeds also where some of the keys are left: its answer names them."""
@@ -132,7 +132,7 @@ def test_keys_that_the_store_leaves_are_asked_for_again_or_told(
         assert requests[1:] == [requests[0][2:]]
 
 
-def test_credentials_that_may_not_delete_are_the_users_error(
+def test_missing_permission_to_delete_is_a_user_error(
     s3_workspace: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")

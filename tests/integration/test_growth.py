@@ -1,4 +1,4 @@
-"""What changed is done again and nothing else: sources that grow, parameters that change, workspaces that move."""
+"""Changed sources and parameters, moved workspaces: only what changed is done again."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ CACHED = dict.fromkeys(mill.STEPS, "cached")
 RECORD = {"uri", "fingerprint", "state", "seconds", "metrics", "exit_code", "error"}
 
 
-def ran_from(step: str) -> dict[str, str]:
-    """The states of a run in which this step and all after it worked."""
+def make_states(step: str) -> dict[str, str]:
+    """Return the states of a run in which this step and all after it ran."""
     first = mill.STEPS.index(step)
     return {name: "ran" if number >= first else "cached" for number, name in enumerate(mill.STEPS)}
 
 
-def again(finished: Finished, *more: str) -> mill.Result:
+def run_again(finished: Finished, *more: str) -> mill.Result:
     result = mill.run(*finished.arguments, *more)
     assert result.rc == 0, result.stderr
     return result
 
 
-def step(finished: Finished, name: str, tmp_path: Path, *more: str) -> dict[str, Any]:
-    """Run one step alone on the finished workspace; its result file."""
+def run_step(finished: Finished, name: str, tmp_path: Path, *more: str) -> dict[str, Any]:
+    """Run one step alone on the finished workspace; return its result file."""
     file = tmp_path / "result.json"
     result = mill.run(name, "--workspace", str(finished.workspace), "--name", "photos", "--result", str(file), *more)
     assert result.rc == 0, result.stderr
@@ -43,14 +43,14 @@ def step(finished: Finished, name: str, tmp_path: Path, *more: str) -> dict[str,
     return record
 
 
-def download(finished: Finished, tmp_path: Path) -> dict[str, Any]:
-    return step(finished, "download", tmp_path, "--dataset", "folder", "--source", str(finished.photos))
+def run_download(finished: Finished, tmp_path: Path) -> dict[str, Any]:
+    return run_step(finished, "download", tmp_path, "--dataset", "folder", "--source", str(finished.photos))
 
 
 def test_touch_changes_nothing(finished: Finished) -> None:
     for photo in finished.photos.rglob("*.*"):
         photo.touch()
-    result = again(finished)
+    result = run_again(finished)
     # The listing is new, so that the photographs are read once more; what was read is not.
     assert result.states == CACHED
     assert [Path(result.json[kind]).name for kind in mill.PRODUCTS] == [
@@ -58,40 +58,40 @@ def test_touch_changes_nothing(finished: Finished) -> None:
     ]
 
 
-def test_a_file_more_is_a_new_raw_and_a_new_clean(finished: Finished, tmp_path: Path) -> None:
+def test_added_file_gives_new_raw_and_clean_datasets(finished: Finished, tmp_path: Path) -> None:
     before = read_dataset(str(finished.workspace / "raw" / Path(finished.result.json["raw"]).name))
     mill.add_photo(finished.photos / "red" / "new.jpg", "red", np.random.default_rng(1))
-    raw = download(finished, tmp_path)
-    clean = step(finished, "clean", tmp_path, "--raw", raw["uri"])
+    raw = run_download(finished, tmp_path)
+    clean = run_step(finished, "clean", tmp_path, "--raw", raw["uri"])
     assert (raw["state"], clean["state"]) == ("ran", "ran")
     assert raw["metrics"]["rows"] == before.manifest.totals.rows + 1
     assert raw["fingerprint"] != before.fingerprint
     assert clean["fingerprint"] != Path(finished.result.json["clean"]).name
 
 
-def test_a_file_replaced_under_its_name_is_seen(finished: Finished, tmp_path: Path) -> None:
+def test_replaced_file_is_detected(finished: Finished, tmp_path: Path) -> None:
     """And put back: then it is the raw dataset of before."""
     photo = finished.photos / "red" / "000.png"
     mill.add_photo(photo, "blue", np.random.default_rng(2))
-    changed = download(finished, tmp_path)
+    changed = run_download(finished, tmp_path)
     assert changed["state"] == "ran" and changed["fingerprint"] != Path(finished.result.json["raw"]).name
     shutil.copy2(mill.make_photos(tmp_path / "same", ["red"], each=1) / "red" / "000.png", photo)
-    back = download(finished, tmp_path)
+    back = run_download(finished, tmp_path)
     assert (back["state"], back["fingerprint"]) == ("cached", Path(finished.result.json["raw"]).name)
 
 
-def test_a_new_class_is_appended(finished: Finished, tmp_path: Path) -> None:
+def test_new_class_is_appended(finished: Finished, tmp_path: Path) -> None:
     """`amber` sorts first and still gets the last id."""
     mill.make_photos(finished.photos, ["amber"])
-    clean = step(finished, "clean", tmp_path, "--raw", download(finished, tmp_path)["uri"])
+    clean = run_step(finished, "clean", tmp_path, "--raw", run_download(finished, tmp_path)["uri"])
     assert read_dataset(clean["uri"]).manifest.classes == ("blue", "green", "red", "amber")
 
 
 @pytest.mark.proof
-def test_a_model_of_new_classes_is_compared_in_those_that_the_champion_knows(finished: Finished) -> None:
+def test_model_of_new_classes_is_compared_in_the_champions_classes(finished: Finished) -> None:
     mill.make_photos(finished.photos, ["amber"])
-    result = again(finished, "--promote", "auto", "--min-test-images", "1")
-    assert result.states == ran_from("download")
+    result = run_again(finished, "--promote", "auto", "--min-test-images", "1")
+    assert result.states == make_states("download")
     assert mill.dataset_of(result, "clean").manifest.classes == ("blue", "green", "red", "amber")
     assert result.json["verdict"] in ("not_shown_better", "worse") and not result.json["promoted"]
     assert "new to the champion and not compared: 'amber'" in result.stderr
@@ -99,49 +99,49 @@ def test_a_model_of_new_classes_is_compared_in_those_that_the_champion_knows(fin
 
 
 @pytest.mark.proof
-def test_another_color_keeps_only_the_download(finished: Finished) -> None:
-    result = again(finished, "--color", "gray")
-    assert result.states == ran_from("clean")
+def test_changed_color_reruns_all_but_download(finished: Finished) -> None:
+    result = run_again(finished, "--color", "gray")
+    assert result.states == make_states("clean")
     assert mill.dataset_of(result, "tensors").manifest.image.shape == (32, 32, 1)
 
 
 @pytest.mark.proof
-def test_more_epochs_keep_the_tensors_and_a_rule_keeps_the_model(finished: Finished) -> None:
+def test_changed_epochs_keep_the_tensors_and_a_changed_rule_the_model(finished: Finished) -> None:
     longer = ["--epochs", "2", "--promote", "never"]
-    result = again(finished, *longer)
-    assert result.states == ran_from("train")
+    result = run_again(finished, *longer)
+    assert result.states == make_states("train")
     assert (result.json["verdict"], result.json["promoted"]) == ("too_few_images", False)
-    assert again(finished, *longer).states == CACHED
-    stricter = again(finished, *longer, "--min-gain", "0.2")
-    assert stricter.states == ran_from("promote")
+    assert run_again(finished, *longer).states == CACHED
+    stricter = run_again(finished, *longer, "--min-gain", "0.2")
+    assert stricter.states == make_states("promote")
     assert stricter.json["evaluation"] == result.json["evaluation"]
 
 
 @pytest.mark.proof
-def test_rerun_train_does_it_and_what_follows_once(finished: Finished, tmp_path: Path) -> None:
-    result = again(finished, "--rerun", "train")
-    assert result.states == ran_from("train")
+def test_rerun_train_repeats_train_and_later_steps_once(finished: Finished, tmp_path: Path) -> None:
+    result = run_again(finished, "--rerun", "train")
+    assert result.states == make_states("train")
     assert Path(result.json["model"]).name != Path(finished.result.json["model"]).name
     # A retry of the step within the run, as a cluster makes one that lost the pod just after the commit:
-    retried = step(
+    retried = run_step(
         finished, "train", tmp_path, "--tensors", result.json["tensors"], "--rerun", "train",
         "--run", result.json["run"], *mill.QUICK[2:],
     )  # fmt: skip
     assert (retried["state"], retried["uri"]) == ("cached", result.json["model"])
 
 
-def test_a_workspace_can_be_moved(finished: Finished, finished_once: Finished) -> None:
+def test_moved_workspace_is_cached(finished: Finished, finished_once: Finished) -> None:
     moved = finished.workspace.rename(finished.workspace.with_name("elsewhere"))
-    kept = [*moved.glob("*/*/_manifest.json"), *moved.glob("names/**/*.json"), *moved.glob("sources/*.json")]
-    assert len(kept) >= len(mill.PRODUCTS) * 2 + 2
-    for file in kept:
+    records = [*moved.glob("*/*/_manifest.json"), *moved.glob("names/**/*.json"), *moved.glob("sources/*.json")]
+    assert len(records) >= len(mill.PRODUCTS) * 2 + 2
+    for file in records:
         assert str(finished_once.workspace) not in file.read_text(), file
-    result = again(type(finished)(finished.photos, moved, finished.result))
+    result = run_again(type(finished)(finished.photos, moved, finished.result))
     assert result.states == CACHED
     assert {str(Path(result.json[kind]).parent.parent) for kind in mill.PRODUCTS} == {str(moved)}
 
 
-def test_every_step_leaves_its_record(finished_once: Finished) -> None:
+def test_every_step_writes_its_record(finished_once: Finished) -> None:
     workspace = Workspace.open(str(finished_once.workspace))
     run = finished_once.result.json["run"]
     for name in mill.STEPS:
@@ -153,7 +153,7 @@ def test_every_step_leaves_its_record(finished_once: Finished) -> None:
     assert Path(finished_once.result.json["report"]).is_file()
 
 
-def test_a_failed_step_leaves_its_record_too(tmp_path: Path) -> None:
+def test_failed_step_writes_its_record(tmp_path: Path) -> None:
     file = tmp_path / "result.json"
     words = ["--dataset", "folder", "--source", str(tmp_path / "none"), "--workspace", str(tmp_path / "work")]
     assert mill.run("download", *words, "--run", "r1", "--result", str(file)).rc == 2
@@ -164,23 +164,23 @@ def test_a_failed_step_leaves_its_record_too(tmp_path: Path) -> None:
     assert str(tmp_path / "none") in record["error"]
 
 
-def test_nothing_is_rewritten_by_a_cached_run(finished: Finished) -> None:
+def test_cached_run_writes_no_dataset(finished: Finished) -> None:
     datasets = [f for kind in mill.PRODUCTS for f in (finished.workspace / kind).rglob("*") if f.is_file()]
     before = {f: (f.stat().st_ino, f.stat().st_mtime_ns) for f in datasets}
-    assert again(finished).states == CACHED
+    assert run_again(finished).states == CACHED
     assert {f: (f.stat().st_ino, f.stat().st_mtime_ns) for f in datasets} == before
 
 
-def test_ray_continues_tensors_as_threads_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_continued_on_ray_equal_those_of_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imagemill.components.resize.plan.MAX_SHARD_ROWS", 7)
     photos = grown.several(60)
     later = {name: photo for name, photo in photos.items() if name != "p003"} | grown.several(9, "new")
-    found = []
+    by_executor = []
     for executor in ("threads", "ray"):
         workspace = Workspace.open(str(tmp_path / executor))
         grown.resized(grown.clean_of(workspace, photos))
         options = {"executor": executor, "resize_workers": 1}
-        found.append(grown.resized(grown.clean_of(workspace, later), **options))
-    by_threads, by_ray = found
+        by_executor.append(grown.resized(grown.clean_of(workspace, later), **options))
+    by_threads, by_ray = by_executor
     assert grown.generations(by_ray) == {0: 59, 1: 9} and grown.content(by_ray) == grown.content(by_threads)
     assert by_ray.manifest.files == by_threads.manifest.files

@@ -1,4 +1,4 @@
-"""`imagemill inspect` on everything that a real run made, and the page of the audit that cleaning left."""
+"""`imagemill inspect` on the datasets of a real run, and the audit report that clean stores."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def test_every_dataset_of_a_run_is_shown(finished_once: Finished) -> None:
         "evaluation": ("top1", "── Classes, the hardest first"),
     }
     for kind, expected in words.items():
-        shown = mill.run("inspect", uris[kind])
-        assert (shown.rc, shown.stderr) == (0, "")
-        assert [word for word in expected if word not in shown.stdout] == []
-        assert all(count_columns(line) <= WIDTH for line in shown.stdout.splitlines()[2:] if "/" not in line)
+        result = mill.run("inspect", uris[kind])
+        assert (result.rc, result.stderr) == (0, "")
+        assert [word for word in expected if word not in result.stdout] == []
+        assert all(count_columns(line) <= WIDTH for line in result.stdout.splitlines()[2:] if "/" not in line)
 
 
-def test_cleaning_leaves_the_page_and_writes_the_same_one_again(finished: Finished) -> None:
+def test_audit_report_of_clean_is_reproducible(finished: Finished) -> None:
     (manifest,) = mill.manifests(finished.workspace)["clean"]
     dataset = read_dataset(str(manifest.parent), "clean")
     (page,) = dataset.files("report")
@@ -43,7 +43,7 @@ def test_cleaning_leaves_the_page_and_writes_the_same_one_again(finished: Finish
     assert html == render(dataset).encode() and str(dataset.uri).encode() not in html
     assert mill.run("inspect", dataset.uri, "--json").json["pages"] == [dataset.locate(page)]
     shutil.rmtree(finished.workspace / "clean")
-    again = mill.run("clean", "--workspace", str(finished.workspace), "--raw", dataset.parent_uri("raw"))
-    assert again.rc == 0, again.stderr
+    second = mill.run("clean", "--workspace", str(finished.workspace), "--raw", dataset.parent_uri("raw"))
+    assert second.rc == 0, second.stderr
     assert read_dataset(dataset.uri).manifest.files == dataset.manifest.files
     assert Path(dataset.locate(page)).read_bytes() == html

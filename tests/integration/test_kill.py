@@ -1,8 +1,7 @@
-"""Killed at any moment, a run leaves nothing visible and nothing behind; run again, it gives what it would have given.
+"""Killed at any moment, a run leaves no partial dataset and no process; run again, it gives the same result.
 
 Tensors are the same byte for byte. So are a model's weights on one machine: the learning rate, the order of the
-images and their augmentation depend on (seed, epoch, batch) alone, and the checkpoint holds all the rest.
-"""
+images and their augmentation depend on (seed, epoch, batch) alone, and the checkpoint holds all the rest."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ from imagemill.components.step.runner_exit import RUNNER_PID
 if TYPE_CHECKING:
     from conftest import Finished
 
-MADE = {"clean": "clean", "resize": "tensors", "train": "model", "evaluate": "evaluation"}
+KIND_BY_STEP = {"clean": "clean", "resize": "tensors", "train": "model", "evaluate": "evaluation"}
 LONGER = ["--epochs", "4"]
 """Enough epochs for a checkpoint to go on from."""
 ON_RAY = ["--executor", "ray"]
@@ -35,92 +34,83 @@ ON_RAY = ["--executor", "ray"]
 
 @pytest.fixture(scope="module")
 def expected(finished_once: Finished, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Dataset]:
-    """What runs that nobody kills give: the finished one's datasets, and a model of more epochs."""
+    """Datasets of uninterrupted runs: the finished one's, and a model of more epochs."""
     copy = finished_once.copy(tmp_path_factory.mktemp("uninterrupted"))
-    found = {kind: mill.dataset_of(finished_once.result, kind) for kind in ("raw", "clean", "tensors")}
-    return found | {"model": read_dataset(step(copy, "train", "tensors", *mill.QUICK[2:], *LONGER), "model")}
+    datasets = {kind: mill.dataset_of(finished_once.result, kind) for kind in ("raw", "clean", "tensors")}
+    return datasets | {"model": read_dataset(run_step(copy, "train", "tensors", *mill.QUICK[2:], *LONGER), "model")}
 
 
-def step(finished: Finished, name: str, parent: str, *more: str) -> str:
-    """Run one step alone to its end; the URI of its dataset."""
+def run_step(finished: Finished, name: str, parent: str, *more: str) -> str:
+    """Run one step alone to its end; return the URI of its dataset."""
     result = mill.finish(start_step(finished, name, parent, *more), time.monotonic())
     assert result.rc == 0, result.stderr
     return result.error.rpartition(" ")[2]
 
 
 def start_step(finished: Finished, name: str, parent: str, *more: str, **environment: str) -> subprocess.Popen[str]:
-    given = str(finished.workspace / parent / Path(finished.result.json[parent]).name)
-    return mill.start([name, f"--{parent}", given, "--workspace", str(finished.workspace), *more], environment)
+    parent_uri = str(finished.workspace / parent / Path(finished.result.json[parent]).name)
+    return mill.start([name, f"--{parent}", parent_uri, "--workspace", str(finished.workspace), *more], environment)
 
 
-def forget(finished: Finished, step: str) -> None:
-    """Take away what the step and those after it made, so that they have it all before them."""
-    steps = list(MADE)
+def delete_outputs(finished: Finished, step: str) -> None:
+    """Delete the datasets of the step and of those after it, and all names."""
+    steps = list(KIND_BY_STEP)
     for later in steps[steps.index(step) :]:
-        shutil.rmtree(finished.workspace / MADE[later])
+        shutil.rmtree(finished.workspace / KIND_BY_STEP[later])
     shutil.rmtree(finished.workspace / "names")
 
 
-def nothing_left_with(name: str, value: object, seconds: float = 120) -> None:
-    """Every process that inherited this variable ends by itself: the steps, and Ray with its workers."""
+def wait_for_processes(name: str, value: object, seconds: float = 120) -> None:
+    """Wait until every process that inherited this variable has ended: the steps, and Ray with its workers."""
     mill.wait_until(lambda: not mill.processes_with(name, str(value)), "the end of all that was started", seconds)
 
 
-def said(process: subprocess.Popen[str], text: str) -> None:
-    """Read the run's terminal until it says so."""
-    assert process.stderr
-    for line in process.stderr:
-        if text in line:
-            return
-    raise AssertionError(f"the run ended without saying {text!r}")
-
-
-def same_datasets(result: mill.Result, expected: dict[str, Dataset], *kinds: str) -> None:
+def assert_same_datasets(result: mill.Result, expected: dict[str, Dataset], *kinds: str) -> None:
     for kind in kinds:
-        found = mill.dataset_of(result, kind)
-        assert found.fingerprint == expected[kind].fingerprint
-        assert mill.content(found) == mill.content(expected[kind]), kind
+        dataset = mill.dataset_of(result, kind)
+        assert dataset.fingerprint == expected[kind].fingerprint
+        assert mill.content(dataset) == mill.content(expected[kind]), kind
 
 
 def kill_and_run_again(
     finished: Finished, more: list[str], moment: Callable[[subprocess.Popen[str]], None]
 ) -> mill.Result:
-    """Start, SIGKILL the process group at the moment, see that all is gone and nothing is half there, run again."""
+    """Start a run, kill its process group at the moment, check that no process or partial dataset is left, rerun."""
     process = mill.start([*finished.arguments, *more])
     moment(process)
     mill.kill_group(process)
-    nothing_left_with(RUNNER_PID, process.pid)
-    for kind, found in mill.manifests(finished.workspace).items():
-        for manifest in found:
+    wait_for_processes(RUNNER_PID, process.pid)
+    for kind, manifests in mill.manifests(finished.workspace).items():
+        for manifest in manifests:
             assert not read_dataset(str(manifest.parent), kind).missing()
     result = mill.run(*finished.arguments, *more)
     assert result.rc == 0, result.stderr
     return result
 
 
-def test_killed_while_training_goes_on_from_the_checkpoint(finished: Finished, expected: dict[str, Dataset]) -> None:
-    result = kill_and_run_again(finished, LONGER, lambda process: said(process, "[train] epoch 2/4"))
+def test_killed_training_resumes_from_the_checkpoint(finished: Finished, expected: dict[str, Dataset]) -> None:
+    result = kill_and_run_again(finished, LONGER, lambda process: mill.wait_for_line(process, "[train] epoch 2/4"))
     assert result.states["resize"] == "cached" and result.states["train"] == "ran"
     assert "[train] going on after epoch" in result.stderr
-    same_datasets(result, expected, "tensors", "model")
+    assert_same_datasets(result, expected, "tensors", "model")
 
 
 @pytest.mark.proof  # Ray's own watchdog decides how soon: seconds alone, over half a minute beside a full suite
-def test_killed_while_resizing_leaves_no_ray_behind(finished: Finished, expected: dict[str, Dataset]) -> None:
-    forget(finished, "resize")
+def test_killed_resize_leaves_no_ray_process(finished: Finished, expected: dict[str, Dataset]) -> None:
+    delete_outputs(finished, "resize")
     mark = {"IMAGEMILL_TEST_MARK": secrets.token_hex(8)}
     process = start_step(finished, "resize", "clean", *mill.QUICK[:2], *ON_RAY, **mark)
-    said(process, "[resize] Ray with")
+    mill.wait_for_line(process, "[resize] Ray with")
     assert any("raylet" in line for line in mill.processes_with(*next(iter(mark.items()))).values())
     process.kill()  # the step alone: Ray's processes have to see for themselves
     process.communicate()
-    nothing_left_with(*next(iter(mark.items())))
+    wait_for_processes(*next(iter(mark.items())))
     assert not mill.manifests(finished.workspace)["tensors"]
-    made = read_dataset(step(finished, "resize", "clean", *mill.QUICK[:2]), "tensors")
-    assert mill.content(made) == mill.content(expected["tensors"])
+    tensors = read_dataset(run_step(finished, "resize", "clean", *mill.QUICK[:2]), "tensors")
+    assert mill.content(tensors) == mill.content(expected["tensors"])
 
 
-def test_an_orphaned_step_ends_by_itself(tmp_path: Path) -> None:
+def test_orphaned_step_exits(tmp_path: Path) -> None:
     """Only the runner is killed, not its group: the step sees that and ends, long before its work would."""
     runner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     script = (
@@ -139,7 +129,7 @@ def test_an_orphaned_step_ends_by_itself(tmp_path: Path) -> None:
     runner.wait()
 
 
-def test_an_orphaned_step_that_handles_sigterm_has_its_last_words(tmp_path: Path) -> None:
+def test_orphaned_step_that_handles_sigterm_finishes_its_handler(tmp_path: Path) -> None:
     runner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     script = (
         "import signal, sys, time; from pathlib import Path\n"
@@ -167,72 +157,70 @@ def test_an_orphaned_step_that_handles_sigterm_has_its_last_words(tmp_path: Path
 # The series: every step, several moments, Ray's own processes.
 
 
-def after(seconds: float, text: str) -> Callable[[subprocess.Popen[str]], None]:
-    def moment(process: subprocess.Popen[str]) -> None:
-        said(process, text)
+def wait_after(seconds: float, text: str) -> Callable[[subprocess.Popen[str]], None]:
+    def wait(process: subprocess.Popen[str]) -> None:
+        mill.wait_for_line(process, text)
         time.sleep(seconds)
 
-    return moment
+    return wait
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize("seconds", [0.2, 0.6, 1.2, 2, 3, 5, 7, 9, 12, 15])
-def test_killed_at_any_moment_of_a_whole_run(seconds: float, finished: Finished, expected: dict[str, Dataset]) -> None:
+def test_run_killed_at_any_moment(seconds: float, finished: Finished, expected: dict[str, Dataset]) -> None:
     shutil.rmtree(finished.workspace)
-    result = kill_and_run_again(finished, LONGER, after(seconds, "run photos-"))
-    same_datasets(result, expected, *mill.PRODUCTS[:4])
+    result = kill_and_run_again(finished, LONGER, wait_after(seconds, "run photos-"))
+    assert_same_datasets(result, expected, *mill.PRODUCTS[:4])
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize("step", MADE)
+@pytest.mark.parametrize("step", KIND_BY_STEP)
 @pytest.mark.parametrize("seconds", [0, 0.3, 1])
-def test_killed_at_several_moments_of_each_step(
-    step: str, seconds: float, finished: Finished, expected: dict[str, Dataset]
-) -> None:
+def test_step_killed_at_any_moment(step: str, seconds: float, finished: Finished, expected: dict[str, Dataset]) -> None:
     before = {"clean": "download", "resize": "clean", "train": "resize", "evaluate": "train"}[step]
-    forget(finished, step)
-    done = f"[{before}] {'done' if step == 'evaluate' else 'there already'}"  # with more epochs train has work to do
-    result = kill_and_run_again(finished, LONGER, after(seconds, done))
-    same_datasets(result, expected, *mill.PRODUCTS[:4])
+    delete_outputs(finished, step)
+    line = f"[{before}] {'done' if step == 'evaluate' else 'there already'}"  # with more epochs train has work to do
+    result = kill_and_run_again(finished, LONGER, wait_after(seconds, line))
+    assert_same_datasets(result, expected, *mill.PRODUCTS[:4])
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize("victim", ["executor_main", "raylet", "gcs_server", "ray::"])
-def test_one_process_of_the_resize_is_killed(victim: str, finished: Finished, expected: dict[str, Dataset]) -> None:
+def test_killed_process_of_resize(victim: str, finished: Finished, expected: dict[str, Dataset]) -> None:
     """The step itself: the run ends with 75. A part of Ray: it goes on without, or ends with 75."""
-    forget(finished, "resize")
+    delete_outputs(finished, "resize")
     process = mill.start([*finished.arguments, *ON_RAY])
     started = time.monotonic()
-    said(process, "[resize] Ray with")
+    mill.wait_for_line(process, "[resize] Ray with")
 
-    def victims() -> list[int]:
-        mine = mill.processes_with(RUNNER_PID, str(process.pid))
-        return [pid for pid, line in mine.items() if victim in line and not line.startswith("sh ")]
+    def list_victims() -> list[int]:
+        processes = mill.processes_with(RUNNER_PID, str(process.pid))
+        return [pid for pid, line in processes.items() if victim in line and not line.startswith("sh ")]
 
-    mill.wait_until(lambda: bool(victims()), f"a {victim}")
-    os.kill(victims()[0], signal.SIGKILL)
+    mill.wait_until(lambda: bool(list_victims()), f"a {victim}")
+    os.kill(list_victims()[0], signal.SIGKILL)
     first = mill.finish(process, started)
     assert first.rc in (0, 75), first.stderr
-    nothing_left_with(RUNNER_PID, process.pid)
+    wait_for_processes(RUNNER_PID, process.pid)
     result = mill.run(*finished.arguments)
     assert result.rc == 0, result.stderr
-    same_datasets(result, expected, "tensors")
+    assert_same_datasets(result, expected, "tensors")
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize("text", ["[resize] Ray with", "[train] epoch 1/4"])
-def test_only_the_runner_is_killed(text: str, finished: Finished, expected: dict[str, Dataset]) -> None:
-    forget(finished, "resize")
+def test_killed_runner(text: str, finished: Finished, expected: dict[str, Dataset]) -> None:
+    delete_outputs(finished, "resize")
     process = mill.start([*finished.arguments, *LONGER, *ON_RAY])
-    said(process, text)
+    mill.wait_for_line(process, text)
     process.kill()
     process.communicate()
 
-    def the_step() -> bool:
+    def step_is_running() -> bool:
         return any("executor_main" in line for line in mill.processes_with(RUNNER_PID, str(process.pid)).values())
 
-    mill.wait_until(lambda: not the_step(), "the step's own end", 2)
-    nothing_left_with(RUNNER_PID, process.pid)  # Ray's workers end when they see that their raylet is gone
+    mill.wait_until(lambda: not step_is_running(), "the step's own end", 2)
+    wait_for_processes(RUNNER_PID, process.pid)  # Ray's workers end when they see that their raylet is gone
     result = mill.run(*finished.arguments, *LONGER)
     assert result.rc == 0, result.stderr
-    same_datasets(result, expected, "tensors", "model")
+    assert_same_datasets(result, expected, "tensors", "model")

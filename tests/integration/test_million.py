@@ -1,4 +1,4 @@
-"""A million images: what holds an entry for each is tried with so many, and its memory is measured."""
+"""Memory and time of data structures with an entry for each of a million images."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ contents = Contents()
 for n in range(1_000_000):
     contents.add({"image_id": f"class/{n:08d}.jpg", "sha256": hashlib.sha256(b"%d" % n).hexdigest(), "label": "class",
               "split": None, "boxes": [], "mask": None})
-held = megabytes() - before
+used = megabytes() - before
 name = contents.fingerprint()
 peak = megabytes() - before
-print(json.dumps({"held": held, "peak": peak, "seconds": time.monotonic() - started, "rows": contents.rows}))
+print(json.dumps({"held": used, "peak": peak, "seconds": time.monotonic() - started, "rows": contents.rows}))
 """
 
 _WRITE = """
@@ -88,14 +88,14 @@ from imagemill.components.dataset.workspace import Workspace
 clean = read_dataset(sys.argv[1])
 before, started = megabytes(), time.monotonic()
 table = read_candidates(clean.uri, clean.files())
-held = megabytes() - before
+used = megabytes() - before
 config = CleanConfig(split=sys.argv[2], outliers="drop", near_duplicates="drop")
 decisions, twins = decide(table, config)
 rejected = sum(1 for _ in decisions.iterate_rejected())
 finished = FinishedWork(Workspace(clean.uri.removesuffix("/clean/_shards")))
 files = write_final_files(decisions, finished, make_clean_layout(CLEAN)).files
 print(json.dumps({
-    "rows": len(table), "held": held, "rejected": rejected, "kept": sum(f.rows for f in files), "twins": len(twins),
+    "rows": len(table), "held": used, "rejected": rejected, "kept": sum(f.rows for f in files), "twins": len(twins),
     "copies": decisions.findings["duplicates"]["groups"], "peak": megabytes() - before,
     "seconds": time.monotonic() - started,
 }))
@@ -116,34 +116,36 @@ print(json.dumps({"rows": sum(rows), "jobs": len(rows), "peak": megabytes() - be
 """
 
 
-def measured(code: str, *words: str) -> dict[str, float]:
-    done = subprocess.run([sys.executable, "-c", _MEASURE + code, *words], capture_output=True, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    print(found)
-    return found
+def measure(code: str, *words: str) -> dict[str, float]:
+    process = subprocess.run(
+        [sys.executable, "-c", _MEASURE + code, *words], capture_output=True, text=True, check=True
+    )
+    results: dict[str, float] = json.loads(process.stdout.splitlines()[-1])
+    print(results)
+    return results
 
 
 @pytest.fixture(scope="module")
 def clean(tmp_path_factory: pytest.TempPathFactory) -> str:
     uri = str(Path(tmp_path_factory.mktemp("million")) / "clean" / "_shards")
-    made = measured(_WRITE.replace("THUMBNAIL", str(THUMBNAIL_BYTES)), uri)
-    assert made["rows"] == MILLION and made["seconds"] < 120  # labels, splits and order of a million among it
+    results = measure(_WRITE.replace("THUMBNAIL", str(THUMBNAIL_BYTES)), uri)
+    assert results["rows"] == MILLION and results["seconds"] < 120  # labels, splits and order of a million among it
     return uri
 
 
-def test_download_holds_40_bytes_an_image() -> None:
-    found = measured(_READ)
-    assert found["rows"] == MILLION and found["held"] < 80 and found["peak"] < 200
+def test_memory_of_download_per_image() -> None:
+    results = measure(_READ)
+    assert results["rows"] == MILLION and results["held"] < 80 and results["peak"] < 200
 
 
 @pytest.mark.parametrize("split", ["stable", "exact"])
-def test_a_million_rows_are_decided_on_in_two_minutes_and_two_gigabytes(clean: str, split: str) -> None:
-    found = measured(_DECIDE, clean, split)
-    assert found["rows"] == found["rejected"] + found["kept"] == MILLION
-    assert found["copies"] == 100 and found["twins"] >= 1000 and found["rejected"] >= 1100
-    assert found["seconds"] < 120 and found["peak"] < 2000
+def test_time_and_memory_of_decide(clean: str, split: str) -> None:
+    results = measure(_DECIDE, clean, split)
+    assert results["rows"] == results["rejected"] + results["kept"] == MILLION
+    assert results["copies"] == 100 and results["twins"] >= 1000 and results["rejected"] >= 1100
+    assert results["seconds"] < 120 and results["peak"] < 2000
 
 
-def test_plan_of_a_million(clean: str) -> None:
-    found = measured(_PLAN, clean)
-    assert found["rows"] == MILLION and found["peak"] < 300
+def test_memory_of_plan(clean: str) -> None:
+    results = measure(_PLAN, clean)
+    assert results["rows"] == MILLION and results["peak"] < 300

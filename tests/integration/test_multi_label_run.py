@@ -1,4 +1,4 @@
-"""Images with several labels through the whole pipeline: two independent attributes, learned and reported."""
+"""Multi-label images through the whole pipeline: two independent attributes, learned and reported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COLORS = {"blue": (30, 60, 220), "red": (220, 40, 30)}
 
 
 def make_table(folder: Path, number: int) -> Path:
-    """`labels.csv` and its pictures: noise with a red square, a blue one, both or neither in it."""
+    """Write `labels.csv` and its pictures: noise with a red square, a blue one, both or neither."""
     folder.mkdir()
     lines = ["path,label"]
     for n in range(number):
@@ -33,7 +33,7 @@ def make_table(folder: Path, number: int) -> Path:
     return folder / "labels.csv"
 
 
-def columns(dataset: Dataset, *names: str) -> list[dict[str, object]]:
+def read_rows(dataset: Dataset, *names: str) -> list[dict[str, object]]:
     return [row for table in read_columns(dataset, "data", list(names)) for row in table.to_pylist()]
 
 
@@ -42,28 +42,9 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("several")
     table = make_table(folder / "pictures", 120)
     source = ["--dataset", "csv", "--source", str(table), "--name", "shapes", "--workspace", str(folder / "mill")]
-    labels = [
-        "--label-separator",
-        "|",
-        "--label-encoding",
-        "one_hot",
-        "--test-fraction",
-        "0.3",
-        "--near-duplicates",
-        "off",
-    ]
-    training = [
-        "--recipe",
-        "plain",
-        "--epochs",
-        "10",
-        "--batch-size",
-        "8",
-        "--learning-rate",
-        "0.005",
-        "--crop-scale",
-        "1",
-    ]
+    labels = ["--label-separator", "|", "--label-encoding", "one_hot", "--test-fraction", "0.3"]
+    training = ["--near-duplicates", "off", "--recipe", "plain", "--epochs", "10", "--batch-size", "8"]
+    training += ["--learning-rate", "0.005", "--crop-scale", "1"]
     network = ["--image-size", "32", "--backbone", "shufflenet_v2_x0_5"]
     return ["run", "--json", *source, *labels, *training, *network]
 
@@ -75,22 +56,22 @@ def run(arguments: list[str]) -> mill.Result:
     return result
 
 
-def test_every_dataset_says_multi_and_carries_the_ids(run: mill.Result) -> None:
-    found = {kind: mill.dataset_of(run, kind) for kind in mill.PRODUCTS[1:]}
-    assert {d.manifest.task for d in found.values()} == {"multi"}
-    assert {d.manifest.classes for d in found.values()} == {("blue", "none", "red")}
-    clean = columns(found["clean"], "image_id", "label", "label_ids", "label_one_hot", "split")
+def test_every_dataset_has_the_task_and_label_ids(run: mill.Result) -> None:
+    datasets = {kind: mill.dataset_of(run, kind) for kind in mill.PRODUCTS[1:]}
+    assert {d.manifest.task for d in datasets.values()} == {"multi"}
+    assert {d.manifest.classes for d in datasets.values()} == {("blue", "none", "red")}
+    clean = read_rows(datasets["clean"], "image_id", "label", "label_ids", "label_one_hot", "split")
     assert len(clean) == 120 and {row["label"] for row in clean} == {"none", "red", "blue", "blue|red"}
     ids = {row["image_id"]: row["label_ids"] for row in clean}
     assert [row["label_one_hot"] for row in clean] == [
         [int(n in ids[row["image_id"]]) for n in range(3)] for row in clean
     ]
-    assert {row["image_id"]: row["label_ids"] for row in columns(found["tensors"], "image_id", "label_ids")} == ids
-    tested = {row["image_id"]: row["label_ids"] for row in columns(found["evaluation"], "image_id", "label_ids")}
+    assert {row["image_id"]: row["label_ids"] for row in read_rows(datasets["tensors"], "image_id", "label_ids")} == ids
+    tested = {row["image_id"]: row["label_ids"] for row in read_rows(datasets["evaluation"], "image_id", "label_ids")}
     assert tested == {row["image_id"]: row["label_ids"] for row in clean if row["split"] == "test"}
 
 
-def test_the_result_has_the_same_metrics_as_any_and_more(run: mill.Result) -> None:
+def test_result_has_the_metrics_of_multi_label_models(run: mill.Result) -> None:
     metrics = run.json["metrics"]
     several = {"micro_f1", "subset_accuracy", "micro_pr_auc"}
     assert set(metrics) >= several | {"top1", "macro_f1", "pr_auc", "roc_auc", "loss", "nll", "brier", "ece"}
@@ -100,7 +81,7 @@ def test_the_result_has_the_same_metrics_as_any_and_more(run: mill.Result) -> No
     assert "Every label right" in page and "Confusion" not in page
 
 
-def test_a_second_run_is_cached(run: mill.Result, arguments: list[str]) -> None:
-    again = mill.run(*arguments)
-    assert again.rc == 0, again.stderr
-    assert set(again.states.values()) == {"cached"} and again.json["evaluation"] == run.json["evaluation"]
+def test_second_run_is_cached(run: mill.Result, arguments: list[str]) -> None:
+    second = mill.run(*arguments)
+    assert second.rc == 0, second.stderr
+    assert set(second.states.values()) == {"cached"} and second.json["evaluation"] == run.json["evaluation"]

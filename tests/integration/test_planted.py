@@ -48,39 +48,39 @@ POINTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.97, 0.999)
 KEPT = ("image_id", "image", "sha256", "label", "split", "width", "height", "format", "decoder_warning")
 
 
-def rows_of(dataset: Dataset, role: str, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+def read_rows(dataset: Dataset, role: str, columns: tuple[str, ...]) -> list[dict[str, Any]]:
     return [row for table in read_columns(dataset, role, list(columns)) for row in table.to_pylist()]
 
 
 @dataclass(frozen=True)
 class Cleaned:
-    """What download and clean made of a source."""
+    """Datasets that download and clean made of a source."""
 
     raw: Dataset
     dataset: Dataset
 
     def kept(self, columns: tuple[str, ...] = KEPT) -> dict[str, dict[str, Any]]:
-        return {row["image_id"]: row for row in rows_of(self.dataset, "data", columns)}
+        return {row["image_id"]: row for row in read_rows(self.dataset, "data", columns)}
 
     def reasons(self) -> dict[str, str]:
-        """By image_id the reason, nothing for what is kept. Every raw row must be there once: by its name."""
-        rejected = rows_of(self.dataset, "rejected", ("image_id", "reason", "detail"))
+        """Return the reason by image_id, empty for kept images; check that every raw row is there once."""
+        rejected = read_rows(self.dataset, "rejected", ("image_id", "reason", "detail"))
         assert all(row["detail"] for row in rejected) and {row["reason"] for row in rejected} <= set(REASONS)
-        kept = [row["image_id"] for row in rows_of(self.dataset, "data", ("image_id",))]
-        raw = Counter(row["image_id"] for row in rows_of(self.raw, "data", ("image_id",)))
-        assert Counter(kept + [row["image_id"] for row in rejected]) == raw and max(raw.values()) == 1
+        kept_ids = [row["image_id"] for row in read_rows(self.dataset, "data", ("image_id",))]
+        raw = Counter(row["image_id"] for row in read_rows(self.raw, "data", ("image_id",)))
+        assert Counter(kept_ids + [row["image_id"] for row in rejected]) == raw and max(raw.values()) == 1
         totals = self.dataset.manifest.totals
-        assert (totals.rows, totals.rejected) == (len(kept), len(rejected))
+        assert (totals.rows, totals.rejected) == (len(kept_ids), len(rejected))
         assert totals.by_reason == dict(Counter(row["reason"] for row in rejected))
-        return dict.fromkeys(kept, "") | {row["image_id"]: row["reason"] for row in rejected}
+        return dict.fromkeys(kept_ids, "") | {row["image_id"]: row["reason"] for row in rejected}
 
 
-def through(folder: Path, dataset: str, source: Path, **options: Any) -> Cleaned:
-    """The steps download and clean, on the workspace `folder / "work"`."""
+def run_download_and_clean(folder: Path, dataset: str, source: Path, **options: Any) -> Cleaned:
+    """Run download and clean on the workspace `folder / "work"`."""
     workspace = Workspace.open(str(folder / "work"))
     shared = {"workspace": workspace.uri, "name": "planted"}
-    asked = DownloadConfig(dataset=dataset, source=str(source), **shared)
-    raw = download(asked, Context("download", workspace, "run", False))
+    download_config = DownloadConfig(dataset=dataset, source=str(source), **shared)
+    raw = download(download_config, Context("download", workspace, "run", False))
     config = CleanConfig(raw=raw.uri, clean_workers=2, **shared, **options)
     cleaned = clean(config, Context("clean", workspace, "run", False))
     return Cleaned(read_dataset(raw.uri, "raw"), read_dataset(cleaned.uri, "clean"))
@@ -88,14 +88,14 @@ def through(folder: Path, dataset: str, source: Path, **options: Any) -> Cleaned
 
 def check_exact(bed: Bed, folder: Path, **options: Any) -> Cleaned:
     """Every plant is rejected for its reason, or kept with its bytes, label, split and size."""
-    cleaned = through(folder, "csv", bed.write(folder / "source"), **options)
+    cleaned = run_download_and_clean(folder, "csv", bed.write(folder / "source"), **options)
     table, wrong = outcome_table(bed.plants, cleaned.reasons())
     print(f"\n{len(bed.plants):,} files of {len({p.kind for p in bed.plants})} kinds\n{table}")
     assert not wrong, "\n".join([table, f"{len(wrong)} differ:", *wrong[:40]])
-    kept = cleaned.kept()
+    kept_rows = cleaned.kept()
     for plant in bed.plants:
         if not plant.reason:
-            check_kept(plant, kept[plant.path])
+            check_kept(plant, kept_rows[plant.path])
     return cleaned
 
 
@@ -110,28 +110,28 @@ def check_kept(plant: Plant, row: dict[str, Any]) -> None:
     assert damaged or row["decoder_warning"] is None, (plant.path, plant.kind, row["decoder_warning"])
 
 
-def everything(seed: int, points: tuple[float, ...], each: int) -> Bed:
-    """All faults that default options find."""
+def plant_all_faults(seed: int, points: tuple[float, ...], each: int) -> Bed:
+    """Return a bed with all faults that default options detect."""
     bed = Bed(seed)
     good(bed)
     truncated(bed, points)
     flipped(bed, each)
     zeroed(bed, max(2, each // 2))
-    for plant in (disguised, polyglots, too_large, oddities, unsupported, twelve_bits, copies, unlabelled):
-        plant(bed)
+    for add_plants in (disguised, polyglots, too_large, oddities, unsupported, twelve_bits, copies, unlabelled):
+        add_plants(bed)
     conflicts(bed, "keep")
     return bed
 
 
 def test_recall_and_precision_are_1_for_every_reason(tmp_path: Path) -> None:
-    check_exact(everything(0, POINTS, 12), tmp_path)
+    check_exact(plant_all_faults(0, POINTS, 12), tmp_path)
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize("seed", range(1, 9))
 def test_recall_and_precision_are_1_for_every_reason_at_length(tmp_path: Path, seed: int) -> None:
     points = tuple((n + seed / 9) / 60 for n in range(60))
-    check_exact(everything(seed, points, 120), tmp_path)
+    check_exact(plant_all_faults(seed, points, 120), tmp_path)
 
 
 @pytest.mark.parametrize("policy", ["keep", "drop_all", "drop_minority"])
@@ -141,9 +141,9 @@ def test_copies_with_contradicting_labels_are_settled_by_the_policy(tmp_path: Pa
     groups = conflicts(bed, policy)
     copies(bed, 12)
     cleaned = check_exact(bed, tmp_path, label_conflicts=policy)
-    found = cleaned.dataset.manifest.extra.found["duplicates"]
-    assert (found["groups"], found["conflicts"]) == (groups + 12, groups)
-    named = [{row["image_id"] for row in group} for group in found["conflict_examples"]]
+    duplicates = cleaned.dataset.manifest.extra.found["duplicates"]
+    assert (duplicates["groups"], duplicates["conflicts"]) == (groups + 12, groups)
+    named = [{row["image_id"] for row in group} for group in duplicates["conflict_examples"]]
     planted = {plant.path for plant in bed.plants if plant.kind == "label conflict"}
     assert len(named) == groups and set().union(*named) == planted
 
@@ -174,37 +174,37 @@ def test_headers_of_65500_pixels_a_side_cost_neither_time_nor_memory() -> None:
     )
     small, bombs = headers(8, 8), headers(65_500, 65_500)
     assert max(map(len, bombs.values())) < 1_000
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], input=repr((small, bombs)), capture_output=True, text=True, check=False
     )
-    found = [line.split() for line in done.stdout.splitlines()]
+    results = [line.split() for line in process.stdout.splitlines()]
     print("format, reason, ms, MB more at the peak")
-    for name, reason, seconds, kib in found:
+    for name, reason, seconds, kib in results:
         print(f"{name:6}{reason:18}{float(seconds) * 1000:8.2f}{int(kib) / 1024:8.1f}")
-    assert {name: reason for name, reason, *_ in found} == dict.fromkeys(bombs, "too_many_pixels"), done.stderr
-    assert all(float(seconds) < 0.1 and int(kib) < 16 * 1024 for _, _, seconds, kib in found)
+    assert {name: reason for name, reason, *_ in results} == dict.fromkeys(bombs, "too_many_pixels"), process.stderr
+    assert all(float(seconds) < 0.1 and int(kib) < 16 * 1024 for _, _, seconds, kib in results)
 
 
-def twins_of(cleaned: Cleaned) -> list[dict[str, Any]]:
+def read_twins(cleaned: Cleaned) -> list[dict[str, Any]]:
     columns = ("image_id", "twin_id", "distance", "split", "twin_split", "dropped")
-    return rows_of(cleaned.dataset, "twins", columns)
+    return read_rows(cleaned.dataset, "twins", columns)
 
 
 def check_leaks(cleaned: Cleaned, twins: list[dict[str, Any]], original: dict[str, str]) -> None:
-    """With leakage=drop: what has a listed twin in test is not trained on, for no other reason, and it is counted."""
+    """Check leakage=drop: images with a listed twin in test are rejected, for that reason alone, and counted."""
     sides = [(t["image_id"], t["split"], t["twin_id"], t["twin_split"]) for t in twins]
     sides += [(b, b_split, a, a_split) for a, a_split, b, b_split in sides]
     leaks = [(a, side, b) for a, side, b, other in sides if other == "test" and side != "test"]
-    rejected = rows_of(cleaned.dataset, "rejected", ("image_id", "reason", "detail"))
+    rejected = read_rows(cleaned.dataset, "rejected", ("image_id", "reason", "detail"))
     assert {row["image_id"] for row in rejected} == {a for a, _, _ in leaks}
     assert {row["reason"] for row in rejected} == {"near_duplicate_of_test"}
     for row in rejected:
         named = row["detail"].removeprefix("near twin of ").partition(" (test)")[0]
         assert original[named] == original[row["image_id"]], row
-    found = cleaned.dataset.manifest.extra.found["leakage"]
-    assert found["test_images_with_twin_in_train"] == len({b for _, side, b in leaks if side == "train"}) > 0
-    assert found["test_images_with_twin_in_val"] == len({b for _, side, b in leaks if side == "val"})
-    assert (found["dropped"], found["kept"]) == (len(rejected), 0)
+    leakage = cleaned.dataset.manifest.extra.found["leakage"]
+    assert leakage["test_images_with_twin_in_train"] == len({b for _, side, b in leaks if side == "train"}) > 0
+    assert leakage["test_images_with_twin_in_val"] == len({b for _, side, b in leaks if side == "val"})
+    assert (leakage["dropped"], leakage["kept"]) == (len(rejected), 0)
 
 
 def check_near_duplicates(folder: Path, number: int, seed: int) -> None:
@@ -214,8 +214,8 @@ def check_near_duplicates(folder: Path, number: int, seed: int) -> None:
         (3, {"leakage": "drop"}, {"re-encoding": 0.99, "resizing": 0.99, "precision": 0.99}),
         (10, {"near_radius": 10, "near_duplicates": "drop", "leakage": "report"}, {"crops": 0.97, "precision": 0.99}),
     ):
-        cleaned = through(folder, "csv", source, **options)
-        twins = twins_of(cleaned)
+        cleaned = run_download_and_clean(folder, "csv", source, **options)
+        twins = read_twins(cleaned)
         assert max(t["distance"] for t in twins) <= radius
         table, shares = twin_table(members, {frozenset((t["image_id"], t["twin_id"])) for t in twins})
         print(f"\nradius {radius}, {number} originals\n{table}")
@@ -227,12 +227,12 @@ def check_near_duplicates(folder: Path, number: int, seed: int) -> None:
         if radius == 3:
             check_leaks(cleaned, twins, original)
         else:
-            kept = [t for t in twins if not reasons[t["image_id"]] and not reasons[t["twin_id"]]]
-            assert all((t["split"] == "test") != (t["twin_split"] == "test") for t in kept)
+            kept_twins = [t for t in twins if not reasons[t["image_id"]] and not reasons[t["twin_id"]]]
+            assert all((t["split"] == "test") != (t["twin_split"] == "test") for t in kept_twins)
             assert set(reasons.values()) == {"", "near_duplicate"}
 
 
-def test_near_duplicates_are_found_and_only_they(tmp_path: Path) -> None:
+def test_near_duplicates_are_found_precisely(tmp_path: Path) -> None:
     check_near_duplicates(tmp_path, 150, 0)
 
 
@@ -246,36 +246,36 @@ def test_near_duplicates_of_all_photographs(tmp_path: Path, seed: int) -> None:
 def pets(tmp_path_factory: pytest.TempPathFactory) -> Cleaned:
     if not (photos.SAMPLE / "MANIFEST.csv").exists():
         pytest.skip("the shared sample of Oxford-IIIT Pet is not beside the repository")
-    return through(tmp_path_factory.mktemp("pets"), "pets", photos.SAMPLE)
+    return run_download_and_clean(tmp_path_factory.mktemp("pets"), "pets", photos.SAMPLE)
 
 
-def documented() -> dict[str, dict[str, str]]:
-    """The sample's own book: a row of MANIFEST.csv by image_id."""
+def read_sample_manifest() -> dict[str, dict[str, str]]:
+    """Return the rows of the sample's MANIFEST.csv by image_id."""
     with (photos.SAMPLE / "MANIFEST.csv").open(newline="") as file:
         return {f"images/{row['image']}.jpg": row for row in csv.DictReader(file)}
 
 
-def test_of_the_real_sample_all_valid_images_are_kept_untouched(pets: Cleaned) -> None:
-    book, kept = documented(), pets.kept()
-    assert set(pets.reasons().items()) == {(image_id, "") for image_id in book}, "nothing valid is rejected"
-    for image_id, row in kept.items():
-        said = book[image_id]
-        assert (row["width"], row["height"]) == (int(said["width"]), int(said["height"])), image_id
-        assert row["sha256"] == hashlib.sha256(row["image"]["bytes"]).hexdigest() == said["sha256"], image_id
-        assert len(row["image"]["bytes"]) == int(said["bytes"]), image_id
-    others = {Path(i).stem: row["format"] for i, row in kept.items() if row["format"] != "JPEG"}
+def test_valid_images_of_the_real_sample_are_kept_unchanged(pets: Cleaned) -> None:
+    entries, kept_rows = read_sample_manifest(), pets.kept()
+    assert set(pets.reasons().items()) == {(image_id, "") for image_id in entries}, "nothing valid is rejected"
+    for image_id, row in kept_rows.items():
+        entry = entries[image_id]
+        assert (row["width"], row["height"]) == (int(entry["width"]), int(entry["height"])), image_id
+        assert row["sha256"] == hashlib.sha256(row["image"]["bytes"]).hexdigest() == entry["sha256"], image_id
+        assert len(row["image"]["bytes"]) == int(entry["bytes"]), image_id
+    others = {Path(i).stem: row["format"] for i, row in kept_rows.items() if row["format"] != "JPEG"}
     assert others == {"Abyssinian_34": "GIF", "Abyssinian_5": "PNG"}
-    warned = {Path(i).stem for i, row in kept.items() if row["decoder_warning"]}
+    warned = {Path(i).stem for i, row in kept_rows.items() if row["decoder_warning"]}
     assert warned <= {"beagle_116", "chihuahua_121"}, warned
 
 
-def test_of_the_real_sample_the_numbers_are_those_of_its_manifest(pets: Cleaned) -> None:
-    book, manifest = documented(), pets.dataset.manifest
+def test_totals_of_the_real_sample_equal_its_manifest(pets: Cleaned) -> None:
+    entries, manifest = read_sample_manifest(), pets.dataset.manifest
     totals, extra = manifest.totals, manifest.extra
-    assert totals.by_class == dict(sorted(Counter(said["class"] for said in book.values()).items()))
-    assert (totals.rows, totals.rejected, extra.rows_in) == (len(book), 0, len(book))
-    assert totals.bytes == sum(int(said["bytes"]) for said in book.values())
-    official = {i: said["official_split"].replace("none", "undeclared") for i, said in book.items()}
+    assert totals.by_class == dict(sorted(Counter(entry["class"] for entry in entries.values()).items()))
+    assert (totals.rows, totals.rejected, extra.rows_in) == (len(entries), 0, len(entries))
+    assert totals.bytes == sum(int(entry["bytes"]) for entry in entries.values())
+    official = {i: entry["official_split"].replace("none", "undeclared") for i, entry in entries.items()}
     assert pets.raw.manifest.totals.by_split == dict(sorted(Counter(official.values()).items()))
     rows = pets.kept(("image_id", "label", "split", "declared_split"))
     allowed = {"test": {"test"}, "trainval": {"train", "val"}, "undeclared": {"train", "val", "test"}}
@@ -289,24 +289,28 @@ def test_of_the_real_sample_the_numbers_are_those_of_its_manifest(pets: Cleaned)
         assert numbers == {name: counted[split, name] for name in totals.by_class}
 
 
-def test_of_the_real_sample_the_audit_says_what_its_manifest_says(pets: Cleaned) -> None:
-    book, audit = list(documented().values()), gather(pets.dataset)
-    assert (audit.ledger.rows_in, audit.ledger.kept, audit.ledger.rejected) == (len(book), len(book), 0)
+def test_audit_of_the_real_sample_equals_its_manifest(pets: Cleaned) -> None:
+    entries, audit = list(read_sample_manifest().values()), gather(pets.dataset)
+    assert (audit.ledger.rows_in, audit.ledger.kept, audit.ledger.rejected) == (len(entries), len(entries), 0)
     assert audit.ledger.problems == () and audit.ledger.reasons == ()
-    assert {c.name: c.total for c in audit.balance.classes} == dict(Counter(said["class"] for said in book))
+    assert {c.name: c.total for c in audit.balance.classes} == dict(Counter(entry["class"] for entry in entries))
     for measure, column in (("width", "width"), ("height", "height"), ("image_bytes", "bytes")):
-        values, found = np.array([int(said[column]) for said in book]), audit.sizes.distributions[measure]
-        assert (found.minimum, found.quantiles["50"], found.maximum) == (values.min(), np.median(values), values.max())
-    assert audit.sizes.formats == {"JPEG": len(book) - 2, "GIF": 1, "PNG": 1}
+        values, distribution = np.array([int(entry[column]) for entry in entries]), audit.sizes.distributions[measure]
+        assert (distribution.minimum, distribution.quantiles["50"], distribution.maximum) == (
+            values.min(),
+            np.median(values),
+            values.max(),
+        )
+    assert audit.sizes.formats == {"JPEG": len(entries) - 2, "GIF": 1, "PNG": 1}
     assert audit.sizes.warnings == len(audit.sizes.warned) <= 2
 
 
 def test_findings_on_the_real_sample(pets: Cleaned) -> None:
     """Photographs of one animal on one day are alike; what is listed is printed for the eye, and there is little."""
-    found = pets.dataset.manifest.extra.found
-    twins = twins_of(pets) if pets.dataset.files("twins") else []
-    print({name: {k: v for k, v in about.items() if "examples" not in k} for name, about in found.items()})
+    findings = pets.dataset.manifest.extra.found
+    twins = read_twins(pets) if pets.dataset.files("twins") else []
+    print({name: {k: v for k, v in values.items() if "examples" not in k} for name, values in findings.items()})
     for twin in twins:
         print(twin)
-    assert found["duplicates"]["groups"] == found["leakage"]["dropped"] == 0
-    assert len(twins) == found["near_duplicates"]["pairs"] < 10
+    assert findings["duplicates"]["groups"] == findings["leakage"]["dropped"] == 0
+    assert len(twins) == findings["near_duplicates"]["pairs"] < 10

@@ -1,4 +1,4 @@
-"""`imagemill predict` on a real S3 server: the model, a prefix of images and single ones."""
+"""`imagemill predict` on a real S3 server: a model, a prefix of images and single images."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def test_model_and_images_in_a_bucket(s3_workspace: str) -> None:
     }
     for name, data in pictures.items():
         get_store(uri).put(f"{s3_workspace}/in/{name}", data)
-    given = [f"{s3_workspace}/in", f"{s3_workspace}/in/a.jpg", f"{s3_workspace}/none"]
-    result = mill.run("predict", "--model", uri, "--json", "--device", "cpu", *given)
+    images = [f"{s3_workspace}/in", f"{s3_workspace}/in/a.jpg", f"{s3_workspace}/none"]
+    result = mill.run("predict", "--model", uri, "--json", "--device", "cpu", *images)
     assert result.rc == 0, result.stderr
-    found = [json.loads(line) for line in result.stdout.splitlines()]
-    names = [one["image"].removeprefix(f"{s3_workspace}/") for one in found]
+    results = [json.loads(line) for line in result.stdout.splitlines()]
+    names = [row["image"].removeprefix(f"{s3_workspace}/") for row in results]
     assert names == ["in/a.jpg", "in/deep/b.png", "in/deep/c", "in/z.jpg", "in/a.jpg", "none"]
-    assert [one.get("error", "") for one in found] == ["", "", "", "not_an_image", "", "missing_file"]
-    assert found[0]["predictions"] == found[4]["predictions"]
+    assert [row.get("error", "") for row in results] == ["", "", "", "not_an_image", "", "missing_file"]
+    assert results[0]["predictions"] == results[4]["predictions"]

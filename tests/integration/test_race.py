@@ -1,4 +1,4 @@
-"""Runs that start together on one workspace: all end well, with one set of datasets and one line of champions."""
+"""Concurrent runs on one workspace: one set of datasets and one log of champions."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 RACERS = 6
 
 
-def together(*runs: list[str]) -> list[mill.Result]:
+def run_together(*runs: list[str]) -> list[mill.Result]:
     started = time.monotonic()
     processes = [mill.start(arguments) for arguments in runs]
     return [mill.finish(process, started) for process in processes]
 
 
 def check_log(workspace: Workspace, name: str) -> list[str]:
-    """The promoted models' folders in order; the log has no gaps, and each record names the one before it."""
+    """Check that the log of promotions has no gaps and each entry names the previous one; return the models."""
     numbers = workspace.promotions(name)
     assert numbers == list(range(1, len(numbers) + 1))
     records = [workspace.promotion(name, number).to_dict() for number in numbers]
@@ -57,21 +57,21 @@ def check_one_set_of_datasets(results: list[mill.Result], workspace: Workspace) 
 @pytest.mark.proof
 def test_two_equal_runs_on_a_folder(finished: Finished) -> None:
     shutil.rmtree(finished.workspace)
-    results = together(finished.arguments, finished.arguments)
+    results = run_together(finished.arguments, finished.arguments)
     check_one_set_of_datasets(results, Workspace.open(str(finished.workspace)))
 
 
 @pytest.mark.proof
 def test_two_equal_runs_on_s3(finished: Finished, s3_workspace: str) -> None:
     arguments = [*finished.arguments, "--workspace", s3_workspace]
-    check_one_set_of_datasets(together(arguments, arguments), Workspace.open(s3_workspace))
+    check_one_set_of_datasets(run_together(arguments, arguments), Workspace.open(s3_workspace))
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize("seeds", [("1", "2"), ("3", "4")])
 def test_two_challengers_of_one_name(seeds: tuple[str, str], finished: Finished) -> None:
     """Whoever comes second is compared with the new champion, or told to run again; the log stays whole."""
-    results = together(*([*finished.arguments, "--seed", seed, "--min-gain", "0"] for seed in seeds))
+    results = run_together(*([*finished.arguments, "--seed", seed, "--min-gain", "0"] for seed in seeds))
     for result in results:
         assert result.rc in (0, 75), result.stderr
         assert result.rc == 0 or "run again to compare with it" in result.error
@@ -82,9 +82,9 @@ def test_two_challengers_of_one_name(seeds: tuple[str, str], finished: Finished)
 
 
 def promote_all(workspace: Workspace, evaluations: list[Dataset], champion: str, attempt: int) -> list[dict[str, str]]:
-    """Every promote step at the same moment; each one's record."""
+    """Run every promote step at the same moment; return their records."""
 
-    def one(evaluation: Dataset) -> dict[str, str]:
+    def promote(evaluation: Dataset) -> dict[str, str]:
         values = {"evaluation": evaluation.uri, "champion_evaluation": champion, "name": "weekly", "min_gain": 0}
         values |= {"max_ece_rise": 1}  # the models' confidences are made up
         values |= {"workspace": workspace.uri, "run": f"r{attempt}-{evaluation.fingerprint}"}
@@ -95,10 +95,10 @@ def promote_all(workspace: Workspace, evaluations: list[Dataset], champion: str,
         return record
 
     with ThreadPoolExecutor(len(evaluations)) as pool:
-        return list(pool.map(one, evaluations))
+        return list(pool.map(promote, evaluations))
 
 
-def test_of_many_challengers_the_best_reigns(tmp_path: Path) -> None:
+def test_best_of_many_concurrent_challengers_is_champion(tmp_path: Path) -> None:
     """Six models, all better than the champion, are judged at once against it: each number of the log is taken once,
     who comes second is compared with the new champion, and the best one reigns in the end."""
     workspace = Workspace.open(str(tmp_path / "mill"))

@@ -31,8 +31,8 @@ ODD_RUN = """run '"$(touch x)`touch x`;touch x&"""
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[RayCluster]:
-    with RayCluster(cpus=2) as made:
-        yield made
+    with RayCluster(cpus=2) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Slow:
 
 @pytest.fixture(scope="module")
 def expected(slow: Slow, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str, int, str]]:
-    """What the same jobs give without Ray."""
+    """Content of the same jobs without Ray."""
     return without_ray(slow, tmp_path_factory.mktemp("expected"))
 
 
@@ -52,8 +52,8 @@ def resize(slow: Slow, *more: str, env: Mapping[str, str] | None = None, timeout
     return mill.finish(start_resize(slow, *more, env=env), started, timeout)
 
 
-def one_error(result: mill.Result, *parts: str) -> None:
-    """One line names the address, what was expected and what was found; nothing but our own lines is there."""
+def assert_one_error(result: mill.Result, *parts: str) -> None:
+    """Check that the error names the address, what was expected and what was found, and that every line is ours."""
     assert all(part in result.error for part in parts), result.stderr
     assert "expected" in result.error and "found" in result.error
     assert all(line.startswith("[resize] ") for line in result.stderr.splitlines()), result.stderr
@@ -62,14 +62,14 @@ def one_error(result: mill.Result, *parts: str) -> None:
 # Job submission
 
 
-def test_a_job_is_adopted_by_a_retry(
+def test_retry_adopts_the_running_job(
     cluster: RayCluster, slow: Slow, expected: list[tuple[str, str, int, str]], tmp_path: Path
 ) -> None:
     """The step that submitted it is gone; the next try goes on with the same job, and both give what Ray here gives."""
     copy = slow.copy(tmp_path / "it's $(touch x)")
     job = ["--ray-address", cluster.jobs, "--run", ODD_RUN]
     first = start_resize(copy, *job, env=cluster.login, cwd=tmp_path)
-    submitted = said(first, "submitted to")
+    submitted = mill.wait_for_line(first, "submitted to")
     first.kill()
     first.communicate()
     result = resize(copy, *job, env=cluster.login)
@@ -77,28 +77,28 @@ def test_a_job_is_adopted_by_a_retry(
     assert submitted.split()[3] in result.stderr and "is there already" in result.stderr
     assert "[resize] Ray with 2 cores" in result.stderr and "images/s" in result.stderr
     assert not [p for folder in (tmp_path, cluster.folder, Path.cwd()) for p in folder.rglob("x")]
-    record = mill_record(copy, ODD_RUN)
+    record = read_record(copy, ODD_RUN)
     assert (record["state"], record["exit_code"]) == ("ran", 0) and record["metrics"]["rows"] == 160
-    again = resize(copy, *job, env=cluster.login)
-    assert again.rc == 0 and "cached" in again.error and "submitted" not in again.stderr
+    third = resize(copy, *job, env=cluster.login)
+    assert third.rc == 0 and "cached" in third.error and "submitted" not in third.stderr
 
 
-def test_the_error_of_a_job_is_the_steps_own(cluster: RayCluster, tmp_path: Path) -> None:
+def test_error_of_a_job_is_the_steps_error(cluster: RayCluster, tmp_path: Path) -> None:
     """Wrong input that only the job finds: the same exit code and message; a retry finds it without another job."""
     copy = slow_clean(tmp_path, rows=4, image=CleanImage("lab", 3))
     more = ["--ray-address", cluster.jobs, "--encoding", "jpeg", "--run", "wrong"]
     result = resize(copy, *more, env=cluster.login)
     assert result.rc == EXIT_USER
     assert "encoding: expected raw" in result.error and result.stderr.count("error:") == 1
-    assert mill_record(copy, "wrong")["error"] in result.error
+    assert read_record(copy, "wrong")["error"] in result.error
     assert not list(copy.workspace.glob("tensors/*/_manifest.json"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.proof)])
-def test_a_signal_stops_the_job(cluster: RayCluster, slow: Slow, tmp_path: Path, number: int) -> None:
+def test_signal_stops_the_job(cluster: RayCluster, slow: Slow, tmp_path: Path, number: int) -> None:
     copy = slow.copy(tmp_path / "work")
     process = start_resize(copy, "--ray-address", cluster.jobs, "--run", f"stop{number}", env=cluster.login)
-    said(process, "[resize] Ray with")
+    mill.wait_for_line(process, "[resize] Ray with")
     process.send_signal(number)
     _, stderr = process.communicate(timeout=120)
     assert "stopping the Ray job imagemill-resize-" in stderr
@@ -106,21 +106,21 @@ def test_a_signal_stops_the_job(cluster: RayCluster, slow: Slow, tmp_path: Path,
         assert process.returncode == EXIT_TRANSIENT and "stopped by a signal" in stderr
     assert process.returncode != 0
 
-    def gone() -> bool:
+    def job_has_ended() -> bool:
         return not any(f"--run=stop{number}" in line for line in cluster.lines())
 
-    mill.wait_until(gone, "the end of the job", 120)
+    mill.wait_until(job_has_ended, "the end of the job", 120)
     assert not list(copy.workspace.glob("tensors/*/_manifest.json"))
 
 
 @pytest.mark.proof
-def test_a_stopped_job_is_followed_by_another(cluster: RayCluster, tmp_path: Path) -> None:
+def test_retry_of_a_stopped_job_submits_another(cluster: RayCluster, tmp_path: Path) -> None:
     """STOPPED from elsewhere is 75, and the same run's next try submits a second job."""
     copy = slow_clean(tmp_path, rows=120)
     job = ["--ray-address", cluster.jobs, "--run", "elsewhere"]
     process = start_resize(copy, *job, env=cluster.login)
-    name = said(process, "submitted to").split()[3]
-    said(process, "[resize] Ray with")
+    name = mill.wait_for_line(process, "submitted to").split()[3]
+    mill.wait_for_line(process, "[resize] Ray with")
     assert cluster.request("POST", f"/api/jobs/{name}/stop")["stopped"]
     stopped = mill.finish(process, time.monotonic())
     assert stopped.rc == EXIT_TRANSIENT and f"{name} was stopped" in stopped.error
@@ -129,11 +129,11 @@ def test_a_stopped_job_is_followed_by_another(cluster: RayCluster, tmp_path: Pat
     assert name.removesuffix("-1") + "-2" in result.stderr
 
 
-def test_the_command_line_of_a_job_has_no_secret(tmp_path: Path) -> None:
+def test_command_line_of_a_job_has_no_secret(tmp_path: Path) -> None:
     slow = slow_clean(tmp_path, rows=2)
-    with pytest.raises(UserError, match="backgrounds: expected an address without login") as found:
+    with pytest.raises(UserError, match="backgrounds: expected an address without login") as caught:
         ray_job._refuse_secrets(ResizeConfig(backgrounds="https://me:hunter2@host/pictures"))
-    assert "hunter2" not in str(found.value)
+    assert "hunter2" not in str(caught.value)
     result = resize(slow, "--ray-address", "http://me:hunter2@127.0.0.1:1")
     assert result.rc == EXIT_USER and "ray_address" in result.error and "hunter2" not in result.stderr
 
@@ -147,30 +147,29 @@ def test_the_command_line_of_a_job_has_no_secret(tmp_path: Path) -> None:
         {"model_preset": "vit_b_16", "preset": "ocr", "resize_mode": "crop"},
     ],
 )
-def test_a_job_reads_back_the_config(values: dict[str, Any]) -> None:
+def test_config_round_trips_through_a_jobs_command_line(values: dict[str, Any]) -> None:
     """Through a real shell: the words, and the config that they give, are those that were meant."""
     config = ResizeConfig.resolve(**values)
     line = "printf '%s\\0' " + shlex.join(ray_job.build_command("resize", config)[3:])
     words = subprocess.run(["sh", "-c", line], capture_output=True, check=True).stdout.decode().split("\0")[:-1]
     parser = Parser()
-    for name, about in ResizeConfig.__dataclass_fields__.items():
+    for name, field in ResizeConfig.__dataclass_fields__.items():
         if name != "PARENTS":
-            add_flag(parser, name, about.default, "", ())
+            add_flag(parser, name, field.default, "", ())
     assert STEP.name == "resize"
-    assert (
-        ResizeConfig.from_values({k: v for k, v in vars(parser.parse_args(words)).items() if v is not None}) == config
-    )
+    values = {name: value for name, value in vars(parser.parse_args(words)).items() if value is not None}
+    assert ResizeConfig.from_values(values) == config
 
 
-def test_a_folder_that_the_cluster_does_not_see_ends_the_job_before_it_begins(tmp_path: Path) -> None:
+def test_job_without_access_to_the_workspace_fails_before_the_step(tmp_path: Path) -> None:
     config = ResizeConfig(workspace=f'{tmp_path}/it\'s not "there"', run="r")
     line = ray_job.build_entrypoint("resize", config, f"{config.workspace}/runs/r/resize.json")
     result = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
     assert result.returncode == EXIT_USER and not list(tmp_path.iterdir())
     assert "[resize] error: workspace: expected" in result.stderr and 'not "there"' in result.stderr
-    (seen := tmp_path / "runs").touch()
+    (result_file := tmp_path / "runs").touch()
     line = ray_job.build_entrypoint(
-        "resize", replace(config, image_size=9999), str(seen)
+        "resize", replace(config, image_size=9999), str(result_file)
     )  # the step itself complains now
     line = line.replace("exec python", f"exec {shlex.quote(sys.executable)}")
     result = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
@@ -193,7 +192,7 @@ def test_a_folder_that_the_cluster_does_not_see_ends_the_job_before_it_begins(tm
         (1, "ValueError: x", 1, "exit code 1: ValueError: x"),
     ],
 )
-def test_a_job_without_a_record(code: int | None, log: str, kind: int, part: str) -> None:
+def test_error_of_a_job_without_a_record(code: int | None, log: str, kind: int, part: str) -> None:
     error = ray_job._error_without_record("resize", "job-1", code, log)
     assert (error.exit_code, part in str(error)) == (kind, True), error
 
@@ -214,13 +213,13 @@ sys.exit(STEP.main())
 """Jobs that last long enough for both nodes to start their workers."""
 
 
-def test_two_raylets_of_which_one_is_lost(cluster: RayCluster, slow: Slow, tmp_path: Path) -> None:
+def test_lost_node_does_not_change_the_tensors(cluster: RayCluster, slow: Slow, tmp_path: Path) -> None:
     """By Ray Client: both nodes work; one is killed in the middle; the bytes are those of an undisturbed run."""
     copy = slow.copy(tmp_path / "disturbed")
-    wanted = without_ray(slow, tmp_path / "plain", file_rows=6)
+    expected = without_ray(slow, tmp_path / "plain", file_rows=6)
     node = cluster.add(cpus=2)
     process = start_resize(copy, "--ray-address", cluster.client, env=cluster.login, script=SLOWLY)
-    said(process, "[resize] Ray with 4 cores")
+    mill.wait_for_line(process, "[resize] Ray with 4 cores")
 
     def both_work() -> bool:
         return all(any("ray::_run_on_node" in line for line in n.lines()) for n in cluster.nodes)
@@ -229,15 +228,15 @@ def test_two_raylets_of_which_one_is_lost(cluster: RayCluster, slow: Slow, tmp_p
     node.kill()
     cluster.nodes.remove(node)
     result = mill.finish(process, time.monotonic())
-    assert content(copy, result) == wanted and len(wanted) > 20
+    assert content(copy, result) == expected and len(expected) > 20
     assert "rows are done again" in result.stderr
 
 
 @pytest.fixture(scope="module")
-def cleaned_here(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def cleaned_locally(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The clean dataset of a raw one with 24 slices, by processes of this machine."""
     workspace = tmp_path_factory.mktemp("here")
-    return clean_dataset(start_clean(workspace, raw_of_slices(workspace, 24), "--executor", "processes"))
+    return finish_clean(start_clean(workspace, raw_of_slices(workspace, 24), "--executor", "processes"))
 
 
 def copy_raw(clean: Dataset, folder: Path) -> str:
@@ -246,43 +245,43 @@ def copy_raw(clean: Dataset, folder: Path) -> str:
     return str(shutil.copytree(raw, folder / "raw" / raw.name))
 
 
-def clean_dataset(process: subprocess.Popen[str], *parts: str) -> Dataset:
+def finish_clean(process: subprocess.Popen[str], *parts: str) -> Dataset:
     result = mill.finish(process, time.monotonic())
     assert result.rc == 0 and all(part in result.stderr for part in parts), result.stderr
     return read_dataset(result.error.rpartition(" ")[2], "clean")
 
 
-def same_clean(found: Dataset, expected: Dataset) -> None:
+def assert_same_clean(dataset: Dataset, expected: Dataset) -> None:
     """The same files with the same bytes; the audit's page has the time of day in it."""
-    assert found.fingerprint == expected.fingerprint and found.manifest.totals == expected.manifest.totals
-    files = [[file for file in one.manifest.files if file.role != "audit"] for one in (found, expected)]
+    assert dataset.fingerprint == expected.fingerprint and dataset.manifest.totals == expected.manifest.totals
+    files = [[file for file in each.manifest.files if file.role != "audit"] for each in (dataset, expected)]
     assert files[0] == files[1] and len(files[0]) > 24
     for file in files[0]:
-        assert Path(found.locate(file)).read_bytes() == Path(expected.locate(file)).read_bytes()
+        assert Path(dataset.locate(file)).read_bytes() == Path(expected.locate(file)).read_bytes()
 
 
-@pytest.mark.parametrize("where", [pytest.param("here", marks=pytest.mark.proof), "two raylets"])
-def test_clean_on_ray_gives_what_processes_give(
-    where: str, cluster: RayCluster, cleaned_here: Dataset, tmp_path: Path
+@pytest.mark.parametrize("place", [pytest.param("here", marks=pytest.mark.proof), "two raylets"])
+def test_clean_on_ray_equals_local_clean(
+    place: str, cluster: RayCluster, cleaned_locally: Dataset, tmp_path: Path
 ) -> None:
-    raw = copy_raw(cleaned_here, tmp_path)
-    if where == "here":
+    raw = copy_raw(cleaned_locally, tmp_path)
+    if place == "here":
         process = start_clean(tmp_path, raw, "--executor", "ray", "--clean-workers", "2")
-        same_clean(clean_dataset(process, "[clean] Ray with 2 cores"), cleaned_here)
+        assert_same_clean(finish_clean(process, "[clean] Ray with 2 cores"), cleaned_locally)
         return
     node = cluster.add(cpus=1)
     try:
         process = start_clean(tmp_path, raw, "--ray-address", cluster.client, env=cluster.login)
-        same_clean(clean_dataset(process, "[clean] Ray with 3 cores"), cleaned_here)
+        assert_same_clean(finish_clean(process, "[clean] Ray with 3 cores"), cleaned_locally)
     finally:
         node.kill()
         cluster.nodes.remove(node)
 
 
 @pytest.mark.proof
-def test_clean_with_a_raylet_that_is_lost(cluster: RayCluster, cleaned_here: Dataset, tmp_path: Path) -> None:
+def test_lost_node_does_not_change_clean(cluster: RayCluster, cleaned_locally: Dataset, tmp_path: Path) -> None:
     """Both nodes work; one is killed in the middle; the files are those of processes."""
-    raw = copy_raw(cleaned_here, tmp_path)
+    raw = copy_raw(cleaned_locally, tmp_path)
     node = cluster.add(cpus=2)
     address = ["--ray-address", cluster.client]
     process = start_clean(tmp_path, raw, *address, env=cluster.login, seconds=1)
@@ -293,24 +292,24 @@ def test_clean_with_a_raylet_that_is_lost(cluster: RayCluster, cleaned_here: Dat
     mill.wait_until(both_work, "tasks on both nodes", every=0.01)
     node.kill()
     cluster.nodes.remove(node)
-    same_clean(clean_dataset(process, "[clean] Ray with 4 cores", "rows are done again"), cleaned_here)
+    assert_same_clean(finish_clean(process, "[clean] Ray with 4 cores", "rows are done again"), cleaned_locally)
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize("where", ["auto", "gcs", "client"])
-def test_every_other_address(
-    where: str, cluster: RayCluster, slow: Slow, expected: list[tuple[str, str, int, str]], tmp_path: Path
+@pytest.mark.parametrize("kind", ["auto", "gcs", "client"])
+def test_address_forms(
+    kind: str, cluster: RayCluster, slow: Slow, expected: list[tuple[str, str, int, str]], tmp_path: Path
 ) -> None:
     copy = slow.copy(tmp_path / "work")
-    address = {"auto": "auto", "gcs": cluster.gcs, "client": cluster.client}[where]
+    address = {"auto": "auto", "gcs": cluster.gcs, "client": cluster.client}[kind]
     # RAY_ADDRESS is set inside a job: `auto` means it, and no other address does
-    named = {"RAY_ADDRESS": cluster.gcs if where == "auto" else "127.0.0.1:1"}
-    result = resize(copy, "--ray-address", address, env=cluster.login | named)
+    variables = {"RAY_ADDRESS": cluster.gcs if kind == "auto" else "127.0.0.1:1"}
+    result = resize(copy, "--ray-address", address, env=cluster.login | variables)
     assert content(copy, result) == expected
     assert "[resize] Ray with 2 cores" in result.stderr
 
 
-def test_a_node_that_does_not_see_the_workspace(cluster: RayCluster) -> None:
+def test_node_without_the_workspace_is_refused(cluster: RayCluster) -> None:
     script = (
         "import sys; from imagemill.components.engine.ray_session import open_ray_session\n"
         "with open_ray_session('resize', sys.argv[1], 0, '/not/there/_manifest.json'): print('joined')"
@@ -326,7 +325,7 @@ def test_a_node_that_does_not_see_the_workspace(cluster: RayCluster) -> None:
 
 @pytest.mark.parametrize("kind", ["client", "gcs"])
 @pytest.mark.parametrize("token", ["", "0" * 64])
-def test_a_refused_token_is_known_at_the_door(
+def test_refused_token_is_detected_on_connecting(
     kind: str, token: str, cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "HOME": str(tmp_path)}.items():
@@ -338,15 +337,15 @@ def test_a_refused_token_is_known_at_the_door(
 
 
 @pytest.mark.parametrize("kind", ["jobs", "client"])
-def test_a_refused_token(kind: str, cluster: RayCluster, tmp_path: Path) -> None:
+def test_refused_token_is_a_user_error(kind: str, cluster: RayCluster, tmp_path: Path) -> None:
     """A line, from its own look at the door: Ray itself takes 30 s to say that nobody answers."""
     env = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}
     result = resize(slow_clean(tmp_path, rows=4), "--ray-address", getattr(cluster, kind), env=env)
     assert result.rc == EXIT_USER and result.seconds < 28
-    one_error(result, "ray_address", "RAY_AUTH_TOKEN", "one that it refuses")
+    assert_one_error(result, "ray_address", "RAY_AUTH_TOKEN", "one that it refuses")
 
 
-def test_a_token_alone_is_shown(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_path_without_auth_mode_is_used(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     """RAY_AUTH_TOKEN_PATH without RAY_AUTH_MODE, which Ray itself takes for no token."""
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(cluster.token))
@@ -358,31 +357,33 @@ def test_a_token_alone_is_shown(cluster: RayCluster, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("address", ["ray://127.0.0.1:1", "127.0.0.1:1", "ray://no.such.host.invalid:10001"])
-def test_nobody_there(address: str) -> None:
-    with pytest.raises(TransientError, match=f"^ray_address: expected a Ray cluster at {address}, found none") as found:
+def test_unreachable_cluster_is_transient(address: str) -> None:
+    with pytest.raises(
+        TransientError, match=f"^ray_address: expected a Ray cluster at {address}, found none"
+    ) as caught:
         ray_connection.check_port(address)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(caught.value)
 
 
-def test_no_dashboard_there(tmp_path: Path) -> None:
+def test_unreachable_dashboard_is_transient(tmp_path: Path) -> None:
     slow = slow_clean(tmp_path, rows=4)
     result = resize(slow, "--ray-address", "http://127.0.0.1:1")
     assert result.rc == EXIT_TRANSIENT
-    one_error(result, "ray_address: expected a Ray cluster at http://127.0.0.1:1")
+    assert_one_error(result, "ray_address: expected a Ray cluster at http://127.0.0.1:1")
 
 
 @pytest.mark.parametrize("address", ["garbage", "foo://x:1", "127.0.0.1:99999", "host:0", "ray://host", "a b:1"])
-def test_no_address(address: str) -> None:
+def test_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(UserError, match=r"^ray_address: expected auto, host:6379"):
         ray_connection.check_address(address)
 
 
 @pytest.mark.parametrize("address", ["auto", "head:6379", "10.0.0.1:6379", "[::1]:6379", "ray://head.ns.svc:10001"])
-def test_an_address(address: str) -> None:
+def test_valid_address_is_accepted(address: str) -> None:
     ray_connection.check_address(address)
 
 
-def test_the_wrong_port(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_port_is_refused(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in cluster.login.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=r"expected the port of Ray Client at .*host:6379"):
@@ -413,22 +414,24 @@ This process on Ray Client was started with:
         (ValueError("so not\nand so on"), EXIT_USER, ("so not",)),
     ],
 )
-def test_words_of_rays_own(error: Exception, code: int, parts: tuple[str, ...]) -> None:
+def test_errors_of_ray_are_classified(error: Exception, code: int, parts: tuple[str, ...]) -> None:
     """Texts that Ray 2.55 and 2.60 gave (tests of mixed versions need environments of their own)."""
-    ours = ray_connection.connection_error("ray://head:10001", error)
-    assert ours.exit_code == code and "\n" not in str(ours)
-    assert str(ours).startswith("ray_address: expected") and all(part in str(ours) for part in parts), ours
+    user_error = ray_connection.connection_error("ray://head:10001", error)
+    assert user_error.exit_code == code and "\n" not in str(user_error)
+    assert str(user_error).startswith("ray_address: expected") and all(part in str(user_error) for part in parts), (
+        user_error
+    )
 
 
 @pytest.mark.proof
-def test_a_cluster_without_imagemill(slow: Slow, tmp_path: Path) -> None:
+def test_cluster_without_imagemill_is_refused(slow: Slow, tmp_path: Path) -> None:
     shadow = tmp_path / "imagemill"
     shadow.mkdir()
     (shadow / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'imagemill'\")\n")
     with RayCluster(cpus=1, environment={"PYTHONPATH": str(tmp_path)}) as empty:
         result = resize(slow, "--ray-address", empty.jobs, "--run", "without", env=empty.login)
         assert result.rc == EXIT_USER
-        one_error(result, "ray_address", "expected a cluster with imagemill", "No module named")
+        assert_one_error(result, "ray_address", "expected a cluster with imagemill", "No module named")
         for address in (empty.client, empty.gcs):
             result = resize(slow, "--ray-address", address, env=empty.login)
             assert result.rc == EXIT_USER, result.stderr
@@ -437,7 +440,7 @@ def test_a_cluster_without_imagemill(slow: Slow, tmp_path: Path) -> None:
 
 
 @pytest.mark.proof
-def test_a_cluster_that_grows(slow: Slow, tmp_path: Path) -> None:
+def test_cluster_that_grows_is_used(slow: Slow, tmp_path: Path) -> None:
     """None of its cores is there at first: the step waits, not for ever, and uses those that come later, too."""
     copy = slow_clean(tmp_path, rows=600)
     with RayCluster(cpus=0) as growing:
@@ -448,12 +451,12 @@ def test_a_cluster_that_grows(slow: Slow, tmp_path: Path) -> None:
         )
         result = resize_by(impatient, slow, "--ray-address", growing.client, env=growing.login)
         assert result.rc == EXIT_TRANSIENT
-        one_error(result, "ray_address", "expected CPU cores", "found none")
+        assert_one_error(result, "ray_address", "expected CPU cores", "found none")
         process = start_resize(copy, "--ray-address", growing.client, env=growing.login, file_rows=10)
         time.sleep(6)
         assert process.poll() is None
         growing.add(cpus=1)
-        said(process, "[resize] Ray with 1 cores")
+        mill.wait_for_line(process, "[resize] Ray with 1 cores")
         late = growing.add(cpus=2)
         mill.wait_until(
             lambda: sum("ray::_run_on_node" in line for line in late.lines()) > 0, "work on the late node", every=0.01
@@ -466,25 +469,14 @@ def resize_by(script: str, slow: Slow, *more: str, env: Mapping[str, str]) -> mi
     return mill.finish(start_resize(slow, *more, env=env, script=script), started)
 
 
-def said(process: subprocess.Popen[str], text: str) -> str:
-    """Read the step's terminal until it says so; the line."""
-    assert process.stderr
-    lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if text in line:
-            return line
-    raise AssertionError(f"the step ended without saying {text!r}: {''.join(lines)}")
-
-
-def mill_record(slow: Slow, run: str) -> dict[str, Any]:
+def read_record(slow: Slow, run: str) -> dict[str, Any]:
     import json
 
-    found: dict[str, Any] = json.loads((slow.workspace / "runs" / run / "resize.json").read_text())
-    return found
+    record: dict[str, Any] = json.loads((slow.workspace / "runs" / run / "resize.json").read_text())
+    return record
 
 
-def test_losses_are_counted_by_job() -> None:
+def test_lost_workers_are_counted_by_job() -> None:
     """Twenty lost workers are an error that names the job; whose it is depends on whether others were finished."""
     from imagemill.components.resize.plan import ShardPlan
     from imagemill.components.storage.errors import MillError, TransientError

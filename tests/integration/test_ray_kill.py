@@ -1,4 +1,4 @@
-"""Workers that are killed at random, and more or fewer of them: the bytes stay the same. And no Ray is left behind."""
+"""Workers killed at random and changed numbers of workers: the same bytes, and no Ray process left."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Slow:
 
 @pytest.fixture(scope="module")
 def expected(slow: Slow, tmp_path_factory: pytest.TempPathFactory) -> Content:
-    """What the same jobs give without Ray, in files of ten rows."""
-    found = without_ray(slow, tmp_path_factory.mktemp("expected"), file_rows=10)
-    assert len(found) >= 24
-    return found
+    """Content of the same jobs without Ray, in files of ten rows."""
+    tensors = without_ray(slow, tmp_path_factory.mktemp("expected"), file_rows=10)
+    assert len(tensors) >= 24
+    return tensors
 
 
 class Killer(threading.Thread):
-    """Kills a worker that is at work, again and again, until it has killed enough or the step has ended."""
+    """Thread that kills busy workers until it has killed enough or the step has ended."""
 
     def __init__(self, step: subprocess.Popen[str], kills: int, pause: float, seed: int) -> None:
         super().__init__(daemon=True)
@@ -45,8 +45,8 @@ class Killer(threading.Thread):
     def run(self) -> None:
         while self.step.poll() is None and len(self.killed) < self.wanted:
             self.seen = descendants(self.step.pid) or self.seen
-            if found := [one for one in self.seen if any(AT_WORK in line for line in still_there([one]))]:
-                victim, _ = self.random.choice(sorted(found))
+            if busy := [process for process in self.seen if any(AT_WORK in line for line in still_there([process]))]:
+                victim, _ = self.random.choice(sorted(busy))
                 with contextlib.suppress(ProcessLookupError):  # it has just ended
                     os.kill(victim, signal.SIGKILL)
                     self.killed.append(victim)
@@ -54,26 +54,26 @@ class Killer(threading.Thread):
             time.sleep(0.01)
 
 
-def gone(processes: list[tuple[int, str]]) -> None:
-    """All have ended, or soon will have; what has not is told."""
+def wait_for_end(processes: list[tuple[int, str]]) -> None:
+    """Wait until all processes have ended; name those that have not."""
     with contextlib.suppress(AssertionError):
         mill.wait_until(lambda: not still_there(processes), "their end", 120)
     assert not still_there(processes)
 
 
-def disturbed(slow: Slow, kills: int, pause: float, seed: int, *more: str) -> tuple[mill.Result, Killer]:
+def resize_with_kills(slow: Slow, kills: int, pause: float, seed: int, *more: str) -> tuple[mill.Result, Killer]:
     process = start_resize(slow, *more, file_rows=10)
     killer = Killer(process, kills, pause, seed)
     killer.start()
     result = mill.finish(process, time.monotonic(), 570)
     killer.join()
-    gone(killer.seen)
+    wait_for_end(killer.seen)
     return result, killer
 
 
-def test_four_workers_of_which_three_are_killed(slow: Slow, expected: Content, tmp_path: Path) -> None:
+def test_three_of_four_workers_are_killed(slow: Slow, expected: Content, tmp_path: Path) -> None:
     copy = slow.copy(tmp_path / "work")
-    result, killer = disturbed(copy, 3, 0.2, 1, "--resize-workers", "4")
+    result, killer = resize_with_kills(copy, 3, 0.2, 1, "--resize-workers", "4")
     assert content(copy, result) == expected
     assert len(killer.killed) == 3 and "[resize] Ray with 4 cores" in result.stderr
     assert 1 <= result.stderr.count("rows are done again") <= 3  # a worker may die between two tasks
@@ -84,11 +84,11 @@ def test_four_workers_of_which_three_are_killed(slow: Slow, expected: Content, t
 def test_twenty_workers_are_killed(seed: int, tmp_path: Path) -> None:
     """Of two at a time, and more often than any of them would be in a day on preemptible machines."""
     copy = slow_clean(tmp_path / "disturbed", rows=1000)
-    wanted = without_ray(copy, tmp_path / "plain", file_rows=10)
-    result, killer = disturbed(copy, 25, 0.3, seed)
+    expected = without_ray(copy, tmp_path / "plain", file_rows=10)
+    result, killer = resize_with_kills(copy, 25, 0.3, seed)
     print(f"seed {seed}: {len(killer.killed)} kills, {result.stderr.count('rows are done again')} jobs lost, "
-          f"{result.seconds:.0f} s, {len(wanted)} files")  # fmt: skip
-    assert content(copy, result) == wanted
+          f"{result.seconds:.0f} s, {len(expected)} files")  # fmt: skip
+    assert content(copy, result) == expected
     assert len(killer.killed) >= 20
 
 
@@ -116,7 +116,7 @@ sys.exit(STEP.main())
 
 
 @pytest.mark.proof
-def test_a_job_that_brings_down_its_worker(slow: Slow, tmp_path: Path) -> None:
+def test_job_that_crashes_its_worker_is_named(slow: Slow, tmp_path: Path) -> None:
     """After so many tries it is named; what the others gave stays, and a retry has only that one to do."""
     copy = slow.copy(tmp_path / "work")
     process = start_resize(copy, script=CRASHES)
@@ -128,31 +128,33 @@ def test_a_job_that_brings_down_its_worker(slow: Slow, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.proof)])
-def test_a_signal_ends_the_step_and_its_ray(number: int, slow: Slow, tmp_path: Path) -> None:
+def test_signal_ends_the_step_and_its_ray(number: int, slow: Slow, tmp_path: Path) -> None:
     copy = slow.copy(tmp_path / "work")
     process = start_resize(copy, file_rows=10)
-    said(process, "[resize] Ray with")
+    mill.wait_for_line(process, "[resize] Ray with")
     started = descendants(process.pid)
     lines = [line for line in still_there(started) if "--session-name=" in line]
     sessions = {line.partition("--session-name=")[2].split()[0] for line in lines}
-    agents = [pid for pid, at in started if any(line.endswith("Agent") for line in still_there([(pid, at)]))]
+    agents = [
+        pid for pid, start_time in started if any(line.endswith("Agent") for line in still_there([(pid, start_time)]))
+    ]
     for pid in agents:  # as on a busy machine, where they don't come to their end before their raylet is killed
         os.kill(pid, signal.SIGSTOP)
     process.send_signal(number)
     process.communicate(timeout=60)
     assert process.returncode != 0 and len(started) > 5 and len(agents) == 2
-    gone(started)
+    wait_for_end(started)
     assert sessions and not [name for name in sessions if Path("/tmp/ray", name).exists()]
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize("seconds", [0, 2])
-def test_the_step_is_killed_and_no_ray_is_left(seconds: float, slow: Slow, tmp_path: Path) -> None:
+def test_killed_step_leaves_no_ray_process(seconds: float, slow: Slow, tmp_path: Path) -> None:
     """SIGKILL for the step alone: Ray's processes have to see for themselves. Workers do in seconds; its two agents
     first try for a minute to tell the GCS, which is gone as well."""
     copy = slow.copy(tmp_path / "work")
     process = start_resize(copy, file_rows=10)
-    said(process, "[resize] Ray with")
+    mill.wait_for_line(process, "[resize] Ray with")
     time.sleep(seconds)
     started = descendants(process.pid)
     process.kill()
@@ -164,11 +166,3 @@ def test_the_step_is_killed_and_no_ray_is_left(seconds: float, slow: Slow, tmp_p
 
     mill.wait_until(only_agents, "the end of all but the agents", 20)
     mill.wait_until(lambda: not still_there(started), "the end of all that was started", 100)
-
-
-def said(process: subprocess.Popen[str], text: str) -> None:
-    assert process.stderr
-    for line in process.stderr:
-        if text in line:
-            return
-    raise AssertionError(f"the step ended without saying {text!r}")

@@ -1,4 +1,4 @@
-"""The store and the whole pipeline on a real S3 server (Ceph RGW), and what happens when it fails."""
+"""Store and pipeline on a real S3 server (Ceph RGW), and their behavior when it fails."""
 
 from __future__ import annotations
 
@@ -33,12 +33,11 @@ REQUEST = re.compile(rb"(GET|PUT|HEAD|POST|DELETE) (\S+) HTTP")
 SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate</Message></Error>"
 
 
-class Wire(socketserver.ThreadingTCPServer):
-    """The wire to the server: a proxy on loopback that can be cut, lose an answer, or answer 503 itself.
+class FaultyProxy(socketserver.ThreadingTCPServer):
+    """Proxy on loopback between client and server that drops connections, loses responses, or answers 503 itself.
 
-    `cut_at`: the request (its method and path) at which the wire is cut, until `mend`. `busy`: how many requests to
-    answer with 503 SlowDown. `lose_answer`: the request is passed on, and its answer is not.
-    """
+    `cut_at`: the request (its method and path) at which connections are dropped, until `mend`. `busy`: number of
+    requests to answer with 503 SlowDown. `lose_answer`: the request is passed on, and its response is dropped."""
 
     daemon_threads = True
 
@@ -60,11 +59,11 @@ class Wire(socketserver.ThreadingTCPServer):
         self.cut_at, self.is_cut = (lambda request: False), False
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A broken connection is what this is for."""
+        """Ignore broken connections, which are intended."""
 
 
 class _Handler(socketserver.BaseRequestHandler):
-    server: Wire
+    server: FaultyProxy
 
     def handle(self) -> None:
         if self.server.is_cut:
@@ -78,15 +77,15 @@ class _Handler(socketserver.BaseRequestHandler):
                 upstream.sendall(data)
 
     def _pass(self, data: bytes) -> bool:
-        found = REQUEST.match(data)
-        if not found:
+        match = REQUEST.match(data)
+        if not match:
             return True
-        request = b" ".join(found.groups()).decode()
-        wire = self.server
-        with wire.lock:
-            wire.requests.append(request)
-            wire.is_cut = wire.is_cut or wire.cut_at(request)
-            busy, wire.busy = wire.busy > 0, max(0, wire.busy - 1)
+        request = b" ".join(match.groups()).decode()
+        proxy = self.server
+        with proxy.lock:
+            proxy.requests.append(request)
+            proxy.is_cut = proxy.is_cut or proxy.cut_at(request)
+            busy, proxy.busy = proxy.busy > 0, max(0, proxy.busy - 1)
         if busy:
             head = f"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: {len(SLOW_DOWN)}\r\n"
             self.request.sendall(head.encode() + b"Connection: close\r\n\r\n" + SLOW_DOWN)
@@ -94,9 +93,9 @@ class _Handler(socketserver.BaseRequestHandler):
             while self.request.recv(65536):
                 pass
             return False
-        if wire.lose_answer(request):
-            self._silent, wire.lose_answer = True, lambda request: False
-        return not wire.is_cut
+        if proxy.lose_answer(request):
+            self._silent, proxy.lose_answer = True, lambda request: False
+        return not proxy.is_cut
 
     def _answers(self, upstream: socket.socket) -> None:
         try:
@@ -111,51 +110,51 @@ class _Handler(socketserver.BaseRequestHandler):
 
 
 @contextmanager
-def wire_to(server: CephRGW) -> Iterator[Wire]:
-    with Wire(server.port) as wire:
-        threading.Thread(target=wire.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+def run_proxy(server: CephRGW) -> Iterator[FaultyProxy]:
+    with FaultyProxy(server.port) as proxy:
+        threading.Thread(target=proxy.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         try:
-            yield wire
+            yield proxy
         finally:
-            wire.shutdown()
+            proxy.shutdown()
 
 
 @pytest.fixture
-def wire(rgw: CephRGW) -> Iterator[Wire]:
-    with wire_to(rgw) as one:
-        yield one
+def proxy(rgw: CephRGW) -> Iterator[FaultyProxy]:
+    with run_proxy(rgw) as running:
+        yield running
 
 
-def store_over(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> S3Store:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", wire.endpoint)
+def make_store(proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> S3Store:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
     return S3Store()
 
 
-def upload(folder: Path, uri: str) -> None:
-    """A local workspace into the bucket."""
+def upload_folder(folder: Path, uri: str) -> None:
+    """Upload a local workspace into the bucket."""
     store = S3Store()
     for path in folder.rglob("*"):
         if path.is_file() and "runs" not in path.parts:
             store.put(uris.join(uri, str(path.relative_to(folder))), path.read_bytes())
 
 
-def objects(uri: str) -> list[str]:
+def list_keys(uri: str) -> list[str]:
     return [entry.uri.removeprefix(f"{uri}/") for entry in S3Store().list(uri)]
 
 
 # One winner
 
 
-def test_of_many_threads_one_is_first(s3_workspace: str) -> None:
+def test_one_of_many_threads_wins(s3_workspace: str) -> None:
     store = S3Store()
     with ThreadPoolExecutor(16) as pool:
         for key in (f"{s3_workspace}/race/{number}.json" for number in range(8)):
-            won = list(pool.map(lambda n, key=key: store.put_if_absent(key, b"%d" % n), range(16)))  # type: ignore[misc]
-            assert won.count(True) == 1
-            assert store.read(key) == b"%d" % won.index(True)
+            results = list(pool.map(lambda n, key=key: store.put_if_absent(key, b"%d" % n), range(16)))  # type: ignore[misc]
+            assert results.count(True) == 1
+            assert store.read(key) == b"%d" % results.index(True)
 
 
-def test_of_many_processes_one_is_first(s3_workspace: str) -> None:
+def test_one_of_many_processes_wins(s3_workspace: str) -> None:
     script = (
         "import sys; from imagemill.components.storage.s3 import S3Store; store = S3Store(); print(flush=True)\n"
         "sys.stdin.readline(); place, me = sys.argv[1], sys.argv[2].encode()\n"
@@ -172,35 +171,35 @@ def test_of_many_processes_one_is_first(s3_workspace: str) -> None:
         assert racer.stdin
         racer.stdin.write("go\n")
         racer.stdin.flush()
-    won = [eval(racer.communicate(timeout=120)[0]) for racer in racers]
-    assert sorted(number for mine in won for number in mine) == list(range(20))
+    wins = [eval(racer.communicate(timeout=120)[0]) for racer in racers]
+    assert sorted(number for numbers in wins for number in numbers) == list(range(20))
     store = S3Store()
-    for racer, mine in enumerate(won):
-        assert {store.read(f"{s3_workspace}/{number}") for number in mine} <= {str(racer).encode()}
+    for racer, numbers in enumerate(wins):
+        assert {store.read(f"{s3_workspace}/{number}") for number in numbers} <= {str(racer).encode()}
 
 
-def test_a_lost_answer_is_no_lost_race(s3_workspace: str, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_response_still_wins(s3_workspace: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first PUT arrives, its answer does not; the second meets our own object."""
-    store = store_over(wire, monkeypatch)
-    wire.lose_answer = lambda request: request.startswith("PUT")
+    store = make_store(proxy, monkeypatch)
+    proxy.lose_answer = lambda request: request.startswith("PUT")
     assert store.put_if_absent(f"{s3_workspace}/mine", b"mine")
-    assert [r.split()[0] for r in wire.requests] == ["PUT", "PUT", "GET"]
-    wire.lose_answer = lambda request: request.startswith("PUT")
+    assert [r.split()[0] for r in proxy.requests] == ["PUT", "PUT", "GET"]
+    proxy.lose_answer = lambda request: request.startswith("PUT")
     assert not store.put_if_absent(f"{s3_workspace}/mine", b"another's")
 
 
 # A server that is busy
 
 
-def test_a_busy_server_is_asked_again(
-    s3_workspace: str, wire: Wire, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_busy_server_is_retried(
+    s3_workspace: str, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from conftest import forget_s3_clients
 
-    store, uri = store_over(wire, monkeypatch), f"{s3_workspace}/busy"
+    store, uri = make_store(proxy, monkeypatch), f"{s3_workspace}/busy"
     (tmp_path / "file").write_bytes(b"content")
 
-    def with_open() -> bytes:
+    def read_by_open() -> bytes:
         forget_s3_clients()
         with store.open(uri) as file:
             return bytes(file.read())
@@ -211,18 +210,18 @@ def test_a_busy_server_is_asked_again(
         (lambda: [entry.size for entry in store.list(s3_workspace)], [7]),
         (lambda: store.stat(uri).size, 7),  # type: ignore[union-attr]
         (lambda: store.publish(tmp_path / "file", f"{uri}-2"), None),
-        (with_open, b"content"),
+        (read_by_open, b"content"),
     ]
     for operation, expected in operations:
-        wire.busy = 2
+        proxy.busy = 2
         assert operation() == expected
-        assert wire.busy == 0
+        assert proxy.busy == 0
 
 
 # What is wrong from the start
 
 
-def refused(*arguments: str, env: dict[str, str]) -> mill.Result:
+def run_refused(*arguments: str, env: dict[str, str]) -> mill.Result:
     result = mill.run("run", "--json", *arguments, env=env)
     assert result.rc == 2, result.stderr
     assert "Traceback" not in result.stderr and result.json["exit_code"] == 2
@@ -232,7 +231,7 @@ def refused(*arguments: str, env: dict[str, str]) -> mill.Result:
 
 def test_wrong_credentials(s3_workspace: str, rgw: CephRGW) -> None:
     for wrong in ({"AWS_SECRET_ACCESS_KEY": "no-such-secret-0123"}, {"AWS_ACCESS_KEY_ID": "NOSUCHKEY0123456"}):
-        result = refused("--workspace", s3_workspace, env=wrong)
+        result = run_refused("--workspace", s3_workspace, env=wrong)
         assert "expected credentials that may use it" in result.error and s3_workspace in result.error
         for secret in (rgw.secret_key, *wrong.values()):
             assert secret not in result.stderr + result.stdout
@@ -241,26 +240,26 @@ def test_wrong_credentials(s3_workspace: str, rgw: CephRGW) -> None:
 def test_no_credentials(s3_workspace: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    result = refused("--workspace", s3_workspace, env={"HOME": str(tmp_path)})
+    result = run_refused("--workspace", s3_workspace, env={"HOME": str(tmp_path)})
     assert "expected S3 credentials (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in result.error
 
 
 def test_no_such_bucket(s3_workspace: str) -> None:
-    result = refused("--workspace", "s3://no-such-bucket-of-ours/x", env={})
+    result = run_refused("--workspace", "s3://no-such-bucket-of-ours/x", env={})
     assert "expected an existing bucket, found none named 'no-such-bucket-of-ours'" in result.error
 
 
 def test_no_such_source_in_the_bucket(s3_workspace: str) -> None:
     source = f"{s3_workspace}-photos"
-    result = refused("--dataset", "folder", "--source", source, "--workspace", s3_workspace, env={})
+    result = run_refused("--dataset", "folder", "--source", source, "--workspace", s3_workspace, env={})
     assert f"source: expected a folder or prefix with images, found '{source}, with nothing in it'" in result.error
 
 
-def test_an_endpoint_that_is_none(s3_workspace: str) -> None:
-    assert "AWS_ENDPOINT_URL" in refused("--workspace", s3_workspace, env={"AWS_ENDPOINT_URL": "not a url"}).error
+def test_invalid_endpoint(s3_workspace: str) -> None:
+    assert "AWS_ENDPOINT_URL" in run_refused("--workspace", s3_workspace, env={"AWS_ENDPOINT_URL": "not a url"}).error
 
 
-IMPATIENT = """
+IMPATIENT_COMMAND = """
 import sys
 from imagemill.components.storage import retry, s3
 retry.with_retry.__defaults__ = (6.0,)
@@ -271,9 +270,9 @@ sys.exit(main())
 """The command with less patience than it has: 6 s for all tries, 2 for an answer."""
 
 
-def test_nobody_answers(s3_workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_server_is_transient(s3_workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A closed port, and one that takes every connection and says nothing: transient, after the retries' deadline."""
-    monkeypatch.setattr(mill, "COMMAND", [sys.executable, "-c", IMPATIENT])
+    monkeypatch.setattr(mill, "COMMAND", [sys.executable, "-c", IMPATIENT_COMMAND])
     with socket.create_server(("127.0.0.1", 0)) as silent, socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound, not listening: refused at once, and nobody else gets the port
         started = time.monotonic()
@@ -296,7 +295,7 @@ def test_nobody_answers(s3_workspace: str, monkeypatch: pytest.MonkeyPatch) -> N
 # The pipeline
 
 
-def test_the_pipeline_gives_the_same_as_on_disk(s3_workspace: str, rgw: CephRGW, finished_once: Finished) -> None:
+def test_pipeline_on_s3_equals_the_one_on_disk(s3_workspace: str, rgw: CephRGW, finished_once: Finished) -> None:
     """The same names, rows and pixels; a second run does nothing; no secret anywhere."""
     arguments = [*finished_once.arguments, "--workspace", s3_workspace]
     result = mill.run(*arguments)
@@ -306,21 +305,21 @@ def test_the_pipeline_gives_the_same_as_on_disk(s3_workspace: str, rgw: CephRGW,
     for kind in ("raw", "clean", "tensors"):
         assert mill.content(mill.dataset_of(result, kind)) == mill.content(mill.dataset_of(finished_once.result, kind))
 
-    again = mill.run(*arguments)
-    assert again.rc == 0 and set(again.states.values()) == {"cached"}
+    second = mill.run(*arguments)
+    assert second.rc == 0 and set(second.states.values()) == {"cached"}
 
     store = S3Store()
     written = {entry.uri: store.read(entry.uri) for entry in store.list(s3_workspace)}
     assert len(written) > 20
-    said = "".join([result.stdout, result.stderr, again.stdout, again.stderr]).encode()
+    output = "".join([result.stdout, result.stderr, second.stdout, second.stderr]).encode()
     for secret in (rgw.secret_key.encode(), rgw.access_key.encode()):
-        assert secret not in said
+        assert secret not in output
         assert not [uri for uri, data in written.items() if secret in data]
 
 
-def test_a_prefix_is_a_source_like_a_folder(s3_workspace: str, finished_once: Finished) -> None:
+def test_prefix_is_a_source(s3_workspace: str, finished_once: Finished) -> None:
     source = f"{s3_workspace}-photos"
-    upload(finished_once.photos, source)
+    upload_folder(finished_once.photos, source)
     result = mill.run("download", "--dataset", "folder", "--source", source, "--workspace", s3_workspace)
     assert result.rc == 0, result.stderr
     raw = Path(finished_once.result.json["raw"]).name
@@ -340,40 +339,42 @@ QUICK_CUTS = ("clean, writing", "resize, writing")
 @pytest.mark.parametrize(
     "cases", [QUICK_CUTS, pytest.param(("clean, reading", "resize, reading"), marks=pytest.mark.proof)]
 )
-def test_a_cut_wire_rejects_no_image(
+def test_lost_connection_rejects_no_image(
     cases: tuple[str, ...], s3_workspace: str, rgw: CephRGW, finished_once: Finished
 ) -> None:
     """Exit code 75, nothing rejected, nothing committed; when the wire is mended the same command completes."""
-    upload(finished_once.workspace, s3_workspace)
-    before = set(objects(s3_workspace))
+    upload_folder(finished_once.workspace, s3_workspace)
+    before = set(list_keys(s3_workspace))
     with ThreadPoolExecutor(len(cases)) as pool:
-        for check in [pool.submit(_cut_and_mend, case, s3_workspace, rgw, finished_once, before) for case in cases]:
+        for check in [pool.submit(_check_cut, case, s3_workspace, rgw, finished_once, before) for case in cases]:
             check.result()
 
 
-def _cut_and_mend(case: str, workspace: str, rgw: CephRGW, finished: Finished, before: set[str]) -> None:
+def _check_cut(case: str, workspace: str, rgw: CephRGW, finished: Finished, before: set[str]) -> None:
     step, parent, flags, request = CUTS[case]
     kind = {"clean": "clean", "resize": "tensors"}[step]
-    given = f"{workspace}/{parent}/{Path(finished.result.json[parent]).name}"
-    words = [step, f"--{parent}", given, "--workspace", workspace, "--name", "photos", *flags]
-    with wire_to(rgw) as wire:
-        wire.cut_at = lambda line: bool(re.match(request, line))
-        cut = mill.run(*words, env={"AWS_ENDPOINT_URL": wire.endpoint})
-        assert wire.is_cut, f"the step never came to {request}"
+    parent_uri = f"{workspace}/{parent}/{Path(finished.result.json[parent]).name}"
+    words = [step, f"--{parent}", parent_uri, "--workspace", workspace, "--name", "photos", *flags]
+    with run_proxy(rgw) as proxy:
+        proxy.cut_at = lambda line: bool(re.match(request, line))
+        cut = mill.run(*words, env={"AWS_ENDPOINT_URL": proxy.endpoint})
+        assert proxy.is_cut, f"the step never came to {request}"
         assert cut.rc == 75, cut.stderr
         assert "Traceback" not in cut.stderr
-        new = [key for key in objects(workspace) if key not in before and key.startswith(f"{kind}/")]
+        new = [key for key in list_keys(workspace) if key not in before and key.startswith(f"{kind}/")]
         assert not [key for key in new if key.endswith("_manifest.json") or "/rejected/" in key]
-        wire.mend()
-        mended = mill.run(*words, env={"AWS_ENDPOINT_URL": wire.endpoint})
+        proxy.mend()
+        mended = mill.run(*words, env={"AWS_ENDPOINT_URL": proxy.endpoint})
         assert mended.rc == 0, mended.stderr
-    made = [key for key in objects(workspace) if key not in before and re.match(rf"{kind}/\w+/_manifest.json$", key)]
-    assert len(made) == 1
-    totals = read_dataset(f"{workspace}/{made[0].removesuffix('/_manifest.json')}", kind).manifest.totals
+    manifests = [
+        key for key in list_keys(workspace) if key not in before and re.match(rf"{kind}/\w+/_manifest.json$", key)
+    ]
+    assert len(manifests) == 1
+    totals = read_dataset(f"{workspace}/{manifests[0].removesuffix('/_manifest.json')}", kind).manifest.totals
     assert (totals.rows, totals.rejected) == (60, 0)
 
 
-def test_an_object_is_hashed_in_pieces(s3_workspace: str) -> None:
+def test_object_is_hashed_in_chunks(s3_workspace: str) -> None:
     """Weights may be larger than the pod that only has to tell whether they are known."""
     uri = f"{s3_workspace}/weights.safetensors"
     with pytest.raises(FileNotFoundError):

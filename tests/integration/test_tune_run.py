@@ -1,4 +1,4 @@
-"""`imagemill tune` on real trainings: better values are found by validation alone, written, confirmed and continued."""
+"""`imagemill tune` on real trainings: search by validation, confirmation with new seeds, and resumption."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPACE = "color: [rgb, red]\nlearning_rate: {low: 0.0008, high: 0.0012, log: true
 
 
 class Search:
-    """A workspace with a source, and what `tune` finds there from a base that sees no colors."""
+    """Workspace with a source, and `tune` in it from a base configuration in gray."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.workspace, self.ran = folder, folder / "mill", list[str]()
@@ -69,13 +69,13 @@ def test_better_values_are_found_and_confirmed_with_new_seeds(finished: dict[str
 
 
 @pytest.mark.proof
-def test_the_test_images_are_not_used(search: Search, finished: dict[str, Any]) -> None:
+def test_search_does_not_use_test_images(search: Search, finished: dict[str, Any]) -> None:
     assert finished["ran"]["train"] == 7 and not finished["ran"]["evaluate"]
     assert not (search.workspace / "evaluation").exists()
 
 
 @pytest.mark.proof
-def test_the_best_configuration_is_a_file_that_a_run_takes(search: Search, finished: dict[str, Any]) -> None:
+def test_best_configuration_is_written_as_a_config_file(search: Search, finished: dict[str, Any]) -> None:
     tuned = Configuration.read(str(search.folder / "tuned.yaml"), {})
     best = next(trial for trial in finished["trials"] if trial["number"] == finished["best"])
     values = {"color": tuned.config("clean").color, "learning_rate": tuned.config("train").learning_rate}  # type: ignore
@@ -85,12 +85,12 @@ def test_the_best_configuration_is_a_file_that_a_run_takes(search: Search, finis
 
 
 @pytest.mark.proof
-def test_a_second_call_trains_nothing_and_more_trials_are_added(
+def test_second_call_trains_nothing_and_adds_only_new_trials(
     search: Search, finished: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert search.tune("--trials", "2", "--seeds", "2", "--json") == 0
-    again = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert search.ran == [] and again["trials"] == finished["trials"]
+    second = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert search.ran == [] and second["trials"] == finished["trials"]
     assert search.tune("--trials", "3", "--seeds", "2") == 0
     text = capsys.readouterr().out
     assert search.ran.count("train") <= 3, "one trial, and new seeds if it is the best now"
@@ -101,7 +101,7 @@ def test_a_second_call_trains_nothing_and_more_trials_are_added(
 
 
 @pytest.mark.proof
-def test_a_trial_under_way_is_seen_by_its_events(search: Search, finished: dict[str, Any]) -> None:
+def test_events_of_a_trial_follow_its_validation(search: Search, finished: dict[str, Any]) -> None:
     from imagemill.components.dataset.workspace import Workspace
 
     model = read_dataset(finished["trials"][1]["model"], "model")
@@ -109,7 +109,7 @@ def test_a_trial_under_way_is_seen_by_its_events(search: Search, finished: dict[
     assert events == pytest.approx(list(read_course(model, "macro_f1")), abs=1e-6)
 
 
-def test_a_pruned_trial_is_recorded_and_never_the_best(
+def test_pruned_trial_is_recorded_and_not_the_best(
     search: Search, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Study, "should_prune", lambda self, course: True)
@@ -120,7 +120,7 @@ def test_a_pruned_trial_is_recorded_and_never_the_best(
     assert result["best"] == 0 and result["verdict"] == "base_is_best" and result["confirmation"] is None
 
 
-def test_mistakes_are_refused_before_anything_runs(search: Search, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_arguments_are_refused_before_a_trial(search: Search, capsys: pytest.CaptureFixture[str]) -> None:
     (search.folder / "space.yaml").write_text("backbone: [resnet18, resnet17]\n")
     for words, message in (
         ([], "(backbone): backbone: expected"),

@@ -1,4 +1,4 @@
-"""A run that has nothing to do is recognized before anything is started; one that has something to do never is."""
+"""Runs with nothing to do are recognized before a step starts; any change makes a run work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from imagemill.pipelines.parameters import RunParameters, resolve_parameters
 RUN = "photos-again"
 
 
-def chosen(finished: Finished, **flags: Any) -> RunParameters:
+def make_parameters(finished: Finished, **flags: Any) -> RunParameters:
     """The parameters of the finished run, with other values for some."""
     words = [word for word in finished.arguments[1:] if word != "--json"]
     names = [word.removeprefix("--").replace("-", "_") for word in words[::2]]
@@ -29,90 +29,90 @@ def chosen(finished: Finished, **flags: Any) -> RunParameters:
     return resolve_parameters(values | flags)
 
 
-def look(finished: Finished, **flags: Any) -> Records | None:
-    return find_cached_records(chosen(finished, **flags), RUN, {})
+def find_cached(finished: Finished, **flags: Any) -> Records | None:
+    return find_cached_records(make_parameters(finished, **flags), RUN, {})
 
 
-def tree(folder: Path) -> dict[str, tuple[int, int]]:
+def list_files(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in folder.rglob("*") if file.is_file()}
 
 
-def test_everything_is_there_and_nothing_is_written(finished: Finished) -> None:
-    before = tree(finished.workspace)
-    records = look(finished)
+def test_cached_records_are_found_without_writing(finished: Finished) -> None:
+    before = list_files(finished.workspace)
+    records = find_cached(finished)
     assert records is not None and tuple(records) == STEPS
     assert {record["state"] for record in records.values()} == {"cached"}
     for step, kind in PRODUCTS.items():
         assert records[step]["uri"].rpartition("/")[2] == finished.result.json[kind].rpartition("/")[2]
     assert records["evaluate"]["metrics"]["macro_f1"] == finished.result.json["metrics"]["macro_f1"]
     assert records["promote"]["metrics"]["report"].endswith(f"{finished.result.json['run']}/report.html")
-    assert tree(finished.workspace) == before
+    assert list_files(finished.workspace) == before
 
 
-def test_no_library_of_training_is_needed(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_records_need_no_training_library(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first pod's image has neither PyTorch nor Ray."""
     for name in ("torch", "torchvision", "timm", "ray", "sklearn", "cleanlab"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert look(finished) is not None
+    assert find_cached(finished) is not None
 
 
-def _lose(kind: str) -> Callable[[Finished], None]:
-    def lose(finished: Finished) -> None:
+def _delete_manifests(kind: str) -> Callable[[Finished], None]:
+    def delete(finished: Finished) -> None:
         for manifest in finished.workspace.glob(f"{kind}/*/_manifest.json"):
             manifest.unlink()
 
-    return lose
+    return delete
 
 
-def _add_a_photo(finished: Finished) -> None:
+def _add_photo(finished: Finished) -> None:
     first = next(path for path in finished.photos.rglob("*") if path.is_file())
     shutil.copy(first, first.with_name(f"another{first.suffix}"))
 
 
-def _crown_another(finished: Finished) -> None:
+def _promote_another(finished: Finished) -> None:
     log = finished.workspace / "names" / "photos" / "promotions"
     record = json.loads((log / "1.json").read_text())
     (log / "2.json").write_text(json.dumps(record | {"model": "model/0123456789abcdef"}))
 
 
-def _lose_the_report(finished: Finished) -> None:
+def _delete_report(finished: Finished) -> None:
     for report in finished.workspace.glob("runs/*/report.html"):
         report.unlink()
 
 
 CHANGES: dict[str, Callable[[Finished], None]] = {
-    **{f"no {kind}": _lose(kind) for kind in PRODUCTS.values()},
-    "another source": _add_a_photo, "another champion": _crown_another, "no report": _lose_the_report,
+    **{f"no {kind}": _delete_manifests(kind) for kind in PRODUCTS.values()},
+    "another source": _add_photo, "another champion": _promote_another, "no report": _delete_report,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_is_gone_or_has_changed_is_work(finished: Finished, change: str) -> None:
+def test_missing_or_changed_input_is_not_cached(finished: Finished, change: str) -> None:
     CHANGES[change](finished)
-    assert look(finished) is None
+    assert find_cached(finished) is None
 
 
 @pytest.mark.parametrize(
     "flags", [{"color": "gray"}, {"image_size": "40"}, {"epochs": "2"}, {"tta": "flip"}, {"min_gain": "0.2"},
               *({"rerun": step} for step in STEPS)], ids=str,
 )  # fmt: skip
-def test_another_parameter_is_work(finished: Finished, flags: dict[str, str]) -> None:
-    found = look(finished, **flags)
+def test_another_parameter_is_not_cached(finished: Finished, flags: dict[str, str]) -> None:
+    records = find_cached(finished, **flags)
     # The champion's own model is compared with nobody, so the gate's bar decides nothing.
-    assert (found is None) == (flags != {"min_gain": "0.2"}), flags
+    assert (records is None) == (flags != {"min_gain": "0.2"}), flags
 
 
-def test_the_command_ends_without_starting_a_step(finished: Finished, monkeypatch: pytest.MonkeyPatch,
+def test_cached_run_starts_no_step(finished: Finished, monkeypatch: pytest.MonkeyPatch,
                                                   capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
-    real = builtins.__import__
+    original_import = builtins.__import__
 
-    def no_kfp(name: str, *rest: Any, **more: Any) -> Any:
+    def refuse_kfp(name: str, *rest: Any, **more: Any) -> Any:
         assert name.partition(".")[0] != "kfp", "KFP was started"
-        return real(name, *rest, **more)
+        return original_import(name, *rest, **more)
 
     from imagemill.pipelines.cli import main as cli
 
-    monkeypatch.setattr(builtins, "__import__", no_kfp)
+    monkeypatch.setattr(builtins, "__import__", refuse_kfp)
     assert cli.main(finished.arguments) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {step["state"] for step in result["steps"].values()} == {"cached"} and len(result["steps"]) == len(STEPS)
@@ -121,10 +121,10 @@ def test_the_command_ends_without_starting_a_step(finished: Finished, monkeypatc
 
 
 @pytest.mark.parametrize("change", ["", "no model"])
-def test_the_first_pod_says_whether_the_others_are_needed(finished: Finished, change: str, tmp_path: Path) -> None:
+def test_first_pod_reports_whether_anything_changed(finished: Finished, change: str, tmp_path: Path) -> None:
     if change:
         CHANGES[change](finished)
-    arguments = chosen(finished).arguments()
+    arguments = make_parameters(finished).arguments()
     words = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
     outputs = tmp_path / "outputs"
     assert argo_download.main([*words, f"--run={RUN}", f"--outputs={outputs}"]) == 0
@@ -134,8 +134,8 @@ def test_the_first_pod_says_whether_the_others_are_needed(finished: Finished, ch
     assert tuple(records) == (("download",) if change else STEPS)
 
 
-def test_a_wrong_parameter_of_a_later_step_is_refused_by_the_first_one(finished: Finished, tmp_path: Path) -> None:
-    arguments = chosen(finished).arguments() | {"backbone": "resnet9000"}
+def test_first_pod_refuses_invalid_parameters_of_later_steps(finished: Finished, tmp_path: Path) -> None:
+    arguments = make_parameters(finished).arguments() | {"backbone": "resnet9000"}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
     with pytest.raises(SystemExit) as ended:
         argo_download.main([*words, f"--run={RUN}", f"--outputs={tmp_path / 'o'}"])

@@ -1,4 +1,4 @@
-"""Whatever the user gets wrong ends with exit code 2 and one line: what it is, what was expected, what was found."""
+"""User errors of the command: exit code 2 and one message with the field, what was expected and what was found."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def assert_refused(result: mill.Result, *words: str) -> None:
     assert "None" not in result.error
 
 
-BEFOREHAND: dict[str, tuple[list[str], list[str]]] = {
+ARGUMENT_ERRORS: dict[str, tuple[list[str], list[str]]] = {
     "missing source": (["--dataset", "folder", "--source", "{tmp}/nowhere"], ["source", "expected", "nowhere"]),
     "no source": (["--dataset", "folder"], ["source", "needs"]),
     "unknown dataset": (["--dataset", "petz"], ["dataset", "pets", "'petz'"]),
@@ -79,13 +79,13 @@ def mistakes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("case", BEFOREHAND)
-def test_known_before_data_is_read(case: str, mistakes: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", ARGUMENT_ERRORS)
+def test_argument_error_is_found_before_data_is_read(case: str, mistakes: Path, tmp_path: Path) -> None:
     """Refused after less than five seconds of work, nothing run, with one line of JSON for whoever reads that."""
-    arguments, words = BEFOREHAND[case]
-    given = [argument.replace("{tmp}", str(mistakes)) for argument in arguments]
-    workspace = [] if "--workspace" in given else ["--workspace", str(tmp_path / "work")]
-    result = mill.run("run", "--json", *workspace, *given)
+    arguments, words = ARGUMENT_ERRORS[case]
+    arguments_ = [argument.replace("{tmp}", str(mistakes)) for argument in arguments]
+    workspace = [] if "--workspace" in arguments_ else ["--workspace", str(tmp_path / "work")]
+    result = mill.run("run", "--json", *workspace, *arguments_)
     assert_refused(result, *words)
     assert result.worked < 5
     assert result.json["exit_code"] == 2 and result.error == f"imagemill: error: {result.json['error']}"
@@ -93,17 +93,17 @@ def test_known_before_data_is_read(case: str, mistakes: Path, tmp_path: Path) ->
     assert not (tmp_path / "work" / "raw").exists()
 
 
-def test_a_flag_of_a_step_is_suggested_too() -> None:
+def test_flag_of_a_step_is_suggested() -> None:
     result = mill.run("clean", "--colour", "gray")
     assert (result.rc, result.error) == (2, "[clean] error: --colour: expected a known flag; is it --color?")
 
 
 @pytest.mark.parametrize("words", [[], ["frobnicate"], ["run", "--epochs"], ["compile", "--target", "kfp"]])
-def test_a_command_that_is_none(words: list[str]) -> None:
+def test_unknown_command_is_refused(words: list[str]) -> None:
     assert_refused(mill.run(*words))
 
 
-def test_a_result_file_that_cant_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+def test_unwritable_result_file_is_refused_before_the_work(tmp_path: Path) -> None:
     result = mill.run("download", "--workspace", str(tmp_path / "work"), "--result", str(tmp_path / "none" / "r.json"))
     assert result.rc == 2 and "--result" in result.error and "Traceback" not in result.stderr
     assert not (tmp_path / "work" / "raw").exists()
@@ -117,7 +117,7 @@ def run_folder(source: Path, workspace: Path, *more: str) -> mill.Result:
     return mill.run("run", "--json", *words, *more)
 
 
-def test_a_source_whose_images_are_all_broken(tmp_path: Path) -> None:
+def test_source_with_only_corrupt_images_is_refused(tmp_path: Path) -> None:
     for name in ("red/1.jpg", "red/2.jpg", "blue/3.png"):
         path = tmp_path / "photos" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,19 +129,19 @@ def test_a_source_whose_images_are_all_broken(tmp_path: Path) -> None:
     assert result.json["raw"] and not result.json["clean"]
 
 
-def test_no_test_image_at_all(small_photos: Path, tmp_path: Path) -> None:
+def test_missing_test_split_is_refused(small_photos: Path, tmp_path: Path) -> None:
     result = run_folder(small_photos, tmp_path / "work", "--test-fraction", "0")
     assert_refused(result, "clean: split", "test image", "test_fraction")
     assert not mill.manifests(tmp_path / "work")["clean"]
 
 
-def test_one_class_in_an_archive(tmp_path: Path) -> None:
+def test_single_class_in_an_archive_is_refused(tmp_path: Path) -> None:
     mill.make_photos(tmp_path / "photos", ["red"], each=3)
     archive = Path(shutil.make_archive(str(tmp_path / "photos"), "tar", tmp_path / "photos"))
     assert_refused(run_folder(archive, tmp_path / "work"), "label", "at least two classes", "only 'red'", "photos.tar")
 
 
-def test_one_path_twice_in_an_archive(tmp_path: Path) -> None:
+def test_duplicate_path_in_an_archive_is_refused(tmp_path: Path) -> None:
     """`red/1.png` and `./red/1.png` are one image_id."""
     archive = tmp_path / "photos.tar"
     mill.add_photo(tmp_path / "1.png", "red", np.random.default_rng(0))
@@ -154,7 +154,7 @@ def test_one_path_twice_in_an_archive(tmp_path: Path) -> None:
     assert_refused(run_folder(archive, tmp_path / "work"), "image_id", "'red/1.png' 2 times")
 
 
-def test_an_archive_that_is_none(tmp_path: Path) -> None:
+def test_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "photos.tar.gz").write_bytes(b"<html>404</html>" * 100)
     assert_refused(run_folder(tmp_path / "photos.tar.gz", tmp_path / "work"), "photos.tar.gz", "expected")
 
@@ -162,7 +162,7 @@ def test_an_archive_that_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "step,parent", [("clean", "raw"), ("resize", "clean"), ("train", "tensors"), ("evaluate", "model")]
 )
-def test_a_parent_that_is_no_dataset(step: str, parent: str, tmp_path: Path) -> None:
+def test_parent_that_is_no_dataset_is_refused(step: str, parent: str, tmp_path: Path) -> None:
     place = str(tmp_path / parent / "0123456789abcdef")
     result = mill.run(step, f"--{parent}", place, "--workspace", str(tmp_path))
     assert result.rc == 2 and "Traceback" not in result.stderr
@@ -170,7 +170,7 @@ def test_a_parent_that_is_no_dataset(step: str, parent: str, tmp_path: Path) -> 
     assert place in result.error and not list(tmp_path.iterdir())
 
 
-def test_a_parent_of_another_kind_or_workspace(tmp_path: Path) -> None:
+def test_parent_of_another_kind_or_workspace_is_refused(tmp_path: Path) -> None:
     """The message names both places and the flag; and a step that could not begin has left nothing."""
     elsewhere = f", of the workspace {tmp_path}/other: say --workspace {tmp_path}/other"
     for place, hint in ((tmp_path / "work" / "raw" / "01", ""), (tmp_path / "other" / "clean" / "01", elsewhere)):
@@ -190,7 +190,7 @@ def test_a_parent_of_another_kind_or_workspace(tmp_path: Path) -> None:
         ({"files": [{"uri": "x"}]}, ["files[0].role", "expected a text"]),
     ],
 )
-def test_a_manifest_of_another_version(change: dict[str, object], words: list[str], tmp_path: Path) -> None:
+def test_manifest_of_another_version_is_refused(change: dict[str, object], words: list[str], tmp_path: Path) -> None:
     raw = tmp_path / "raw" / "0123456789abcdef"
     raw.mkdir(parents=True)
     (raw / MANIFEST).write_bytes(Manifest("raw", raw.name).to_json())

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_recipes import resolved, tensors
+from test_recipes import make_manifest as tensors
+from test_recipes import resolve_config as resolved
 from trained import make_tensors, settings, trainer
 
 from imagemill.components.dataset.manifest import Dataset, Manifest

@@ -18,7 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_resample import decoded, noise
+from test_resample import make_decoded as decoded
+from test_resample import make_noise as noise
 
 from imagemill.components.dataset.kinds import CleanExtra, CleanImage, ImageSpec
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, read_dataset

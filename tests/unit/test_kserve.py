@@ -15,7 +15,8 @@ from typing import Any
 
 import photos
 import pytest
-from test_predict_command import CLASSES, SPEC, model_of
+from test_predict_command import CLASSES, SPEC
+from test_predict_command import commit_model as model_of
 
 from imagemill.components.dataset.manifest import Manifest, commit
 from imagemill.components.dataset.shards import publish_bytes

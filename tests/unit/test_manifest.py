@@ -1,4 +1,4 @@
-"""The dataset contract: what a manifest must hold, who wins a commit, and when a dataset is there."""
+"""Dataset contract: required fields of a manifest, races of commits, and intact datasets."""
 
 from __future__ import annotations
 
@@ -60,33 +60,33 @@ MODEL = Manifest(
 )
 
 
-def test_a_manifest_comes_back_as_it_was() -> None:
+def test_manifest_round_trips() -> None:
     assert parse_manifest(MODEL.to_json(), "here") == MODEL
 
 
-def test_what_is_empty_is_left_out_and_what_is_missing_is_filled_in() -> None:
+def test_empty_fields_are_omitted() -> None:
     body = json.loads(Manifest("raw", "00").to_json())
     assert "image" not in body and "extra" not in body
     assert body["format"] == "imagemill" and body["version"] == 1
     assert body["code_version"] and body["created"].endswith("+00:00")
 
 
-def test_numbers_that_json_lacks_are_not_written() -> None:
+def test_nan_is_not_written() -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         Manifest("model", "00", extra=ModelExtra(seconds=float("nan"))).to_json()
 
 
-def changed(path: str, value: Any) -> bytes:
-    """MODEL's JSON with one place changed; `...` removes it."""
+def change_json(path: str, value: Any) -> bytes:
+    """Return MODEL's JSON with one value changed; `...` removes it."""
     body = json.loads(MODEL.to_json())
     *parents, last = (int(p) if p.isdigit() else p for p in path.split("."))
-    place = body
+    parent = body
     for part in parents:
-        place = place[part]
+        parent = parent[part]
     if value is ...:
-        del place[last]
+        del parent[last]
     else:
-        place[last] = value
+        parent[last] = value
     return json.dumps(body).encode()
 
 
@@ -111,7 +111,7 @@ BAD += [("parents.0.uri", 1), ("parents.0.manifest_sha256", ...)]
 @pytest.mark.parametrize(("path", "value"), BAD)
 def test_a_malformed_field_is_named(path: str, value: Any) -> None:
     with pytest.raises(UserError) as caught:
-        parse_manifest(changed(path, value), "w/clean/01/_manifest.json")
+        parse_manifest(change_json(path, value), "w/clean/01/_manifest.json")
     message = str(caught.value)
     assert message.startswith("w/clean/01/_manifest.json (")
     named = message.partition("(")[2].partition(")")[0].replace("[", ".").replace("]", "")
@@ -119,14 +119,14 @@ def test_a_malformed_field_is_named(path: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xfe", b"{", b"[]", b"null", b"7", b'"imagemill"', b"[" * 100_000])
-def test_what_is_no_manifest_is_the_users_error(data: bytes) -> None:
+def test_bytes_that_are_no_manifest_are_a_user_error(data: bytes) -> None:
     with pytest.raises(UserError, match=r"^here"):
         parse_manifest(data, "here")
 
 
-def leaves(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+def list_paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return [path, *(leaf for key, child in children for leaf in leaves(child, (*path, key)))]
+    return [path, *(leaf for key, child in children for leaf in list_paths(child, (*path, key)))]
 
 
 JSON = st.recursive(
@@ -135,18 +135,18 @@ JSON = st.recursive(
 )
 
 
-@given(st.sampled_from(leaves(json.loads(MODEL.to_json()))[1:]), JSON)
-def test_any_value_in_any_place_is_taken_or_the_users_error(path: tuple[Any, ...], value: Any) -> None:
+@given(st.sampled_from(list_paths(json.loads(MODEL.to_json()))[1:]), JSON)
+def test_any_value_is_parsed_or_a_user_error(path: tuple[Any, ...], value: Any) -> None:
     body = json.loads(MODEL.to_json())
     place = body
     for part in path[:-1]:
         place = place[part]
     place[path[-1]] = value
     try:
-        found = parse_manifest(json.dumps(body).encode(), "here")
+        parsed = parse_manifest(json.dumps(body).encode(), "here")
     except UserError:
         return
-    assert parse_manifest(found.to_json(), "here") == found
+    assert parse_manifest(parsed.to_json(), "here") == parsed
 
 
 def test_unknown_fields_are_ignored() -> None:
@@ -157,50 +157,50 @@ def test_unknown_fields_are_ignored() -> None:
     assert parse_manifest(json.dumps(later).encode(), "here") == MODEL
 
 
-def made(workspace: Path, name: str = "01", data: bytes = b"0123456789") -> tuple[str, Manifest]:
-    """A model with one real file, not committed yet."""
+def publish_model(workspace: Path, name: str = "01", data: bytes = b"0123456789") -> tuple[str, Manifest]:
+    """Publish the file of a model; return its URI and its manifest, not committed."""
     uri = str(workspace / "model" / name)
     return uri, Manifest("model", name, files=(publish_bytes(uri, data, "model-", ".bin"),))
 
 
 def test_without_a_manifest_there_is_no_dataset(tmp_path: Path) -> None:
-    uri, _ = made(tmp_path)
+    uri, _ = publish_model(tmp_path)
     assert find_dataset(uri) is None and find_intact_dataset(uri) is None
     with pytest.raises(UserError, match=r"^model: expected the URI"):
         read_dataset(uri, "model")
 
 
 def test_a_dataset_of_another_kind_is_refused(tmp_path: Path) -> None:
-    commit(*made(tmp_path))
+    commit(*publish_model(tmp_path))
     with pytest.raises(UserError, match=r"^clean: expected a dataset of kind clean, found .* of kind model"):
         read_dataset(str(tmp_path / "model" / "01"), "clean")
 
 
-def test_the_sha256_is_of_the_very_bytes(tmp_path: Path) -> None:
-    found = commit(*made(tmp_path))
-    assert found.manifest_sha256 == hashlib.sha256((tmp_path / "model" / "01" / MANIFEST).read_bytes()).hexdigest()
+def test_sha256_is_that_of_the_stored_bytes(tmp_path: Path) -> None:
+    dataset = commit(*publish_model(tmp_path))
+    assert dataset.manifest_sha256 == hashlib.sha256((tmp_path / "model" / "01" / MANIFEST).read_bytes()).hexdigest()
 
 
-def test_all_racers_get_the_winners_dataset(tmp_path: Path) -> None:
-    barrier, found = threading.Barrier(12), []
-    uri, manifest = made(tmp_path)
+def test_concurrent_commits_return_one_dataset(tmp_path: Path) -> None:
+    barrier, datasets = threading.Barrier(12), []
+    uri, manifest = publish_model(tmp_path)
 
     def race(number: int) -> None:
-        mine = Manifest(**{**manifest.__dict__, "extra": ModelExtra(parameters=number)})
+        own_manifest = Manifest(**{**manifest.__dict__, "extra": ModelExtra(parameters=number)})
         barrier.wait()
-        found.append(commit(uri, mine))
+        datasets.append(commit(uri, own_manifest))
 
     threads = [threading.Thread(target=race, args=(n,)) for n in range(12)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(found) == 12 and len({d.manifest.extra.parameters for d in found}) == 1
-    assert len({d.manifest_sha256 for d in found}) == 1
+    assert len(datasets) == 12 and len({d.manifest.extra.parameters for d in datasets}) == 1
+    assert len({d.manifest_sha256 for d in datasets}) == 1
 
 
-def test_ready_is_a_dataset_whose_files_are_whole(tmp_path: Path) -> None:
-    dataset = commit(*made(tmp_path))
+def test_dataset_with_damaged_files_is_not_intact(tmp_path: Path) -> None:
+    dataset = commit(*publish_model(tmp_path))
     path = Path(dataset.locate(dataset.manifest.files[0]))
     assert find_intact_dataset(dataset.uri) == dataset
     path.write_bytes(b"012345678")
@@ -213,23 +213,23 @@ def test_ready_is_a_dataset_whose_files_are_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"01234")])
-def test_a_damaged_dataset_is_healed_by_making_it_again(tmp_path: Path, damage: Any) -> None:
-    dataset = commit(*made(tmp_path))
+def test_damaged_dataset_is_repaired_by_another_commit(tmp_path: Path, damage: Any) -> None:
+    dataset = commit(*publish_model(tmp_path))
     damage(Path(dataset.locate(dataset.manifest.files[0])))
     assert find_intact_dataset(dataset.uri) is None
-    commit(*made(tmp_path))
+    commit(*publish_model(tmp_path))
     assert find_intact_dataset(dataset.uri) == dataset
 
 
-def test_a_damaged_dataset_that_can_not_be_healed_is_not_passed_on(tmp_path: Path) -> None:
-    dataset = commit(*made(tmp_path))
+def test_damaged_dataset_with_other_files_is_refused(tmp_path: Path) -> None:
+    dataset = commit(*publish_model(tmp_path))
     Path(dataset.locate(dataset.manifest.files[0])).unlink()
     with pytest.raises(DatasetError, match="found none; made again, the dataset has other files"):
-        commit(*made(tmp_path, data=b"other bytes"))
+        commit(*publish_model(tmp_path, data=b"other bytes"))
 
 
-def test_a_workspace_that_was_moved_still_reads(tmp_path: Path) -> None:
-    first, second = (commit(*made(tmp_path / "w", name)) for name in ("01", "02"))
+def test_moved_workspace_is_readable(tmp_path: Path) -> None:
+    first, second = (commit(*publish_model(tmp_path / "w", name)) for name in ("01", "02"))
     reused = File(f"../01/{first.manifest.files[0].uri}", "data", "", 0, 10, first.manifest.files[0].sha256)
     parent = second.as_parent(str(tmp_path / "w" / "evaluation" / "03"))
     child = Manifest("model", "03", parents=(parent,), files=(reused,))
@@ -242,9 +242,9 @@ def test_a_workspace_that_was_moved_still_reads(tmp_path: Path) -> None:
     assert read_dataset(moved.parent_uri("model")).manifest_sha256 == parent.manifest_sha256
 
 
-def test_a_parent_of_a_kind_that_is_not_there(tmp_path: Path) -> None:
+def test_missing_parent_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected a clean dataset"):
-        commit(*made(tmp_path)).parent_uri("clean")
+        commit(*publish_model(tmp_path)).parent_uri("clean")
 
 
 @pytest.mark.parametrize("escape", ["../../../etc/passwd", "/etc/passwd", "a/../../b", "s3://bucket/key"])
@@ -257,15 +257,15 @@ def test_a_file_outside_the_workspace_is_never_opened(escape: str) -> None:
         dataset.missing()
 
 
-def test_fingerprints_are_what_they_were() -> None:
+def test_fingerprints_are_stable() -> None:
     """Golden: another value here renames every dataset of every user."""
     assert digest({"b": [1, 2.5, "ü"], "a": True}) == "9f66585533420cd2"
     assert fingerprint("clean", 1, ["0123456789abcdef"], {}) == "8d10a4a28f7a6a10"
     assert fingerprint("clean", 1, ["0123456789abcdef"], {"color": "gray", "val_fraction": 0.2}) == "fdb2a763bf619a56"
 
 
-def test_a_fingerprint_depends_on_each_of_its_parts_and_not_on_order() -> None:
-    one = fingerprint("clean", 1, ["aa", "bb"], {"x": 1, "y": 2})
+def test_fingerprint_depends_on_every_argument_and_not_on_key_order() -> None:
+    first = fingerprint("clean", 1, ["aa", "bb"], {"x": 1, "y": 2})
     others = [
         fingerprint("raw", 1, ["aa", "bb"], {"x": 1, "y": 2}),
         fingerprint("clean", 2, ["aa", "bb"], {"x": 1, "y": 2}),
@@ -273,8 +273,8 @@ def test_a_fingerprint_depends_on_each_of_its_parts_and_not_on_order() -> None:
         fingerprint("clean", 1, ["aa", "bb"], {"x": 1, "y": 3}),
         fingerprint("clean", 1, ["aa", "bb"], {"x": 1}),
     ]
-    assert len({one, *others}) == 6
-    assert one == fingerprint("clean", 1, ["aa", "bb"], {"y": 2, "x": 1})
+    assert len({first, *others}) == 6
+    assert first == fingerprint("clean", 1, ["aa", "bb"], {"y": 2, "x": 1})
 
 
 @given(
@@ -286,17 +286,10 @@ def test_canonical_json_has_one_form(value: dict[str, Any]) -> None:
     assert json.loads(canonical_json(value)) == value
 
 
-def test_only_fields_that_count_and_differ_are_in_the_fingerprint() -> None:
-    assert (
-        CleanConfig().fingerprint_values()
-        == TrainConfig().fingerprint_values()
-        == ResizeConfig().fingerprint_values()
-        == {}
-    )
-    assert (
-        CleanConfig(raw="x", workspace="y", name="n", run="r", clean_workers=3, class_list="f").fingerprint_values()
-        == {}
-    )
+def test_fingerprint_counts_only_fields_that_differ_from_the_default() -> None:
+    not_counted = CleanConfig(raw="x", workspace="y", name="n", run="r", clean_workers=3, class_list="f")
+    for config in (CleanConfig(), TrainConfig(), ResizeConfig(), not_counted):
+        assert config.fingerprint_values() == {}
     assert CleanConfig(color="gray", val_fraction=0.1, test_fraction=0.3).fingerprint_values() == {
         "color": "gray",
         "test_fraction": 0.3,
@@ -305,17 +298,18 @@ def test_only_fields_that_count_and_differ_are_in_the_fingerprint() -> None:
     assert PromoteConfig(evaluation="x", champion_evaluation="y").fingerprint_values() == {}
 
 
-def test_a_manifest_records_every_field_that_counts() -> None:
+def test_manifest_records_every_field_in_the_fingerprint() -> None:
     unrecorded = {"workspace", "name", "rerun", "run", "raw", "preset", "class_list", "clean_workers", "executor"}
     unrecorded |= {"ray_address"}
     unrecorded |= {"drift_warning", "max_drift", "stop_on_drift"}
     assert CleanConfig(fold="1/5").manifest_values()["fold"] == "1/5"
     unrecorded |= {"fold"}  # where it is unset: datasets of earlier releases keep their fingerprints
-    assert set(CleanConfig().manifest_values()) == {one.name for one in dataclasses.fields(CleanConfig)} - unrecorded
+    names = {field.name for field in dataclasses.fields(CleanConfig)}
+    assert set(CleanConfig().manifest_values()) == names - unrecorded
     assert CleanConfig.resolve(preset="ocr").manifest_values()["equalize"] == "autocontrast"
 
 
-def test_a_file_that_is_no_parquet_breaks_the_contract(tmp_path: Path) -> None:
+def test_damaged_parquet_file_is_a_dataset_error(tmp_path: Path) -> None:
     writer = ShardWriter(str(tmp_path), Layout(pa.schema([("a", pa.int64())])))
     with writer:
         for number in range(1000):
@@ -345,7 +339,7 @@ class FullDisk(io.BytesIO):
         return super().write(data)
 
 
-def test_a_disk_that_is_full_in_the_middle_is_transient_and_nothing_is_left_behind(tmp_path: Path) -> None:
+def test_disk_that_fills_up_is_transient_and_leaves_no_file(tmp_path: Path) -> None:
     schema = pa.schema([("a", pa.int64())])
     with pytest.raises(TransientError, match="No space left"), ShardWriter(str(tmp_path), Layout(schema)) as writer:
         writer._writer.close()
@@ -355,7 +349,7 @@ def test_a_disk_that_is_full_in_the_middle_is_transient_and_nothing_is_left_behi
     assert not list((tmp_path / "_work").iterdir())
 
 
-def test_a_disk_that_is_full_from_the_start_is_transient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_transient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     (scratch / "shard.parquet").symlink_to("/dev/full")

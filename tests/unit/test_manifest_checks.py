@@ -1,4 +1,4 @@
-"""The checks of manifests find what they are for: each rule, broken once."""
+"""Checks of Kubernetes manifests: each rule is reported when it is broken."""
 
 from __future__ import annotations
 
@@ -84,16 +84,16 @@ def test_a_safe_pod_passes() -> None:
 
 
 @pytest.mark.parametrize(("path", "value"), BROKEN, ids=[path for path, _ in BROKEN])
-def test_each_rule_is_found_where_it_is_broken(path: str, value: Any) -> None:
-    found = pod_security.violations(change(SAFE, path, value))
+def test_broken_rule_is_reported_with_its_path(path: str, value: Any) -> None:
+    violations = pod_security.violations(change(SAFE, path, value))
     field = path.rpartition(".")[2]
-    assert len(found) == 1, found
+    assert len(violations) == 1, violations
     place = path.replace(".0.", f"[{path.partition('.')[0]}].") if ".0." in path else path
-    assert found[0].startswith(place.split(".")[0]) and field in found[0], found
+    assert violations[0].startswith(place.split(".")[0]) and field in violations[0], violations
 
 
 @pytest.mark.parametrize("kind", VOLUMES)
-def test_other_volumes_are_found(kind: str) -> None:
+def test_forbidden_volumes_are_reported(kind: str) -> None:
     assert pod_security.violations({**SAFE, "volumes": [{"name": "v", kind: {}}]}) == [
         f"volumes[v]: a volume of kind {kind}"
     ]
@@ -105,7 +105,7 @@ def test_volumes_of_the_standard_pass(kind: str) -> None:
 
 
 @pytest.mark.parametrize("field", ["runAsNonRoot", "seccompProfile"])
-def test_what_the_pod_leaves_out_every_container_must_say(field: str) -> None:
+def test_field_missing_in_the_pod_is_required_in_every_container(field: str) -> None:
     spec = json.loads(json.dumps(SAFE))
     value = spec["securityContext"].pop(field)
     assert [line.partition("[")[0] for line in pod_security.violations(spec)] == list(LISTS)
@@ -114,14 +114,14 @@ def test_what_the_pod_leaves_out_every_container_must_say(field: str) -> None:
     assert pod_security.violations(spec) == []
 
 
-def test_a_container_without_any_context_is_found() -> None:
+def test_container_without_a_security_context_is_reported() -> None:
     spec = change(SAFE, "containers.0.securityContext", None)
     assert [line.partition(": ")[0].rpartition(".")[2] for line in pod_security.violations(spec)] == [
         "allowPrivilegeEscalation", "drop",
     ]  # fmt: skip
 
 
-def test_the_old_apparmor_annotations_are_found() -> None:
+def test_apparmor_annotations_are_checked() -> None:
     name = "container.apparmor.security.beta.kubernetes.io/main"
     for value in ("runtime/default", "localhost/mine"):
         manifests.check_restricted("here", SAFE, {name: value, "other": "unconfined"})
@@ -162,40 +162,42 @@ RAY: Json = {
 }
 
 
-def bad(document: Json) -> dict[str, list[str]]:
-    """By pod, the containers that `restricted` refuses."""
-    found = {}
+def list_refused_containers(document: Json) -> dict[str, list[str]]:
+    """Return the containers that `restricted` refuses, by pod."""
+    refused = {}
     for pod in pods(document):
         lines = pod_security.violations(pod.spec, pod.annotations)
         if names := sorted({line.partition("[")[2].partition("]")[0] for line in lines}):
-            found[pod.owner] = names
-    return found
+            refused[pod.owner] = names
+    return refused
 
 
 def test_argos_own_containers_need_a_patch() -> None:
     context = SAFE["securityContext"]
-    assert bad(workflow({"container": CONTAINER}, securityContext=context)) == {
+    assert list_refused_containers(workflow({"container": CONTAINER}, securityContext=context)) == {
         "WorkflowTemplate w: template step": ["init", "wait"]
     }
-    assert not bad(workflow({"container": CONTAINER, "podSpecPatch": PATCH}, securityContext=context))
-    assert not bad(workflow({"container": CONTAINER}, securityContext=context, podSpecPatch=PATCH))
+    assert not list_refused_containers(
+        workflow({"container": CONTAINER, "podSpecPatch": PATCH}, securityContext=context)
+    )
+    assert not list_refused_containers(workflow({"container": CONTAINER}, securityContext=context, podSpecPatch=PATCH))
     with pytest.raises(AssertionError, match="podSpecPatch gives them one"):
         for where, spec in manifests.pod_specs(workflow({"container": CONTAINER}, securityContext=context)):
             manifests.check_restricted(where, spec)
 
 
-def test_a_templates_context_replaces_that_of_the_workflow() -> None:
+def test_context_of_a_template_replaces_the_workflows() -> None:
     document = workflow({"container": CONTAINER, "podSpecPatch": PATCH, "securityContext": {"runAsUser": 1}},
                         securityContext=SAFE["securityContext"])  # fmt: skip
-    assert bad(document) == {"WorkflowTemplate w: template step": ["init", "main", "wait"]}
+    assert list_refused_containers(document) == {"WorkflowTemplate w: template step": ["init", "main", "wait"]}
 
 
-def test_a_patch_of_a_container_that_is_not_there_is_refused() -> None:
+def test_patch_of_a_missing_container_is_refused() -> None:
     resource = workflow({"resource": {"action": "create", "manifest": "{}"}}, securityContext=SAFE["securityContext"])
-    assert not bad(resource)
+    assert not list_refused_containers(resource)
     resource["spec"]["podSpecPatch"] = PATCH
     with pytest.raises(AssertionError, match="container without an image"):
-        bad(resource)
+        list_refused_containers(resource)
 
 
 @pytest.mark.parametrize(
@@ -214,12 +216,12 @@ def test_a_patch_of_a_container_that_is_not_there_is_refused() -> None:
 def test_templates_that_make_pods(template: Json, expected: int) -> None:
     document = workflow(template, securityContext=SAFE["securityContext"], podSpecPatch=PATCH)
     assert len(list(pods(document))) == expected
-    assert not bad(document)
+    assert not list_refused_containers(document)
     cron = {"kind": "CronWorkflow", "metadata": {"name": "c"}, "spec": {"workflowSpec": document["spec"]}}
     assert len(list(pods(cron))) == expected
 
 
-def test_a_sidecar_and_an_init_container_are_looked_at() -> None:
+def test_sidecars_and_init_containers_are_checked() -> None:
     document = workflow(
         {
             "container": CONTAINER, "podSpecPatch": PATCH, "sidecars": [{"name": "s", "image": "x"}],
@@ -227,25 +229,29 @@ def test_a_sidecar_and_an_init_container_are_looked_at() -> None:
         },
         securityContext=SAFE["securityContext"],
     )  # fmt: skip
-    assert bad(document) == {"WorkflowTemplate w: template step": ["i", "s"]}
+    assert list_refused_containers(document) == {"WorkflowTemplate w: template step": ["i", "s"]}
 
 
 def test_pods_of_ray() -> None:
-    assert not bad(RAY)
+    assert not list_refused_containers(RAY)
     assert [pod.owner for pod in pods(RAY)] == ["RayJob r: head", "RayJob r: workers w"]
     assert [pod.labels["ray.io/node-type"] for pod in pods(RAY)] == ["head", "worker"]
     for mode, expected in {
         "SidecarMode": {"RayJob r: head": ["ray-job-submitter"]},
         "K8sJobMode": {"RayJob r: submitter": ["", "ray-job-submitter"]},
     }.items():
-        found = bad(change(RAY, "spec.submissionMode", mode))
-        assert found.keys() == expected.keys() and all("ray-job-submitter" in names for names in found.values())
-    assert not bad(change(change(RAY, "spec.submissionMode", "K8sJobMode"), "spec.submitterPodTemplate", RAY_POD))
+        refused = list_refused_containers(change(RAY, "spec.submissionMode", mode))
+        assert refused.keys() == expected.keys() and all("ray-job-submitter" in names for names in refused.values())
+    assert not list_refused_containers(
+        change(change(RAY, "spec.submissionMode", "K8sJobMode"), "spec.submitterPodTemplate", RAY_POD)
+    )
     auto = change(RAY, "spec.rayClusterSpec.enableInTreeAutoscaling", True)
-    assert bad(auto) == {"RayJob r: head": ["autoscaler"]}
-    assert not bad(change(auto, "spec.rayClusterSpec.autoscalerOptions.securityContext", MINIMAL))
+    assert list_refused_containers(auto) == {"RayJob r: head": ["autoscaler"]}
+    assert not list_refused_containers(change(auto, "spec.rayClusterSpec.autoscalerOptions.securityContext", MINIMAL))
     unsafe = {"spec": {**RAY_POD["spec"], "hostNetwork": True}}
-    assert bad(change(RAY, "spec.rayClusterSpec.workerGroupSpecs.0.template", unsafe)) == {"RayJob r: workers w": [""]}
+    assert list_refused_containers(change(RAY, "spec.rayClusterSpec.workerGroupSpecs.0.template", unsafe)) == {
+        "RayJob r: workers w": [""]
+    }
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "StatefulSet", "DaemonSet", "ReplicaSet", "Job", "CronJob", "Pod"])
@@ -275,7 +281,7 @@ CORE: Json = {
         ("spec.ports.0.port", "http"), ("kind", "Servise"), ("apiVersion", "apps/v1"),
     ],
 )  # fmt: skip
-def test_a_core_object_that_its_schema_refuses(path: str, value: Any) -> None:
+def test_invalid_core_object_is_refused(path: str, value: Any) -> None:
     manifests.check_core(CORE)
     with pytest.raises(AssertionError):
         manifests.check_core(change(CORE, path, value))
@@ -299,13 +305,13 @@ ENV = [{"name": "A", "value": "1"}, {"name": "A", "value": "2"}]
         (RAY, "spec.rayClusterSpec.headGroupSpec.template.spec.containers.0.env", ENV, "twice"),
     ],
 )  # fmt: skip
-def test_a_custom_resource_that_its_schema_refuses(document: Json, path: str, value: Any, named: str) -> None:
+def test_invalid_custom_resource_is_refused(document: Json, path: str, value: Any, named: str) -> None:
     manifests.check_custom(document)
     with pytest.raises(AssertionError, match=named):
         manifests.check_custom(change(document, path, value))
 
 
-def test_what_a_crd_leaves_open_stays_open() -> None:
+def test_free_form_fields_of_a_crd_pass() -> None:
     inline = {"dag": {"tasks": [{"name": "t", "inline": {"container": CONTAINER, "anything": 1}}]}}
     manifests.check_custom(workflow(inline))
 

@@ -1,5 +1,4 @@
-"""Manifests of each kind, verdicts and promotions: read and written again, they are the same bytes; what is wrong is
-named, and what a later version wrote is kept."""
+"""Manifests of each kind, verdicts and promotions: equal bytes when written back, invalid fields named, others kept."""
 
 from __future__ import annotations
 
@@ -68,8 +67,8 @@ VERDICT = {
 }  # fmt: skip
 
 
-def manifest_of(kind: str, **changes: Any) -> bytes:
-    """The bytes of a manifest with every field; `changes`: of its `extra`, `...` removes one."""
+def make_manifest(kind: str, **changes: Any) -> bytes:
+    """Return the bytes of a manifest with every field; `changes` replace fields of its `extra`, `...` removes one."""
     body = json.loads(Manifest(kind, "00", code_version="1", created="2026").to_json())
     version, created = body.pop("code_version"), body.pop("created")
     image, extra = KINDS[kind]
@@ -79,33 +78,28 @@ def manifest_of(kind: str, **changes: Any) -> bytes:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_manifest_is_written_as_it_was_read(kind: str) -> None:
-    data = manifest_of(kind)
+def test_manifest_round_trips(kind: str) -> None:
+    data = make_manifest(kind)
     assert parse_manifest(data, "here").to_json() == data
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_a_later_version_adds_is_kept(kind: str) -> None:
-    data = manifest_of(kind, later={"a": [1]})
+def test_unknown_fields_are_kept(kind: str) -> None:
+    data = make_manifest(kind, later={"a": [1]})
     manifest = parse_manifest(data, "here")
     assert manifest.extra.other_fields == {"later": {"a": [1]}} and manifest.to_json() == data
 
 
-def test_what_an_earlier_version_lacks_is_the_default() -> None:
-    data = manifest_of("evaluation", seen=..., roc=..., throughput=..., intervals=..., slices=..., model_task=...)
+def test_missing_fields_have_defaults() -> None:
+    data = make_manifest("evaluation", seen=..., roc=..., throughput=..., intervals=..., slices=..., model_task=...)
     extra = EvaluationExtra.of(parse_manifest(data, "here"))
-    assert (extra.seen.images, extra.roc, extra.throughput, extra.slices, extra.model_task) == (
-        0,
-        None,
-        None,
-        [],
-        "single",
+    assert (extra.seen.images, extra.slices, extra.model_task) == (0, [], "single")
+    assert extra.roc is extra.throughput is None
+    empty = EvaluationExtra.of(
+        parse_manifest(make_manifest("evaluation", chance={}, curves={}, calibration={}), "here")
     )
-    nothing = EvaluationExtra.of(
-        parse_manifest(manifest_of("evaluation", chance={}, curves={}, calibration={}), "here")
-    )
-    assert nothing.chance is nothing.curves is nothing.calibration is None
-    assert nothing.to_dict()["chance"] == nothing.to_dict()["curves"] == nothing.to_dict()["calibration"] == {}
+    assert empty.chance is empty.curves is empty.calibration is None
+    assert empty.to_dict()["chance"] == empty.to_dict()["curves"] == empty.to_dict()["calibration"] == {}
     assert TensorsExtra.of(Manifest("tensors", "00")).copies is None
 
 
@@ -124,23 +118,23 @@ def test_what_an_earlier_version_lacks_is_the_default() -> None:
         ("evaluation", {"seen": []}, "extra.seen): expected an object, found []"),
     ],
 )  # fmt: skip
-def test_a_field_of_another_type_is_named(kind: str, changes: dict[str, Any], message: str) -> None:
+def test_invalid_field_is_named(kind: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        parse_manifest(manifest_of(kind, **changes), "w/_manifest.json")
+        parse_manifest(make_manifest(kind, **changes), "w/_manifest.json")
     assert str(caught.value).startswith(f"w/_manifest.json ({message}")
 
 
-def test_a_shape_has_three_sides() -> None:
+def test_shape_has_three_dimensions() -> None:
     with pytest.raises(UserError, match=r"here \(shape\): expected a list of 3 whole numbers, found \[8, 8\]"):
         ImageSpec.from_dict({"shape": [8, 8]}, "here")
 
 
-def test_the_fields_of_another_kind_are_refused() -> None:
+def test_extra_of_another_kind_is_refused() -> None:
     with pytest.raises(UserError, match=r"the manifest 00 \(kind\): expected model, found 'raw'"):
         ModelExtra.of(Manifest("raw", "00", extra=RawExtra()))
 
 
-def test_verdicts_and_promotions_are_written_as_they_were_read() -> None:
+def test_verdicts_and_promotions_round_trip() -> None:
     assert list(Verdict.from_dict(VERDICT, "here").to_dict().items()) == list(VERDICT.items())
     promotion = VERDICT | {"n": 2, "model": "model/1", "evaluation": "evaluation/1", "previous": "model/0"}
     for record in (promotion, promotion | {"rolled_back": ["model/2"]}, promotion | {"later": 1}):

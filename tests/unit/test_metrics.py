@@ -1,4 +1,4 @@
-"""The metrics against scikit-learn, classes without images included."""
+"""Classification metrics compared with scikit-learn, including classes without images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAIRS = st.lists(st.tuples(st.integers(0, CLASSES - 1), st.integers(0, CLASSES -
 
 @given(PAIRS)
 @settings(deadline=None)
-def test_everything_is_what_scikit_learn_computes(pairs: list[tuple[int, int]]) -> None:
+def test_metrics_match_scikit_learn(pairs: list[tuple[int, int]]) -> None:
     true, predicted = (list(side) for side in zip(*pairs, strict=True))
     labels = list(range(CLASSES))
     matrix = confusion(true, predicted, CLASSES)
@@ -34,50 +34,50 @@ def test_everything_is_what_scikit_learn_computes(pairs: list[tuple[int, int]]) 
     expected = precision_recall_fscore_support(true, predicted, labels=labels, zero_division=0)
     for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
         np.testing.assert_allclose(per_class(matrix)[name], values, atol=1e-12)
-    found = summarize_confusion(matrix)
-    assert found["top1"] == pytest.approx(accuracy_score(true, predicted))
+    summary = summarize_confusion(matrix)
+    assert summary["top1"] == pytest.approx(accuracy_score(true, predicted))
     present = sorted(set(true))
-    assert found["macro_f1"] == pytest.approx(
+    assert summary["macro_f1"] == pytest.approx(
         f1_score(true, predicted, labels=present, average="macro", zero_division=0)
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of classes that are predicted only
-        assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(true, predicted))
+        assert summary["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(true, predicted))
 
 
 @given(PAIRS, st.integers(1, 9))
 @settings(deadline=None)
-def test_sparse_counts_say_the_same(pairs: list[tuple[int, int]], batch: int) -> None:
+def test_sparse_counts_equal_the_confusion_matrix(pairs: list[tuple[int, int]], batch: int) -> None:
     true, predicted = np.array(pairs).T
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "_MAX_PENDING", 7)
-        counted = ConfusionCounts(CLASSES)
+        confusion_counts = ConfusionCounts(CLASSES)
         for n in range(0, len(true), batch):
-            counted.add(true[n : n + batch], predicted[n : n + batch])
+            confusion_counts.add(true[n : n + batch], predicted[n : n + batch])
         matrix = confusion(true, predicted, CLASSES)
-        assert counted.summary() == summarize_confusion(matrix)
+        assert confusion_counts.summary() == summarize_confusion(matrix)
         for name, values in per_class(matrix).items():
-            np.testing.assert_array_equal(counted.per_class()[name], values)
-        truth, said, counts = counted.cells()
-        assert {(t, p): n for t, p, n in zip(*(a.tolist() for a in (truth, said, counts)), strict=True)} == {
+            np.testing.assert_array_equal(confusion_counts.per_class()[name], values)
+        truth, predictions, counts = confusion_counts.cells()
+        assert {(t, p): n for t, p, n in zip(*(a.tolist() for a in (truth, predictions, counts)), strict=True)} == {
             (int(t), int(p)): int(matrix[t, p]) for t, p in np.argwhere(matrix)
         }
 
 
-def test_the_macro_average_is_over_the_classes_that_are_present() -> None:
-    found = summarize_confusion(confusion([0, 0, 1, 1], [0, 0, 1, 2], 4))
-    assert found == {"top1": 0.75, "macro_f1": pytest.approx((1 + 2 / 3) / 2), "balanced_accuracy": 0.75}
+def test_macro_average_is_over_present_classes() -> None:
+    summary = summarize_confusion(confusion([0, 0, 1, 1], [0, 0, 1, 2], 4))
+    assert summary == {"top1": 0.75, "macro_f1": pytest.approx((1 + 2 / 3) / 2), "balanced_accuracy": 0.75}
 
 
-def test_numbers_by_hand() -> None:
-    found = per_class(confusion([0, 0, 0, 1], [0, 0, 1, 1], 2))
-    assert found["precision"].tolist() == [1, 0.5]
-    assert found["recall"].tolist() == [2 / 3, 1]
-    assert found["f1"].tolist() == [0.8, 2 / 3]
-    assert found["support"].tolist() == [3, 1]
+def test_per_class_scores_of_an_example() -> None:
+    scores = per_class(confusion([0, 0, 0, 1], [0, 0, 1, 1], 2))
+    assert scores["precision"].tolist() == [1, 0.5]
+    assert scores["recall"].tolist() == [2 / 3, 1]
+    assert scores["f1"].tolist() == [0.8, 2 / 3]
+    assert scores["support"].tolist() == [3, 1]
 
 
-def test_batches_add_up() -> None:
+def test_confusion_matrices_of_batches_add_up() -> None:
     random = np.random.default_rng(0)
     true, predicted = random.integers(0, 7, 1000), random.integers(0, 7, 1000)
     whole = sum(confusion(true[n : n + 64], predicted[n : n + 64], 7) for n in range(0, 1000, 64))
@@ -88,8 +88,4 @@ def test_no_images_give_zeros() -> None:
     matrix = confusion([], [], 3)
     zeros = {"top1": 0.0, "macro_f1": 0.0, "balanced_accuracy": 0.0}
     assert matrix.shape == (3, 3) and summarize_confusion(matrix) == zeros
-    assert ConfusionCounts(3).summary() == zeros and ConfusionCounts(3).per_class()["f1"].tolist() == [
-        0,
-        0,
-        0,
-    ]
+    assert ConfusionCounts(3).summary() == zeros and ConfusionCounts(3).per_class()["f1"].tolist() == [0, 0, 0]

@@ -1,4 +1,4 @@
-"""A word of the command that is mistyped: what was meant is said."""
+"""Mistyped words of the command line: the error names the nearest valid one."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ from imagemill.pipelines.cli.main import main
         (["inspect", "a", "b"], "b: expected nothing more, or a flag (--…) before it"),
     ],
 )
-def test_what_was_meant_is_said(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nearest_word_is_suggested(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words) == 2
     assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Model presets are what torchvision's weights were evaluated with, and fill in what nobody has said."""
+"""Model presets: equal to torchvision's evaluation transforms, and applied to unset options."""
 
 from __future__ import annotations
 
@@ -20,42 +20,44 @@ def from_values(**values: Any) -> ResizeConfig:
     return ResizeConfig.from_values(values)
 
 
-def as_torchvision_says() -> dict[str, tuple[Any, ...]]:
-    """`model:weights` and `model` (its default weights) → what `weights.transforms()` does."""
+def list_torchvision_presets() -> dict[str, tuple[Any, ...]]:
+    """Return the parameters of `weights.transforms()` by `model:weights` and `model` (its default weights)."""
     import torchvision
     from torchvision.models import get_model_weights, list_models
 
-    found = {}
+    presets = {}
     for name in list_models(module=torchvision.models):
-        for weights, one in get_model_weights(name).__members__.items():
-            does = one.transforms()
-            said = (*does.crop_size, *does.resize_size, does.interpolation.value, tuple(does.mean), tuple(does.std))
-            found[f"{name}:{weights}"] = said
+        for weights, member in get_model_weights(name).__members__.items():
+            transforms = member.transforms()
+            sizes = (*transforms.crop_size, *transforms.resize_size)
+            parameters = (*sizes, transforms.interpolation.value, tuple(transforms.mean), tuple(transforms.std))
+            presets[f"{name}:{weights}"] = parameters
             if weights == "DEFAULT":
-                found[name] = said
-    return found
+                presets[name] = parameters
+    return presets
 
 
-def as_we_say(preset: ModelPreset | None) -> tuple[Any, ...]:
+def to_tuple(preset: ModelPreset | None) -> tuple[Any, ...]:
     assert preset is not None and preset.mode == "crop"
     mean, std = NORMALIZATIONS[preset.normalization]
     return preset.image_size, preset.resize_size, preset.interpolation, tuple(mean), tuple(std)
 
 
-def test_every_torchvision_model_and_weights_by_the_table_and_by_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = as_torchvision_says()
-    assert len(said) >= 270 and said["resnet50:IMAGENET1K_V2"] == said["resnet50"] != said["resnet50:IMAGENET1K_V1"]
-    assert {name: as_we_say(preset) for name, preset in torchvision_presets().items()} == said
+def test_presets_of_all_torchvision_weights_with_and_without_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = list_torchvision_presets()
+    assert len(expected) >= 270
+    assert expected["resnet50:IMAGENET1K_V2"] == expected["resnet50"] != expected["resnet50:IMAGENET1K_V1"]
+    assert {name: to_tuple(preset) for name, preset in torchvision_presets().items()} == expected
     table = [name for name in torchvision_presets() if ":" not in name]
-    assert sorted(table) == sources.backbones() and set(said) == set(torchvision_presets())
-    forget()
+    assert sorted(table) == sources.backbones() and set(expected) == set(torchvision_presets())
+    clear_caches()
     with monkeypatch.context() as patch:  # as of a later torchvision, whose models the table lacks
         patch.setattr(model_presets, "torchvision_presets", dict)
         patch.setattr(sources, "torchvision_presets", dict)
-        assert {name: as_we_say(find(name)) for name in said} == said
+        assert {name: to_tuple(find(name)) for name in expected} == expected
         sources.check_backbone("resnet50")
         sources.check_named_weights("resnet50", "IMAGENET1K_V2")
-    forget()
+    clear_caches()
 
 
 @pytest.mark.parametrize(
@@ -75,16 +77,16 @@ def test_every_torchvision_model_and_weights_by_the_table_and_by_torchvision(mon
         ("448", ModelPreset(448, 448, "bicubic")),
     ],
 )
-def test_the_usual_sizes(name: str, preset: ModelPreset) -> None:
+def test_presets_by_name(name: str, preset: ModelPreset) -> None:
     assert find(name) == preset
 
 
-def test_without_torchvision_the_same_presets_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_it = {name: find(name) for name in [*torchvision_presets(), *FAMILIES]}
-    forget()
+def test_presets_without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    presets = {name: find(name) for name in [*torchvision_presets(), *FAMILIES]}
+    clear_caches()
     monkeypatch.setitem(sys.modules, "torchvision", None)
     try:
-        assert {name: find(name) for name in with_it} == with_it
+        assert {name: find(name) for name in presets} == presets
         with pytest.raises(
             UserError, match=r"resnet50 with one of its weights \(DEFAULT, IMAGENET1K_V1, IMAGENET1K_V2"
         ):
@@ -93,15 +95,15 @@ def test_without_torchvision_the_same_presets_hold(monkeypatch: pytest.MonkeyPat
             model_presets.check("efficientnet-b7")
         sources.check_backbone("of_a_later_torchvision")
     finally:
-        forget()
+        clear_caches()
 
 
-def forget() -> None:
+def clear_caches() -> None:
     for cached in (find, sources._installed_models, sources._installed_weights):
         cached.cache_clear()
 
 
-def test_a_name_of_the_table_is_known_without_torchvision_being_imported() -> None:
+def test_known_names_import_no_torchvision() -> None:
     code = """
 import sys
 from imagemill.components.models import presets, torchvision_models
@@ -113,12 +115,12 @@ assert not {"torch", "torchvision"} & sys.modules.keys()
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
-def test_a_normalization_without_a_name_is_no_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_normalization_gives_no_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.transforms._presets import ImageClassification
 
-    known = ImageClassification(crop_size=96)
-    odd = ImageClassification(crop_size=96, mean=(0.1, 0.2, 0.3), std=(0.25, 0.5, 0.5))
-    for transforms, preset in ((known, ModelPreset(96, 256)), (odd, None)):
+    named = ImageClassification(crop_size=96)
+    unnamed = ImageClassification(crop_size=96, mean=(0.1, 0.2, 0.3), std=(0.25, 0.5, 0.5))
+    for transforms, preset in ((named, ModelPreset(96, 256)), (unnamed, None)):
         monkeypatch.setattr(model_presets, "installed_transforms", lambda *_, result=transforms: result)
         find.cache_clear()
         assert find("odd_net") == preset
@@ -140,13 +142,13 @@ def test_a_normalization_without_a_name_is_no_preset(monkeypatch: pytest.MonkeyP
         ("resnet(", r"a model preset \("),
     ],
 )
-def test_an_unknown_name_is_told_the_nearest(name: str, nearest: str) -> None:
+def test_unknown_name_is_refused_with_the_nearest(name: str, nearest: str) -> None:
     with pytest.raises(UserError, match=rf"^model_preset: expected {nearest}.*, found '"):
         from_values(model_preset=name)
 
 
 @pytest.mark.parametrize("name", [*FAMILIES, *torchvision_presets()])
-def test_every_preset_gives_a_valid_config_at_its_own_size_and_at_others(name: str) -> None:
+def test_every_preset_gives_a_valid_config_at_any_size(name: str) -> None:
     chosen = find(name)
     assert chosen is not None
     for size in (None, 8, 65, 1024):
@@ -159,7 +161,7 @@ def test_every_preset_gives_a_valid_config_at_its_own_size_and_at_others(name: s
             assert abs(geometry.short_side - side * chosen.resize_size / chosen.image_size) <= 0.51
 
 
-def test_what_is_said_wins_over_the_model_preset() -> None:
+def test_explicit_values_override_the_model_preset() -> None:
     config = from_values(
         model_preset="efficientnet_v2_l", image_size=128, resize_size=200, interpolation="area",
         normalization="imagenet", resize_mode="letterbox",
@@ -171,47 +173,38 @@ def test_what_is_said_wins_over_the_model_preset() -> None:
     assert from_values(model_preset="convnext-384", resize_mode="crop").geometry("rgb").short_side == 384
 
 
-def test_the_kind_of_picture_is_stronger() -> None:
+def test_preset_overrides_the_model_preset() -> None:
     satellite = from_values(model_preset="efficientnet_v2_l", preset="satellite")
     assert (satellite.normalization, satellite.resize_mode) == ("dataset", "squash")
     assert (satellite.image_size, satellite.interpolation) == (480, "bicubic")
     assert from_values(model_preset="xception", preset="medical").normalization == "half"
     assert from_values(model_preset="convnext-384", preset="ocr").resize_mode == "letterbox"
-    said = from_values(model_preset="xception", preset="satellite", normalization="clip")
-    assert said.normalization == "clip"
+    explicit = from_values(model_preset="xception", preset="satellite", normalization="clip")
+    assert explicit.normalization == "clip"
 
 
-def test_the_fingerprint_sees_what_the_preset_fills_in_and_not_its_name() -> None:
-    assert from_values(model_preset="xception").fingerprint_values() == {
+def test_fingerprint_counts_the_presets_values_and_not_its_name() -> None:
+    def counted(**values: Any) -> dict[str, Any]:
+        return from_values(**values).fingerprint_values()
+
+    assert counted(model_preset="xception") == {
         "image_size": 299, "resize_size": 333, "interpolation": "bicubic", "normalization": "half",
     }  # fmt: skip
-    assert (
-        from_values(model_preset="224").fingerprint_values()
-        == from_values(model_preset="resnet18").fingerprint_values()
-    )
-    assert from_values(model_preset="resnet18").fingerprint_values() == from_values(image_size=224).fingerprint_values()
-    assert (
-        from_values(model_preset="resnet50").fingerprint_values()
-        == from_values(image_size=224, resize_size=232).fingerprint_values()
-    )
-    same = from_values(model_preset="resnet50", preset="medical")
-    assert same.fingerprint_values() == from_values(image_size=224, preset="medical").fingerprint_values()
+    assert counted(model_preset="224") == counted(model_preset="resnet18") == counted(image_size=224)
+    assert counted(model_preset="resnet50") == counted(image_size=224, resize_size=232)
+    assert counted(model_preset="resnet50", preset="medical") == counted(image_size=224, preset="medical")
+    assert counted(model_preset="resnet18", image_size=128) == counted() == {}
     assert "model_preset" not in from_values(model_preset="resnet50").manifest_values()
-    assert (
-        from_values(model_preset="resnet18", image_size=128).fingerprint_values()
-        == from_values().fingerprint_values()
-        == {}
-    )
 
 
 def test_help_is_short_and_complete() -> None:
     assert len(model_presets.HELP) < 400
     assert all(name in model_presets.HELP for name in FAMILIES)
     command = [sys.executable, "-m", "imagemill.pipelines.cli", "resize", "--help"]
-    said = subprocess.run(
+    help_text = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "100"}, timeout=60
     ).stdout
-    at = said.index("\n  --model-preset")
-    about = " ".join(said[at : said.index("\n  --", at + 1)].split())
-    assert model_presets.HELP in about
-    assert max(map(len, said.splitlines())) <= 100
+    start = help_text.index("\n  --model-preset")
+    entry = " ".join(help_text[start : help_text.index("\n  --", start + 1)].split())
+    assert model_presets.HELP in entry
+    assert max(map(len, help_text.splitlines())) <= 100

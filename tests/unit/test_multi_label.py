@@ -1,13 +1,11 @@
-"""Several labels an image, step by step after clean: tensors, batches, training, evaluation
-against every kind of champion, the gate and the report."""
+"""Multi-label datasets after clean: tensors, batches, training, evaluation against every kind of champion, the gate
+and the report."""
 
 from __future__ import annotations
 
 import io
-import json
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 import torch
+from chain import one_core, resized
 from kfp import dsl
 from PIL import Image
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    f1_score,
-    precision_recall_fscore_support,
-)
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, precision_recall_fscore_support
 from test_multi_label_numbers import mean_loss
 
 from imagemill.components.clean.schema import make_clean_layout, make_clean_schema
@@ -45,8 +39,6 @@ from imagemill.components.promote.config import PromoteConfig
 from imagemill.components.promote.mistakes import LabelErrors
 from imagemill.components.promote.promote import promote
 from imagemill.components.promote.thumbnails import GALLERY_PER_CLASS, _ClassSample, sample_classes
-from imagemill.components.resize import resize
-from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.step import Context
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.data.loader import iter_batches
@@ -57,17 +49,17 @@ COLORS = ((30, 60, 220), (40, 200, 60), (220, 40, 30))
 NUMBERS = {"train": 80, "val": 12, "test": 20}
 
 
-# Datasets: a clean one made by hand, and what the steps make of it.
+# Datasets: a clean one written here, and those that the steps write from it.
 
 
-def labels_of(number: int, task: str) -> list[int]:
-    """Blue and red come and go; green is there when neither is. Of several labels a single-label set has the first."""
-    ids = [c for c, there in ((0, number & 1), (2, number & 2)) if there] or [1]
+def make_label_ids(number: int, task: str) -> list[int]:
+    """Return ids by bits of the number: blue, red, both, or green without them. Single-label: the first one."""
+    ids = [c for c, is_present in ((0, number & 1), (2, number & 2)) if is_present] or [1]
     return ids if task == MULTI else ids[:1]
 
 
-def picture(number: int, ids: list[int]) -> bytes:
-    """Noise with a bar of each label's colour at that class's place."""
+def encode_picture(number: int, ids: list[int]) -> bytes:
+    """Return a PNG of noise with a bar of each label's color at that class's place."""
     pixels = np.random.default_rng(number).normal(128, 20, (36, 36, 3)).clip(0, 255).astype(np.uint8)
     for c in ids:
         pixels[:, 12 * c + 1 : 12 * c + 11] = COLORS[c]
@@ -89,14 +81,14 @@ def make_clean(
         counted[split] = dict.fromkeys(classes, 0)
         with ShardWriter(uri, replace(make_clean_layout(schema), row_group_rows=16)) as writer:
             for number in range(first, first + rows):
-                ids = labels_of(number, task)
+                ids = make_label_ids(number, task)
                 for c in ids:
                     counted[split][classes[c]] += 1
                 row = dict.fromkeys(schema.names) | {"image_id": f"{number:03d}.png", "split": split}
                 row |= {"label": "|".join(classes[c] for c in ids), "shuffle_index": 1000 * number}
                 row |= {"label_ids": ids} if task == MULTI else {"label_id": ids[0]}
                 row |= {"label_one_hot": [int(c in ids) for c in range(3)]} if one_hot else {}
-                writer.add(row | {"image": {"bytes": picture(number, ids), "path": ""}}, 3000)
+                writer.add(row | {"image": {"bytes": encode_picture(number, ids), "path": ""}}, 3000)
             files.append(writer.publish(f"data/{split}", "data", split))
             first += rows
     by_class = {c: sum(counted[split][c] for split in NUMBERS) for c in classes}
@@ -110,22 +102,8 @@ def make_clean(
     )  # fmt: skip
 
 
-@contextmanager
-def no_session(*_: object) -> Iterator[int]:
-    yield 1
-
-
-def here(jobs: Iterable[Any], work: Any, arguments: tuple[Any, ...], slots: int) -> Iterator[tuple[Any, Any]]:
-    for job in jobs:
-        yield job, json.loads(json.dumps(work(job, *arguments)))
-
-
 def make_tensors(clean: Dataset, workspace: Workspace) -> Dataset:
-    config = ResizeConfig(workspace=workspace.uri, clean=clean.uri, image_size=32, resize_mode="squash")
-    with pytest.MonkeyPatch.context() as patch:  # Ray is tested elsewhere
-        patch.setattr(resize, "open_ray_session", no_session)
-        patch.setattr(resize, "run_tasks", here)
-        return read_dataset(resize.resize(config, Context("resize", workspace, "r", False)).uri, "tensors")
+    return resized(workspace, clean, image_size=32, resize_mode="squash")
 
 
 def make_model(tensors: Dataset, workspace: Workspace, epochs: int = 1, **options: Any) -> Dataset:
@@ -136,15 +114,15 @@ def make_model(tensors: Dataset, workspace: Workspace, epochs: int = 1, **option
 
 
 def make_evaluation(model: Dataset, clean: Dataset, workspace: Workspace, name: str = "") -> tuple[Dataset, str]:
-    """The evaluation, and the URI of the champion's."""
+    """Return the evaluation and the URI of the champion's."""
     config = EvaluateConfig(workspace=workspace.uri, model=model.uri, clean=clean.uri, name=name)
     outcome = evaluate(config, Context("evaluate", workspace, "r", False))
     return read_dataset(outcome.uri, "evaluation"), outcome.metrics["champion_evaluation"]
 
 
 @dataclass(frozen=True)
-class Made:
-    """One chain of datasets."""
+class Chain:
+    """Datasets of one workspace, each made from the one before."""
 
     workspace: Workspace
     clean: Dataset
@@ -152,22 +130,19 @@ class Made:
     model: Dataset
 
     @classmethod
-    def of(cls, workspace: Workspace, fingerprint: str, task: str, epochs: int = 1, **options: Any) -> Made:
+    def of(cls, workspace: Workspace, fingerprint: str, task: str, epochs: int = 1, **options: Any) -> Chain:
         clean = make_clean(workspace, fingerprint, task, **options)
         tensors = make_tensors(clean, workspace)
         return cls(workspace, clean, tensors, make_model(tensors, workspace, epochs))
 
 
-def rows_of(dataset: Dataset, *names: str, split: str | None = None) -> list[dict[str, Any]]:
+def read_rows(dataset: Dataset, *names: str, split: str | None = None) -> list[dict[str, Any]]:
     return [row for table in read_columns(dataset, "data", list(names), split) for row in table.to_pylist()]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """torch's threads wait for one another by spinning: on a busy machine two are far slower than one."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("evaluate.inputs", "storage.parallel"):
-            patch.setattr(f"imagemill.components.{module}.cores", lambda: 1)
+def single_core() -> Iterator[None]:
+    with one_core():
         yield
 
 
@@ -177,69 +152,71 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 
 @pytest.fixture(scope="module")
-def multi(workspace: Workspace) -> Made:
-    return Made.of(workspace, "000000000000000a", MULTI, epochs=8, one_hot=True)
+def multi(workspace: Workspace) -> Chain:
+    return Chain.of(workspace, "000000000000000a", MULTI, epochs=8, one_hot=True)
 
 
 @pytest.fixture(scope="module")
-def single(workspace: Workspace) -> Made:
-    return Made.of(workspace, "000000000000000b", SINGLE, one_hot=True)
+def single(workspace: Workspace) -> Chain:
+    return Chain.of(workspace, "000000000000000b", SINGLE, one_hot=True)
 
 
 @pytest.fixture(scope="module")
-def weak(multi: Made) -> Made:
+def weak(multi: Chain) -> Chain:
     """Another model on the same tensors, which learned little."""
     return replace(multi, model=make_model(multi.tensors, multi.workspace, seed=1))
 
 
 @pytest.fixture(scope="module")
-def evaluation(multi: Made) -> Dataset:
+def evaluation(multi: Chain) -> Dataset:
     return make_evaluation(multi.model, multi.clean, multi.workspace)[0]
 
 
-def test_tensors_hold_the_lists_of_ids_and_the_task(multi: Made, single: Made) -> None:
+def test_tensors_hold_lists_of_ids_and_the_task(multi: Chain, single: Chain) -> None:
     assert multi.tensors.manifest.task == MULTI and single.tensors.manifest.task == SINGLE
-    for made, column, task in ((multi, "label_ids", MULTI), (single, "label_id", SINGLE)):
-        [table] = list(read_columns(made.tensors, "data", None, "val"))  # type: ignore[arg-type]
+    for chain, column, task in ((multi, "label_ids", MULTI), (single, "label_id", SINGLE)):
+        [table] = list(read_columns(chain.tensors, "data", None, "val"))  # type: ignore[arg-type]
         assert table.schema.names == ["image", column, "image_id"]
         field = table.schema.field(column)
         assert not field.nullable and field.type == (pa.list_(pa.int32()) if task == MULTI else pa.int32())
         for split, number in NUMBERS.items():
-            rows = rows_of(made.tensors, column, "image_id", split=split)
+            rows = read_rows(chain.tensors, column, "image_id", split=split)
             assert len(rows) == number
             for row in rows:
-                ids = labels_of(int(row["image_id"][:3]), task)
+                ids = make_label_ids(int(row["image_id"][:3]), task)
                 assert row[column] == (ids if task == MULTI else ids[0])
 
 
-def test_batches_are_those_of_one_label_but_for_their_labels(multi: Made, single: Made) -> None:
+def test_batches_equal_single_label_batches_except_for_labels(multi: Chain, single: Chain) -> None:
     def ids(images: npt.NDArray[np.uint8]) -> list[bytes]:
         return [image[:, 11:13].tobytes() for image in images]  # noise between the bars, which tells the picture
 
     for epoch in (-1, 0, 1):
-        many, ones = (list(iter_batches(made.tensors, "train", 7, 3, epoch)) for made in (multi, single))
-        assert [b.number for b in many] == [b.number for b in ones] and len(many) == 12
-        for some, one in zip(many, ones, strict=True):
-            assert some.labels.shape == (len(one.labels), 3) and some.labels.dtype == np.uint8
-            assert one.labels.dtype == np.int64 and one.labels.shape == (len(one.images),)
-            first = some.labels.argmax(1)
-            np.testing.assert_array_equal(first, one.labels)
-            np.testing.assert_array_equal(some.one_hot(3), some.labels)
-            np.testing.assert_array_equal(one.one_hot(3), np.eye(3)[one.labels])
-            assert some.one_hot(3).dtype == one.one_hot(3).dtype == np.float32
-            blue, red = (some.images[:, 16, x, :].astype(int) for x in (5, 27))
-            np.testing.assert_array_equal(some.labels[:, 0], np.abs(blue - COLORS[0]).max(1) < 9)
-            np.testing.assert_array_equal(some.labels[:, 2], np.abs(red - COLORS[2]).max(1) < 9)
+        multi_batches, single_batches = (
+            list(iter_batches(chain.tensors, "train", 7, 3, epoch)) for chain in (multi, single)
+        )
+        assert [b.number for b in multi_batches] == [b.number for b in single_batches] and len(multi_batches) == 12
+        for multi_batch, single_batch in zip(multi_batches, single_batches, strict=True):
+            assert multi_batch.labels.shape == (len(single_batch.labels), 3) and multi_batch.labels.dtype == np.uint8
+            assert single_batch.labels.dtype == np.int64 and single_batch.labels.shape == (len(single_batch.images),)
+            first = multi_batch.labels.argmax(1)
+            np.testing.assert_array_equal(first, single_batch.labels)
+            np.testing.assert_array_equal(multi_batch.one_hot(3), multi_batch.labels)
+            np.testing.assert_array_equal(single_batch.one_hot(3), np.eye(3)[single_batch.labels])
+            assert multi_batch.one_hot(3).dtype == single_batch.one_hot(3).dtype == np.float32
+            blue, red = (multi_batch.images[:, 16, x, :].astype(int) for x in (5, 27))
+            np.testing.assert_array_equal(multi_batch.labels[:, 0], np.abs(blue - COLORS[0]).max(1) < 9)
+            np.testing.assert_array_equal(multi_batch.labels[:, 2], np.abs(red - COLORS[2]).max(1) < 9)
 
 
-def logits_of(model: Dataset, images: npt.NDArray[np.uint8]) -> torch.Tensor:
+def compute_logits(model: Dataset, images: npt.NDArray[np.uint8]) -> torch.Tensor:
     """The logits of a stored model on stored pixels, in one batch."""
     network, spec = load_model(model)
     with torch.inference_mode():
         return network(Normalize(spec.image, torch.device("cpu"))(torch.from_numpy(images.copy())))
 
 
-def test_a_model_learns_both_labels(multi: Made) -> None:
+def test_model_learns_both_labels(multi: Chain) -> None:
     extra = multi.model.manifest.extra
     assert multi.model.manifest.task == MULTI and extra.metrics["macro_f1"] > 0.8
     assert extra.history[-1]["train_loss"] < 0.6 * extra.history[0]["train_loss"]
@@ -247,32 +224,32 @@ def test_a_model_learns_both_labels(multi: Made) -> None:
     assert best["epoch"] == extra.best_epoch
 
 
-@pytest.mark.parametrize("of", ["multi", "weak"])
-def test_the_validation_is_scikit_learns(of: str, request: pytest.FixtureRequest) -> None:
-    made: Made = request.getfixturevalue(of)
-    [batch] = list(iter_batches(made.tensors, "val", 100))
-    logits = logits_of(made.model, batch.images)
-    predicted, found = (logits.sigmoid() >= 0.5).numpy(), made.model.manifest.extra.metrics
+@pytest.mark.parametrize("fixture", ["multi", "weak"])
+def test_validation_metrics_match_scikit_learn(fixture: str, request: pytest.FixtureRequest) -> None:
+    chain: Chain = request.getfixturevalue(fixture)
+    [batch] = list(iter_batches(chain.tensors, "val", 100))
+    logits = compute_logits(chain.model, batch.images)
+    predicted, metrics = (logits.sigmoid() >= 0.5).numpy(), chain.model.manifest.extra.metrics
     macro = f1_score(batch.labels, predicted, average="macro", zero_division=0)
-    assert found["macro_f1"] == pytest.approx(macro)
+    assert metrics["macro_f1"] == pytest.approx(macro)
     top = batch.labels[np.arange(len(predicted)), logits.argmax(1).numpy()].mean()
-    assert found["top1"] == pytest.approx(top)
-    assert found["loss"] == pytest.approx(mean_loss(logits, torch.from_numpy(batch.labels)).item(), rel=1e-5)
+    assert metrics["top1"] == pytest.approx(top)
+    assert metrics["loss"] == pytest.approx(mean_loss(logits, torch.from_numpy(batch.labels)).item(), rel=1e-5)
 
 
 # Evaluation.
 
 
-def test_predictions_and_metrics_are_those_of_the_models_probabilities(multi: Made, evaluation: Dataset) -> None:
+def test_predictions_and_metrics_follow_from_the_models_probabilities(multi: Chain, evaluation: Dataset) -> None:
     assert evaluation.manifest.task == evaluation.manifest.extra.model_task == MULTI
     [batch] = list(iter_batches(multi.tensors, "test", 100))
-    logits = logits_of(multi.model, batch.images)
+    logits = compute_logits(multi.model, batch.images)
     temperature = load_model(multi.model)[1].extra.temperature
     p = (logits / temperature).sigmoid().numpy()
-    rows = rows_of(evaluation, *make_scorer(MULTI, MULTI, align_classes(CLASSES, CLASSES)).SCHEMA.names)
+    rows = read_rows(evaluation, *make_scorer(MULTI, MULTI, align_classes(CLASSES, CLASSES)).SCHEMA.names)
     assert len(rows) == NUMBERS["test"]
     for n, row in enumerate(rows):
-        assert row["label_ids"] == labels_of(int(row["image_id"][:3]), MULTI)
+        assert row["label_ids"] == make_label_ids(int(row["image_id"][:3]), MULTI)
         assert row["predicted_ids"] == np.flatnonzero(p[n] >= 0.5).tolist()
         np.testing.assert_allclose(row["probabilities"], p[n][p[n] >= 0.5], rtol=1e-5)
         assert row["top_id"] == p[n].argmax() and row["confidence"] == pytest.approx(p[n].max(), rel=1e-5)
@@ -296,126 +273,126 @@ def test_predictions_and_metrics_are_those_of_the_models_probabilities(multi: Ma
         np.testing.assert_allclose([getattr(c, name) for c in evaluation.manifest.extra.per_class], values, atol=1e-6)
 
 
-def batch_of(labels: npt.NDArray[Any]) -> InputBatch:
+def make_batch(labels: npt.NDArray[Any]) -> InputBatch:
     return InputBatch(np.zeros((len(labels), 1, 1, 3), np.uint8), labels, [f"{n}" for n in range(len(labels))])
 
 
-def test_a_model_of_other_classes_is_matched_by_name() -> None:
+def test_classes_of_another_model_are_matched_by_name() -> None:
     """Ours are ant and bee; the model knows bee and an old one, of which no image can have a label."""
     score = make_scorer(MULTI, MULTI, align_classes(("ant", "bee"), ("bee", "old")))
     logits = torch.tensor([[0.0, -2.0], [-0.01, 4.0]])  # of bee 0.5 and a little less
-    one, other = score.add(logits, batch_of(np.array([[1, 1], [1, 0]], np.uint8)))
-    assert (one["label_ids"], one["predicted_ids"], one["top_id"]) == ([0, 1], [1], 1)
-    assert (other["label_ids"], other["predicted_ids"], other["top_id"]) == ([0], [2], 2)
-    found = score.compute_metrics()
-    assert found["loss"] == pytest.approx(mean_loss(logits, torch.tensor([[1, 0], [0, 0]])).item()), "ant has none"
-    assert (found["top1"], found["subset_accuracy"]) == (0.5, 0.0)
-    assert found["macro_f1"] == pytest.approx(f1_score([[1, 1], [1, 0]], [[0, 1], [0, 0]], average="macro"))
+    first, second = score.add(logits, make_batch(np.array([[1, 1], [1, 0]], np.uint8)))
+    assert (first["label_ids"], first["predicted_ids"], first["top_id"]) == ([0, 1], [1], 1)
+    assert (second["label_ids"], second["predicted_ids"], second["top_id"]) == ([0], [2], 2)
+    metrics = score.compute_metrics()
+    assert metrics["loss"] == pytest.approx(mean_loss(logits, torch.tensor([[1, 0], [0, 0]])).item()), "ant has none"
+    assert (metrics["top1"], metrics["subset_accuracy"]) == (0.5, 0.0)
+    assert metrics["macro_f1"] == pytest.approx(f1_score([[1, 1], [1, 0]], [[0, 1], [0, 0]], average="macro"))
     assert score.per_class()["support"].tolist() == [2, 1, 0]
 
 
-def test_a_model_of_one_label_says_one_label_of_images_with_several() -> None:
+def test_single_label_model_predicts_one_label_on_multi_label_images() -> None:
     score = make_scorer(MULTI, SINGLE, align_classes(("a", "b", "c"), ("c", "a")))
     logits = torch.tensor([[1.0, 3.0], [0.4, 0.3]])
-    one, other = score.add(logits, batch_of(np.array([[1, 1, 0], [0, 1, 0]], np.uint8)))
-    assert (one["predicted_ids"], other["predicted_ids"], other["top_id"]) == ([0], [2], 2)
-    assert one["probabilities"] == [pytest.approx(logits.softmax(1)[0, 1].item())]
+    first, second = score.add(logits, make_batch(np.array([[1, 1, 0], [0, 1, 0]], np.uint8)))
+    assert (first["predicted_ids"], second["predicted_ids"], second["top_id"]) == ([0], [2], 2)
+    assert first["probabilities"] == [pytest.approx(logits.softmax(1)[0, 1].item())]
     assert "loss" not in score.compute_metrics() and score.compute_metrics()["top1"] == 0.5
 
 
-def test_a_model_of_several_labels_says_the_highest_of_images_with_one() -> None:
+def test_multi_label_model_predicts_its_highest_score_on_single_label_images() -> None:
     score = make_scorer(SINGLE, MULTI, align_classes(("a", "b"), ("b", "a")))
-    one, other = score.add(torch.tensor([[-3.0, -2.0], [2.0, 1.0]]), batch_of(np.array([0, 0])))
-    assert (one["predicted_id"], other["predicted_id"]) == (0, 1)
-    assert one["confidence"] == pytest.approx(1 / (1 + np.exp(2.0)))
+    first, second = score.add(torch.tensor([[-3.0, -2.0], [2.0, 1.0]]), make_batch(np.array([0, 0])))
+    assert (first["predicted_id"], second["predicted_id"]) == (0, 1)
+    assert first["confidence"] == pytest.approx(1 / (1 + np.exp(2.0)))
     expected = {"top1": 0.5, "macro_f1": pytest.approx(1 / 1.5), "balanced_accuracy": 0.5, "pr_auc": 1.0}
     assert score.compute_metrics() == expected, "a model of other targets has no loss and no calibration"
 
 
-def test_kfp_draws_no_confusion_matrix_of_several_labels(multi: Made, single: Made, evaluation: Dataset) -> None:
+def test_multi_label_has_no_confusion_matrix_in_kfp(multi: Chain, single: Chain, evaluation: Dataset) -> None:
     from imagemill.pipelines.kfp import steps
 
     assert confusion_matrix(evaluation.uri) is None
-    for made in (multi, single):
+    for chain in (multi, single):
         metrics, confusion = dsl.Metrics("m", "m", {}), dsl.ClassificationMetrics("c", "c", {})
         steps.evaluate.python_func(
-            workspace=made.workspace.uri, name="k", rerun="", run="r", config="{}", model=made.model.uri,
-            clean=made.clean.uri, metrics=metrics, confusion=confusion,
+            workspace=chain.workspace.uri, name="k", rerun="", run="r", config="{}", model=chain.model.uri,
+            clean=chain.clean.uri, metrics=metrics, confusion=confusion,
         )  # fmt: skip
         both = {"top1", "macro_f1", "pr_auc", "roc_auc", "loss", "nll", "brier", "ece", "ece_uncalibrated"}
         several = {"micro_f1", "subset_accuracy", "micro_pr_auc"}
-        assert set(metrics.metadata) == both | (several if made is multi else {"balanced_accuracy"})
-        assert ("confusionMatrix" in confusion.metadata) is (made is single)
+        assert set(metrics.metadata) == both | (several if chain is multi else {"balanced_accuracy"})
+        assert ("confusionMatrix" in confusion.metadata) is (chain is single)
 
 
 # The gate and the report.
 
 
-def report_of(made: Made, name: str, policy: str = "auto") -> tuple[dict[str, Any], str]:
-    """Evaluate and promote under a name; what the gate said, and the page."""
-    found, champion = make_evaluation(made.model, made.clean, made.workspace, name)
+def promote_and_report(chain: Chain, name: str, policy: str = "auto") -> tuple[dict[str, Any], str]:
+    """Evaluate and promote under a name; return the gate's metrics and the report's HTML."""
+    evaluation, champion = make_evaluation(chain.model, chain.clean, chain.workspace, name)
     config = PromoteConfig(
-        workspace=made.workspace.uri, evaluation=found.uri, champion_evaluation=champion, name=name, min_gain=0,
+        workspace=chain.workspace.uri, evaluation=evaluation.uri, champion_evaluation=champion, name=name, min_gain=0,
         promote=policy,
     )  # fmt: skip
-    metrics = promote(config, Context("promote", made.workspace, f"run-{made.clean.fingerprint}", False)).metrics
+    metrics = promote(config, Context("promote", chain.workspace, f"run-{chain.clean.fingerprint}", False)).metrics
     return metrics, Path(metrics["report"]).read_text()
 
 
 @pytest.mark.parametrize("order", [(SINGLE, MULTI), (MULTI, SINGLE)])
-def test_a_champion_of_the_other_task_stays(multi: Made, single: Made, order: tuple[str, str]) -> None:
+def test_champion_of_the_other_task_is_not_replaced(multi: Chain, single: Chain, order: tuple[str, str]) -> None:
     name = f"first-{order[0]}"
     champion, challenger = (multi if task == MULTI else single for task in order)
-    assert report_of(champion, name, "always")[0]["promoted"]
-    metrics, page = report_of(challenger, name)
+    assert promote_and_report(champion, name, "always")[0]["promoted"]
+    metrics, page = promote_and_report(challenger, name)
     assert (metrics["verdict"], metrics["promoted"]) == ("not_comparable", False)
     assert f"this model is {order[1]}-label, the champion {order[0]}-label" in metrics["reason"]
     assert "one label, the other several: they can&#39;t be compared" in page
 
 
-def test_the_report_shows_labels_instead_of_a_confusion(multi: Made, weak: Made) -> None:
+def test_multi_label_report_shows_labels_instead_of_a_confusion_matrix(multi: Chain, weak: Chain) -> None:
     evaluation, _ = make_evaluation(weak.model, weak.clean, weak.workspace)
-    rows = rows_of(evaluation, "image_id", "label_ids", "predicted_ids")
+    rows = read_rows(evaluation, "image_id", "label_ids", "predicted_ids")
     wrong = {row["image_id"]: set(row["label_ids"]) ^ set(row["predicted_ids"]) for row in rows}
-    _, page = report_of(weak, "weak", "always")
+    _, page = promote_and_report(weak, "weak", "always")
     right = sum(not ids for ids in wrong.values())
     assert right < NUMBERS["test"], "else this test shows nothing"
     assert f"{right} of 20 test images have every label right" in page and "Rows are the true classes" not in page
     assert CLASSES[0] not in page and "&lt;b&gt;blue&lt;/b&gt;" in page
     assert "Worst mistakes" in page and re.search(r" labels? wrong<span class=\"file\"", page)
-    _, page = report_of(multi, "weak")
+    _, page = promote_and_report(multi, "weak")
     assert "Against the champion" in page and "F1 by class" in page
 
 
-def test_the_worst_mistakes_come_first(multi: Made, tmp_path: Path) -> None:
+def test_the_worst_mistakes_come_first(multi: Chain, tmp_path: Path) -> None:
     schema = make_scorer(MULTI, MULTI, align_classes(CLASSES, CLASSES)).SCHEMA
-    said = [("a", [0], [0], 0.9), ("b", [0], [0, 1], 0.7), ("c", [0, 2], [1], 0.6), ("d", [1], [], 0.4)]
-    said += [("e", [1], [2, 1], 0.8), ("f", [2, 0], [0, 2], 0.9)]
+    predictions = [("a", [0], [0], 0.9), ("b", [0], [0, 1], 0.7), ("c", [0, 2], [1], 0.6), ("d", [1], [], 0.4)]
+    predictions += [("e", [1], [2, 1], 0.8), ("f", [2, 0], [0, 2], 0.9)]
     with ShardWriter(str(tmp_path), Layout(schema, row_group_rows=2)) as writer:
-        for image_id, labels, predicted, confidence in said:
+        for image_id, labels, predicted, confidence in predictions:
             row = {"image_id": image_id, "label_ids": labels, "predicted_ids": predicted, "confidence": confidence}
             writer.add(row | {"probabilities": [], "top_id": 0}, 0)
         files = (writer.publish("predictions"),)
-    found = commit(str(tmp_path), Manifest("evaluation", "01", task=MULTI, classes=CLASSES, files=files))
-    errors = LabelErrors.read(found, limit=3)
+    evaluation = commit(str(tmp_path), Manifest("evaluation", "01", task=MULTI, classes=CLASSES, files=files))
+    errors = LabelErrors.read(evaluation, limit=3)
     assert [(wrong, image_id) for wrong, image_id, _, _ in errors.worst] == [(3, "c"), (1, "e"), (1, "b")]
     assert (errors.num_right, errors.images) == (2, 6)
     assert errors.missed.tolist() == [1, 1, 1] and errors.extra.tolist() == [0, 2, 1]
 
 
-def test_the_gallery_shows_every_class(multi: Made) -> None:
+def test_gallery_shows_every_class(multi: Chain) -> None:
     groups = {group.name: group for group in sample_classes(multi.clean)}
     assert set(groups) == set(CLASSES)
     assert [len(group.thumbnails) for group in groups.values()] == [GALLERY_PER_CLASS] * 3
-    shown = [(int(image.image_id[:3]), name) for name, group in groups.items() for image in group.thumbnails]
-    assert all(CLASSES.index(name) in labels_of(number, MULTI) for number, name in shown)
-    assert len({number for number, _ in shown}) == len(shown), "each picture once"
+    thumbnails = [(int(image.image_id[:3]), name) for name, group in groups.items() for image in group.thumbnails]
+    assert all(CLASSES.index(name) in make_label_ids(number, MULTI) for number, name in thumbnails)
+    assert len({number for number, _ in thumbnails}) == len(thumbnails), "each picture once"
     assert all(group.total == multi.clean.manifest.extra.by_class_and_split["train"][n] for n, group in groups.items())
 
 
-def test_a_picture_of_several_classes_goes_to_the_rarest() -> None:
+def test_image_of_several_classes_is_shown_under_the_rarest() -> None:
     sample = _ClassSample({"common": 9, "rare": 2}, 2, 10, ("common", "rare"))
     labels = pa.array([[0, 1], [0, 1], [0], [0]])
-    sample.add(pa.array(list("abcd")), labels, pa.array([{"bytes": picture(0, [0]), "path": ""}] * 4))
-    found = {group.name: [image.image_id for image in group.thumbnails] for group in sample.make_classes()}
-    assert found == {"rare": ["a", "b"], "common": ["c", "d"]} and sample.is_full()
+    sample.add(pa.array(list("abcd")), labels, pa.array([{"bytes": encode_picture(0, [0]), "path": ""}] * 4))
+    ids_by_class = {group.name: [image.image_id for image in group.thumbnails] for group in sample.make_classes()}
+    assert ids_by_class == {"rare": ["a", "b"], "common": ["c", "d"]} and sample.is_full()

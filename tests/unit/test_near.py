@@ -1,4 +1,4 @@
-"""The search for near hashes against a comparison of all with all, and its bounds."""
+"""Search of near hashes compared with brute force, and its limits."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from imagemill.components.storage.errors import UserError
 Hashes = npt.NDArray[np.uint64]
 
 
-def brute(hashes: Hashes, radius: int) -> npt.NDArray[np.int64]:
+def find_by_brute_force(hashes: Hashes, radius: int) -> npt.NDArray[np.int64]:
     distances = np.bitwise_count(hashes[:, None] ^ hashes[None])
     return np.argwhere(np.triu(distances <= radius, 1))
 
 
-def clustered(number: int, seed: int, most: int = 12) -> Hashes:
-    """Random hashes; a third are others with up to `most` bits turned, some are equal."""
+def make_clustered_hashes(number: int, seed: int, max_bits: int = 12) -> Hashes:
+    """Random hashes; a third are others with up to `max_bits` bits turned, some are equal."""
     random = np.random.default_rng(seed)
     hashes = random.integers(0, 2**64, number, dtype=np.uint64)
     for row in random.choice(number, number // 3, replace=False):
-        bits = random.choice(64, random.integers(0, most + 1), replace=False)
+        bits = random.choice(64, random.integers(0, max_bits + 1), replace=False)
         hashes[row] = hashes[random.integers(number)] ^ np.uint64(sum(1 << int(b) for b in bits))
     return hashes
 
 
-def distances(hashes: Hashes, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+def hamming_distances(hashes: Hashes, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
     return np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]])
 
 
 @pytest.mark.parametrize("radius", [0, 1, 2, 3, 4, 5, 6, 10, 16])
-def test_the_pairs_of_a_comparison_of_all(radius: int) -> None:
-    hashes = clustered(1500, seed=radius, most=18)
-    found = find_near_pairs(hashes, radius)
-    assert found.complete and found.pairs.dtype == np.int64
-    assert len(found.pairs) > 5
-    np.testing.assert_array_equal(found.pairs, brute(hashes, radius))
+def test_pairs_equal_those_of_brute_force(radius: int) -> None:
+    hashes = make_clustered_hashes(1500, seed=radius, max_bits=18)
+    result = find_near_pairs(hashes, radius)
+    assert result.complete and result.pairs.dtype == np.int64
+    assert len(result.pairs) > 5
+    np.testing.assert_array_equal(result.pairs, find_by_brute_force(hashes, radius))
 
 
 @pytest.mark.parametrize("radius", [1, 3, 5])
-def test_long_runs_of_equal_bands_are_split_again(radius: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_runs_of_equal_bands_are_split(radius: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hashes that agree in most bits have an equal band nearly all of them, so every way through is taken."""
     random = np.random.default_rng(radius)
     monkeypatch.setattr(near, "_LONG_RUN", 60)
@@ -58,7 +58,7 @@ def test_long_runs_of_equal_bands_are_split_again(radius: int, monkeypatch: pyte
         places = random.choice(64, free, replace=False).astype(np.uint64)
         bits = random.integers(0, 2, (400, free), dtype=np.uint64)
         hashes = np.bitwise_or.reduce(bits << places, axis=1)
-        np.testing.assert_array_equal(find_near_pairs(hashes, radius).pairs, brute(hashes, radius))
+        np.testing.assert_array_equal(find_near_pairs(hashes, radius).pairs, find_by_brute_force(hashes, radius))
 
 
 @settings(max_examples=150, deadline=None)
@@ -69,18 +69,18 @@ def test_long_runs_of_equal_bands_are_split_again(radius: int, monkeypatch: pyte
     ),
     st.sampled_from([0, 1, 3, 5, 10]),
 )
-def test_any_hashes(drawn: list[tuple[int, set[int]]], radius: int) -> None:
-    hashes = np.array([base ^ sum(1 << b for b in bits) for base, bits in drawn], np.uint64)
-    found = find_near_pairs(hashes, radius)
-    assert found.complete
-    np.testing.assert_array_equal(found.pairs, brute(hashes, radius).reshape(-1, 2))
+def test_any_hashes_give_the_pairs_of_brute_force(bases_and_bits: list[tuple[int, set[int]]], radius: int) -> None:
+    hashes = np.array([base ^ sum(1 << b for b in bits) for base, bits in bases_and_bits], np.uint64)
+    result = find_near_pairs(hashes, radius)
+    assert result.complete
+    np.testing.assert_array_equal(result.pairs, find_by_brute_force(hashes, radius).reshape(-1, 2))
 
 
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("radius", [0, 3, 10])
-def test_nothing_to_compare(number: int, radius: int) -> None:
-    found = find_near_pairs(np.arange(number, dtype=np.uint64), radius)
-    assert found.complete and found.pairs.shape == (0, 2) and found.pairs.dtype == np.int64
+def test_fewer_than_two_hashes_have_no_pairs(number: int, radius: int) -> None:
+    result = find_near_pairs(np.arange(number, dtype=np.uint64), radius)
+    assert result.complete and result.pairs.shape == (0, 2) and result.pairs.dtype == np.int64
 
 
 @pytest.mark.parametrize("radius", [0, 3, 10])
@@ -94,8 +94,8 @@ def test_equal_hashes_are_all_paired(radius: int) -> None:
     assert find_near_pairs(hashes, radius).pairs.tolist() == expected
 
 
-def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
-    hashes = clustered(800, seed=4)
+def test_chunk_size_does_not_change_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes = make_clustered_hashes(800, seed=4)
     hashes[::5] = hashes[0]
     whole = [find_near_pairs(hashes, radius).pairs for radius in (3, 10)]
     for size in (1, 7, 4096):
@@ -105,44 +105,44 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
             np.testing.assert_array_equal(find_near_pairs(hashes, radius).pairs, expected)
 
 
-def test_blank_pictures_do_not_explode() -> None:
+def test_very_many_equal_hashes_keep_one_partner_each() -> None:
     """100,000 equal hashes are five billion pairs: each row keeps one partner, and the other pairs are all there."""
     random = np.random.default_rng(0)
     hashes = random.integers(0, 2**64, 120_000, dtype=np.uint64)
     hashes[:100_000] = 0
     hashes[110_000] = hashes[110_001] ^ np.uint64(0b111)
     hashes[110_002] = hashes[110_003]
-    found = find_near_pairs(hashes, 3)
-    assert not found.complete
+    result = find_near_pairs(hashes, 3)
+    assert not result.complete
     expected = [[0, row] for row in range(1, 100_000)] + [[110_000, 110_001], [110_002, 110_003]]
-    np.testing.assert_array_equal(found.pairs, expected)
+    np.testing.assert_array_equal(result.pairs, expected)
 
 
-def test_of_too_many_pairs_the_largest_groups_are_given_up() -> None:
+def test_limit_drops_the_largest_groups() -> None:
     hashes = np.repeat(np.array([1, 2**20, 2**40, 2**60], np.uint64), [50, 20, 4, 2])
     assert find_near_pairs(hashes, 0, limit=1225 + 190 + 6 + 1).complete
-    found = find_near_pairs(hashes, 0, limit=300)  # 50 * 49 / 2 pairs don't fit, so its first row with 49 others does
-    assert not found.complete and len(found.pairs) == 49 + 190 + 6 + 1
-    assert found.pairs[:49].tolist() == [[0, row] for row in range(1, 50)]
+    result = find_near_pairs(hashes, 0, limit=300)  # 50 * 49 / 2 pairs don't fit, so its first row with 49 others does
+    assert not result.complete and len(result.pairs) == 49 + 190 + 6 + 1
+    assert result.pairs[:49].tolist() == [[0, row] for row in range(1, 50)]
     tight = find_near_pairs(hashes, 0, limit=200)  # 3 left: no room for the 49 either
     assert not tight.complete and len(tight.pairs) == 197 and tight.pairs.min() == 50
 
 
-def test_of_too_many_pairs_the_most_distant_are_given_up_first() -> None:
-    hashes = np.random.default_rng(1).permutation(np.unique(clustered(900, seed=2)))
+def test_limit_drops_the_most_distant_pairs_first() -> None:
+    hashes = np.random.default_rng(1).permutation(np.unique(make_clustered_hashes(900, seed=2)))
     for radius in (5, 10):
         everything = find_near_pairs(hashes, radius)
-        among = distances(hashes, everything.pairs)
+        among = hamming_distances(hashes, everything.pairs)
         limit = int((among <= radius - 2).sum())
-        found = find_near_pairs(hashes, radius, limit=limit)
-        assert not found.complete and len(found.pairs) == limit
-        np.testing.assert_array_equal(found.pairs, everything.pairs[among <= radius - 2])
+        result = find_near_pairs(hashes, radius, limit=limit)
+        assert not result.complete and len(result.pairs) == limit
+        np.testing.assert_array_equal(result.pairs, everything.pairs[among <= radius - 2])
 
 
-def test_of_equally_large_blocks_the_most_distant_are_given_up() -> None:
+def test_limit_drops_the_most_distant_of_equally_large_blocks() -> None:
     hashes = np.array([0, 0b11, 0b1, 2**40 - 8, 2**40 - 8], np.uint64)
-    found = find_near_pairs(hashes, 3, limit=3)
-    assert not found.complete and found.pairs.tolist() == [[0, 2], [1, 2], [3, 4]]
+    result = find_near_pairs(hashes, 3, limit=3)
+    assert not result.complete and result.pairs.tolist() == [[0, 2], [1, 2], [3, 4]]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_of_equally_large_blocks_the_most_distant_are_given_up() -> None:
         (BRUTE_LIMIT + 1, 6, "near_radius: expected at most 5 with more than 200,000 images, found '6 with 200,001'"),
     ],
 )
-def test_what_can_not_be_searched(number: int, radius: int, message: str) -> None:
+def test_invalid_radius_is_refused(number: int, radius: int, message: str) -> None:
     with pytest.raises(UserError) as error:
         find_near_pairs(np.zeros(number, np.uint64), radius)
     assert str(error.value) == message
@@ -175,11 +175,11 @@ hashes[:planted] = hashes[-planted:]
 for _ in range(radius):
     hashes[:planted] ^= np.uint64(1) << random.integers(0, 64, planted, dtype=np.uint64)
 before = time.perf_counter()
-found = find_near_pairs(hashes, radius)
+result = find_near_pairs(hashes, radius)
 seconds = time.perf_counter() - before
-keys = set((found.pairs[:, 0] * number + found.pairs[:, 1]).tolist())
+keys = set((result.pairs[:, 0] * number + result.pairs[:, 1]).tolist())
 missing = sum(row * number + number - planted + row not in keys for row in range(planted))
-print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, len(found.pairs), missing)
+print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, len(result.pairs), missing)
 """
 
 
@@ -194,10 +194,10 @@ print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, len(fo
     ],
 )
 def test_a_million_hashes_in_a_minute_and_a_gigabyte(number: int, radius: int, kind: str, seconds: float) -> None:
-    made = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", _MILLION, str(number), str(radius), kind], capture_output=True, text=True
     )
-    assert made.returncode == 0, made.stderr
-    took, peak, pairs, missing = (float(v) for v in made.stdout.split())
-    print(f"{number:,} hashes at radius {radius} ({kind}): {took:.1f} s, {peak / 2**20:.0f} MB, {pairs:,.0f} pairs")
-    assert missing == 0 and took < seconds and peak < 1e9
+    assert process.returncode == 0, process.stderr
+    elapsed, peak, pairs, missing = (float(v) for v in process.stdout.split())
+    print(f"{number:,} hashes at radius {radius} ({kind}): {elapsed:.1f} s, {peak / 2**20:.0f} MB, {pairs:,.0f} pairs")
+    assert missing == 0 and elapsed < seconds and peak < 1e9

@@ -1,4 +1,4 @@
-"""The ONNX file says what the network says, of any number of images, and the same weights give the same bytes."""
+"""ONNX export: the network's outputs for any batch size, and the same bytes for the same weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ CLOSE = 2e-5
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def made(backbone: str, size: int = 48, task: str = "single", color: str = "rgb", **more: Any) -> tuple[Any, ModelSpec]:
+def make_network(
+    backbone: str, size: int = 48, task: str = "single", color: str = "rgb", **more: Any
+) -> tuple[Any, ModelSpec]:
     """A network with weights of every size, none of them 0 (torchvision's transformers begin with a head of zeros)."""
     import torch
 
@@ -43,20 +45,20 @@ def made(backbone: str, size: int = 48, task: str = "single", color: str = "rgb"
     else:
         network = build_network(spec)
     with torch.no_grad():
-        for one in network.parameters():
-            one.add_(torch.randn_like(one) * 0.02)
-        for name, one in network.named_buffers():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+        for name, buffer in network.named_buffers():
             if name.endswith(("running_mean", "running_var")):
-                one.add_(torch.rand_like(one) * 0.5)
+                buffer.add_(torch.rand_like(buffer) * 0.5)
     return network.eval(), spec
 
 
-def noise(spec: ModelSpec, number: int) -> Pixels:
+def make_images(spec: ModelSpec, number: int) -> Pixels:
     return np.random.default_rng(number).integers(0, 256, (number, *spec.image.shape), np.uint8)
 
 
-def expected(network: Any, spec: ModelSpec, images: Pixels) -> tuple[Any, Any]:
-    """Logits and probabilities as evaluate computes them."""
+def compute_expected(network: Any, spec: ModelSpec, images: Pixels) -> tuple[Any, Any]:
+    """Return logits and probabilities as evaluate computes them."""
     import torch
 
     with torch.inference_mode():
@@ -76,27 +78,27 @@ def expected(network: Any, spec: ModelSpec, images: Pixels) -> tuple[Any, Any]:
     ],
     ids=lambda options: "-".join(map(str, options.values())),
 )
-def test_outputs_are_the_networks(options: dict[str, Any]) -> None:
-    network, spec = made(**options)
+def test_outputs_match_the_network(options: dict[str, Any]) -> None:
+    network, spec = make_network(**options)
     data = export(network, spec, {"fingerprint": "0123"})
     onnx.checker.check_model(onnx.load_from_string(data), full_check=True)
     for number in (1, 2, 5):
-        images = noise(spec, number)
+        images = make_images(spec, number)
         logits, scores = run(data, images)
-        wanted, probable = expected(network, spec, images)
+        expected_logits, expected_scores = compute_expected(network, spec, images)
         assert logits.shape == scores.shape == (number, len(CLASSES))
-        assert np.abs(logits - wanted).max() <= CLOSE * np.abs(wanted).max()
-        assert np.abs(scores - probable).max() <= CLOSE
-        assert np.ptp(wanted) > 1e-3  # or agreement would mean nothing
-    apart = measure_difference(data, network, spec, noise(spec, 3))
-    assert apart is not None and apart <= CLOSE
+        assert np.abs(logits - expected_logits).max() <= CLOSE * np.abs(expected_logits).max()
+        assert np.abs(scores - expected_scores).max() <= CLOSE
+        assert np.ptp(expected_logits) > 1e-3  # or agreement would mean nothing
+    difference = measure_difference(data, network, spec, make_images(spec, 3))
+    assert difference is not None and difference <= CLOSE
 
 
-def asking() -> Any:
-    """A network that decides in Python by a tensor's size, which a trace would take for decided."""
+def make_branching_network() -> Any:
+    """Return a network whose Python code branches by a tensor's size, which a trace would fix."""
     import torch
 
-    class Asking(torch.nn.Module):
+    class Branching(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.last = torch.nn.Linear(3, len(CLASSES))
@@ -106,76 +108,77 @@ def asking() -> Any:
             logits: torch.Tensor = self.last(mean)
             return logits
 
-    return Asking().eval()
+    return Branching().eval()
 
 
-def test_torch_export_takes_over_where_a_trace_could_be_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    called: list[str] = []
-    monkeypatch.setattr(onnx_file, "_export_by_dynamo", noted(called, "dynamo", onnx_file._export_by_dynamo))
-    _, spec = made("shufflenet_v2_x0_5")
-    network = asking()
+def test_branching_network_is_exported_by_dynamo(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(onnx_file, "_export_by_dynamo", record_call(calls, "dynamo", onnx_file._export_by_dynamo))
+    _, spec = make_network("shufflenet_v2_x0_5")
+    network = make_branching_network()
     data = export(network, spec, {})
-    assert called == ["dynamo"]
+    assert calls == ["dynamo"]
     assert data == export(network, spec, {})
-    images = noise(spec, 3)
-    assert np.abs(run(data, images)[1] - expected(network, spec, images)[1]).max() <= CLOSE
+    images = make_images(spec, 3)
+    assert np.abs(run(data, images)[1] - compute_expected(network, spec, images)[1]).max() <= CLOSE
 
 
-def test_a_trace_that_could_be_wrong_is_taken_only_where_it_can_be_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> Any:
+def test_trace_of_a_branching_network_requires_a_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> Any:
         raise RuntimeError("no way through")
 
-    monkeypatch.setattr(onnx_file, "_export_by_dynamo", broken)
-    _, spec = made("shufflenet_v2_x0_5")
-    network = asking()
+    monkeypatch.setattr(onnx_file, "_export_by_dynamo", fail)
+    _, spec = make_network("shufflenet_v2_x0_5")
+    network = make_branching_network()
     data = export(network, spec, {})
-    apart = measure_difference(data, network, spec, noise(spec, 3))
-    assert apart is not None and apart <= CLOSE
+    difference = measure_difference(data, network, spec, make_images(spec, 3))
+    assert difference is not None and difference <= CLOSE
     monkeypatch.setattr(onnx_file, "can_compare", lambda: False)
     with pytest.raises(ExportError, match="no way through"):
         export(network, spec, {})
-    assert measure_difference(data, network, spec, noise(spec, 3)) is None
+    assert measure_difference(data, network, spec, make_images(spec, 3)) is None
 
 
-def noted(called: list[str], name: str, function: Any) -> Any:
+def record_call(calls: list[str], name: str, function: Any) -> Any:
     def call(*arguments: Any) -> Any:
-        called.append(name)
+        calls.append(name)
         return function(*arguments)
 
     return call
 
 
-def test_the_same_weights_give_the_same_bytes_without_a_word_of_this_machine() -> None:
-    (first, spec), (second, _) = made("shufflenet_v2_x0_5"), made("shufflenet_v2_x0_5")
+def test_same_weights_give_the_same_bytes_without_paths() -> None:
+    (first, spec), (second, _) = make_network("shufflenet_v2_x0_5"), make_network("shufflenet_v2_x0_5")
     data = export(first, spec, {"fingerprint": "ab"})
     assert export(second, spec, {"fingerprint": "ab"}) == data
     model = onnx.load_from_string(data)
     assert not any(node.doc_string or node.metadata_props for node in model.graph.node)
     assert b"site-packages" not in data and b"/home/" not in data and b"/root/" not in data
-    assert [one.version for one in model.opset_import if one.domain == ""] == [onnx_file.OPSET]
+    assert [opset.version for opset in model.opset_import if opset.domain == ""] == [onnx_file.OPSET]
 
 
-def test_the_file_says_how_to_use_it() -> None:
-    network, spec = made("shufflenet_v2_x0_5", temperature=1.25, preprocessing={"clean": {"equalize": "clahe"}})
+def test_metadata_describes_the_model() -> None:
+    network, spec = make_network("shufflenet_v2_x0_5", temperature=1.25, preprocessing={"clean": {"equalize": "clahe"}})
     model = onnx.load_from_string(export(network, spec, {"fingerprint": "feed"}))
-    said = {one.key: one.value for one in model.metadata_props}
-    assert said["fingerprint"] == "feed" and said["task"] == "single" and json.loads(said["temperature"]) == 1.25
-    assert json.loads(said["classes"]) == list(CLASSES)
-    assert json.loads(said["mean"]) == [*spec.image.mean] and json.loads(said["std"]) == [*spec.image.std]
-    preprocessing = json.loads(said["preprocessing"])
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert metadata["fingerprint"] == "feed" and metadata["task"] == "single"
+    assert json.loads(metadata["temperature"]) == 1.25
+    assert json.loads(metadata["classes"]) == list(CLASSES)
+    assert json.loads(metadata["mean"]) == [*spec.image.mean] and json.loads(metadata["std"]) == [*spec.image.std]
+    preprocessing = json.loads(metadata["preprocessing"])
     assert preprocessing["mode"] == "crop" and preprocessing["clean"] == {"equalize": "clahe"}
     assert any("clahe" in step for step in preprocessing["steps"])
     (images,) = model.graph.input
-    shape = [one.dim_value or one.dim_param for one in images.type.tensor_type.shape.dim]
+    shape = [dimension.dim_value or dimension.dim_param for dimension in images.type.tensor_type.shape.dim]
     assert images.name == "images" and images.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     assert isinstance(shape[0], str) and shape[1:] == [48, 48, 3]
-    assert [one.name for one in model.graph.output] == ["logits", "probabilities"]
+    assert [output.name for output in model.graph.output] == ["logits", "probabilities"]
 
 
-def test_the_network_stays_as_it_was() -> None:
+def test_export_does_not_change_the_network() -> None:
     import torch
 
-    network, spec = made("shufflenet_v2_x0_5")
+    network, spec = make_network("shufflenet_v2_x0_5")
     network.train().to(memory_format=torch.channels_last)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     export(network, spec, {})
@@ -183,20 +186,20 @@ def test_the_network_stays_as_it_was() -> None:
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-def test_what_cant_be_exported_is_said() -> None:
+def test_export_error_is_raised() -> None:
     import torch
 
-    class Odd(torch.nn.Module):
+    class Failing(torch.nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("no such thing\nand more")
 
-    _, spec = made("shufflenet_v2_x0_5")
+    _, spec = make_network("shufflenet_v2_x0_5")
     with pytest.raises(ExportError, match="no such thing"):
-        export(Odd(), spec, {})
+        export(Failing(), spec, {})
 
 
-def test_two_gigabytes_are_refused_before_anything_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, spec = made("shufflenet_v2_x0_5")
+def test_too_large_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, spec = make_network("shufflenet_v2_x0_5")
     monkeypatch.setattr(onnx_file, "MAX_BYTES", 10_000)
     with pytest.raises(ExportError, match="one file can hold 2 GB"):
         export(network, spec, {})

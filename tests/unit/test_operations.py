@@ -1,4 +1,4 @@
-"""Every operation against its definition, written again in numpy or Pillow, on photographs and on tiny images."""
+"""Image operations compared with reference implementations in numpy or Pillow, on photographs and tiny images."""
 
 from __future__ import annotations
 
@@ -23,18 +23,12 @@ PICTURES = [(name, channels) for name in photos.NAMES for channels in (1, 3)]
 SMALL = arrays.arrays(np.uint8, st.tuples(st.integers(1, 12), st.integers(1, 12), st.sampled_from([1, 3])))
 
 
-def picture(name: str, channels: int) -> photos.Pixels:
+def make_picture(name: str, channels: int) -> photos.Pixels:
     return photos.photo(name) if channels == 3 else convert_color(photos.photo(name), "gray")
 
 
-def farthest(one: Any, other: Any) -> int:
-    """The largest difference of two images, in levels."""
-    assert one.shape == other.shape
-    return int(np.abs(one.astype(int) - np.asarray(other).astype(int)).max())
-
-
-def shifted(pixels: Any, radius: int, mode: Literal["edge", "reflect"]) -> Any:
-    """Each (dy, dx) of the window with the image moved there."""
+def iterate_shifts(pixels: Any, radius: int, mode: Literal["edge", "reflect"]) -> Any:
+    """Yield (dy, dx) of each position in the window and the image shifted there."""
     height, width = pixels.shape[:2]
     wide = np.pad(pixels, ((radius, radius), (radius, radius), (0, 0)), mode)
     for dy, dx in itertools.product(range(2 * radius + 1), repeat=2):
@@ -44,51 +38,51 @@ def shifted(pixels: Any, radius: int, mode: Literal["edge", "reflect"]) -> Any:
 @pytest.mark.parametrize(("name", "channels"), PICTURES)
 @pytest.mark.parametrize(("size", "weights"), [(3, [1, 2, 1]), (5, [1, 4, 6, 4, 1]), (11, None)])
 def test_gaussian_is_a_weighted_mean(name: str, channels: int, size: int, weights: list[float] | None) -> None:
-    pixels, radius = picture(name, channels), size // 2
+    pixels, radius = make_picture(name, channels), size // 2
     sigma = 0.3 * ((size - 1) / 2 - 1) + 0.8
     line = weights or [math.exp(-(d**2) / (2 * sigma**2)) for d in range(-radius, radius + 1)]
     expected = sum(
         line[dy + radius] * line[dx + radius] * moved
-        for dy, dx, moved in shifted(pixels.astype(float), radius, "reflect")
+        for dy, dx, moved in iterate_shifts(pixels.astype(float), radius, "reflect")
     )
-    assert farthest(denoise(pixels, "gaussian", size), np.rint(expected / sum(line) ** 2)) <= 1
+    assert photos.max_difference(denoise(pixels, "gaussian", size), np.rint(expected / sum(line) ** 2)) <= 1
 
 
 @pytest.mark.parametrize(("name", "channels"), PICTURES)
 @pytest.mark.parametrize("size", [3, 5])
 def test_median_is_the_median(name: str, channels: int, size: int) -> None:
-    pixels = picture(name, channels)
-    expected = np.median([moved for _, _, moved in shifted(pixels, size // 2, "edge")], axis=0)
-    assert farthest(denoise(pixels, "median", size), expected) == 0
+    pixels = make_picture(name, channels)
+    expected = np.median([moved for _, _, moved in iterate_shifts(pixels, size // 2, "edge")], axis=0)
+    assert photos.max_difference(denoise(pixels, "median", size), expected) == 0
 
 
 @pytest.mark.parametrize(("name", "channels"), PICTURES)
 @pytest.mark.parametrize("size", [3, 7])
 def test_bilateral_weighs_by_distance_and_colour(name: str, channels: int, size: int) -> None:
-    pixels, radius = picture(name, channels), size // 2
+    pixels, radius = make_picture(name, channels), size // 2
     sigma = 0.3 * ((size - 1) / 2 - 1) + 0.8
     total, weight = np.zeros(pixels.shape), np.zeros((*pixels.shape[:2], 1))
-    for dy, dx, moved in shifted(pixels.astype(float), radius, "reflect"):
+    for dy, dx, moved in iterate_shifts(pixels.astype(float), radius, "reflect"):
         if math.hypot(dy, dx) <= radius:
-            apart = np.abs(moved - pixels).sum(axis=2, keepdims=True)
-            share = np.exp(-(dy**2 + dx**2) / (2 * sigma**2) - apart**2 / (2 * BILATERAL_SIGMA**2))
+            difference = np.abs(moved - pixels).sum(axis=2, keepdims=True)
+            share = np.exp(-(dy**2 + dx**2) / (2 * sigma**2) - difference**2 / (2 * BILATERAL_SIGMA**2))
             total, weight = total + share * moved, weight + share
-    assert farthest(denoise(pixels, "bilateral", size), np.rint(total / weight)) <= 1
+    assert photos.max_difference(denoise(pixels, "bilateral", size), np.rint(total / weight)) <= 1
 
 
-def test_denoisers_take_noise_away_and_only_the_gaussian_the_edge() -> None:
+def test_denoisers_remove_noise_and_only_the_gaussian_blurs_edges() -> None:
     clean = np.full((64, 64, 1), 60, np.uint8)
     clean[:, 32:] = 200
     noisy = np.clip(clean + np.random.default_rng(1).normal(0, 8, clean.shape), 0, 255).astype(np.uint8)
     for kind in ("gaussian", "median", "bilateral"):
-        done = denoise(noisy, kind, 5).astype(int)
-        assert done[:, 8:24].std() < 0.7 * noisy[:, 8:24].std()
-        step = done[:, 32].mean() - done[:, 31].mean()
+        denoised = denoise(noisy, kind, 5).astype(int)
+        assert denoised[:, 8:24].std() < 0.7 * noisy[:, 8:24].std()
+        step = denoised[:, 32].mean() - denoised[:, 31].mean()
         assert (step < 80) if kind == "gaussian" else (step > 120)
 
 
-def equalized(gray: Any) -> Any:
-    """Levels by their rank: the darkest to 0, the rest by how many pixels are as dark."""
+def equalize_by_definition(gray: Any) -> Any:
+    """Map levels by rank: the darkest to 0, the others by the share of pixels that are as dark."""
     counts = np.bincount(gray.ravel(), minlength=256)
     until = counts.cumsum()
     first = until[np.flatnonzero(counts)[0]]
@@ -96,21 +90,21 @@ def equalized(gray: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", photos.NAMES)
-def test_histogram_equalization_of_grey(name: str) -> None:
-    gray = picture(name, 1)
-    assert farthest(equalize(gray, "histogram", 2, 8), equalized(gray)) <= 1
+def test_histogram_equalization_of_gray(name: str) -> None:
+    gray = make_picture(name, 1)
+    assert photos.max_difference(equalize(gray, "histogram", 2, 8), equalize_by_definition(gray)) <= 1
 
 
 @pytest.mark.parametrize("name", photos.NAMES)
-def test_histogram_equalization_of_colours_changes_their_lightness(name: str) -> None:
-    pixels, gray = picture(name, 3), picture(name, 1)
+def test_histogram_equalization_of_colors_changes_lightness(name: str) -> None:
+    pixels, gray = make_picture(name, 3), make_picture(name, 1)
     # Cr and Cb are multiples of R - Y and B - Y: where they stay, all channels change by what Y does.
-    expected = np.clip(pixels + (equalized(gray) - gray), 0, 255)
-    assert farthest(equalize(pixels, "histogram", 2, 8), expected) <= 3
+    expected = np.clip(pixels + (equalize_by_definition(gray) - gray), 0, 255)
+    assert photos.max_difference(equalize(pixels, "histogram", 2, 8), expected) <= 3
 
 
-def clahe(gray: Any, clip: float, grid: int) -> Any:
-    """Zuiderveld's, as OpenCV has it: the excess over the limit is spread over all levels; maps are interpolated."""
+def clahe_by_definition(gray: Any, clip: float, grid: int) -> Any:
+    """Zuiderveld's CLAHE as in OpenCV: the excess over the limit is spread over all levels; maps are interpolated."""
     height, width = gray.shape[0] // grid, gray.shape[1] // grid
     limit = max(1, int(clip * height * width / 256))
     maps = np.zeros((grid, grid, 256))
@@ -136,33 +130,33 @@ def clahe(gray: Any, clip: float, grid: int) -> Any:
 
 @pytest.mark.parametrize("name", photos.NAMES)
 @pytest.mark.parametrize(("clip", "grid"), [(2.0, 8), (40.0, 2)])
-def test_clahe_of_grey(name: str, clip: float, grid: int) -> None:
-    gray = picture(name, 1)
+def test_clahe_of_gray(name: str, clip: float, grid: int) -> None:
+    gray = make_picture(name, 1)
     gray = gray[: gray.shape[0] // grid * grid, : gray.shape[1] // grid * grid]
-    assert farthest(equalize(gray, "clahe", clip, grid), clahe(gray, clip, grid)) <= 1
+    assert photos.max_difference(equalize(gray, "clahe", clip, grid), clahe_by_definition(gray, clip, grid)) <= 1
 
 
 @pytest.mark.parametrize("name", photos.NAMES)
-def test_clahe_of_colours_is_that_of_lab_lightness(name: str) -> None:
-    pixels = picture(name, 3)
+def test_clahe_of_colors_is_that_of_lab_lightness(name: str) -> None:
+    pixels = make_picture(name, 3)
     lab = cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB)
     lab[:, :, 0] = cv2.createCLAHE(3.0, (4, 4)).apply(np.ascontiguousarray(lab[:, :, 0]))
-    assert farthest(equalize(pixels, "clahe", 3.0, 4), cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)) == 0
+    assert photos.max_difference(equalize(pixels, "clahe", 3.0, 4), cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)) == 0
 
 
 @pytest.mark.parametrize(("name", "channels"), PICTURES)
-def test_autocontrast_is_pillows(name: str, channels: int) -> None:
-    faint = (picture(name, channels) // 3 + 60).astype(np.uint8)
-    for pixels in (picture(name, channels), faint):
+def test_autocontrast_matches_pillow(name: str, channels: int) -> None:
+    faint = (make_picture(name, channels) // 3 + 60).astype(np.uint8)
+    for pixels in (make_picture(name, channels), faint):
         image = Image.fromarray(pixels if channels == 3 else pixels[:, :, 0])
         expected = np.asarray(ImageOps.autocontrast(image, cutoff=0, preserve_tone=True)).reshape(pixels.shape)
-        assert farthest(equalize(pixels, "autocontrast", 2, 8), expected) == 0
+        assert photos.max_difference(equalize(pixels, "autocontrast", 2, 8), expected) == 0
     stretched = equalize(convert_color(faint, "gray"), "autocontrast", 2, 8)
     assert stretched.min() == 0 and stretched.max() >= 254  # Pillow rounds down
 
 
 @given(SMALL)
-def test_autocontrast_of_any_image_is_pillows(pixels: photos.Pixels) -> None:
+def test_autocontrast_of_any_image_matches_pillow(pixels: photos.Pixels) -> None:
     image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0])
     expected = np.asarray(ImageOps.autocontrast(image, cutoff=0, preserve_tone=True)).reshape(pixels.shape)
     np.testing.assert_array_equal(equalize(pixels, "autocontrast", 2, 8), expected)
@@ -170,50 +164,50 @@ def test_autocontrast_of_any_image_is_pillows(pixels: photos.Pixels) -> None:
 
 @pytest.mark.parametrize("name", photos.NAMES)
 @pytest.mark.parametrize("threshold", [1, 100, 128, 255])
-def test_fixed_is_white_from_the_threshold_on(name: str, threshold: int) -> None:
-    expected = np.where(picture(name, 1) >= threshold, 255, 0)
+def test_fixed_binarization(name: str, threshold: int) -> None:
+    expected = np.where(make_picture(name, 1) >= threshold, 255, 0)
     for channels in (1, 3):
-        np.testing.assert_array_equal(binarize(picture(name, channels), "fixed", threshold, 11, 2), expected)
+        np.testing.assert_array_equal(binarize(make_picture(name, channels), "fixed", threshold, 11, 2), expected)
 
 
-def best_threshold(gray: Any) -> int:
-    """Otsu's: the level whose two sides have the largest variance between them."""
+def compute_otsu_threshold(gray: Any) -> int:
+    """Return the level whose two sides have the largest variance between them."""
     counts = np.bincount(gray.ravel(), minlength=256).astype(float)
     levels, total = np.arange(256), counts.sum()
-    found = []
+    variances = []
     for level in range(255):
         below, above = counts[: level + 1].sum(), counts[level + 1 :].sum()
         if not below or not above:
-            found.append(0.0)
+            variances.append(0.0)
             continue
         means = (counts * levels)[: level + 1].sum() / below, (counts * levels)[level + 1 :].sum() / above
-        found.append(below * above / total**2 * (means[0] - means[1]) ** 2)
-    return int(np.argmax(found))
+        variances.append(below * above / total**2 * (means[0] - means[1]) ** 2)
+    return int(np.argmax(variances))
 
 
 @pytest.mark.parametrize("name", photos.NAMES)
-def test_otsus_threshold_is_opencvs_and_by_definition_the_best(name: str) -> None:
-    gray = picture(name, 1)
+def test_otsu_threshold_matches_opencv_and_its_definition(name: str) -> None:
+    gray = make_picture(name, 1)
     threshold, expected = cv2.threshold(gray, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
-    found = binarize(gray, "otsu", 128, 11, 2)
-    np.testing.assert_array_equal(found[:, :, 0], expected.reshape(gray.shape[:2]))
-    np.testing.assert_array_equal(found > 0, gray > threshold)
-    assert int(threshold) == best_threshold(gray)
-    assert 0 < (found > 0).mean() < 1
-    np.testing.assert_array_equal(binarize(picture(name, 3), "otsu", 128, 11, 2), found)
+    output = binarize(gray, "otsu", 128, 11, 2)
+    np.testing.assert_array_equal(output[:, :, 0], expected.reshape(gray.shape[:2]))
+    np.testing.assert_array_equal(output > 0, gray > threshold)
+    assert int(threshold) == compute_otsu_threshold(gray)
+    assert 0 < (output > 0).mean() < 1
+    np.testing.assert_array_equal(binarize(make_picture(name, 3), "otsu", 128, 11, 2), output)
 
 
 @pytest.mark.parametrize("name", photos.NAMES)
 @pytest.mark.parametrize(("block", "offset"), [(3, 0.0), (11, 2.0), (11, -3.5), (99, 10.0), (999, 2.0)])
-def test_adaptive_is_white_above_the_mean_less_the_offset(name: str, block: int, offset: float) -> None:
-    gray, radius = picture(name, 1), block // 2
+def test_adaptive_binarization(name: str, block: int, offset: float) -> None:
+    gray, radius = make_picture(name, 1), block // 2
     wide = np.pad(gray[:, :, 0], radius, "edge").astype(np.int64)
     sums = np.pad(wide.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
     mean = (sums[block:, block:] - sums[:-block, block:] - sums[block:, :-block] + sums[:-block, :-block]) / block**2
-    found, over = binarize(gray, "adaptive", 128, block, offset)[:, :, 0] > 0, gray[:, :, 0] - (mean - offset)
-    sure = np.abs(over) > 0.5001  # the mean is rounded
-    assert sure.mean() > 0.3
-    np.testing.assert_array_equal(found[sure], over[sure] > 0)
+    is_white, margin = binarize(gray, "adaptive", 128, block, offset)[:, :, 0] > 0, gray[:, :, 0] - (mean - offset)
+    is_clear = np.abs(margin) > 0.5001  # the mean is rounded
+    assert is_clear.mean() > 0.3
+    np.testing.assert_array_equal(is_white[is_clear], margin[is_clear] > 0)
 
 
 @pytest.fixture(scope="module")
@@ -223,8 +217,8 @@ def albumentations() -> Any:
 
 
 @pytest.mark.parametrize(("name", "channels"), PICTURES)
-def test_the_definitions_are_those_of_albumentations(albumentations: Any, name: str, channels: int) -> None:
-    pixels = np.array(picture(name, channels))
+def test_operations_match_albumentations(albumentations: Any, name: str, channels: int) -> None:
+    pixels = np.array(make_picture(name, channels))
     sigmas = {size: 0.3 * ((size - 1) / 2 - 1) + 0.8 for size in (9, 11)}
     pairs = [
         (albumentations.Equalize(mode="cv", by_channels=False, p=1), equalize(pixels, "histogram", 2, 8), 0),
@@ -234,12 +228,12 @@ def test_the_definitions_are_those_of_albumentations(albumentations: Any, name: 
         (albumentations.GaussianBlur((size, size), (sigma, sigma), p=1), denoise(pixels, "gaussian", size), 2)
         for size, sigma in sigmas.items()
     ]
-    for transform, found, tolerance in pairs:
+    for transform, output, tolerance in pairs:
         expected = transform(image=pixels)["image"].reshape(pixels.shape)
-        assert farthest(found, expected) <= tolerance, type(transform).__name__
+        assert photos.max_difference(output, expected) <= tolerance, type(transform).__name__
     if channels == 3:
         gray = albumentations.ToGray(num_output_channels=1, p=1)(image=pixels)["image"]
-        assert farthest(convert_color(pixels, "gray")[:, :, 0], gray.reshape(gray.shape[:2])) == 0
+        assert photos.max_difference(convert_color(pixels, "gray")[:, :, 0], gray.reshape(gray.shape[:2])) == 0
 
 
 OPERATIONS = (
@@ -252,11 +246,11 @@ OPERATIONS = (
 def check_all(pixels: photos.Pixels) -> None:
     before = pixels.copy()
     for name, arguments in OPERATIONS:
-        work: Any = {"denoise": denoise, "equalize": equalize, "binarize": binarize}[name]
-        found = work(pixels, *arguments)
+        operation: Any = {"denoise": denoise, "equalize": equalize, "binarize": binarize}[name]
+        output = operation(pixels, *arguments)
         channels = 1 if name == "binarize" else pixels.shape[2]
-        assert found.shape == (*pixels.shape[:2], channels) and found.dtype == np.uint8 and found.flags.c_contiguous
-        assert name != "binarize" or set(np.unique(found)) <= {0, 255}
+        assert output.shape == (*pixels.shape[:2], channels) and output.dtype == np.uint8 and output.flags.c_contiguous
+        assert name != "binarize" or set(np.unique(output)) <= {0, 255}
         np.testing.assert_array_equal(pixels, before)
 
 
@@ -271,7 +265,7 @@ def test_long_and_thin_images(shape: tuple[int, int, int]) -> None:
     check_all(np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8))
 
 
-def test_an_even_image_stays_even() -> None:
+def test_uniform_image_stays_uniform() -> None:
     for level, channels in itertools.product((0, 77, 255), (1, 3)):
         even = np.full((9, 7, channels), level, np.uint8)
         for kind in ("gaussian", "median", "bilateral"):

@@ -1,4 +1,4 @@
-"""What learns and how fast: parameter groups, the schedule, thawing, averages of weights, and the loss."""
+"""Parameter groups, learning rate schedule, freezing, moving average of weights, and loss."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def network() -> Iterator[torch.nn.Module]:
 
 @given(steps=st.integers(1, 500), warmup=st.floats(0, 0.9), peak=st.floats(1e-6, 1))
 @hypotheses(max_examples=60, deadline=None)
-def test_the_learning_rate_rises_and_falls(steps: int, warmup: float, peak: float) -> None:
+def test_learning_rate_rises_and_falls(steps: int, warmup: float, peak: float) -> None:
     schedule = LearningRateSchedule(peak, steps, warmup)
     rates = [schedule.rate(step) for step in range(steps)]
     top = int(np.argmax(rates))
@@ -62,7 +62,7 @@ def test_the_learning_rate_rises_and_falls(steps: int, warmup: float, peak: floa
         assert schedule.rate(steps) <= 1e-9 and schedule.rate(steps + 5) <= 1e-9, "never up again"
 
 
-def test_the_schedule_is_torchs_cosine() -> None:
+def test_schedule_matches_torchs_cosine() -> None:
     schedule = LearningRateSchedule(0.3, 40, 0.25)
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.3)
@@ -74,7 +74,7 @@ def test_the_schedule_is_torchs_cosine() -> None:
     assert [schedule.rate(step) for step in range(10)] == pytest.approx([0.03 * n for n in range(1, 11)])
 
 
-def test_each_block_learns_slower_than_the_next_and_all_slower_than_the_head(tensors: Dataset) -> None:
+def test_rate_scales_grow_towards_the_head(tensors: Dataset) -> None:
     config = settings(tensors, layer_decay=0.5, backbone_rate=0.1)
     assert compute_rate_scales(config, 4) == pytest.approx([0.0125, 0.025, 0.05, 1.0])
     assert compute_rate_scales(settings(tensors), 3) == [1, 1, 1]
@@ -83,28 +83,30 @@ def test_each_block_learns_slower_than_the_next_and_all_slower_than_the_head(ten
 @pytest.mark.parametrize(
     "name", ["shufflenet_v2_x0_5", "vit_b_16", "convnext_tiny", "swin_t", "timm:vit_tiny_patch16_224"]
 )
-def test_every_parameter_is_in_one_group_and_what_is_no_matrix_does_not_decay(tensors: Dataset, name: str) -> None:
+def test_every_parameter_is_in_one_group_and_only_matrices_decay(tensors: Dataset, name: str) -> None:
     with torch.device("meta"):
         if name.startswith("timm:"):
-            made = pytest.importorskip("timm").create_model(name.removeprefix("timm:"), num_classes=3)
+            model = pytest.importorskip("timm").create_model(name.removeprefix("timm:"), num_classes=3)
         else:
-            made = get_model(name, weights=None, num_classes=3)
-    found = make_parameter_groups(made, parameter_blocks(made), settings(tensors, weight_decay=0.1, layer_decay=0.8))
-    names = {id(value): key for key, value in made.named_parameters()}
-    assert sorted(names[id(p)] for group in found for p in group["params"]) == sorted(names.values())
-    assert len(found) == len({(group["scale"], group["weight_decay"]) for group in found})
-    for group in found:
+            model = get_model(name, weights=None, num_classes=3)
+    groups = make_parameter_groups(model, parameter_blocks(model), settings(tensors, weight_decay=0.1, layer_decay=0.8))
+    names = {id(value): key for key, value in model.named_parameters()}
+    assert sorted(names[id(p)] for group in groups for p in group["params"]) == sorted(names.values())
+    assert len(groups) == len({(group["scale"], group["weight_decay"]) for group in groups})
+    for group in groups:
         for parameter in group["params"]:
             key = names[id(parameter)]
-            apart = parameter.squeeze().ndim < 2 or any(word in key for word in ("pos_embed", "relative_position_bias"))
-            assert group["weight_decay"] == (0 if apart else 0.1), key
+            is_exempt = parameter.squeeze().ndim < 2 or any(
+                word in key for word in ("pos_embed", "relative_position_bias")
+            )
+            assert group["weight_decay"] == (0 if is_exempt else 0.1), key
     (head,) = {
-        group["scale"] for group in found if any(names[id(p)] in parameter_blocks(made)[-1] for p in group["params"])
+        group["scale"] for group in groups if any(names[id(p)] in parameter_blocks(model)[-1] for p in group["params"])
     }
-    assert head == 1 == max(group["scale"] for group in found)
+    assert head == 1 == max(group["scale"] for group in groups)
 
 
-def test_rates_and_kinds_of_optimizers(tensors: Dataset, network: torch.nn.Module) -> None:
+def test_optimizer_follows_the_config(tensors: Dataset, network: torch.nn.Module) -> None:
     sgd = make_optimizer(
         network, parameter_blocks(network), settings(tensors, optimizer="sgd", momentum=0.8, backbone_rate=0.1)
     )
@@ -113,11 +115,11 @@ def test_rates_and_kinds_of_optimizers(tensors: Dataset, network: torch.nn.Modul
     set_learning_rate(sgd, 0.5)
     assert {group["lr"] for group in sgd.param_groups} == {0.5, 0.05}
     assert isinstance(make_optimizer(network, parameter_blocks(network), settings(tensors)), torch.optim.AdamW)
-    none = make_optimizer(network, parameter_blocks(network), settings(tensors, optimizer="sgd", momentum=0.0))
-    assert not any(group["nesterov"] for group in none.param_groups)
+    plain = make_optimizer(network, parameter_blocks(network), settings(tensors, optimizer="sgd", momentum=0.0))
+    assert not any(group["nesterov"] for group in plain.param_groups)
 
 
-def test_the_head_learns_first_then_block_after_block(tensors: Dataset) -> None:
+def test_blocks_are_unfrozen_after_the_head(tensors: Dataset) -> None:
     config = settings(tensors, weights="somewhere", probe_epochs=2, unfreeze_epochs=3)
     assert [count_trainable_blocks(config, 9, epoch) for epoch in range(7)] == [1, 1, 3, 5, 7, 9, 9]
     assert [
@@ -126,7 +128,7 @@ def test_the_head_learns_first_then_block_after_block(tensors: Dataset) -> None:
     assert [count_trainable_blocks(settings(tensors, weights="somewhere"), 9, epoch) for epoch in (0, 1)] == [9, 9]
 
 
-def test_frozen_blocks_stay_as_they_are_with_their_statistics(tensors: Dataset, network: torch.nn.Module) -> None:
+def test_frozen_blocks_and_their_statistics_do_not_change(tensors: Dataset, network: torch.nn.Module) -> None:
     named = parameter_blocks(network)
     optimizer = make_optimizer(network, named, settings(tensors, weight_decay=0.5))
     before = {key: value.clone() for key, value in network.state_dict().items()}
@@ -143,10 +145,10 @@ def test_frozen_blocks_stay_as_they_are_with_their_statistics(tensors: Dataset, 
     assert all(p.requires_grad for p in network.parameters()) and all(m.training for m in network.modules())
 
 
-def test_the_average_follows_its_formula_and_starts_quickly() -> None:
+def test_moving_average_follows_its_formula() -> None:
     torch.manual_seed(0)
     network = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
-    made = MovingAverage(network, 0.5)
+    average = MovingAverage(network, 0.5)
     expected = {key: value.clone() for key, value in network.state_dict().items()}
     decays = []
     for step in range(20):
@@ -156,34 +158,34 @@ def test_the_average_follows_its_formula_and_starts_quickly() -> None:
                 value.add_(torch.randn_like(value))
         decay = min(0.5, (1 + step) / (10 + step))
         decays.append(decay)
-        assert made.get_decay() == decay
-        made.update(network)
+        assert average.get_decay() == decay
+        average.update(network)
         for key, value in network.state_dict().items():
             expected[key] = decay * expected[key] + (1 - decay) * value if value.is_floating_point() else value.clone()
     assert decays[0] == 0.1 and decays[-1] == 0.5
-    for key, value in made.network.state_dict().items():
+    for key, value in average.network.state_dict().items():
         torch.testing.assert_close(value, expected[key])
-    assert made.network.state_dict()["1.num_batches_tracked"] == 20
-    assert not made.network.training and not any(p.requires_grad for p in made.network.parameters())
+    assert average.network.state_dict()["1.num_batches_tracked"] == 20
+    assert not average.network.training and not any(p.requires_grad for p in average.network.parameters())
 
 
-def some(classes: int = 4, rows: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+def make_logits_and_labels(classes: int = 4, rows: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(1)
     return torch.randn(rows, classes), torch.randint(0, classes, (rows,))
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_soft_targets_of_one_class_are_hard_ones(smoothing: float, weighted: bool) -> None:
-    logits, labels = some()
+def test_one_hot_targets_equal_class_ids(smoothing: float, weighted: bool) -> None:
+    logits, labels = make_logits_and_labels()
     weights = torch.tensor([0.5, 1.0, 2.0, 0.0]) if weighted else None
     loss = Loss("single", smoothing, weights)
     hot = functional.one_hot(labels, 4).float()
     assert loss(logits, hot).item() == pytest.approx(loss(logits, labels).item(), rel=1e-6)
 
 
-def test_the_loss_is_the_sum_over_the_images_of_what_the_formulas_say() -> None:
-    logits, labels = some()
+def test_loss_is_the_sum_of_weighted_cross_entropies() -> None:
+    logits, labels = make_logits_and_labels()
     weights = torch.tensor([0.5, 1.0, 2.0, 1.5])
     targets = 0.7 * functional.one_hot(labels, 4) + 0.3 * functional.one_hot(labels.flip(0), 4)
     smoothed = 0.9 * targets + 0.1 / 4
@@ -193,25 +195,26 @@ def test_the_loss_is_the_sum_over_the_images_of_what_the_formulas_say() -> None:
     assert sum(halves) == pytest.approx(expected.item(), rel=1e-6)
 
 
-def test_several_labels_an_image() -> None:
-    logits, _ = some()
-    there = (torch.rand(6, 4) > 0.5).to(torch.uint8)
+def test_multi_label_loss_follows_its_formula() -> None:
+    logits, _ = make_logits_and_labels()
+    labels = (torch.rand(6, 4) > 0.5).to(torch.uint8)
     weights = torch.tensor([1.0, 3.0, 10.0, 1.0])
-    targets = there * 0.8 + 0.1
+    targets = labels * 0.8 + 0.1
     terms = -(weights * targets * functional.logsigmoid(logits) + (1 - targets) * functional.logsigmoid(-logits))
-    assert Loss("multi", 0.2, weights)(logits, there).item() == pytest.approx(terms.mean(1).sum().item(), rel=1e-6)
+    assert Loss("multi", 0.2, weights)(logits, labels).item() == pytest.approx(terms.mean(1).sum().item(), rel=1e-6)
 
 
-def test_weights_of_classes(tensors: Dataset) -> None:
+def test_class_weights(tensors: Dataset) -> None:
     assert count_labels(tensors).tolist() == [7, 6]
     counts = np.array([90, 9, 1, 0])
-    found = compute_inverse_frequencies(counts)
-    assert found[3] == 0 and found[1] / found[0] == pytest.approx(10) and found[2] / found[1] == pytest.approx(9)
-    assert (found * counts).sum() == pytest.approx(counts.sum()), "1 on average of the images"
+    weights = compute_inverse_frequencies(counts)
+    assert weights[3] == 0 and weights[1] / weights[0] == pytest.approx(10)
+    assert weights[2] / weights[1] == pytest.approx(9)
+    assert (weights * counts).sum() == pytest.approx(counts.sum()), "1 on average of the images"
     assert compute_positive_weights(np.array([50, 10, 1, 0, 300]), 300).tolist() == [5, 29, MAX_POSITIVE_WEIGHT, 1, 1]
 
 
-def test_training_counts_of_several_labels(tmp_path: Path) -> None:
+def test_count_of_multi_label_training_images(tmp_path: Path) -> None:
     import pyarrow as pa
 
     from imagemill.components.dataset.manifest import Manifest, commit

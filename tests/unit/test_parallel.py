@@ -1,4 +1,4 @@
-"""Work in threads: results in order, so much in flight and no more, and an end to everything."""
+"""Map over threads: ordered results, limited work in flight, and errors."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def wait_for_threads() -> None:
 
 @given(st.lists(st.integers(0, 30), max_size=60), st.integers(1, 6), st.integers(1, 60))
 @settings(max_examples=40, deadline=None)
-def test_results_come_in_the_order_of_the_items(items: list[int], workers: int, budget: int) -> None:
+def test_results_are_in_the_order_of_items(items: list[int], workers: int, budget: int) -> None:
     def work(item: int) -> int:
         time.sleep(item % 3 / 5000)
         return item * 2
@@ -41,7 +41,7 @@ def test_results_come_in_the_order_of_the_items(items: list[int], workers: int, 
 
 
 class Meter:
-    """How much was in flight at most: taken from the source and not given out yet."""
+    """Number and bytes of items in flight: taken from the source and not yet returned; their maxima."""
 
     def __init__(self, sizes: list[int]) -> None:
         self.sizes, self.taken, self.out, self.most_items, self.most_bytes = sizes, 0, 0, 0, 0
@@ -57,7 +57,7 @@ class Meter:
 @pytest.mark.parametrize(
     ("sizes", "budget"), [([10] * 100, 35), ([1] * 100, 10**9), ([50, 1, 1, 90, 1, 200, 3] * 9, 100)]
 )
-def test_what_is_in_flight_is_bounded(sizes: list[int], budget: int) -> None:
+def test_work_in_flight_is_limited(sizes: list[int], budget: int) -> None:
     meter = Meter(sizes)
     for _ in map_ordered(meter.items(), lambda size: size, 3, lambda size: size, budget):
         meter.out += 1
@@ -66,64 +66,64 @@ def test_what_is_in_flight_is_bounded(sizes: list[int], budget: int) -> None:
     assert meter.most_bytes <= max(budget, *sizes)
 
 
-def test_an_item_larger_than_the_budget_is_done_alone() -> None:
-    active, most = 0, 0
+def test_item_above_the_budget_runs_alone() -> None:
+    active, max_active = 0, 0
     lock = threading.Lock()
 
     def work(size: int) -> int:
-        nonlocal active, most
+        nonlocal active, max_active
         with lock:
             active += 1
-            most = max(most, active)
+            max_active = max(max_active, active)
         time.sleep(0.002)
         with lock:
             active -= 1
         return size
 
     assert list(map_ordered([100] * 10, work, 4, lambda size: size, budget=10)) == [100] * 10
-    assert most == 1
+    assert max_active == 1
 
 
-def test_all_workers_work() -> None:
+def test_workers_run_concurrently() -> None:
     barrier = threading.Barrier(4)
     assert list(map_ordered(range(4), lambda n: barrier.wait(60) * 0 + n, 4, lambda _: 1)) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("where", ["work", "items", "cost"])
-def test_an_error_ends_it(where: str) -> None:
-    done: list[int] = []
+@pytest.mark.parametrize("failing_part", ["work", "items", "cost"])
+def test_error_stops_the_map(failing_part: str) -> None:
+    finished: list[int] = []
 
-    def fails(part: str, item: int) -> None:
-        if where == part and item == 20:
+    def fail_in(part: str, item: int) -> None:
+        if failing_part == part and item == 20:
             raise MillError(f"{part} failed")
 
     def items() -> Iterator[int]:
         for item in range(10_000):
-            fails("items", item)
+            fail_in("items", item)
             yield item
 
     def work(item: int) -> int:
-        fails("work", item)
-        done.append(item)
+        fail_in("work", item)
+        finished.append(item)
         return item
 
     def cost(item: int) -> int:
-        fails("cost", item)
+        fail_in("cost", item)
         return 1
 
-    found: list[int] = []
-    with pytest.raises(MillError, match=f"{where} failed"):
+    results: list[int] = []
+    with pytest.raises(MillError, match=f"{failing_part} failed"):
         for result in map_ordered(items(), work, 2, cost):
-            found.append(result)
-    assert found == list(range(len(found))) and len(found) <= 20
+            results.append(result)
+    assert results == list(range(len(results))) and len(results) <= 20
     wait_for_threads()
-    assert len(done) <= 20 + 4 * 2, "nothing new was begun"
+    assert len(finished) <= 20 + 4 * 2, "nothing new was begun"
 
 
-def test_leaving_early_ends_the_threads() -> None:
-    found = map_ordered(iter(range(10**9)), lambda item: item, 3, lambda _: 1)
-    assert [next(found) for _ in range(5)] == list(range(5))
-    found.close()  # type: ignore[attr-defined]
+def test_closing_the_iterator_stops_the_threads() -> None:
+    results = map_ordered(iter(range(10**9)), lambda item: item, 3, lambda _: 1)
+    assert [next(results) for _ in range(5)] == list(range(5))
+    results.close()  # type: ignore[attr-defined]
     wait_for_threads()
 
 
@@ -143,7 +143,7 @@ def test_there_is_at_least_one_core() -> None:
         ({}, False),
     ],
 )  # fmt: skip
-def test_a_containers_limits_are_read(
+def test_cgroup_limits_are_read(
     files: dict[str, str], limited: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of both versions of cgroups."""
@@ -156,13 +156,13 @@ def test_a_containers_limits_are_read(
     assert cores() == (1 if limited else len(os.sched_getaffinity(0)))
 
 
-def test_workers_have_room_in_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_workers_is_limited_by_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ray's in a pod of 3 GiB without a CPU limit, on a node of 64 cores."""
     monkeypatch.setattr(parallel, "cores", lambda: 64)
-    found = []
+    workers = []
     for gigabytes in (1, 2, 3, 8, 128):
         monkeypatch.setattr(parallel, "memory_limit", lambda size=gigabytes * 2**30: size)
-        found.append(max_workers(ray_session.WORKER_BYTES, ray_session.RAY_BYTES))
-    assert found == [1, 1, 2, 9, 64]
+        workers.append(max_workers(ray_session.WORKER_BYTES, ray_session.RAY_BYTES))
+    assert workers == [1, 1, 2, 9, 64]
     monkeypatch.setattr(parallel, "cores", lambda: 2)
     assert max_workers(WORKER_BYTES) == 2

@@ -1,4 +1,4 @@
-"""The compiled package, the parameters, and how light the command is."""
+"""Compiled package, parameters, order of imports, and start-up time of the command."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def spec(package: Path) -> dict[str, Any]:
+def load_spec(package: Path) -> dict[str, Any]:
     return next(yaml.safe_load_all(package.read_text()))
 
 
-def shape(pipeline: dict[str, Any]) -> dict[str, Any]:
-    """What users and orchestrators rely on: parameters, tasks, order, retries, images; no source text."""
+def summarize(pipeline: dict[str, Any]) -> dict[str, Any]:
+    """Return what users and orchestrators rely on: parameters, tasks, order, retries, images; no source text."""
     root = pipeline["root"]
     groups = [pipeline["components"][f"comp-{name}"]["dag"]["tasks"] for name in ("exit-handler-1", "condition-2")]
     return {
         "parameters": {
-            name: {"type": about["parameterType"], "default": about.get("defaultValue")}
-            for name, about in root["inputDefinitions"]["parameters"].items()
+            name: {"type": parameter["parameterType"], "default": parameter.get("defaultValue")}
+            for name, parameter in root["inputDefinitions"]["parameters"].items()
         },
         "tasks": {
             name: {
@@ -89,72 +89,72 @@ def test_package_loads_back(package: Path) -> None:
     assert loaded.name == "imagemill-training"
 
 
-def test_package_is_the_golden_one(package: Path) -> None:
-    found = shape(spec(package))
+def test_package_equals_the_golden_file(package: Path) -> None:
+    summary = summarize(load_spec(package))
     if os.environ.get("REWRITE_GOLDEN"):
         GOLDEN.parent.mkdir(exist_ok=True)
-        GOLDEN.write_text(yaml.safe_dump(found, sort_keys=True))
-    assert found == yaml.safe_load(GOLDEN.read_text())
+        GOLDEN.write_text(yaml.safe_dump(summary, sort_keys=True))
+    assert summary == yaml.safe_load(GOLDEN.read_text())
 
 
 def test_every_parameter_is_described_and_has_a_default(package: Path) -> None:
-    found = spec(package)["root"]["inputDefinitions"]["parameters"]
-    assert set(found) == {*FORM_PARAMETERS, "config"} and len(found) <= MAX_FORM_PARAMETERS
-    for name, about in found.items():
-        assert about["description"].strip(), name
-        assert about["parameterType"] == "STRING" and "defaultValue" in about, name
+    parameters = load_spec(package)["root"]["inputDefinitions"]["parameters"]
+    assert set(parameters) == {*FORM_PARAMETERS, "config"} and len(parameters) <= MAX_FORM_PARAMETERS
+    for name, parameter in parameters.items():
+        assert parameter["description"].strip(), name
+        assert parameter["parameterType"] == "STRING" and "defaultValue" in parameter, name
 
 
 def test_what_is_unset_is_blank_in_the_form_and_no_number_stands_for_it(package: Path) -> None:
-    found = spec(package)["root"]["inputDefinitions"]["parameters"]
-    blank = {name for name, about in found.items() if about["defaultValue"] == ""}
+    parameters = load_spec(package)["root"]["inputDefinitions"]["parameters"]
+    blank = {name for name, parameter in parameters.items() if parameter["defaultValue"] == ""}
     assert blank == {"source", "name", "model_preset", "image_size", "weights", "epochs", "rerun", "config"}
-    assert not any(about["defaultValue"] in ("0", "0.0", "-1") for about in found.values())
+    assert not any(parameter["defaultValue"] in ("0", "0.0", "-1") for parameter in parameters.values())
 
 
 def test_fixed_choices_are_drop_downs(package: Path) -> None:
     """KFP's pages make them of `literals`; its API server refuses a value that is none of them."""
     from kfp import components
 
-    found = spec(package)["root"]["inputDefinitions"]["parameters"]
-    choices = {name: about["literals"] for name, about in found.items() if "literals" in about}
+    parameters = load_spec(package)["root"]["inputDefinitions"]["parameters"]
+    choices = {name: parameter["literals"] for name, parameter in parameters.items() if "literals" in parameter}
     assert choices == {
         name: list(list_parameters()[name].choices) for name in ("dataset", "preset", "recipe", "promote")
     }  # fmt: skip
-    assert all(found[name]["defaultValue"] in values for name, values in choices.items())
+    assert all(parameters[name]["defaultValue"] in values for name, values in choices.items())
     loaded = components.load_component_from_file(str(package)).pipeline_spec
     read = loaded.root.input_definitions.parameters["promote"].literals
-    assert [one.string_value for one in read] == ["auto", "always", "never"]
+    assert [literal.string_value for literal in read] == ["auto", "always", "never"]
 
 
-def test_a_server_that_does_not_know_choices_is_sent_none(tmp_path: Path) -> None:
+def test_choices_are_compiled_only_for_servers_that_know_them(tmp_path: Path) -> None:
     """It refuses a package with a field that it does not know."""
     from imagemill.pipelines.compile import compile_kfp
 
-    for version, known in (("2.15", False), ("2.16", True), ("2.17.1", True)):
+    for version, expected in (("2.15", False), ("2.16", True), ("2.17.1", True)):
         compile_kfp(resolve_parameters({}), tmp_path / "p.yaml", replace(CLUSTER, kfp=Kfp(version=version)))
-        assert ("literals:" in (tmp_path / "p.yaml").read_text()) is known, version
+        assert ("literals:" in (tmp_path / "p.yaml").read_text()) is expected, version
 
 
-def test_pipeline_parameters_are_in_one_order_with_the_defaults_of_the_configs() -> None:
+def test_pipeline_parameters_have_the_order_and_defaults_of_the_form() -> None:
     from imagemill.pipelines.training import training_pipeline
 
-    known = list_form_parameters()
-    found = inspect.signature(training_pipeline.pipeline_func).parameters
-    assert list(found) == list(known) == [*FORM_PARAMETERS, "config"]
-    for name, parameter in found.items():
-        default = known[name].default
+    form_parameters = list_form_parameters()
+    parameters = inspect.signature(training_pipeline.pipeline_func).parameters
+    assert list(parameters) == list(form_parameters) == [*FORM_PARAMETERS, "config"]
+    for name, parameter in parameters.items():
+        default = form_parameters[name].default
         assert parameter.default == ("" if default is None else str(default)), name
         assert parameter.annotation is str, name
 
 
 @pytest.mark.parametrize("step", ALL_STEPS)
-def test_a_component_takes_every_parameter_of_the_form_that_its_step_has_and_no_other(step: str) -> None:
+def test_component_takes_the_form_parameters_of_its_step(step: str) -> None:
     """Its body is source text with a signature of its own, which nothing else holds to the config's fields."""
     from imagemill.pipelines.kfp import steps
 
     config = ALL_STEPS[step].config
-    fields = {one.name for one in dataclasses.fields(config)}
+    fields = {field.name for field in dataclasses.fields(config)}
     inputs = set(getattr(steps, step).component_spec.inputs)
     own = {*FORM_PARAMETERS} if step == "download" else fields & {*FORM_PARAMETERS}
     others = {"champion_evaluation"} if step == "promote" else set()
@@ -179,10 +179,10 @@ def test_a_component_takes_every_parameter_of_the_form_that_its_step_has_and_no_
         ({"promote": "yes"}, "promote: expected one of auto, always, never, found 'yes'"),
     ],
 )
-def test_the_first_step_refuses_what_a_later_step_could_not_take(
+def test_download_refuses_invalid_values_of_later_steps(
     values: dict[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    form = {name: format_form_value(one.default) for name, one in list_form_parameters().items()}
+    form = {name: format_form_value(parameter.default) for name, parameter in list_form_parameters().items()}
     with pytest.raises(SystemExit) as ended:
         check_form("some-run", form | {"workspace": str(tmp_path)} | values)
     assert ended.value.code == 2 and f"[download] error: {message}" in capsys.readouterr().err
@@ -190,8 +190,8 @@ def test_the_first_step_refuses_what_a_later_step_could_not_take(
     assert record and record["exit_code"] == 2 and record["error"].startswith(message)
 
 
-def test_the_form_and_its_config_say_what_every_step_is_given() -> None:
-    form = {name: format_form_value(one.default) for name, one in list_form_parameters().items()}
+def test_form_and_config_determine_the_options_of_every_step() -> None:
+    form = {name: format_form_value(parameter.default) for name, parameter in list_form_parameters().items()}
     config = '{"seed": 7, "hue": null, "device": "cpu", "train": {"ema": 0.999, "device": "cuda"}}'
     chosen = check_form("some-run", form | {"epochs": "3", "config": config})
     train = chosen.config("train")
@@ -202,7 +202,7 @@ def test_the_form_and_its_config_say_what_every_step_is_given() -> None:
     assert (resize.image_size, resize.device, evaluate.device) == (None, "cpu", "cpu")
 
 
-def test_a_single_step_refuses_a_name_of_the_config_that_no_step_has(capsys: pytest.CaptureFixture[str]) -> None:
+def test_step_refuses_an_unknown_name_in_config(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["train", "--config", '{"wieght_decay": 3}']) == 2
     assert "config.wieght_decay: expected a parameter or a step; is it weight_decay?" in capsys.readouterr().err
 
@@ -222,7 +222,7 @@ def test_config_is_a_file_or_json_for_a_run_and_for_a_step(
     words = ["train", "--tensors", "t", "--epochs", "5", "--config"]
     assert cli.main([*words, str(path)]) == 0, "a flag wins over the file"
     assert cli.main([*words[:3], "--config", json.dumps({"epochs": 3, "train": {"ema": 0.99}})]) == 0
-    assert [(one.epochs, one.ema) for one in configs] == [(5, 0.99), (3, 0.99)]
+    assert [(config.epochs, config.ema) for config in configs] == [(5, 0.99), (3, 0.99)]
     assert cli.main(["promote", "--evaluation", "e", "--config", str(path)]) == 0 and configs[-1].promote == "never"
     assert resolve_parameters({}, json.dumps(values)) == resolve_parameters({}, str(path))
     capsys.readouterr()
@@ -251,25 +251,31 @@ def test_chosen_values_become_defaults(tmp_path: Path) -> None:
     compile_kfp(
         resolve_parameters({"epochs": "3", "workspace": "s3://bucket/mill/", "weight_decay": "0.1"}), path, CLUSTER
     )
-    found = spec(path)["root"]["inputDefinitions"]["parameters"]
-    assert found["epochs"]["defaultValue"] == "3" and found["workspace"]["defaultValue"] == "s3://bucket/mill"
-    assert json.loads(found["config"]["defaultValue"]) == {"train": {"weight_decay": 0.1}}
+    parameters = load_spec(path)["root"]["inputDefinitions"]["parameters"]
+    assert parameters["epochs"]["defaultValue"] == "3" and parameters["workspace"]["defaultValue"] == "s3://bucket/mill"
+    assert json.loads(parameters["config"]["defaultValue"]) == {"train": {"weight_decay": 0.1}}
 
 
 @pytest.mark.parametrize("workspace", ["./here", "/mnt/x"])
-def test_cluster_takes_no_folder(workspace: str, tmp_path: Path) -> None:
+def test_cluster_refuses_a_folder_as_workspace(workspace: str, tmp_path: Path) -> None:
     from imagemill.pipelines.compile import compile_kfp
 
     with pytest.raises(UserError, match="workspace: expected s3://"):
         compile_kfp(resolve_parameters({"workspace": workspace}), tmp_path / "p.yaml", CLUSTER)
 
 
-def test_shared_parameters_mean_one_thing() -> None:
-    seen: dict[str, tuple[Any, ...]] = {}
+def test_parameters_of_several_steps_have_one_declaration() -> None:
+    declarations: dict[str, tuple[Any, ...]] = {}
     for step in ALL_STEPS.values():
-        for one in dataclasses.fields(step.config):
-            about = (one.default, one.type, one.metadata["choices"], one.metadata["low"], one.metadata["high"])
-            assert seen.setdefault(one.name, about) == about, one.name
+        for field in dataclasses.fields(step.config):
+            properties = (
+                field.default,
+                field.type,
+                field.metadata["choices"],
+                field.metadata["low"],
+                field.metadata["high"],
+            )
+            assert declarations.setdefault(field.name, properties) == properties, field.name
 
 
 def test_config_file_flags_and_sections(tmp_path: Path) -> None:
@@ -281,7 +287,7 @@ def test_config_file_flags_and_sections(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["train: {device: cpu}\ndevice: cuda", "device: cuda\ntrain: {device: cpu}\nclean:"])
-def test_what_a_file_says_of_one_step_counts_for_more_than_of_all(text: str, tmp_path: Path) -> None:
+def test_section_of_a_step_overrides_the_value_for_all_steps(text: str, tmp_path: Path) -> None:
     path = tmp_path / "mill.yaml"
     path.write_text(text)
     assert resolve_parameters({}, str(path)).sections == {
@@ -310,14 +316,14 @@ def test_what_a_file_says_of_one_step_counts_for_more_than_of_all(text: str, tmp
         ("a: [", "expected YAML"),
     ],
 )
-def test_wrong_config_files_say_what_is_wrong(text: str, message: str, tmp_path: Path) -> None:
+def test_invalid_config_files_are_refused_with_the_field(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "mill.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         resolve_parameters({}, str(path))
 
 
-def test_a_wrong_flag_is_named_as_one_though_the_file_has_the_field_too(tmp_path: Path) -> None:
+def test_invalid_flag_is_named_though_the_file_sets_the_field(tmp_path: Path) -> None:
     path = tmp_path / "mill.yaml"
     path.write_text("epochs: 3\ntrain: {label_smoothing: 0.1}")
     for flags in ({"epochs": "-3"}, {"label_smoothing": "7"}):
@@ -326,26 +332,24 @@ def test_a_wrong_flag_is_named_as_one_though_the_file_has_the_field_too(tmp_path
 
 
 @pytest.mark.parametrize("command", ["compile", "submit", "schedule"])
-def test_help_for_a_cluster_names_no_folder_that_it_would_refuse(
-    command: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_help_of_cluster_commands_names_no_local_folder(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
-    said = " ".join(capsys.readouterr().out.split())
-    assert "imagemill-data" not in said and "a folder or s3://" not in said
-    assert "live: s3://bucket/prefix (default: storage.workspace of the cluster file)" in said
+    help_text = " ".join(capsys.readouterr().out.split())
+    assert "imagemill-data" not in help_text and "a folder or s3://" not in help_text
+    assert "live: s3://bucket/prefix (default: storage.workspace of the cluster file)" in help_text
 
 
 def test_help_is_quick() -> None:
-    worked = []
+    seconds = []
     for _ in range(3):
         result = mill.run("--help")
         assert result.rc == 0, result.stderr
-        worked.append(result.worked)
-    assert min(worked) < 1  # 0.16 s; this guards against an import, not a slow one
+        seconds.append(result.worked)
+    assert min(seconds) < 1  # 0.16 s; this guards against an import, not a slow one
 
 
-def imported(path: Path, root: Path) -> Iterator[tuple[str, ...]]:
+def iter_imports(path: Path, root: Path) -> Iterator[tuple[str, ...]]:
     """The imagemill modules that a file imports, as paths below the package: ("components", "store", "uri")."""
     package = path.relative_to(root).parent.parts
     for node in ast.walk(ast.parse(path.read_text())):
@@ -353,8 +357,8 @@ def imported(path: Path, root: Path) -> Iterator[tuple[str, ...]]:
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = tuple((node.module or "").split(".")) if node.module else ()
             if node.level or module[:1] == ("imagemill",):
-                found = (*base, *module) if node.level else module[1:]
-                yield from ((*found, alias.name) for alias in node.names)
+                base_module = (*base, *module) if node.level else module[1:]
+                yield from ((*base_module, alias.name) for alias in node.names)
 
 
 SHARED = ("compat", "storage", "dataset", "imaging", "models", "metrics", "step", "engine")
@@ -369,21 +373,21 @@ ORDERING = (
 def test_source_tree_imports_in_one_direction() -> None:
     """Components never import pipelines, steps never import one another, and what they share imports downwards only."""
     root = Path(__file__).parents[2]
-    seen = set()
+    used = set()
     for path in (root / "components").rglob("*.py"):
         own = path.relative_to(root / "components").parts[0].removesuffix(".py")
         below = SHARED[: SHARED.index(own)] if own in SHARED else SHARED
-        for target in imported(path, root):
+        for target in iter_imports(path, root):
             assert target[0] == "components" and target[1] in (*below, own), (path, target)
-            seen.add((own, target[1]))
-    assert {(step, package) for step in ALL_STEPS for package in ("storage", "dataset", "step")} <= seen
-    into = set()
+            used.add((own, target[1]))
+    assert {(step, package) for step in ALL_STEPS for package in ("storage", "dataset", "step")} <= used
+    imported = set()
     for path in (root / "pipelines").rglob("*.py"):
         own = path.relative_to(root / "pipelines").parts[0].removesuffix(".py")
         below = () if own == "__init__" else ORDERING[: ORDERING.index(own) + 1]
-        for target in imported(path, root):
+        for target in iter_imports(path, root):
             assert target[0] == "components" or target[1] in below, (path, target)
-            into.add(target[:2])
-    assert {("components", step) for step in ALL_STEPS} <= into and {
+            imported.add(target[:2])
+    assert {("components", step) for step in ALL_STEPS} <= imported and {
         ("pipelines", name) for name in ORDERING[:-1]
-    } <= into
+    } <= imported

@@ -1,4 +1,4 @@
-"""Which rows make up which tensor file, and who reads them: for any files, sizes and copies of an index."""
+"""Plan of tensor files: rows of each file and tasks, for any files, sizes and copies of an index."""
 
 from __future__ import annotations
 
@@ -37,74 +37,76 @@ from imagemill.components.resize.tasks import (
 )
 
 MEGABYTE = 2**20
-LAST = 2**63 - 1
+MAX_INDEX = 2**63 - 1
 
 
-def source(name: str, indices: Indices, group: int, files: int = 1) -> SortedRows:
-    """A sequence of rows in row groups of so many, spread over some files."""
+def make_source(name: str, indices: Indices, group: int, files: int = 1) -> SortedRows:
+    """Return a sequence of rows in row groups of `group` rows, spread over some files."""
     lengths = [min(group, len(indices) - at) for at in range(0, len(indices), group)]
     starts = np.cumsum([0, *lengths], dtype=np.int64)
     first_groups = tuple(len(lengths) * n // files for n in range(files + 1))
     return SortedRows(tuple(f"{name}.{n}" for n in range(files)), indices, starts, first_groups)
 
 
-def found_rows(sources: list[SortedRows], slices: tuple[RowSlice, ...]) -> list[tuple[int, str, int]]:
-    """(index, source, row) of what some slices hold, read as `read_rows` reads them."""
+def read_slices(sources: list[SortedRows], slices: tuple[RowSlice, ...]) -> list[tuple[int, str, int]]:
+    """Return (index, source, row) of each row of the slices, read as `read_rows` does."""
     rows = []
-    for one in slices:
-        owner = next(s for s in sources if one.uri in s.uris)
-        first = owner.first_groups[owner.uris.index(one.uri)]
-        held: list[int] = []
-        for group in one.groups:
-            held += range(int(owner.starts[first + group]), int(owner.starts[first + group + 1]))
-        held = held[one.skip : one.skip + one.rows]
-        assert len(held) == one.rows, "a slice is all there"
-        held = held if one.chosen is None else [held[offset] for offset in one.chosen]
-        rows += [(index_at(owner, row), owner.uris[0], row) for row in held]
+    for row_slice in slices:
+        owner = next(s for s in sources if row_slice.uri in s.uris)
+        first = owner.first_groups[owner.uris.index(row_slice.uri)]
+        positions: list[int] = []
+        for group in row_slice.groups:
+            positions += range(int(owner.starts[first + group]), int(owner.starts[first + group + 1]))
+        positions = positions[row_slice.skip : row_slice.skip + row_slice.rows]
+        assert len(positions) == row_slice.rows, "a slice is all there"
+        positions = positions if row_slice.chosen is None else [positions[offset] for offset in row_slice.chosen]
+        rows += [(index_at(owner, row), owner.uris[0], row) for row in positions]
     return rows
 
 
-def index_at(owner: SortedRows, place: int) -> int:
-    """The index of the row at a place in the files."""
-    row = place if owner.positions is None else owner.positions.tolist().index(place)
-    return int(owner.indices[row])
+def index_at(owner: SortedRows, position: int) -> int:
+    """Return the index of the row at a position in the files."""
+    number = position if owner.positions is None else owner.positions.tolist().index(position)
+    return int(owner.indices[number])
 
 
 @st.composite
 def some_sources(draw: st.DrawFn) -> list[SortedRows]:
-    """Up to 6 sequences of up to 40 rows; few indices, so that many occur twice, and the largest that there is."""
-    index = st.one_of(st.integers(0, 30), st.sampled_from([LAST - 1, LAST]))
-    found = []
+    """Up to 6 sequences of up to 40 rows; few indices, so that many occur twice, and the largest possible one."""
+    index = st.one_of(st.integers(0, 30), st.sampled_from([MAX_INDEX - 1, MAX_INDEX]))
+    sources = []
     for number in range(draw(st.integers(1, 6))):
         indices = np.array(sorted(draw(st.lists(index, max_size=40))), np.int64)
         chosen = draw(st.one_of(st.none(), st.sets(st.integers(0, max(0, len(indices) - 1)), max_size=len(indices))))
-        one = source(f"s{number}", indices, draw(st.integers(1, 9)), draw(st.integers(1, 3)) if chosen is None else 1)
+        rows = make_source(
+            f"s{number}", indices, draw(st.integers(1, 9)), draw(st.integers(1, 3)) if chosen is None else 1
+        )
         if chosen is not None:
-            places = np.array(sorted(chosen), np.int64)
-            one = replace(one, indices=indices[places], positions=places)
-        found.append(one)
-    return found
+            positions = np.array(sorted(chosen), np.int64)
+            rows = replace(rows, indices=indices[positions], positions=positions)
+        sources.append(rows)
+    return sources
 
 
-def jobs_of(sources: list[SortedRows], most: int) -> list[ShardPlan]:
-    cuts = cut([one.indices for one in sources], most)
+def make_jobs(sources: list[SortedRows], max_rows: int) -> list[ShardPlan]:
+    cuts = cut([source.indices for source in sources], max_rows)
     return [ShardPlan(f"{low:016x}-{high:016x}", "train", rows, (), low, high) for low, high, rows in cuts]
 
 
-def places(one: SortedRows) -> list[int]:
-    """Where the rows of a source lie in its files."""
-    return list(range(len(one.indices))) if one.positions is None else one.positions.tolist()
+def list_positions(rows: SortedRows) -> list[int]:
+    """Return the positions of a source's rows in its files."""
+    return list(range(len(rows.indices))) if rows.positions is None else rows.positions.tolist()
 
 
 @given(some_sources(), st.integers(1, 12), st.integers(1, 5))
 @settings(max_examples=150, deadline=None)
-def test_every_row_is_in_exactly_one_file_in_order(sources: list[SortedRows], most: int, files: int) -> None:
-    jobs = jobs_of(sources, most)
+def test_every_row_is_in_one_file_in_order(sources: list[SortedRows], max_rows: int, files: int) -> None:
+    jobs = make_jobs(sources, max_rows)
     everything = sorted(
-        (int(i), s.uris[0], place) for s in sources for place, i in zip(places(s), s.indices, strict=True)
+        (int(i), s.uris[0], position) for s in sources for position, i in zip(list_positions(s), s.indices, strict=True)
     )
     by_job = [
-        sorted(found_rows(sources, slices))
+        sorted(read_slices(sources, slices))
         for slices in locate_rows(sources, get_index_ranges([(job,) for job in jobs]))
     ]
     assert [row for rows in by_job for row in rows] == everything, "each once, files one after the other"
@@ -112,28 +114,28 @@ def test_every_row_is_in_exactly_one_file_in_order(sources: list[SortedRows], mo
     assert all(before.high == after.low for before, after in pairwise(jobs)), "nothing is between two files"
     for job, rows in zip(jobs, by_job, strict=True):
         assert job.low == rows[0][0] and rows[-1][0] < job.high
-        assert len(rows) <= most or rows[0][0] == rows[-1][0], "too long only for copies of one index"
+        assert len(rows) <= max_rows or rows[0][0] == rows[-1][0], "too long only for copies of one index"
     groups = group_shards(jobs, files)
-    together = [sorted(found_rows(sources, slices)) for slices in locate_rows(sources, get_index_ranges(groups))]
+    together = [sorted(read_slices(sources, slices)) for slices in locate_rows(sources, get_index_ranges(groups))]
     assert [row for rows in together for row in rows] == everything
     assert [job for group in groups for job in group] == jobs and max(map(len, groups), default=0) <= files
 
 
 @given(some_sources(), st.integers(1, 12))
 @settings(max_examples=100, deadline=None)
-def test_what_is_read_is_counted_as_it_is_read(sources: list[SortedRows], most: int) -> None:
-    jobs = jobs_of(sources, most)
+def test_count_of_rows_read_equals_the_rows_read(sources: list[SortedRows], max_rows: int) -> None:
+    jobs = make_jobs(sources, max_rows)
     expected = 0
     for slices in locate_rows(sources, get_index_ranges([(job,) for job in jobs])):
-        for one in slices:
-            owner = next(s for s in sources if one.uri in s.uris)
-            first = owner.first_groups[owner.uris.index(one.uri)]
-            expected += sum(int(owner.starts[first + g + 1] - owner.starts[first + g]) for g in one.groups)
+        for row_slice in slices:
+            owner = next(s for s in sources if row_slice.uri in s.uris)
+            first = owner.first_groups[owner.uris.index(row_slice.uri)]
+            expected += sum(int(owner.starts[first + g + 1] - owner.starts[first + g]) for g in row_slice.groups)
     assert count_rows_read(sources, get_index_ranges([(job,) for job in jobs])) == expected
 
 
-def test_files_that_are_done_part_their_neighbours() -> None:
-    jobs = jobs_of([source("s", np.arange(100, dtype=np.int64), 5)], 5)
+def test_finished_files_separate_groups() -> None:
+    jobs = make_jobs([make_source("s", np.arange(100, dtype=np.int64), 5)], 5)
     del jobs[7:9]
     groups = group_shards(jobs, 3)
     assert [job for group in groups for job in group] == jobs
@@ -141,40 +143,39 @@ def test_files_that_are_done_part_their_neighbours() -> None:
     assert [len(group) for group in groups[-3:]] == [1, 1, 1], "the last ones are short"
 
 
-def plan_of(rows: int, image_bytes: int, seed: int = 0, file_bytes: int = 32 * MEGABYTE) -> SplitPlan:
-    """As clean would leave so many images of that size: files of 32 MB, their row groups of 1 MB."""
+def make_plan(rows: int, image_bytes: int, seed: int = 0, file_bytes: int = 32 * MEGABYTE) -> SplitPlan:
+    """Return a plan of images as clean stores them: files of 32 MB with row groups of 1 MB."""
     random = np.random.default_rng(seed)
     order = random.integers(0, 2**62, rows)
     count = max(1, rows * image_bytes // file_bytes)
     group = -(-MEGABYTE // image_bytes)
-    sources = [source(f"f{n}", np.sort(part), group) for n, part in enumerate(np.array_split(order, count))]
-    jobs = jobs_of(sources, compute_max_rows_per_shard(224 * 224 * 3, image_bytes, 0))
+    sources = [make_source(f"f{n}", np.sort(part), group) for n, part in enumerate(np.array_split(order, count))]
+    jobs = make_jobs(sources, compute_max_rows_per_shard(224 * 224 * 3, image_bytes, 0))
     return SplitPlan(tuple(jobs), tuple(sources), image_bytes)
 
 
 @pytest.mark.parametrize(("rows", "image_bytes"), [(100, 40_000), (3_000, 40_000), (50_000, 2_000), (2_000, 5_000_000)])
-def test_small_datasets_are_work_for_many_cores(rows: int, image_bytes: int) -> None:
-    plan = plan_of(rows, image_bytes)
-    found = list(plan_tasks(plan, plan.shards))
-    assert (
-        len(found) >= min(12, len(plan.shards)) and [len(task.shards) for task in found][-2:] == [1, 1][-len(found) :]
-    )
+def test_small_datasets_are_split_into_many_tasks(rows: int, image_bytes: int) -> None:
+    plan = make_plan(rows, image_bytes)
+    planned = list(plan_tasks(plan, plan.shards))
+    assert len(planned) >= min(12, len(plan.shards))
+    assert [len(task.shards) for task in planned][-2:] == [1, 1][-len(planned) :]
     amplification = compute_read_amplification(plan, plan.shards, choose_shards_per_task(plan, plan.shards))
     assert amplification <= tasks.MAX_READ_AMPLIFICATION + 0.3, "or the tail"
 
 
-def test_tasks_grow_where_they_are_many_and_hold_no_more_than_they_may() -> None:
-    plan = plan_of(300_000, 4_000, file_bytes=2000 * MEGABYTE)  # few sources, so reading is no reason
+def test_large_datasets_have_larger_tasks_within_the_limit() -> None:
+    plan = make_plan(300_000, 4_000, file_bytes=2000 * MEGABYTE)  # few sources, so reading is no reason
     files = choose_shards_per_task(plan, plan.shards)
-    found = list(plan_tasks(plan, plan.shards))
+    planned = list(plan_tasks(plan, plan.shards))
     assert files > 1 and compute_read_amplification(plan, plan.shards, 1) < tasks.MAX_READ_AMPLIFICATION
-    assert max(task.rows for task in found) * 4_000 <= tasks.TASK_ENCODED_BYTES
-    assert len(found) >= tasks.ENOUGH_TASKS and sum(task.rows for task in found) == 300_000
-    assert found[-1].rows <= MAX_SHARD_ROWS
+    assert max(task.rows for task in planned) * 4_000 <= tasks.TASK_ENCODED_BYTES
+    assert len(planned) >= tasks.ENOUGH_TASKS and sum(task.rows for task in planned) == 300_000
+    assert planned[-1].rows <= MAX_SHARD_ROWS
 
 
 @pytest.mark.parametrize(("copies", "image_bytes"), list(product((0, 1, 9, 5000), (2_000, 40_000))))
-def test_files_are_cut_by_what_is_written_into_them(copies: int, image_bytes: int) -> None:
+def test_rows_per_file_are_limited_by_the_output_size(copies: int, image_bytes: int) -> None:
     rows = compute_max_rows_per_shard(224 * 224 * 3, image_bytes, copies)
     assert rows >= 1
     assert rows * (1 + copies) <= max(MAX_SHARD_ROWS, 1 + copies) and rows * image_bytes <= 96 * MEGABYTE
@@ -182,24 +183,27 @@ def test_files_are_cut_by_what_is_written_into_them(copies: int, image_bytes: in
         assert rows * (1 + copies) * 224 * 224 * 3 <= 128 * MEGABYTE
 
 
-def reading(plan: SplitPlan) -> tuple[float, float, int]:
-    """Rows read for each row of the plan: as one file a task from the clean files, and as it is done, all merges
-    counted; and how many levels of merges there are."""
+def measure_reading(plan: SplitPlan) -> tuple[float, float, int]:
+    """Return rows read for each row of the plan, with one file per task and as planned (merges counted), and the
+    number of merge levels."""
     levels = 0
 
-    def merger(merges: Sequence[MergeTask]) -> dict[str, dict[str, Any]]:
+    def merge(merges: Sequence[MergeTask]) -> dict[str, dict[str, Any]]:
         nonlocal levels
         levels += 1
         rows = max(1, MERGED_GROUP_BYTES // plan.mean_bytes)
-        found = {}
-        for one in merges:
-            lengths = [min(rows, one.rows - at) for at in range(0, one.rows, rows)]
+        results = {}
+        for merge_task in merges:
+            lengths = [min(rows, merge_task.rows - at) for at in range(0, merge_task.rows, rows)]
             files = [lengths[at : at + 64] for at in range(0, len(lengths), 64)]
-            found[one.key] = {"files": [{"uri": f"{one.key}.{n}"} for n in range(len(files))], "groups": files}
-        assert sum(one.rows for one in merges) == plan.rows
-        return found
+            results[merge_task.key] = {
+                "files": [{"uri": f"{merge_task.key}.{n}"} for n in range(len(files))],
+                "groups": files,
+            }
+        assert sum(merge_task.rows for merge_task in merges) == plan.rows
+        return results
 
-    merged = merge_sources(plan, plan.shards, ["image"], "/x", merger)
+    merged = merge_sources(plan, plan.shards, ["image"], "/x", merge)
     before = compute_read_amplification(plan, plan.shards, 1)
     after = compute_read_amplification(merged, merged.shards, choose_shards_per_task(merged, plan.shards))
     return before, levels + after, levels
@@ -218,9 +222,9 @@ def reading(plan: SplitPlan) -> tuple[float, float, int]:
         (20_000, 5_000_000, 26 * MEGABYTE),
     ],
 )
-def test_reading_stays_within_about_three_times_the_data(rows: int, image_bytes: int, file_bytes: int) -> None:
-    plan = plan_of(rows, image_bytes, file_bytes=file_bytes)
-    before, after, levels = reading(plan)
+def test_rows_read_stay_within_about_three_times_the_data(rows: int, image_bytes: int, file_bytes: int) -> None:
+    plan = make_plan(rows, image_bytes, file_bytes=file_bytes)
+    before, after, levels = measure_reading(plan)
     files, jobs = len(plan.sources), len(plan.shards)
     print(f"{rows:,} of {image_bytes:,}: {files:,} files, {jobs:,} jobs: {before:.2f} → {after:.2f} ({levels} merges)")
     assert after < 3.4 and levels <= 1

@@ -1,4 +1,4 @@
-"""What Argo's pod for clean says of the tensors: there already, or made by a pod or by a RayJob."""
+"""Plan that Argo's pod of clean writes for resize: tensors that exist already, or made by a pod or by a RayJob."""
 
 from __future__ import annotations
 
@@ -37,30 +37,30 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return clean_photos(Workspace.open(str(tmp_path_factory.mktemp("work"))))
 
 
-def workspace_of(clean: Dataset) -> Workspace:
+def open_workspace(clean: Dataset) -> Workspace:
     return Workspace(clean.uri.rpartition("/clean/")[0])
 
 
-def planned(clean: Dataset, outputs: Path, *flags: str, cluster: Cluster = CLUSTER) -> dict[str, str]:
-    """The output values of the plan for a clean dataset, by the flags of Argo's template."""
-    words = [f"--workspace={workspace_of(clean).uri}", "--raw=/nowhere", f"--run={RUN}", f"--outputs={outputs}"]
+def write_plan(clean: Dataset, outputs: Path, *flags: str, cluster: Cluster = CLUSTER) -> dict[str, str]:
+    """Write the plan for a clean dataset by the flags of Argo's template; return its output values."""
+    words = [f"--workspace={open_workspace(clean).uri}", "--raw=/nowhere", f"--run={RUN}", f"--outputs={outputs}"]
     arguments = parse_pod_arguments("tests", "", ("raw",), [*words, *flags])
-    plan = planning.write_plan(arguments, workspace_of(clean), "resize", cluster, clean=clean.uri)
-    return {"tensors": plan.uri} | {one.name: one.read_text() for one in outputs.glob("*")}
+    plan = planning.write_plan(arguments, open_workspace(clean), "resize", cluster, clean=clean.uri)
+    return {"tensors": plan.uri} | {path.name: path.read_text() for path in outputs.glob("*")}
 
 
-def test_what_is_not_there_is_made_by_a_rayjob(clean: Dataset, tmp_path: Path) -> None:
+def test_missing_tensors_are_made_by_a_rayjob(clean: Dataset, tmp_path: Path) -> None:
     section = '{"resize": {"jpeg_quality": 80, "encoding": "jpeg"}, "train": {"weight_decay": 0.1}}'
-    found = planned(clean, tmp_path / "out", "--image-size=24", f"--config={section}")
-    assert found["executor"] == "rayjob" and found["tensors"].startswith(f"{workspace_of(clean).uri}/tensors/")
-    job = json.loads(found["rayjob"])
+    outputs = write_plan(clean, tmp_path / "out", "--image-size=24", f"--config={section}")
+    assert outputs["executor"] == "rayjob" and outputs["tensors"].startswith(f"{open_workspace(clean).uri}/tensors/")
+    job = json.loads(outputs["rayjob"])
     assert job["metadata"]["namespace"] == "vision" and job["metadata"]["labels"]["imagemill.io/run"] == RUN
-    assert job["metadata"]["name"].endswith(found["tensors"].rpartition("/")[2])
+    assert job["metadata"]["name"].endswith(outputs["tensors"].rpartition("/")[2])
     assert "ownerReferences" not in job["metadata"]  # Argo adds its workflow
-    record = workspace_of(clean).step_record(RUN, "resize")
+    record = open_workspace(clean).step_record(RUN, "resize")
     assert record and record["exit_code"] == 75 and job["metadata"]["name"] in record["error"]
-    again = planned(clean, tmp_path / "again", "--image-size=24", f"--config={section}")
-    assert again["rayjob"] == found["rayjob"]  # a second try of the step finds the job of the first
+    second = write_plan(clean, tmp_path / "again", "--image-size=24", f"--config={section}")
+    assert second["rayjob"] == outputs["rayjob"]  # a second try of the step finds the job of the first
     check_custom(job)  # last, for it skips where there are no schemas
 
 
@@ -73,52 +73,48 @@ def test_what_is_not_there_is_made_by_a_rayjob(clean: Dataset, tmp_path: Path) -
         ({"mode": "address", "address": "http://ray:8265"}, "pod"),
     ],
 )
-def test_the_clusters_file_and_the_size_decide_what_makes_the_tensors(
-    ray: dict[str, Any], executor: str, clean: Dataset, tmp_path: Path
-) -> None:
+def test_executor_by_cluster_file_and_size(ray: dict[str, Any], executor: str, clean: Dataset, tmp_path: Path) -> None:
     cluster = parse_cluster({"images": {"tags_allowed": True}, "ray": {"version": "2.49.0", **ray}})
-    found = planned(clean, tmp_path / "out", "--image-size=36", cluster=cluster)
-    assert (found["executor"], bool(found["rayjob"])) == (executor, executor == "rayjob")
-    assert bool(found["tensors"]) == (ray.get("mode") != "address")
+    outputs = write_plan(clean, tmp_path / "out", "--image-size=36", cluster=cluster)
+    assert (outputs["executor"], bool(outputs["rayjob"])) == (executor, executor == "rayjob")
+    assert bool(outputs["tensors"]) == (ray.get("mode") != "address")
 
 
-def test_training_is_told_the_tensors_by_a_pod_whose_gpu_may_fail(clean: Dataset, tmp_path: Path) -> None:
+def test_training_takes_the_tensors_uri_from_a_gpu_pod(clean: Dataset, tmp_path: Path) -> None:
     """Tensors of a GPU lie elsewhere: only the pod that has it knows whether torch can use it."""
     images, ray = {"tags_allowed": True}, {"version": "2.49.0", "mode": "pod"}
     cluster = parse_cluster({"images": images, "ray": ray, "steps": {"resize": {"gpu": 1}}})
-    assert planned(clean, tmp_path / "out", cluster=cluster) == {"tensors": "", "executor": "pod", "rayjob": ""}
+    assert write_plan(clean, tmp_path / "out", cluster=cluster) == {"tensors": "", "executor": "pod", "rayjob": ""}
     templates = build_workflow_template(cluster, resolve_parameters({}))["spec"]["templates"]
     train = next(task for task in templates[0]["dag"]["tasks"] if task["name"] == "train")
-    told = {one["name"]: one["value"] for one in train["arguments"]["parameters"]}
-    assert told["tensors"] == "{{tasks.resize.outputs.parameters.tensors}}"
+    arguments = {parameter["name"]: parameter["value"] for parameter in train["arguments"]["parameters"]}
+    assert arguments["tensors"] == "{{tasks.resize.outputs.parameters.tensors}}"
 
 
-def test_the_rayjob_makes_the_tensors_that_the_plan_names(
-    clean: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rayjob_makes_the_planned_tensors(clean: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its command line, read by the resize step's own parser, gives the URI that training is told."""
-    found = planned(clean, tmp_path / "out", "--image-size=20", "--rerun=resize")
-    words = shlex.split(json.loads(found["rayjob"])["spec"]["entrypoint"])
+    outputs = write_plan(clean, tmp_path / "out", "--image-size=20", "--rerun=resize")
+    words = shlex.split(json.loads(outputs["rayjob"])["spec"]["entrypoint"])
     assert words[:3] == ["python", "-m", "imagemill.components.resize"]
-    told: list[StepConfig] = []
+    configs: list[StepConfig] = []
 
     def execute(step: Step, config: StepConfig, result: str = "") -> int:
-        told.append(config)
+        configs.append(config)
         return 0
 
     with monkeypatch.context() as patch:
         patch.setattr(Step, "execute", execute)
         assert RESIZE.main(words[3:]) == 0
-    config = told[0]
+    [config] = configs
     assert isinstance(config, ResizeConfig) and config.ray_address == "auto" and config.run == RUN
     from imagemill.components.resize.resize import find_target
     from imagemill.components.step.step import Context
 
-    context = Context("resize", workspace_of(clean), RUN, "resize" in config.rerun)
-    assert find_target(config, context, 0).uri == found["tensors"]
+    context = Context("resize", open_workspace(clean), RUN, "resize" in config.rerun)
+    assert find_target(config, context, 0).uri == outputs["tensors"]
 
 
-def test_the_template_tells_the_pod_all_that_the_rayjob_is_made_of(
+def test_template_passes_rayjob_settings_to_pod(
     clean: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workload identity by an account of one's own, and KubeRay's retries, for Argo tries no failed resource again."""
@@ -129,36 +125,36 @@ def test_the_template_tells_the_pod_all_that_the_rayjob_is_made_of(
         }
     )  # fmt: skip
     template = next(
-        one
-        for one in build_workflow_template(cluster, resolve_parameters({}))["spec"]["templates"]
-        if one["name"] == "clean"
+        entry
+        for entry in build_workflow_template(cluster, resolve_parameters({}))["spec"]["templates"]
+        if entry["name"] == "clean"
     )
     for variable in template["container"]["env"]:
         if variable["name"] == CLUSTER_VARIABLE:
             monkeypatch.setenv(CLUSTER_VARIABLE, variable["value"])
-    told = read_pod_cluster()
-    assert told is not None
-    job = json.loads(planned(clean, tmp_path / "out", "--image-size=28", cluster=told)["rayjob"])
+    pod_cluster = read_pod_cluster()
+    assert pod_cluster is not None
+    job = json.loads(write_plan(clean, tmp_path / "out", "--image-size=28", cluster=pod_cluster)["rayjob"])
     assert job["spec"]["backoffLimit"] == 3
     head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
     assert (head["serviceAccountName"], head["automountServiceAccountToken"]) == ("my-irsa", True)
 
 
-def test_what_is_there_needs_none(clean: Dataset, tmp_path: Path) -> None:
-    workspace = workspace_of(clean)
+def test_existing_tensors_need_no_executor(clean: Dataset, tmp_path: Path) -> None:
+    workspace = open_workspace(clean)
     tensors = resized(workspace, clean, image_size=16)
-    found = planned(clean, tmp_path / "out", "--image-size=16", "--name=photos")
-    assert (found["executor"], found["rayjob"], found["tensors"]) == ("none", "", tensors.uri)
+    outputs = write_plan(clean, tmp_path / "out", "--image-size=16", "--name=photos")
+    assert (outputs["executor"], outputs["rayjob"], outputs["tensors"]) == ("none", "", tensors.uri)
     record = workspace.step_record(RUN, "resize")
     assert record and (record["state"], record["exit_code"]) == ("cached", 0)
     assert record["metrics"]["rows"] == read_dataset(tensors.uri, "tensors").manifest.totals.rows
     assert workspace.latest("photos", "tensors") == tensors.uri
 
 
-def test_a_rerun_is_needed_whatever_is_there(clean: Dataset, tmp_path: Path) -> None:
-    tensors = resized(workspace_of(clean), clean, image_size=12)
-    found = planned(clean, tmp_path / "out", "--image-size=12", "--rerun=clean, resize")
-    assert found["executor"] == "rayjob" and found["tensors"] != tensors.uri
+def test_rerun_makes_existing_tensors_again(clean: Dataset, tmp_path: Path) -> None:
+    tensors = resized(open_workspace(clean), clean, image_size=12)
+    outputs = write_plan(clean, tmp_path / "out", "--image-size=12", "--rerun=clean, resize")
+    assert outputs["executor"] == "rayjob" and outputs["tensors"] != tensors.uri
 
 
 @pytest.mark.parametrize(
@@ -169,25 +165,21 @@ def test_a_rerun_is_needed_whatever_is_there(clean: Dataset, tmp_path: Path) -> 
         (['--config={"resize": {"nosuch": 3}}'], "nosuch"),
     ],
 )
-def test_wrong_input_is_told_in_the_record_of_resize(
-    flags: list[str], message: str, clean: Dataset, tmp_path: Path
-) -> None:
+def test_user_error_is_recorded_for_resize(flags: list[str], message: str, clean: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        planned(clean, tmp_path / "out", *flags)
-    record = workspace_of(clean).step_record(RUN, "resize")
+        write_plan(clean, tmp_path / "out", *flags)
+    record = open_workspace(clean).step_record(RUN, "resize")
     assert record and record["exit_code"] == 2 and message in record["error"]
 
 
-def test_an_error_of_ours_is_told_in_the_record_of_resize(
-    clean: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(*_: object) -> None:
+def test_internal_error_is_recorded_for_resize(clean: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
         raise ZeroDivisionError("by nothing")
 
-    monkeypatch.setattr(planning, "make_plan", broken)
+    monkeypatch.setattr(planning, "make_plan", fail)
     with pytest.raises(ZeroDivisionError):
-        planned(clean, tmp_path / "out")
-    record = workspace_of(clean).step_record(RUN, "resize")
+        write_plan(clean, tmp_path / "out")
+    record = open_workspace(clean).step_record(RUN, "resize")
     assert record and record["exit_code"] == 1 and "ZeroDivisionError: by nothing" in record["error"]
 
 
@@ -200,11 +192,11 @@ def test_an_error_of_ours_is_told_in_the_record_of_resize(
         (CLUSTER.to_json(), ["--imagesize=3"], "--imagesize: expected a known flag; is it --image-size?"),
     ],
 )
-def test_wrong_input_ends_with_2(
+def test_invalid_input_exits_with_2(
     cluster: str, flags: list[str], message: str, clean: Dataset, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.setenv(CLUSTER_VARIABLE, cluster)
-    words = [f"--workspace={workspace_of(clean).uri}", f"--run={RUN}", f"--outputs={tmp_path / 'out'}"]
+    words = [f"--workspace={open_workspace(clean).uri}", f"--run={RUN}", f"--outputs={tmp_path / 'out'}"]
     assert clean_and_plan.main([*words, "--raw=x", *flags]) == 2
     assert message in capsys.readouterr().err

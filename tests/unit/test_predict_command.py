@@ -1,4 +1,4 @@
-"""`imagemill predict`: which files it reads, what it prints and writes, what it says of those it can't read."""
+"""`imagemill predict`: the files that it reads, its output, and its errors."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ SPEC = ModelSpec(
 )  # fmt: skip
 
 
-def model_of(workspace: Path, spec: ModelSpec = SPEC, name: str = "feed") -> Dataset:
-    """A model of random weights, as training commits one."""
+def commit_model(workspace: Path, spec: ModelSpec = SPEC, name: str = "feed") -> Dataset:
+    """Commit a model of random weights, as training does."""
     import torch
     from safetensors.torch import save
 
@@ -52,7 +52,7 @@ def model_of(workspace: Path, spec: ModelSpec = SPEC, name: str = "feed") -> Dat
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return model_of(tmp_path_factory.mktemp("mill")).uri
+    return commit_model(tmp_path_factory.mktemp("mill")).uri
 
 
 @pytest.fixture(autouse=True)
@@ -62,16 +62,16 @@ def one_core(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Five pictures, a broken one, and what is none."""
-    found = tmp_path / "in"
-    (found / "deep").mkdir(parents=True)
+    """Five images, a corrupt one, and files that are no image."""
+    path = tmp_path / "in"
+    (path / "deep").mkdir(parents=True)
     for number, name in enumerate(("a.jpg", "b.png", "deep/c.webp", "deep/d.gif", "e")):
         kind = {"jpg": "JPEG", "webp": "WEBP", "gif": "GIF"}.get(name.rpartition(".")[2], "PNG")
-        (found / name).write_bytes(photos.saved(photos.made(number, 70, 50), kind))
-    (found / "broken.jpg").write_bytes(photos.saved(photos.made(9), "JPEG")[:700])
-    (found / "notes.txt").write_text("no image, and no promise of one")
-    (found / ".hidden.jpg").write_bytes(photos.saved(photos.made(8)))
-    return found
+        (path / name).write_bytes(photos.saved(photos.made(number, 70, 50), kind))
+    (path / "broken.jpg").write_bytes(photos.saved(photos.made(9), "JPEG")[:700])
+    (path / "notes.txt").write_text("no image, and no promise of one")
+    (path / ".hidden.jpg").write_bytes(photos.saved(photos.made(8)))
+    return path
 
 
 Command = Callable[..., tuple[int, str, str]]
@@ -88,7 +88,7 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return run
 
 
-def test_lines_are_path_class_and_probability(model: str, folder: Path, command: Command) -> None:
+def test_lines_hold_path_class_and_probability(model: str, folder: Path, command: Command) -> None:
     code, out, err = command("--model", model, "--device", "cpu", str(folder / "b.png"), str(folder / "a.jpg"))
     lines = [line.split("\t") for line in out.splitlines()]
     assert code == 0 and [line[0] for line in lines] == [str(folder / "b.png")] * 5 + [str(folder / "a.jpg")] * 5
@@ -98,9 +98,9 @@ def test_lines_are_path_class_and_probability(model: str, folder: Path, command:
     assert "shufflenet_v2_x0_5 feed, 6 classes, on cpu" in err
 
 
-def test_probabilities_are_those_of_logits_by_temperature(model: str, folder: Path, command: Command) -> None:
+def test_probabilities_are_the_softmax_of_logits_over_temperature(model: str, folder: Path, command: Command) -> None:
     _, out, _ = command("--model", model, "--top", "9", "--json", str(folder / "a.jpg"))
-    found = {one["class"]: one["probability"] for one in json.loads(out)["predictions"]}
+    probabilities = {prediction["class"]: prediction["probability"] for prediction in json.loads(out)["predictions"]}
     import torch
 
     from imagemill.components.models.artifact import Normalize, load_model
@@ -111,64 +111,62 @@ def test_probabilities_are_those_of_logits_by_temperature(model: str, folder: Pa
     )
     with torch.inference_mode():
         logits = network(Normalize(spec.image, torch.device("cpu"))(torch.from_numpy(pixels[None])))
-        wanted = (logits / 0.5).softmax(1)[0].tolist()
-    assert [found[name] for name in CLASSES] == pytest.approx(wanted, abs=2e-6)
-    assert np.ptp(wanted) > 1e-3
+        expected = (logits / 0.5).softmax(1)[0].tolist()
+    assert [probabilities[name] for name in CLASSES] == pytest.approx(expected, abs=2e-6)
+    assert np.ptp(expected) > 1e-3
 
 
-def test_a_folder_is_every_image_below_it(model: str, folder: Path, command: Command) -> None:
+def test_folder_stands_for_every_image_below_it(model: str, folder: Path, command: Command) -> None:
     code, out, err = command("--model", f"{model}/_manifest.json", "--json", "--batch-size", "2", str(folder))
-    found = [json.loads(line) for line in out.splitlines()]
-    names = [one["image"].removeprefix(f"{folder}/") for one in found]
+    results = [json.loads(line) for line in out.splitlines()]
+    names = [result["image"].removeprefix(f"{folder}/") for result in results]
     assert code == 0 and names == ["a.jpg", "b.png", "broken.jpg", "deep/c.webp", "deep/d.gif", "e"]
-    broken = found[2]
+    broken = results[2]
     assert broken["error"] == "corrupt" and "predictions" not in broken
-    assert all(len(one["predictions"]) == 5 for one in found if one is not broken)
+    assert all(len(result["predictions"]) == 5 for result in results if result is not broken)
     assert f"{folder}/broken.jpg: corrupt" in err and "6 images" in err and "1 not read" in err
 
 
 def test_rows_do_not_depend_on_batches(model: str, folder: Path, command: Command) -> None:
-    def told(size: int) -> dict[str, Any]:
+    def predict(size: int) -> dict[str, Any]:
         _, out, _ = command("--model", model, "--json", "--batch-size", str(size), str(folder))
-        return {one["image"]: one.get("predictions") for one in map(json.loads, out.splitlines())}
+        return {result["image"]: result.get("predictions") for result in map(json.loads, out.splitlines())}
 
-    one, many = told(1), told(64)
-    assert list(one) == list(many)
-    for name, predictions in one.items():
+    one_by_one, in_batches = predict(1), predict(64)
+    assert list(one_by_one) == list(in_batches)
+    for name, predictions in one_by_one.items():
         if predictions:
-            assert [p["class"] for p in predictions] == [p["class"] for p in many[name]]
+            assert [p["class"] for p in predictions] == [p["class"] for p in in_batches[name]]
             assert [p["probability"] for p in predictions] == pytest.approx(
-                [p["probability"] for p in many[name]], abs=3e-6
+                [p["probability"] for p in in_batches[name]], abs=3e-6
             )
 
 
-def test_a_list_comes_from_stdin(model: str, folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_are_read_from_stdin(model: str, folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     _, out, _ = command(
         "--model", model, "--json", "--top", "1", "b.png", "-", stdin="a.jpg\n\ndeep\r\n no such .png\n"
     )
-    found = [json.loads(line) for line in out.splitlines()]
-    assert [one["image"] for one in found] == ["b.png", "a.jpg", "deep/c.webp", "deep/d.gif", " no such .png"]
-    assert found[-1]["error"] == "missing_file" and len(found[0]["predictions"]) == 1
+    results = [json.loads(line) for line in out.splitlines()]
+    assert [result["image"] for result in results] == ["b.png", "a.jpg", "deep/c.webp", "deep/d.gif", " no such .png"]
+    assert results[-1]["error"] == "missing_file" and len(results[0]["predictions"]) == 1
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
-def test_a_file_holds_what_the_lines_say(
-    model: str, folder: Path, tmp_path: Path, command: Command, ending: str
-) -> None:
+def test_output_file_holds_predictions(model: str, folder: Path, tmp_path: Path, command: Command, ending: str) -> None:
     output = tmp_path / f"out.{ending}"
     output.write_text("an older one")
     code, out, _ = command("--model", model, "--top", "2", "--output", str(output), str(folder))
-    assert code == 0 and out == f"{output}\n" and [one.name for one in tmp_path.glob("*out*")] == [output.name]
+    assert code == 0 and out == f"{output}\n" and [path.name for path in tmp_path.glob("*out*")] == [output.name]
     _, lines, _ = command("--model", model, "--top", "2", "--json", str(folder))
-    wanted = [json.loads(line) for line in lines.splitlines()]
+    expected = [json.loads(line) for line in lines.splitlines()]
     rows = pq.read_table(output).to_pylist() if ending == "parquet" else list(csv.DictReader(output.open(newline="")))
-    assert [row["image"] for row in rows] == [one["image"] for one in wanted]
-    for row, one in zip(rows, wanted, strict=True):
-        assert (row["error"] or None) == one.get("error")
-        if "error" in one:
+    assert [row["image"] for row in rows] == [result["image"] for result in expected]
+    for row, result in zip(rows, expected, strict=True):
+        assert (row["error"] or None) == result.get("error")
+        if "error" in result:
             continue
-        first, second = one["predictions"]
+        first, second = result["predictions"]
         if ending == "parquet":
             assert row["class"] == first["class"] and row["classes"] == [first["class"], second["class"]]
             assert row["probabilities"] == pytest.approx([first["probability"], second["probability"]], abs=1e-6)
@@ -177,7 +175,7 @@ def test_a_file_holds_what_the_lines_say(
             assert float(row["probability_2"]) == second["probability"]
 
 
-def test_nothing_is_left_of_a_file_that_failed(model: str, folder: Path, tmp_path: Path, command: Command) -> None:
+def test_failed_command_keeps_the_output_file(model: str, folder: Path, tmp_path: Path, command: Command) -> None:
     (tmp_path / "out.csv").write_text("kept")
     code, _, err = command("--model", model, "--output", str(tmp_path / "out.csv"), str(folder / "broken.jpg"))
     assert code == 2 and "at least one image that can be read" in err
@@ -212,17 +210,15 @@ def test_nothing_is_left_of_a_file_that_failed(model: str, folder: Path, tmp_pat
         (["--model", "MODEL", "--tpo", "1", "x.jpg"], "--tpo: expected a known flag; is it --top?"),
     ],
 )
-def test_what_is_wrong_is_named(arguments: list[str], words: str, model: str, command: Command) -> None:
-    code, out, err = command(*[model if one == "MODEL" else one for one in arguments])
+def test_invalid_arguments_are_named(arguments: list[str], words: str, model: str, command: Command) -> None:
+    code, out, err = command(*[model if argument == "MODEL" else argument for argument in arguments])
     assert (code, out) == (2, "") and words in err
 
 
-def test_a_champion_is_found_by_its_name_without_a_word_to_the_workspace(
-    tmp_path: Path, folder: Path, command: Command
-) -> None:
+def test_champion_is_found_by_name_without_writing(tmp_path: Path, folder: Path, command: Command) -> None:
     mill = Workspace(str(tmp_path / "mill"))
-    model_of(tmp_path / "mill", name="old")
-    model_of(tmp_path / "mill", name="new")
+    commit_model(tmp_path / "mill", name="old")
+    commit_model(tmp_path / "mill", name="new")
     for number, name in enumerate(("old", "new"), 1):
         mill.append_promotion("weekly", number, Promotion(model=f"model/{name}"))
     before = sorted(str(path) for path in (tmp_path / "mill").rglob("*"))
@@ -231,11 +227,11 @@ def test_a_champion_is_found_by_its_name_without_a_word_to_the_workspace(
     assert sorted(str(path) for path in (tmp_path / "mill").rglob("*")) == before
 
 
-def test_a_name_is_needed_only_where_there_is_a_choice(
+def test_name_is_required_only_among_several_champions(
     tmp_path: Path, folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mill = Workspace(str(tmp_path / "imagemill-data"))
-    model_of(tmp_path / "imagemill-data", name="one")
+    commit_model(tmp_path / "imagemill-data", name="one")
     mill.append_promotion("weekly", 1, Promotion(model="model/one"))
     mill.add_verdict("daily", "0", Verdict())  # was compared, and never promoted
     monkeypatch.chdir(tmp_path)
@@ -249,35 +245,35 @@ def test_a_name_is_needed_only_where_there_is_a_choice(
     assert code == 2 and "(daily, weekly), found 'dayly'" in err
 
 
-def test_several_labels(tmp_path: Path, folder: Path, command: Command) -> None:
+def test_labels_of_a_multi_label_model_are_those_above_one_half(tmp_path: Path, folder: Path, command: Command) -> None:
     spec = replace(SPEC, task="multi", extra=replace(SPEC.extra, temperature=0.05))
-    model = model_of(tmp_path / "mill", spec).uri
+    model = commit_model(tmp_path / "mill", spec).uri
     output = tmp_path / "out.parquet"
     code, out, _ = command("--model", model, "--json", "--top", "6", "--output", str(output), str(folder))
     rows = pq.read_table(output).to_pylist()
-    found = [json.loads(line) for line in out.splitlines()]
-    assert code == 0 and any(one.get("labels") for one in found)
-    for one, row in zip(found, rows, strict=True):
-        if "error" not in one:
-            assert one["labels"] == [p["class"] for p in one["predictions"] if p["probability"] >= 0.5]
-            assert row["labels"] == one["labels"]
+    results = [json.loads(line) for line in out.splitlines()]
+    assert code == 0 and any(result.get("labels") for result in results)
+    for result, row in zip(results, rows, strict=True):
+        if "error" not in result:
+            assert result["labels"] == [p["class"] for p in result["predictions"] if p["probability"] >= 0.5]
+            assert row["labels"] == result["labels"]
 
 
-def test_boxes_and_masks_are_said_to_be_missing_once(tmp_path: Path, folder: Path, command: Command) -> None:
+def test_missing_boxes_and_masks_are_warned_about_once(tmp_path: Path, folder: Path, command: Command) -> None:
     clean = {"roi": "largest", "background": "fill"}
-    model = model_of(tmp_path / "mill", replace(SPEC, extra=NetworkExtra(preprocessing={"clean": clean}))).uri
+    model = commit_model(tmp_path / "mill", replace(SPEC, extra=NetworkExtra(preprocessing={"clean": clean}))).uri
     _, _, err = command("--model", model, str(folder))
     assert err.count("new images have no boxes and masks") == 1
     assert "the crop to the largest box and the fill of the background" in err
 
 
-def test_a_model_that_does_not_know_its_cleaning_says_so(tmp_path: Path, folder: Path, command: Command) -> None:
-    model = model_of(tmp_path / "mill", replace(SPEC, extra=NetworkExtra())).uri
+def test_model_without_recorded_cleaning_is_warned_about(tmp_path: Path, folder: Path, command: Command) -> None:
+    model = commit_model(tmp_path / "mill", replace(SPEC, extra=NetworkExtra())).uri
     code, _, err = command("--model", model, str(folder / "a.jpg"))
     assert code == 0 and "warning: the model does not say what clean did" in err
 
 
-def test_a_file_too_large_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_above_the_size_limit_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with (folder / "a.jpg").open("r+b") as file:
         file.truncate(DecodeLimits().bytes + 1)  # sparse
     for argument in (str(folder / "a.jpg"), str(folder)):
@@ -286,35 +282,35 @@ def test_a_file_too_large_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPa
             first.read()
 
 
-def test_an_error_of_the_store_is_no_bad_image(
+def test_storage_error_is_transient(
     model: str, folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = LocalStore.read
 
-    def failing(self: LocalStore, uri: str) -> bytes:
+    def fail_for_one(self: LocalStore, uri: str) -> bytes:
         if uri.endswith("b.png"):
             raise TransientError(f"{uri}: the line is down")
         return read(self, uri)
 
-    monkeypatch.setattr(LocalStore, "read", failing)
+    monkeypatch.setattr(LocalStore, "read", fail_for_one)
     code, out, err = command("--model", model, "--json", str(folder))
     assert code == 75 and "the line is down" in err and "error" not in out
 
 
-def test_few_are_held_however_many_there_are(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_list_is_read_lazily(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A list without an end is read no further than it is asked for."""
-    asked = 0
+    num_listed = 0
 
-    def endless() -> Iterator[str]:
-        nonlocal asked
+    def list_endlessly() -> Iterator[str]:
+        nonlocal num_listed
         while True:
-            asked += 1
+            num_listed += 1
             yield str(folder / "a.jpg")
 
     predictor = predicting.Predictor.load(read_dataset(model), "cpu")
     config = predicting.PredictConfig(("-",), model=model, batch_size=4)
-    found = predicting.predict_files(predictor, find_inputs(("-",), endless()), config)
+    results = predicting.predict_files(predictor, find_inputs(("-",), list_endlessly()), config)
     for _ in range(40):
-        next(found)
-    assert asked <= 40 + 4 + 4 * 1 + 1
-    found.close()  # type: ignore[attr-defined]
+        next(results)
+    assert num_listed <= 40 + 4 + 4 * 1 + 1
+    results.close()  # type: ignore[attr-defined]

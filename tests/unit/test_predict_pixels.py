@@ -1,5 +1,5 @@
-"""Pixels that predict feeds are those of the tensors, byte for byte, whatever the file and whatever clean does to it;
-probabilities are those of the evaluation."""
+"""Preprocessing of predict: the same pixels as the tensors for any file and any cleaning, and the same probabilities as
+evaluate."""
 
 from __future__ import annotations
 
@@ -31,56 +31,50 @@ from imagemill.components.step.step import Context
 SIZE = 40
 
 
-def _exif(orientation: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return exif
-
-
-def _palette(pixels: Any) -> Any:
+def _quantize(pixels: Any) -> Any:
     return np.asarray(Image.fromarray(pixels).quantize(64).convert("RGB"))
 
 
-def _bordered(pixels: Any) -> Any:
+def _add_border(pixels: Any) -> Any:
     return np.pad(pixels, ((12, 20), (9, 9), (0, 0)), constant_values=250)
 
 
-def _forms() -> dict[str, bytes]:
-    """A file of every form, no two of them of one picture: name → bytes."""
+def _encode_forms() -> dict[str, bytes]:
+    """Return the bytes of one file of every form, each of another picture, by name."""
 
-    def of(number: int, width: int = 120, height: int = 90) -> Any:
+    def make(number: int, width: int = 120, height: int = 90) -> Any:
         return photos.made(300 + number, width, height)
 
-    noisy = Image.fromarray(of(6, 97, 141)).quantize(64)
-    found = {
-        "plain.jpg": photos.saved(of(0), "JPEG", quality=90),
-        "large.jpg": photos.saved(of(1, 1210, 907), "JPEG", quality=85),  # decoded at a half or less
-        "subsampled.jpg": photos.saved(of(2, 333, 250), "JPEG", quality=70, subsampling=2),
-        "turned.jpg": photos.saved(of(3, 130, 80), "JPEG", exif=_exif(6)),
-        "mirrored.png": photos.saved(of(4), "PNG", exif=_exif(5)),
-        "progressive.jpg": photos.saved(of(5), "JPEG", progressive=True),
-        "grey.jpg": photos.saved(of(7)[:, :, 0], "JPEG"),
-        "grey.png": photos.saved(of(8)[:, :, 1]),
-        "plain.png": photos.saved(of(9, 61, 200)),
-        "lossy.webp": photos.saved(of(10), "WEBP", quality=80),
-        "lossless.webp": photos.saved(of(11), "WEBP", lossless=True),
-        "plain.gif": photos.saved(_palette(of(12)), "GIF"),
-        "plain.bmp": photos.saved(of(13), "BMP"),
-        "plain.tiff": photos.saved(of(14), "TIFF"),
-        "bordered.png": photos.saved(_bordered(of(15))),
-        "bordered.jpg": photos.saved(_bordered(of(16)), "JPEG", quality=95),
-        "tiny.png": photos.saved(of(17, 9, 7)),
-        "panorama.jpg": photos.saved(of(18, 800, 40), "JPEG"),
+    noisy = Image.fromarray(make(6, 97, 141)).quantize(64)
+    files = {
+        "plain.jpg": photos.saved(make(0), "JPEG", quality=90),
+        "large.jpg": photos.saved(make(1, 1210, 907), "JPEG", quality=85),  # decoded at a half or less
+        "subsampled.jpg": photos.saved(make(2, 333, 250), "JPEG", quality=70, subsampling=2),
+        "turned.jpg": photos.saved(make(3, 130, 80), "JPEG", exif=photos.exif(6)),
+        "mirrored.png": photos.saved(make(4), "PNG", exif=photos.exif(5)),
+        "progressive.jpg": photos.saved(make(5), "JPEG", progressive=True),
+        "grey.jpg": photos.saved(make(7)[:, :, 0], "JPEG"),
+        "grey.png": photos.saved(make(8)[:, :, 1]),
+        "plain.png": photos.saved(make(9, 61, 200)),
+        "lossy.webp": photos.saved(make(10), "WEBP", quality=80),
+        "lossless.webp": photos.saved(make(11), "WEBP", lossless=True),
+        "plain.gif": photos.saved(_quantize(make(12)), "GIF"),
+        "plain.bmp": photos.saved(make(13), "BMP"),
+        "plain.tiff": photos.saved(make(14), "TIFF"),
+        "bordered.png": photos.saved(_add_border(make(15))),
+        "bordered.jpg": photos.saved(_add_border(make(16)), "JPEG", quality=95),
+        "tiny.png": photos.saved(make(17, 9, 7)),
+        "panorama.jpg": photos.saved(make(18, 800, 40), "JPEG"),
     }
-    alpha = np.dstack([of(19), np.linspace(0, 255, 120 * 90).reshape(90, 120).astype(np.uint8)])
-    found["alpha.png"] = photos.saved(alpha)
-    cmyk, deep = Image.fromarray(of(20)).convert("CMYK"), (of(21)[:, :, 0].astype(np.uint16) * 257)
-    found["cmyk.jpg"], found["deep.png"] = _file(cmyk, "JPEG"), photos.saved(deep)
-    found["palette.png"] = _file(noisy, "PNG")
-    return found
+    alpha = np.dstack([make(19), np.linspace(0, 255, 120 * 90).reshape(90, 120).astype(np.uint8)])
+    files["alpha.png"] = photos.saved(alpha)
+    cmyk, deep = Image.fromarray(make(20)).convert("CMYK"), (make(21)[:, :, 0].astype(np.uint16) * 257)
+    files["cmyk.jpg"], files["deep.png"] = _encode(cmyk, "JPEG"), photos.saved(deep)
+    files["palette.png"] = _encode(noisy, "PNG")
+    return files
 
 
-def _file(image: Image.Image, kind: str) -> bytes:
+def _encode(image: Image.Image, kind: str) -> bytes:
     import io
 
     out = io.BytesIO()
@@ -90,13 +84,13 @@ def _file(image: Image.Image, kind: str) -> bytes:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every form twice over two classes, and a few files that are no images."""
+    """Write every form, alternating between two classes, and a few files that are no images."""
     folder = tmp_path_factory.mktemp("forms")
-    for number, (name, data) in enumerate(_forms().items()):
+    for number, (name, data) in enumerate(_encode_forms().items()):
         path = folder / ("cat", "dog")[number % 2] / name
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(data)
-    (folder / "cat" / "cut.jpg").write_bytes(_forms()["plain.jpg"][:1500])
+    (folder / "cat" / "cut.jpg").write_bytes(_encode_forms()["plain.jpg"][:1500])
     (folder / "dog" / "empty.png").write_bytes(b"")
     (folder / "dog" / "words.jpg").write_bytes(b"no image at all, in spite of its name")
     return folder
@@ -109,17 +103,17 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 
 @pytest.fixture(scope="module")
 def cleaned_by(source: Path, workspace: Workspace) -> Callable[..., Dataset]:
-    """The clean dataset of the source by a config."""
+    """Return a function that cleans the source by options."""
     values: dict[str, Any] = {"workspace": workspace.uri, "name": "forms"}
     config = DownloadConfig.from_values(values | {"dataset": "folder", "source": str(source)})
     raw = download(config, Context("download", workspace, "r", False)).uri
 
-    def make(**options: Any) -> Dataset:
+    def clean_with(**options: Any) -> Dataset:
         more = {"raw": raw, "near_duplicates": "off", "test_fraction": 0.4, "val_fraction": 0.2}
-        made = clean(CleanConfig.from_values(values | more | options), Context("clean", workspace, "r", False))
-        return read_dataset(made.uri, "clean")
+        outcome = clean(CleanConfig.from_values(values | more | options), Context("clean", workspace, "r", False))
+        return read_dataset(outcome.uri, "clean")
 
-    return make
+    return clean_with
 
 
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -141,33 +135,33 @@ CHANGED = ("ocr", "encoded again as JPEG", "black and white", "one channel of tr
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_pixels_are_those_of_the_tensors(
+def test_pixels_equal_the_tensors(
     case: str, source: Path, workspace: Workspace, cleaned_by: Callable[..., Dataset]
 ) -> None:
     cleaning, resizing = CASES[case]
     clean_images = cleaned_by(**cleaning)
     tensors = chain.resized(workspace, clean_images, image_size=SIZE, **resizing)
     image = tensors.manifest.image
-    before = Preprocessing.from_record(describe_preprocessing(tensors), Geometry.of(image).input, "test")
-    seen = 0
+    preprocess = Preprocessing.from_record(describe_preprocessing(tensors), Geometry.of(image).input, "test")
+    num_compared = 0
     for table in read_columns(tensors, "data", ["image", "image_id"]):
         pixels = decode_column(table.column("image"), image)
-        for one, image_id in zip(pixels, table.column("image_id").to_pylist(), strict=True):
-            np.testing.assert_array_equal(before((source / image_id).read_bytes()), one, err_msg=image_id)
-            seen += 1
-    assert seen == len(_forms())
+        for expected, image_id in zip(pixels, table.column("image_id").to_pylist(), strict=True):
+            np.testing.assert_array_equal(preprocess((source / image_id).read_bytes()), expected, err_msg=image_id)
+            num_compared += 1
+    assert num_compared == len(_encode_forms())
     for table in read_columns(clean_images, "rejected", ["image_id", "reason"]):
         for row in table.to_pylist():
             with pytest.raises(ImageRejected) as error:
-                before((source / row["image_id"]).read_bytes())
+                preprocess((source / row["image_id"]).read_bytes())
             assert error.value.reason == row["reason"]
     if case in CHANGED:  # doing nothing of clean's work would have been seen
-        plain = Preprocessing.from_record({}, before.geometry, "test")
+        plain = Preprocessing.from_record({}, preprocess.geometry, "test")
         some = (source / "cat" / "plain.jpg").read_bytes()
-        assert (before(some) != plain(some)).any()
+        assert (preprocess(some) != plain(some)).any()
 
 
-def test_probabilities_are_those_of_the_evaluation(
+def test_probabilities_equal_those_of_the_evaluation(
     source: Path, workspace: Workspace, cleaned_by: Callable[..., Dataset], capsys: pytest.CaptureFixture[str]
 ) -> None:
     clean_images = cleaned_by(preset="ocr")
@@ -177,15 +171,15 @@ def test_probabilities_are_those_of_the_evaluation(
         evaluation, _ = chain.evaluated(workspace, model, clean_images)
     predictor = Predictor.load(model, "cpu")
     config = PredictConfig((str(source),), model=model.uri, batch_size=4)
-    found = {
+    results = {
         row.name[len(str(source)) + 1 :]: row
         for row in predict_files(predictor, find_inputs(config.images, ()), config)
     }
-    assert len(found) == len(_forms()) + 3
-    wanted = ["image_id", "predicted_id", "confidence"]
-    scored = [row for table in read_columns(evaluation, "data", wanted) for row in table.to_pylist()]
+    assert len(results) == len(_encode_forms()) + 3
+    columns = ["image_id", "predicted_id", "confidence"]
+    scored = [row for table in read_columns(evaluation, "data", columns) for row in table.to_pylist()]
     assert len(scored) >= 3
-    for one in scored:
-        (name, probability), *_ = found[one["image_id"]].best
-        assert name == evaluation.manifest.classes[one["predicted_id"]]
-        assert abs(probability - one["confidence"]) <= 1e-6  # batches of another size
+    for scored_row in scored:
+        (name, probability), *_ = results[scored_row["image_id"]].best
+        assert name == evaluation.manifest.classes[scored_row["predicted_id"]]
+        assert abs(probability - scored_row["confidence"]) <= 1e-6  # batches of another size

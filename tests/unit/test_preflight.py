@@ -1,4 +1,4 @@
-"""Known traps: each is told with the flag that mends it, that flag mends it, and an ordinary training hears nothing."""
+"""Warnings before a training: each names an option that removes it, and an ordinary training gives none."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PETS = (
 )  # fmt: skip
 
 
-def tensors(
+def make_manifest(
     classes: tuple[str, ...] = DEMO, train: int = 560, val: int = 120, counts: dict[str, int] | None = None,
     copies: dict[str, Any] | None = None, task: str = "single", color: str = "rgb", **options: Any,
 ) -> Manifest:  # fmt: skip
@@ -43,7 +43,7 @@ def tensors(
     )  # fmt: skip
 
 
-def told(manifest: Manifest, **values: Any) -> list[str]:
+def list_warnings(manifest: Manifest, **values: Any) -> list[str]:
     config = resolve(TrainConfig.from_values(values), manifest)
     spec = ModelSpec(config.backbone, manifest.classes, manifest.image_spec.for_model(), manifest.task)
     return find_warnings(config, manifest, spec)
@@ -51,22 +51,22 @@ def told(manifest: Manifest, **values: Any) -> list[str]:
 
 @pytest.mark.parametrize("recipe", [recipe for recipe in RECIPES if recipe not in ("probe", "finetune")])
 @pytest.mark.parametrize("preset", ["photo", "ocr", "medical", "satellite", "fashion"])
-def test_an_ordinary_training_hears_nothing(recipe: str, preset: str) -> None:
+def test_ordinary_training_has_no_warnings(recipe: str, preset: str) -> None:
     for classes, train in ((DEMO, 560), (PETS, 3680), (("cat", "dog"), 4000), (PETS, 200_000)):
         for size in (64, 128, 224):
-            manifest = tensors(classes, train, image_size=size, preset=preset)
-            assert told(manifest, recipe=recipe, preset=preset) == []
+            manifest = make_manifest(classes, train, image_size=size, preset=preset)
+            assert list_warnings(manifest, recipe=recipe, preset=preset) == []
     copies = {"rows": 1120, "per_image": 2, "policy": "randaugment"}
-    assert told(tensors(copies=copies, train=1680), recipe=recipe) == []
-    assert told(tensors(task="multi"), recipe=recipe, preset=preset) == []
-    assert told(tensors(color="gray"), recipe=recipe, preset=preset) == []
+    assert list_warnings(make_manifest(copies=copies, train=1680), recipe=recipe) == []
+    assert list_warnings(make_manifest(task="multi"), recipe=recipe, preset=preset) == []
+    assert list_warnings(make_manifest(color="gray"), recipe=recipe, preset=preset) == []
 
 
-def test_pets_by_the_readmes_command_hear_nothing() -> None:
-    manifest = tensors(PETS, 3680, model_preset="resnet50")
+def test_readme_command_has_no_warnings() -> None:
+    manifest = make_manifest(PETS, 3680, model_preset="resnet50")
     for recipe in RECIPES:
-        assert told(manifest, backbone="resnet50", weights="IMAGENET1K_V2", recipe=recipe) == []
-    lines = told(tensors(PETS, 3680), backbone="resnet50", weights="IMAGENET1K_V2")
+        assert list_warnings(manifest, backbone="resnet50", weights="IMAGENET1K_V2", recipe=recipe) == []
+    lines = list_warnings(make_manifest(PETS, 3680), backbone="resnet50", weights="IMAGENET1K_V2")
     assert [line.partition(":")[0] for line in lines] == ["image_size", "resize_size"]
 
 
@@ -107,39 +107,43 @@ TRAPS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("field", "data", "values"), TRAPS)
-def test_a_trap_is_told_and_its_flag_mends_it(field: str, data: dict[str, Any], values: dict[str, Any]) -> None:
-    lines = [line for line in told(tensors(**data), **values) if re.match(rf"{field}\b", line)]
-    assert len(lines) == 1, told(tensors(**data), **values)
+def test_warning_names_an_option_that_removes_it(field: str, data: dict[str, Any], values: dict[str, Any]) -> None:
+    lines = [line for line in list_warnings(make_manifest(**data), **values) if re.match(rf"{field}\b", line)]
+    assert len(lines) == 1, list_warnings(make_manifest(**data), **values)
     assert re.search(r"\([^()]*(--|resize again)[^()]*\)$", lines[0]), "what to do about it comes last"
-    for said, changed in mends(lines[0], data, values):
-        again = [line for line in told(tensors(**changed[0]), **changed[1]) if line.startswith(field)]
-        assert not again, f"{said} does not mend it"
+    for remedy, changed in list_remedies(lines[0], data, values):
+        remaining = [
+            line for line in list_warnings(make_manifest(**changed[0]), **changed[1]) if line.startswith(field)
+        ]
+        assert not remaining, f"{remedy} does not mend it"
 
 
-def mends(line: str, data: dict[str, Any], values: dict[str, Any]) -> list[tuple[str, tuple[Any, Any]]]:
-    """What each of the proposed ways gives: for train, or (`resize with`) for the tensors."""
-    found = []
-    for way in re.split(r", or |; ", line[line.rindex("(") + 1 : -1]):
-        flags = {k.replace("-", "_"): v for k, v in re.findall(r"--([a-z-]+) ([\w./:]+)", way)}
-        if not flags or any(word in way for word in ("clean with", "more often", "larger", "--weights")):
+def list_remedies(line: str, data: dict[str, Any], values: dict[str, Any]) -> list[tuple[str, tuple[Any, Any]]]:
+    """Return each proposed remedy with the changed arguments: for train, or (`resize with`) for the tensors."""
+    remedies = []
+    for remedy in re.split(r", or |; ", line[line.rindex("(") + 1 : -1]):
+        flags = {k.replace("-", "_"): v for k, v in re.findall(r"--([a-z-]+) ([\w./:]+)", remedy)}
+        if not flags or any(word in remedy for word in ("clean with", "more often", "larger", "--weights")):
             continue
-        if "resize with" in way:
+        if "resize with" in remedy:
             more = {k: int(v) if v.isdigit() else v for k, v in flags.items()}
             changed: dict[str, Any] = {k: v for k, v in data.items() if k not in ("copies", *more)}
             if "model_preset" in more:
                 changed = {k: v for k, v in changed.items() if k not in ("image_size", "normalization")}
             more.pop("copies", None)
-            found.append((way, (changed | more, values)))
+            remedies.append((remedy, (changed | more, values)))
         else:
-            found.append((way, (data, values | flags)))
-    return found
+            remedies.append((remedy, (data, values | flags)))
+    return remedies
 
 
-def test_a_network_without_batch_normalization_takes_small_batches() -> None:
+def test_small_batches_without_batch_normalization_have_no_warning() -> None:
     for backbone in ("vit_b_16", "convnext_tiny", "squeezenet1_1", "vgg11", "timm:swin_tiny_patch4_window7_224"):
-        assert told(tensors(image_size=224), backbone=backbone, batch_size=4) == []
+        assert list_warnings(make_manifest(image_size=224), backbone=backbone, batch_size=4) == []
     for backbone in ("vgg11_bn", "efficientnet_b0", "timm:resnet50"):
-        assert [line[:11] for line in told(tensors(), backbone=backbone, batch_size=4)] == ["batch_size:"]
+        assert [line[:11] for line in list_warnings(make_manifest(), backbone=backbone, batch_size=4)] == [
+            "batch_size:"
+        ]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +163,7 @@ def test_a_network_without_batch_normalization_takes_small_batches() -> None:
         (("grizzly bear", "black bear"), None, None, None),
     ],
 )
-def test_names_that_a_change_swaps(names: tuple[str, ...], by_mirror: Any, by_turn: Any, by_colour: Any) -> None:
-    found = [find_mirrored(names), find_upended(names), find_recolored(names)]
-    assert [bool(pair) for pair in found] == [bool(by_mirror), bool(by_turn), bool(by_colour)]
-    assert all(set(pair) <= set(names) and pair[0] != pair[1] for pair in found if pair)
+def test_classes_swapped_by_augmentation(names: tuple[str, ...], by_mirror: Any, by_turn: Any, by_colour: Any) -> None:
+    pairs = [find_mirrored(names), find_upended(names), find_recolored(names)]
+    assert [bool(pair) for pair in pairs] == [bool(by_mirror), bool(by_turn), bool(by_colour)]
+    assert all(set(pair) <= set(names) and pair[0] != pair[1] for pair in pairs if pair)

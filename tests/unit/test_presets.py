@@ -1,4 +1,4 @@
-"""Presets by domain: they fill in what was left unset, in every step alike, and nothing else."""
+"""Presets by domain: applied to unset options only, in every step alike."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CONFIGS: tuple[type[StepConfig], ...] = (CleanConfig, ResizeConfig, TrainConfig)
 
 
 def fields_by_preset() -> dict[str, dataclasses.Field[object]]:
-    return {one.name: one for cls in CONFIGS for one in dataclasses.fields(cls) if one.metadata["by_preset"]}
+    return {field.name: field for cls in CONFIGS for field in dataclasses.fields(cls) if field.metadata["by_preset"]}
 
 
-def test_presets_set_only_what_is_left_to_them_and_other_values_than_the_defaults() -> None:
+def test_presets_set_only_their_options_to_other_values_than_the_defaults() -> None:
     options = fields_by_preset()
     for name, preset in PRESETS.items():
         assert preset.description and f"{name}: " in HELP
@@ -32,41 +32,37 @@ def test_presets_set_only_what_is_left_to_them_and_other_values_than_the_default
 @pytest.mark.parametrize("cls", CONFIGS)
 def test_every_preset_gives_valid_effective_values(cls: type[StepConfig], preset: str) -> None:
     config = cls.from_values({"preset": preset})
-    for one in dataclasses.fields(cls):
-        if one.metadata["by_preset"]:
-            value = getattr(config, one.name)
-            assert type(value) is field_types(cls)[one.name]
-            assert value == PRESETS[preset].values.get(one.name, one.default)
+    for field in dataclasses.fields(cls):
+        if field.metadata["by_preset"]:
+            value = getattr(config, field.name)
+            assert type(value) is field_types(cls)[field.name]
+            assert value == PRESETS[preset].values.get(field.name, field.default)
 
 
-def test_what_is_unsafe_for_a_domain_is_off() -> None:
+def test_unsafe_operations_of_a_domain_are_off() -> None:
     for preset in ("ocr", "medical"):
         assert not TrainConfig.resolve(preset=preset).flips
         assert TrainConfig.resolve(preset=preset).crop_scale > TrainConfig().crop_scale
         assert ResizeConfig.resolve(preset=preset).resize_mode == "letterbox"
     assert CleanConfig.resolve(preset="ocr").color == "gray" and CleanConfig.resolve(preset="fashion").trim == "on"
     assert CleanConfig.resolve(preset="medical").fingerprint_values() == {}
-    assert (
-        ResizeConfig.resolve(preset="satellite").normalization == "dataset"
-        and TrainConfig.resolve(preset="satellite").flips
-    )
+    assert ResizeConfig.resolve(preset="satellite").normalization == "dataset"
+    assert TrainConfig.resolve(preset="satellite").flips
 
 
-def test_what_is_said_overrules_the_preset_even_with_the_usual_value() -> None:
+def test_explicit_values_override_the_preset() -> None:
     config = CleanConfig.from_values({"preset": "ocr", "color": "rgb", "equalize": "off"})
     assert (config.color, config.equalize) == ("rgb", "off")
     assert TrainConfig.from_values({"preset": "ocr", "flip": True, "crop_scale": 0.6}).fingerprint_values() == {}
 
 
-def test_a_preset_is_only_a_shorter_way_to_say_its_values() -> None:
-    assert (
-        CleanConfig.resolve(preset="ocr").fingerprint_values()
-        == CleanConfig(color="gray", equalize="autocontrast").fingerprint_values()
-    )
+def test_preset_has_the_fingerprint_of_its_values() -> None:
+    explicit = CleanConfig(color="gray", equalize="autocontrast")
+    assert CleanConfig.resolve(preset="ocr").fingerprint_values() == explicit.fingerprint_values()
     assert CleanConfig().fingerprint_values() == CleanConfig(color="rgb", trim="off").fingerprint_values() == {}
 
 
-def test_one_preset_reaches_every_step_of_a_run() -> None:
+def test_preset_applies_to_every_step_of_a_run() -> None:
     assert list_parameters()["preset"].steps == ("clean", "resize", "train")
     parameters = resolve_parameters({"preset": "ocr", "flip": "true"})
     assert parameters.pipeline == {"preset": "ocr"} and parameters.sections == {"train": {"flip": "true"}}
@@ -75,7 +71,7 @@ def test_one_preset_reaches_every_step_of_a_run() -> None:
     assert isinstance(clean, CleanConfig) and clean.color == "gray"
 
 
-def test_an_unknown_preset_is_the_users_error() -> None:
+def test_unknown_preset_is_refused() -> None:
     with pytest.raises(UserError, match=r"^preset: expected one of photo, ocr, medical, satellite, fashion"):
         CleanConfig.from_values({"preset": "x-ray"})
 
@@ -95,12 +91,12 @@ def test_an_unknown_preset_is_the_users_error() -> None:
         ({"leakage": "ignore"}, "^leakage: expected one of auto, drop, report"),
     ],
 )
-def test_wrong_options_of_cleaning_are_named(values: dict[str, object], message: str) -> None:
+def test_invalid_clean_options_are_named(values: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         CleanConfig.from_values(values)
 
 
-def test_values_of_cleaning_that_are_read() -> None:
+def test_clean_values_are_parsed() -> None:
     assert CleanConfig(background_color="#0aFf10").background_rgb() == (10, 255, 16)
     assert CleanConfig(background_color="White").background_rgb() == (255, 255, 255)
     assert CleanConfig(mask_background="2, 3").background_values() == (2, 3)

@@ -1,4 +1,4 @@
-"""Pretrained weights on other channels: the network starts as the pretrained one, whatever the colour and edges."""
+"""Pretrained weights on other channels: initial outputs equal the pretrained network's for any color and edges."""
 
 from __future__ import annotations
 
@@ -40,26 +40,24 @@ def spec_for(color: str, edges: tuple[str, ...] = (), backbone: str = SMALL) -> 
     return ModelSpec(backbone, ("a", "b", "c"), image_of(color, edges))
 
 
-def pretrained(
-    weights: str, color: str, edges: tuple[str, ...] = (), backbone: str = SMALL
-) -> tuple[torch.nn.Module, str]:
+def load(weights: str, color: str, edges: tuple[str, ...] = (), backbone: str = SMALL) -> tuple[torch.nn.Module, str]:
     network = network_for(color, edges, backbone, seed=1)
     config = TrainConfig(backbone=backbone, weights=weights)
     return network.eval(), load_pretrained(network, spec_for(color, edges, backbone), config)
 
 
-def with_head_of(network: torch.nn.Module, other: torch.nn.Module) -> torch.nn.Module:
-    """A bare file's head is unknown and stays out: for comparing outputs it is put in by hand."""
-    head = [name for name, _ in other.named_parameters()][-1].rpartition(".")[0] + "."
-    found = {k: v for k, v in other.state_dict().items() if k.startswith(head)}
-    network.load_state_dict({**network.state_dict(), **found})
+def copy_head(network: torch.nn.Module, source: torch.nn.Module) -> torch.nn.Module:
+    """Copy the head of `other`, which a bare weights file does not restore, so that outputs can be compared."""
+    head = [name for name, _ in source.named_parameters()][-1].rpartition(".")[0] + "."
+    tensors = {k: v for k, v in source.state_dict().items() if k.startswith(head)}
+    network.load_state_dict({**network.state_dict(), **tensors})
     return network
 
 
-def logits(network: torch.nn.Module, *parts: torch.Tensor) -> torch.Tensor:
+def compute_logits(network: torch.nn.Module, *parts: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():
-        found: torch.Tensor = network(torch.cat(parts, 1))
-    return found
+        logits: torch.Tensor = network(torch.cat(parts, 1))
+    return logits
 
 
 @pytest.fixture(scope="module")
@@ -71,43 +69,43 @@ def rgb_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize(("color", "edges"), [*((color, ()) for color in COLORS), ("gray", ("canny",)),
                                               *((color, BOTH) for color in ("rgb", "gray", "lab"))])  # fmt: skip
-def test_a_network_starts_as_the_one_that_was_trained_on_rgb(rgb_file: str, color: str, edges: tuple[str, ...]) -> None:
+def test_initial_outputs_equal_those_of_the_rgb_network(rgb_file: str, color: str, edges: tuple[str, ...]) -> None:
     original = network_for("rgb")
-    network, said = pretrained(rgb_file, color, edges)
-    with_head_of(network, original)
+    network, summary = load(rgb_file, color, edges)
+    copy_head(network, original)
     image = torch.randn(2, COLORS[color], SIZE, SIZE)
-    drawn = torch.rand(2, len(edges), SIZE, SIZE)
-    expected = logits(original, image if COLORS[color] == 3 else image.expand(-1, 3, -1, -1))
-    torch.testing.assert_close(logits(network, image, drawn), expected)
+    edge_maps = torch.rand(2, len(edges), SIZE, SIZE)
+    expected = compute_logits(original, image if COLORS[color] == 3 else image.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(compute_logits(network, image, edge_maps), expected)
     everything = len(original.state_dict())
-    assert f"{everything - 2} of {everything} tensors" in said, "all but the head's"
-    assert ("trained on rgb" in said) == (color != "rgb")
-    assert said.endswith(f"{' and '.join(edges)} from zero") == bool(edges)
+    assert f"{everything - 2} of {everything} tensors" in summary, "all but the head's"
+    assert ("trained on rgb" in summary) == (color != "rgb")
+    assert summary.endswith(f"{' and '.join(edges)} from zero") == bool(edges)
 
 
 @pytest.mark.parametrize("backbone", ["resnet18", "mobilenet_v3_small", "squeezenet1_1", "efficientnet_b0"])
-def test_the_first_convolution_is_found_in_every_kind_of_network(tmp_path: Path, backbone: str) -> None:
+def test_first_convolution_is_found_in_every_architecture(tmp_path: Path, backbone: str) -> None:
     original = network_for("rgb", (), backbone)
     save_file(original.state_dict(), tmp_path / "w.safetensors")
     for color, edges in (("gray", ()), ("rgb", BOTH), ("gray", BOTH)):
-        network, _ = pretrained(str(tmp_path / "w.safetensors"), color, edges, backbone)
+        network, _ = load(str(tmp_path / "w.safetensors"), color, edges, backbone)
         name = find_first_convolution(network, COLORS[color] + len(edges))
         assert name == find_first_convolution(original, 3)
-        found, filters = (n.get_submodule(name).weight for n in (network, original))
-        known = COLORS[color]
-        torch.testing.assert_close(found[:, :known], filters if known == 3 else filters.sum(1, keepdim=True))
-        assert not found[:, known:].any()
+        weight, filters = (n.get_submodule(name).weight for n in (network, original))
+        num_colors = COLORS[color]
+        torch.testing.assert_close(weight[:, :num_colors], filters if num_colors == 3 else filters.sum(1, keepdim=True))
+        assert not weight[:, num_colors:].any()
 
 
 def test_edges_are_learned_from_zero(rgb_file: str) -> None:
-    network, _ = pretrained(rgb_file, "rgb", ("sobel",))
+    network, _ = load(rgb_file, "rgb", ("sobel",))
     first = network.get_submodule(find_first_convolution(network, 4))
     torch.nn.functional.cross_entropy(network(torch.randn(2, 4, SIZE, SIZE)), torch.tensor([0, 1])).backward()
     assert first.weight.grad[:, 3].abs().max() > 0
 
 
-def model_dataset(folder: Path, color: str, edges: tuple[str, ...]) -> str:
-    """A model of our own, trained on other channels."""
+def commit_model(folder: Path, color: str, edges: tuple[str, ...]) -> str:
+    """Commit a model that was trained on these channels."""
     uri = str(folder / "model" / f"{color}-{len(edges)}")
     spec = spec_for(color, edges)
     state = network_for(color, edges).state_dict()
@@ -120,83 +118,85 @@ def model_dataset(folder: Path, color: str, edges: tuple[str, ...]) -> str:
     return uri
 
 
-def test_a_model_says_itself_what_its_channels_are(tmp_path: Path) -> None:
+def test_channels_are_read_from_the_models_spec(tmp_path: Path) -> None:
     """Grey and two edges are three channels, too: they must not be taken for red, green and blue."""
-    uri = model_dataset(tmp_path, "gray", BOTH)
+    uri = commit_model(tmp_path, "gray", BOTH)
     original = network_for("gray", BOTH)
     image, sobel, canny = torch.randn(3, 2, 1, SIZE, SIZE).unbind()
-    same, said = pretrained(uri, "gray", BOTH)
-    torch.testing.assert_close(logits(same, image, sobel, canny), logits(original, image, sobel, canny))
-    assert "zero" not in said and "trained on" not in said
-    fewer, said = pretrained(uri, "gray", ("canny",))
-    torch.testing.assert_close(logits(fewer, image, canny), logits(original, image, 0 * sobel, canny))
-    assert "zero" not in said
-    plain = model_dataset(tmp_path, "gray", ("sobel",))
-    more, said = pretrained(plain, "gray", BOTH)
-    torch.testing.assert_close(logits(more, image, sobel, canny), logits(network_for("gray", ("sobel",)), image, sobel))
-    assert said.endswith("canny from zero")
-    coloured, said = pretrained(uri, "rgb")
-    assert said.endswith("trained on gray, the first convolution from scratch")
+    same, summary = load(uri, "gray", BOTH)
+    torch.testing.assert_close(compute_logits(same, image, sobel, canny), compute_logits(original, image, sobel, canny))
+    assert "zero" not in summary and "trained on" not in summary
+    fewer, summary = load(uri, "gray", ("canny",))
+    torch.testing.assert_close(compute_logits(fewer, image, canny), compute_logits(original, image, 0 * sobel, canny))
+    assert "zero" not in summary
+    plain = commit_model(tmp_path, "gray", ("sobel",))
+    more, summary = load(plain, "gray", BOTH)
+    torch.testing.assert_close(
+        compute_logits(more, image, sobel, canny), compute_logits(network_for("gray", ("sobel",)), image, sobel)
+    )
+    assert summary.endswith("canny from zero")
+    coloured, summary = load(uri, "rgb")
+    assert summary.endswith("trained on gray, the first convolution from scratch")
     first = find_first_convolution(coloured, 3) + ".weight"
     torch.testing.assert_close(coloured.state_dict()[first], network_for("rgb", seed=1).state_dict()[first])
 
 
-def test_a_file_of_five_channels_fits_five_channels(tmp_path: Path) -> None:
+def test_weights_of_five_channels_load_into_five_channels(tmp_path: Path) -> None:
     save_file(network_for("rgb", BOTH).state_dict(), tmp_path / "five.safetensors")
-    network, said = pretrained(str(tmp_path / "five.safetensors"), "rgb", BOTH)
+    network, summary = load(str(tmp_path / "five.safetensors"), "rgb", BOTH)
     original = network_for("rgb", BOTH)
     image = torch.randn(1, 5, SIZE, SIZE)
-    torch.testing.assert_close(logits(with_head_of(network, original), image), logits(original, image))
-    assert "zero" not in said
+    torch.testing.assert_close(compute_logits(copy_head(network, original), image), compute_logits(original, image))
+    assert "zero" not in summary
 
 
 def test_weights_of_another_network_are_refused(rgb_file: str) -> None:
     with pytest.raises(UserError, match="weights: expected weights of squeezenet1_1"):
-        pretrained(rgb_file, "rgb", BOTH, "squeezenet1_1")
+        load(rgb_file, "rgb", BOTH, "squeezenet1_1")
 
 
-def test_a_model_of_five_channels_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
+def test_model_of_five_channels_is_loaded(tmp_path: Path) -> None:
     from imagemill.components.dataset.manifest import read_dataset
 
-    uri = model_dataset(tmp_path, "lab", BOTH)
+    uri = commit_model(tmp_path, "lab", BOTH)
     network, spec = load_model(read_dataset(uri, "model"))
     assert spec.geometry == Geometry(SIZE, "crop", "lab", BOTH)
     image = torch.randn(1, 5, SIZE, SIZE)
-    torch.testing.assert_close(logits(network, image), logits(network_for("lab", BOTH), image))
+    torch.testing.assert_close(compute_logits(network, image), compute_logits(network_for("lab", BOTH), image))
 
 
 def test_a_vision_transformers_position_embeddings_are_resampled(tmp_path: Path) -> None:
     """To the size of the images: the class token's stays, the grid's is stretched (align_corners: corners stay)."""
     from torchvision.models import VisionTransformer
 
-    def made(size: int) -> Any:
+    def make_transformer(size: int) -> Any:
         return VisionTransformer(size, 16, 1, 2, 32, 64, num_classes=3)
 
     from imagemill.components.train import pretrained_weights as module
 
-    theirs, ours = made(64), made(96)
+    pretrained, network = make_transformer(64), make_transformer(96)
     spec = ModelSpec("vit_b_16", ("a", "b", "c"), replace(image_of("rgb"), shape=(96, 96, 3)))
-    save_file(theirs.state_dict(), tmp_path / "w.safetensors")
-    said = load_pretrained(ours, spec, TrainConfig(backbone="vit_b_16", weights=str(tmp_path / "w.safetensors")))
-    everything = len(ours.state_dict())
-    assert said.endswith(f"{everything - 2} of {everything} tensors, position embeddings resampled")
-    before = theirs.state_dict()["encoder.pos_embedding"]
-    after = ours.state_dict()["encoder.pos_embedding"]
+    save_file(pretrained.state_dict(), tmp_path / "w.safetensors")
+    summary = load_pretrained(network, spec, TrainConfig(backbone="vit_b_16", weights=str(tmp_path / "w.safetensors")))
+    everything = len(network.state_dict())
+    assert summary.endswith(f"{everything - 2} of {everything} tensors, position embeddings resampled")
+    before = pretrained.state_dict()["encoder.pos_embedding"]
+    after = network.state_dict()["encoder.pos_embedding"]
     torch.testing.assert_close(after[:, 0], before[:, 0])
     grids = before[:, 1:].reshape(4, 4, 32), after[:, 1:].reshape(6, 6, 32)
     for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
         torch.testing.assert_close(grids[1][corner], grids[0][corner])
     same, resampled = module._resample_positions(
-        theirs.state_dict(), made(64), ModelSpec("vit_b_16", ("a",), image_of64())
+        pretrained.state_dict(), make_transformer(64), ModelSpec("vit_b_16", ("a",), make_image64())
     )
     assert not resampled and torch.equal(same["encoder.pos_embedding"], before)
 
 
-def image_of64() -> ImageSpec:
+def make_image64() -> ImageSpec:
     return replace(image_of("rgb"), shape=(64, 64, 3))
 
 
-def test_a_pickle_is_refused_by_its_name(tmp_path: Path) -> None:
+def test_pickle_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(2)}, tmp_path / "resnet.pth")
     with pytest.raises(UserError, match=r"weights: expected a \.safetensors file or a model .*, found '.*resnet\.pth'"):
         find_weights_file(str(tmp_path / "resnet.pth"))

@@ -1,4 +1,4 @@
-"""The head that is solved: the optimum of its problem on the network's features, and a first epoch like any other."""
+"""Head fitted by logistic regression: the optimum on the network's features, as the first epoch of a training."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def tensors(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.mark.parametrize("penalty", [PENALTIES[0], 0.03, PENALTIES[-1]])
-def test_the_solution_is_scikit_learns(penalty: float) -> None:
+def test_solution_matches_scikit_learn(penalty: float) -> None:
     """Balanced classes of very different sizes: the same optimum, which is one since the problem is strictly convex."""
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [90, 25, 5])
@@ -42,19 +42,19 @@ def test_the_solution_is_scikit_learns(penalty: float) -> None:
     # There the penalty is 1/2 on the squared norm, and C times the sum of the losses stands beside it.
     model = LogisticRegression(C=1 / (penalty * len(labels)), class_weight="balanced", tol=1e-8, max_iter=5000)
     model.fit(features, labels)
-    found = fit_logistic_regression(
+    solution = fit_logistic_regression(
         torch.tensor(features, dtype=torch.float32), torch.tensor(labels), torch.tensor(balance, dtype=torch.float32),
         penalty, torch.zeros(3, 7),
     ).numpy()  # fmt: skip
-    found = found - found.mean(0)  # a constant added to all biases changes no probability
+    solution = solution - solution.mean(0)  # a constant added to all biases changes no probability
     expected = np.column_stack((model.coef_, model.intercept_))
     expected = expected - expected.mean(0)
-    assert np.abs(found[:, :-1] - expected[:, :-1]).max() < 0.01 * max(1.0, np.abs(expected).max())
-    probabilities = torch.softmax(torch.tensor(features @ found[:, :-1].T + found[:, -1]), 1).numpy()
+    assert np.abs(solution[:, :-1] - expected[:, :-1]).max() < 0.01 * max(1.0, np.abs(expected).max())
+    probabilities = torch.softmax(torch.tensor(features @ solution[:, :-1].T + solution[:, -1]), 1).numpy()
     assert np.abs(probabilities - model.predict_proba(features)).max() < 0.01
 
 
-def test_the_first_epoch_solves_the_head_and_nothing_else(tensors: Dataset, tmp_path: Path) -> None:
+def test_first_epoch_changes_only_the_head(tensors: Dataset, tmp_path: Path) -> None:
     """The dataset's two classes differ in brightness: a head on a random network's features tells them apart, which no
     epoch of a few steps does."""
     config = settings(tensors, **SOLVED, epochs=1)
@@ -67,7 +67,7 @@ def test_the_first_epoch_solves_the_head_and_nothing_else(tensors: Dataset, tmp_
     assert changed == {"fc.weight", "fc.bias"}
 
 
-def test_what_follows_never_ends_below_it(tensors: Dataset, tmp_path: Path) -> None:
+def test_solved_head_is_kept_if_later_epochs_are_worse(tensors: Dataset, tmp_path: Path) -> None:
     """A learning rate that destroys everything: the solved head is the best epoch, and is kept."""
     solving = trainer(tensors, tmp_path, settings(tensors, **SOLVED, epochs=3, learning_rate=0.2))
     state = solving.run()
@@ -75,12 +75,12 @@ def test_what_follows_never_ends_below_it(tensors: Dataset, tmp_path: Path) -> N
     assert max(row["val_macro_f1"] for row in state.history[1:]) <= state.history[0]["val_macro_f1"]
 
 
-def test_the_steps_after_it_have_the_whole_schedule(tensors: Dataset, tmp_path: Path) -> None:
+def test_schedule_starts_after_the_solved_epoch(tensors: Dataset, tmp_path: Path) -> None:
     solving = trainer(tensors, tmp_path, settings(tensors, **SOLVED, epochs=3))
     assert solving.stepper.schedule.steps == 2 * 5  # five batches of eight in each of two epochs
 
 
-def test_a_killed_training_ends_with_the_very_weights_of_an_unbroken_one(tensors: Dataset, tmp_path: Path) -> None:
+def test_killed_training_ends_with_the_weights_of_an_uninterrupted_one(tensors: Dataset, tmp_path: Path) -> None:
     config = settings(tensors, **SOLVED, epochs=3)
     expected = trainer(tensors, tmp_path / "whole", config).run()
     killed = trainer(tensors, tmp_path / "killed", config)
@@ -93,18 +93,18 @@ def test_a_killed_training_ends_with_the_very_weights_of_an_unbroken_one(tensors
         killed.run()
     resumed = trainer(tensors, tmp_path / "killed", config)
     torch.nn.init.normal_(get_linear_head(resumed.network).weight)  # type: ignore[union-attr]
-    found = resumed.run()
-    assert history_of(found.history) == history_of(expected.history)
-    assert all(torch.equal(found.best_weights[name], expected.best_weights[name]) for name in expected.best_weights)
+    state = resumed.run()
+    assert history_of(state.history) == history_of(expected.history)
+    assert all(torch.equal(state.best_weights[name], expected.best_weights[name]) for name in expected.best_weights)
 
 
-def test_without_validation_images_the_penalty_is_the_usual_one(tmp_path: Path) -> None:
+def test_head_is_solved_without_validation_images(tmp_path: Path) -> None:
     tensors = make_tensors(tmp_path / "tensors", val=0)
     state = trainer(tensors, tmp_path, settings(tensors, **SOLVED, epochs=1)).run()
     assert state.best_epoch == 1 and state.history[0]["train_loss"] < 0.5
 
 
-def test_heads_of_other_forms_are_trained(tensors: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_nonlinear_head_is_trained(tensors: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """SqueezeNet's head is a convolution."""
     config = settings(tensors, **SOLVED | {"backbone": "squeezenet1_1"}, epochs=1)
     state = trainer(tensors, tmp_path, config).run()
@@ -112,12 +112,12 @@ def test_heads_of_other_forms_are_trained(tensors: Dataset, tmp_path: Path, caps
 
 
 @pytest.mark.parametrize("values", [{"recipe": "probe"}, {"head": "solved"}])
-def test_a_head_is_solved_on_pretrained_weights_only(values: dict[str, str]) -> None:
+def test_solved_head_requires_pretrained_weights(values: dict[str, str]) -> None:
     with pytest.raises(UserError, match=f"{next(iter(values))}: expected another one without pretrained weights"):
         TrainConfig.from_values(values)
 
 
-def test_recipes_for_little_data_begin_with_it(tensors: Dataset) -> None:
+def test_recipes_for_few_images_solve_the_head(tensors: Dataset) -> None:
     assert settings(tensors, recipe="auto", weights="somewhere").head == "solved"
     assert settings(tensors, recipe="auto").head is None
     assert settings(tensors, recipe="auto", weights="somewhere", head="trained").head == "trained"
@@ -125,7 +125,7 @@ def test_recipes_for_little_data_begin_with_it(tensors: Dataset) -> None:
     assert (probe.head, probe.epochs) == ("solved", 1)
 
 
-def test_a_final_head_is_cross_validated_and_fitted_to_all_images(tensors: Dataset, tmp_path: Path) -> None:
+def test_final_head_is_cross_validated_and_fitted_to_all_images(tensors: Dataset, tmp_path: Path) -> None:
     network = trainer(tensors, tmp_path, settings(tensors, **SOLVED)).network
     context, device = Context("train", Workspace.open(str(tmp_path)), "run", False), torch.device("cpu")
     features = FeatureComputer(network, tensors, {"seed": 0}, device, context).run()

@@ -1,4 +1,4 @@
-"""Where a run cleans and resizes: by the file, or by the size of the work."""
+"""Executor of clean and resize in a run: as the cluster file says, else by the size of the work."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ def choose_for_clean(cluster: dict[str, Any], totals: Totals) -> str:
 
 
 @pytest.mark.parametrize(("totals", "mode"), [(DEMO, "pod"), (PETS, "pod"), (LARGE, "rayjob"), (Totals(), "pod")])
-def test_small_data_needs_no_rayjob(totals: Totals, mode: str) -> None:
+def test_small_data_is_processed_in_the_pod(totals: Totals, mode: str) -> None:
     assert choose({}, totals) == mode == choose_for_clean({}, totals)
 
 
 @pytest.mark.parametrize(("kilobytes", "measured"), [(34, (1400, 1700)), (231, (420, 433)), (1000, (110, 120))])
-def test_the_estimate_is_what_was_measured_on_two_cores(kilobytes: int, measured: tuple[int, int]) -> None:
+def test_estimate_of_resize_matches_measurements(kilobytes: int, measured: tuple[int, int]) -> None:
     rate = 2 * 10_000 / estimate_core_seconds(Totals(rows=10_000, bytes=10_000_000 * kilobytes))
     assert measured[0] <= rate <= measured[1]
 
 
 @pytest.mark.parametrize(("kilobytes", "milliseconds"), [(39, 1.7), (272, 10.2), (1000, 64)])
-def test_cleans_estimate_is_near_what_was_measured(kilobytes: int, milliseconds: float) -> None:
+def test_estimate_of_clean_matches_measurements(kilobytes: int, milliseconds: float) -> None:
     assert estimate_clean(1, 1000 * kilobytes) * 1000 == pytest.approx(milliseconds, rel=0.3)
 
 
-def test_the_size_is_the_files() -> None:
+def test_threshold_depends_on_the_cluster_file() -> None:
     """More cores in the pod do more in the same time; 0 seconds are a RayJob for everything."""
     assert choose({"steps": {"resize": {"cpu": "100m"}}}, PETS) == "rayjob"
     assert choose_for_clean({"steps": {"clean": {"cpu": "100m"}}}, PETS) == "rayjob"
@@ -49,7 +49,7 @@ def test_the_size_is_the_files() -> None:
         assert choose({"ray": ray}, totals) == mode == choose_for_clean({"ray": ray}, totals)
 
 
-def test_the_pages_numbers_are_the_estimates() -> None:
+def test_documented_numbers_equal_the_estimates() -> None:
     """Images in 60 s on 4 cores, in the cluster file's help and in k8s/README.md."""
     for kilobytes, cleaned, resized in ((34, 140_000, 190_000), (231, 22_000, 52_000)):
         size = 1000 * kilobytes
@@ -57,7 +57,7 @@ def test_the_pages_numbers_are_the_estimates() -> None:
         assert estimate_core_seconds(Totals(rows=resized, bytes=resized * size)) / 4 == pytest.approx(60, rel=0.04)
 
 
-def test_copies_are_work_and_a_gpu_is_with_rays_workers() -> None:
+def test_copies_and_gpus_are_processed_on_ray() -> None:
     assert choose({}, PETS, copies=50) == "rayjob"
     assert choose({}, DEMO, device="cuda") == "rayjob"
 
@@ -65,7 +65,7 @@ def test_copies_are_work_and_a_gpu_is_with_rays_workers() -> None:
 @pytest.mark.parametrize(
     "ray", [{"mode": "pod"}, {"mode": "rayjob"}, {"mode": "address", "address": "http://head:8265"}]
 )
-def test_a_mode_that_is_said_is_taken(ray: dict[str, Any]) -> None:
+def test_explicit_mode_is_used(ray: dict[str, Any]) -> None:
     assert {choose({"ray": ray}, totals) for totals in (DEMO, LARGE)} == {ray["mode"]}
     assert parse_cluster({"ray": ray}).ray.makes_rayjobs == (ray["mode"] == "rayjob")
     assert parse_cluster({}).ray.makes_rayjobs

@@ -1,4 +1,4 @@
-"""The RayJob field by field, and the table of its statuses against Argo's conditions."""
+"""RayJob manifest field by field, and its statuses compared with Argo's conditions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from imagemill.components.engine.ray_job import build_command
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.storage.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER, UserError
-from imagemill.pipelines.cluster import pod_fields as pod_fields
+from imagemill.pipelines.cluster import pod_fields
 from imagemill.pipelines.cluster.cluster_file import RUN_LABEL, Cluster, parse_cluster
 from imagemill.pipelines.kuberay import manifest as rayjob
 from imagemill.pipelines.kuberay.failures import explain_failure, list_problems, waits_in_vain
@@ -57,14 +57,14 @@ FULL: Json = {
 OWNER = {"apiVersion": "v1", "kind": "Pod", "name": "resize-pod", "uid": "1-2-3"}
 
 
-def made(values: Json, owner: Json | None = None, run: str = "run-1") -> Json:
+def build_job(values: Json, owner: Json | None = None, run: str = "run-1") -> Json:
     config = ResizeConfig(workspace="s3://bucket/work", clean="s3://bucket/work/clean/x", run=run, device="cpu")
     words = build_command("resize", config)
     return build_rayjob(parse_cluster(values), "resize", build_job_name(run, FINGERPRINT), words, run, owner)
 
 
-def pods(job: Json) -> dict[str, Json]:
-    """The pods' templates: head, workers, submitter."""
+def get_pod_templates(job: Json) -> dict[str, Json]:
+    """Return the pod templates by role: head, workers, submitter."""
     ray = job["spec"]["rayClusterSpec"]
     [workers] = ray["workerGroupSpecs"]
     return {
@@ -75,52 +75,49 @@ def pods(job: Json) -> dict[str, Json]:
 
 
 @pytest.mark.parametrize(("name", "values", "owner"), [("rayjob", BARE, None), ("rayjob_gpu", FULL, OWNER)])
-def test_the_whole_manifest(name: str, values: Json, owner: Json | None) -> None:
-    job = made(values, owner)
+def test_manifest_equals_the_golden_file(name: str, values: Json, owner: Json | None) -> None:
+    job = build_job(values, owner)
     manifests.check_golden(f"{name}.yaml", manifests.dumped(job, sort_keys=False))
 
 
 @pytest.mark.parametrize("values", [BARE, FULL])
-def test_the_schema_and_pod_security_let_it_in(values: Json) -> None:
-    job = made(values, OWNER)
+def test_manifest_passes_the_schema_and_pod_security(values: Json) -> None:
+    job = build_job(values, OWNER)
     for where, spec in manifests.pod_specs(job):
         manifests.check_restricted(where, spec)
     manifests.check_custom(job)
 
 
 @pytest.mark.parametrize("values", [BARE, FULL])
-def test_every_container_is_as_it_must_be(values: Json) -> None:
-    job = made(values)
-    for where, template in pods(job).items():
+def test_pods_have_labels_resources_and_a_read_only_root(values: Json) -> None:
+    job = build_job(values)
+    for role, template in get_pod_templates(job).items():
         spec, labels = template["spec"], template["metadata"]["labels"]
-        assert (
-            labels["sidecar.istio.io/inject"]
-            == "false"
-            == template["metadata"]["annotations"]["sidecar.istio.io/inject"]
-        ), where
+        annotations = template["metadata"]["annotations"]
+        assert labels["sidecar.istio.io/inject"] == annotations["sidecar.istio.io/inject"] == "false", role
         assert labels[RUN_LABEL] == "run-1" and labels["app.kubernetes.io/part-of"] == "imagemill"
         assert labels.items() >= values.get("labels", {}).items()
         assert spec["securityContext"]["runAsUser"] == 10001 and spec["restartPolicy"] == "Never"
-        # Said, and not left to the account: ours says false, and without a token no worker would ever come.
-        assert spec["automountServiceAccountToken"] == (where == "head"), "the autoscaler alone needs one"
+        # Explicit, because our service account sets false, and without a token no worker would ever start.
+        assert spec["automountServiceAccountToken"] == (role == "head"), "the autoscaler alone needs one"
         assert spec["terminationGracePeriodSeconds"] == 5
         [container] = spec["containers"]
-        size = container["resources"]
-        assert {"cpu", "memory", "ephemeral-storage"} <= set(size["requests"]) and "memory" in size["limits"]
+        resources = container["resources"]
+        assert {"cpu", "memory", "ephemeral-storage"} <= set(resources["requests"]) and "memory" in resources["limits"]
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
-        mounts = {one["mountPath"]: one["name"] for one in container["volumeMounts"]}
+        mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
         assert {"/scratch", "/tmp/ray"} <= set(mounts)
         assert sorted(mounts.values()) == sorted(volume["name"] for volume in spec["volumes"])
         assert container["image"] == DIGEST and "RAY_TMPDIR" in str(container["env"])
     autoscaler = job["spec"]["rayClusterSpec"]["autoscalerOptions"]
     assert autoscaler["resources"]["requests"]["cpu"] == "100m" and "cpu" not in autoscaler["resources"]["limits"]
-    assert {one["name"] for one in autoscaler["volumeMounts"]} <= {
-        volume["name"] for volume in pods(job)["head"]["spec"]["volumes"]
+    assert {mount["name"] for mount in autoscaler["volumeMounts"]} <= {
+        volume["name"] for volume in get_pod_templates(job)["head"]["spec"]["volumes"]
     }
 
 
-def test_workers_get_what_the_file_says() -> None:
-    job = made(FULL)
+def test_workers_follow_the_cluster_file() -> None:
+    job = build_job(FULL)
     ray = job["spec"]["rayClusterSpec"]
     [group] = ray["workerGroupSpecs"]
     assert (group["replicas"], group["minReplicas"], group["maxReplicas"]) == (1, 1, 8), "a GPU has to be seen at once"
@@ -131,77 +128,77 @@ def test_workers_get_what_the_file_says() -> None:
     }
     assert group["rayStartParams"]["num-cpus"] == "6"
     assert spec["nodeSelector"] == {"pool": "gpu"} and spec["tolerations"][0]["key"] == "nvidia.com/gpu"
-    [shm] = [one["emptyDir"] for one in spec["volumes"] if one["name"] == "shm"]
+    [shm] = [volume["emptyDir"] for volume in spec["volumes"] if volume["name"] == "shm"]
     assert shm == {"medium": "Memory", "sizeLimit": "4Gi"}
     assert group["rayStartParams"]["object-store-memory"] == str(2 * 2**30)
     assert ray["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     assert ray["enableInTreeAutoscaling"] is True and ray["autoscalerOptions"]["idleTimeoutSeconds"] == 60
-    [cpu] = made(BARE)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    [cpu] = build_job(BARE)["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert (cpu["minReplicas"], cpu["maxReplicas"]) == (1, 4)
 
 
-def test_cpu_is_promised_and_not_limited_unless_a_limit_is_said() -> None:
+def test_cpu_has_a_request_and_no_limit_by_default() -> None:
     """A head of 200m that is throttled to them never starts; and Ray, unlimited, would take the node's cores."""
     small = {"cpu": "200m", "memory": "1Gi"}
     values = BARE | {"ray": {"version": "2.60.0", "head": small, "workers": {"pod": small}, "submitter": small,
                              "autoscaler": {**small, "cpu_limit": "2", "memory_limit": "2Gi"}}}  # fmt: skip
-    job = made(values)
-    for template in pods(job).values():
-        size = template["spec"]["containers"][0]["resources"]
-        assert (size["requests"]["cpu"], size["limits"].get("cpu")) == ("200m", None)
-        assert size["requests"]["memory"] == size["limits"]["memory"] == "1Gi"
+    job = build_job(values)
+    for template in get_pod_templates(job).values():
+        resources = template["spec"]["containers"][0]["resources"]
+        assert (resources["requests"]["cpu"], resources["limits"].get("cpu")) == ("200m", None)
+        assert resources["requests"]["memory"] == resources["limits"]["memory"] == "1Gi"
     ray = job["spec"]["rayClusterSpec"]
-    size = ray["autoscalerOptions"]["resources"]
-    assert (size["requests"]["cpu"], size["limits"]["cpu"]) == ("200m", "2"), "a limit raises no request"
-    assert (size["requests"]["memory"], size["limits"]["memory"]) == ("1Gi", "2Gi")
+    resources = ray["autoscalerOptions"]["resources"]
+    assert (resources["requests"]["cpu"], resources["limits"]["cpu"]) == ("200m", "2"), "a limit raises no request"
+    assert (resources["requests"]["memory"], resources["limits"]["memory"]) == ("1Gi", "2Gi")
     [group] = ray["workerGroupSpecs"]
-    told = (ray["headGroupSpec"]["rayStartParams"]["num-cpus"], group["rayStartParams"]["num-cpus"])
-    assert told == ("0", "1"), "the head runs no task, a worker at least one"
+    num_cpus = (ray["headGroupSpec"]["rayStartParams"]["num-cpus"], group["rayStartParams"]["num-cpus"])
+    assert num_cpus == ("0", "1"), "the head runs no task, a worker at least one"
 
 
 @pytest.mark.parametrize(("minimum", "gpu", "grows"), [(1, 0, True), (2, 0, False), (0, 0, True), (0, 1, True)])
 def test_the_autoscaler_runs_where_it_can_scale(minimum: int, gpu: int, grows: bool) -> None:
     workers = {"minimum": minimum, "maximum": 2, "pod": {"gpu": gpu}}
-    job = made(BARE | {"ray": {"version": "2.60.0", "workers": workers}})
+    job = build_job(BARE | {"ray": {"version": "2.60.0", "workers": workers}})
     ray = job["spec"]["rayClusterSpec"]
     assert ray["enableInTreeAutoscaling"] is ("autoscalerOptions" in ray) is grows
-    assert pods(job)["head"]["spec"]["automountServiceAccountToken"] is grows
+    assert get_pod_templates(job)["head"]["spec"]["automountServiceAccountToken"] is grows
     [group] = ray["workerGroupSpecs"]
     assert group["replicas"] == group["minReplicas"] == max(minimum, gpu)
     manifests.check_custom(job)
 
 
-def test_ends_that_are_always_there() -> None:
-    spec = made({"ray": {"version": "2.60.0", "deadline_seconds": 7200, "pending_seconds": 300}})["spec"]
+def test_deadlines_of_the_job() -> None:
+    spec = build_job({"ray": {"version": "2.60.0", "deadline_seconds": 7200, "pending_seconds": 300}})["spec"]
     assert (spec["activeDeadlineSeconds"], spec["preRunningDeadlineSeconds"]) == (7200, 300)
     assert spec["shutdownAfterJobFinishes"] is True and spec["ttlSecondsAfterFinished"] == 0
-    assert made({"ray": {"version": "2.60.0", "ttl_seconds": 90}})["spec"]["ttlSecondsAfterFinished"] == 90
+    assert build_job({"ray": {"version": "2.60.0", "ttl_seconds": 90}})["spec"]["ttlSecondsAfterFinished"] == 90
     assert spec["backoffLimit"] == 0 and spec["submitterConfig"] == {"backoffLimit": 0}
-    spec = made({"ray": {"version": "2.60.0", "deadline_seconds": 0, "pending_seconds": 0}})["spec"]
+    spec = build_job({"ray": {"version": "2.60.0", "deadline_seconds": 0, "pending_seconds": 0}})["spec"]
     assert not {"activeDeadlineSeconds", "preRunningDeadlineSeconds"} & set(spec), "KubeRay takes no deadline of 0"
 
 
-def test_credentials_come_from_the_secret_and_reach_ray_alone() -> None:
-    found = pods(made(FULL))
-    for where in ("head", "workers"):
-        env = {one["name"]: one for one in found[where]["spec"]["containers"][0]["env"]}
+def test_credentials_come_from_the_secret_and_reach_ray_pods_only() -> None:
+    templates = get_pod_templates(build_job(FULL))
+    for role in ("head", "workers"):
+        env = {variable["name"]: variable for variable in templates[role]["spec"]["containers"][0]["env"]}
         assert env["AWS_ACCESS_KEY_ID"]["valueFrom"]["secretKeyRef"] == {"name": "s3-keys", "key": "id"}
         assert env["AWS_SECRET_ACCESS_KEY"]["valueFrom"]["secretKeyRef"] == {"name": "s3-keys", "key": "key"}
         assert env["AWS_ENDPOINT_URL"]["value"] == "https://s3.example"
         regions = {env[name]["value"] for name in ("AWS_REGION", "AWS_DEFAULT_REGION")}  # boto3 reads the second alone
         assert regions == {parse_cluster(FULL).storage.region}
-    assert "AWS_" not in str(found["submitter"])
-    assert "serviceAccountName" not in str(found)
-    assert "secretKeyRef" not in str(made({"storage": {"secret": ""}})) and "AWS_REGION" in str(made(BARE))
+    assert "AWS_" not in str(templates["submitter"])
+    assert "serviceAccountName" not in str(templates)
+    assert "secretKeyRef" not in str(build_job({"storage": {"secret": ""}})) and "AWS_REGION" in str(build_job(BARE))
 
 
 @pytest.mark.parametrize(("version", "tokens"), [("2.60.0", True), ("2.52.0", True), ("2.9.3", False), ("2.51", False)])
-def test_tokens_are_asked_of_a_ray_that_has_them(version: str, tokens: bool) -> None:
-    ray = made({"ray": {"version": version}})["spec"]["rayClusterSpec"]
+def test_token_authentication_depends_on_rays_version(version: str, tokens: bool) -> None:
+    ray = build_job({"ray": {"version": version}})["spec"]["rayClusterSpec"]
     assert ray.get("authOptions") == ({"mode": "token"} if tokens else None) and ray["rayVersion"] == version
 
 
-def test_rays_version_is_the_installed_one_or_has_to_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rays_version_is_the_installed_one_or_required(monkeypatch: pytest.MonkeyPatch) -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     def absent(name: str) -> str:
@@ -214,7 +211,7 @@ def test_rays_version_is_the_installed_one_or_has_to_be_said(monkeypatch: pytest
 
 
 @pytest.mark.parametrize("run", ["", "x", "a" * 300, "run 1/ü'$(x)", "-.-", "demo-20261121-081500-3f9a", "É" * 60])
-def test_any_run_gives_names_and_labels_that_are_allowed(run: str) -> None:
+def test_any_run_gives_valid_names_and_labels(run: str) -> None:
     """KubeRay: a DNS-1035 label of 47 characters at most; Kubernetes: label values of 63."""
     name = build_job_name(run, FINGERPRINT)
     assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", name) and len(name) <= 47  # as KubeRay asks
@@ -224,7 +221,7 @@ def test_any_run_gives_names_and_labels_that_are_allowed(run: str) -> None:
     assert label != build_run_label(run + "y") and (label == run or label != build_run_label(label + "y"))
 
 
-def test_the_words_survive_the_submitters_shell_and_the_heads() -> None:
+def test_arguments_survive_the_shells_of_submitter_and_head() -> None:
     words = ["printf", "%s\\0", *("a b", "it's", '"', "$(x)", "`x`", ";x&", "\\", "é", "*", "", "--run=-x")]
     line = build_rayjob(parse_cluster(BARE), "resize", "x", words, "x")["spec"]["entrypoint"]
     submitted = subprocess.run(["/bin/bash", "-ec", f"printf '%s\\0' {line}"], capture_output=True, check=True)
@@ -240,48 +237,52 @@ NEVER_WRITTEN = {("Complete", job) for job in ("", "PENDING", "RUNNING", "FAILED
 
 
 @pytest.mark.parametrize(("deployment", "job"), list(itertools.product(DEPLOYMENTS, JOBS)))
-def test_the_table_and_argos_conditions_agree(deployment: str, job: str) -> None:
-    found = classify_status({"jobDeploymentStatus": deployment, "jobStatus": job})
-    argo = evaluated({"jobDeploymentStatus": deployment, "jobStatus": job})
+def test_classified_status_agrees_with_argos_conditions(deployment: str, job: str) -> None:
+    status = classify_status({"jobDeploymentStatus": deployment, "jobStatus": job})
+    argo = evaluate_conditions({"jobDeploymentStatus": deployment, "jobStatus": job})
     if (deployment, job) in NEVER_WRITTEN:
-        assert (found, argo) == (FAILED, "waits")
+        assert (status, argo) == (FAILED, "waits")
     else:
-        assert argo == {SUCCEEDED: "succeeded", FAILED: "failed"}.get(found, "waits")
+        assert argo == {SUCCEEDED: "succeeded", FAILED: "failed"}.get(status, "waits")
 
 
-def test_the_table_says_what_the_design_does() -> None:
+def test_statuses_are_classified() -> None:
     ends = {(d, j): classify_status({"jobDeploymentStatus": d, "jobStatus": j}) for d in DEPLOYMENTS for j in JOBS}
-    assert [key for key, found in ends.items() if found == SUCCEEDED] == [("Complete", "SUCCEEDED")]
-    assert {key for key, found in ends.items() if found == FAILED} == {
+    assert [key for key, status in ends.items() if status == SUCCEEDED] == [("Complete", "SUCCEEDED")]
+    assert {key for key, status in ends.items() if status == FAILED} == {
         (d, j) for d, j in ends if j == "STOPPED" or d in ("Failed", "ValidationFailed")
         or (d == "Complete" and j != "SUCCEEDED")
     }  # fmt: skip
-    assert {d for (d, j), found in ends.items() if found == RUNNING} == {"Running"}
+    assert {d for (d, j), status in ends.items() if status == RUNNING} == {"Running"}
     assert classify_status({}) == classify_status({"jobDeploymentStatus": "Pondering"}) == WAITING
     assert ends["Retrying", "FAILED"] == WAITING and ends["Running", "FAILED"] == RUNNING
 
 
-def test_argos_conditions_on_a_job_without_status() -> None:
-    assert evaluated({}) == "waits"
+def test_argo_waits_for_a_job_without_status() -> None:
+    assert evaluate_conditions({}) == "waits"
 
 
-def evaluated(status: Json) -> str:
-    """As Argo's executor does it (workflow/executor/resource.go): requirements of Kubernetes' label selectors on the
+def evaluate_conditions(status: Json) -> str:
+    """Evaluate the conditions as Argo's executor does (workflow/executor/resource.go): label selectors on the
     document; one of failure is enough and comes first, those of success must all hold."""
     document = {f"status.{key}": value for key, value in status.items() if value}
-    if any(_holds(one, document) for one in _requirements(rayjob.FAILURE_CONDITION)):
+    if any(_holds(requirement, document) for requirement in _requirements(rayjob.FAILURE_CONDITION)):
         return "failed"
-    return "succeeded" if all(_holds(one, document) for one in _requirements(rayjob.SUCCESS_CONDITION)) else "waits"
+    return (
+        "succeeded"
+        if all(_holds(requirement, document) for requirement in _requirements(rayjob.SUCCESS_CONDITION))
+        else "waits"
+    )
 
 
 def _requirements(selector: str) -> list[str]:
     """Split at the commas outside of parentheses."""
-    return [one.strip() for one in re.split(r",(?![^(]*\))", selector)]
+    return [part.strip() for part in re.split(r",(?![^(]*\))", selector)]
 
 
 def _holds(requirement: str, document: dict[str, str]) -> bool:
-    if found := re.fullmatch(r"([-\w./]+) in \(([^()]+)\)", requirement):
-        return document.get(found[1]) in [value.strip() for value in found[2].split(",")]
+    if match := re.fullmatch(r"([-\w./]+) in \(([^()]+)\)", requirement):
+        return document.get(match[1]) in [value.strip() for value in match[2].split(",")]
     equal = re.fullmatch(r"([-\w./]+) == (\w+)", requirement)
     assert equal, f"not a requirement that this test knows: {requirement}"
     return document.get(equal[1]) == equal[2]
@@ -320,7 +321,7 @@ def pod(kind: str, /, **status: Any) -> Json:
     return {"metadata": {"name": "x", "labels": {"ray.io/node-type": kind}}, "status": status}
 
 
-def terminated(container: str, reason: str, code: int, state: str = "state", **more: Any) -> Json:
+def make_terminated_status(container: str, reason: str, code: int, state: str = "state", **more: Any) -> Json:
     return {"name": container, state: {"terminated": {"exitCode": code, "reason": reason, **more}}}
 
 
@@ -328,10 +329,10 @@ def event(reason: str, message: str, kind: str = "RayCluster", name: str = "job-
     return {"reason": reason, "message": message, "involvedObject": {"kind": kind, "name": name}} | more
 
 
-def test_what_pods_tell_of_a_failure() -> None:
+def test_failure_is_explained_by_pod_statuses() -> None:
     unscheduled = pod("worker", conditions=[{"type": "PodScheduled", "status": "False",
                                              "message": "0/3 nodes: Insufficient nvidia.com/gpu"}])  # fmt: skip
-    killed = pod("worker", containerStatuses=[terminated("ray-worker", "OOMKilled", 137)])
+    killed = pod("worker", containerStatuses=[make_terminated_status("ray-worker", "OOMKilled", 137)])
     waits = {"reason": "ErrImagePull", "message": "no such image"}
     unpulled = pod("head", containerStatuses=[{"name": "ray-head", "state": {"waiting": waits}}])
     well = pod("head", phase="Running", containerStatuses=[{"name": "ray-head", "state": {"running": {}}}])
@@ -347,17 +348,17 @@ def test_what_pods_tell_of_a_failure() -> None:
     assert list_problems([evicted]) == ["head: EvictionByEvictionAPI: Eviction API: evicting"]
 
 
-def test_a_pod_that_is_deleted_ends_its_containers_and_that_tells_nothing() -> None:
+def test_terminated_containers_of_deleted_pods_are_ignored_except_for_memory() -> None:
     """Those of a job that has ended, above all; unless it was memory."""
-    last = terminated("ray-worker", "Error", 1, "lastState", message="no address")
+    last = make_terminated_status("ray-worker", "Error", 1, "lastState", message="no address")
     assert list_problems([pod("worker", containerStatuses=[last])]) == [
         "worker: ray-worker: Error (exit code 1): no address"
     ]
-    for container, reason, told in (("ray-worker", "Error", False), ("ray-head", "OOMKilled", True)):
-        ended = pod("head", containerStatuses=[terminated(container, reason, 137)])
+    for container, reason, is_reported in (("ray-worker", "Error", False), ("ray-head", "OOMKilled", True)):
+        ended = pod("head", containerStatuses=[make_terminated_status(container, reason, 137)])
         ended["metadata"]["deletionTimestamp"] = "2026-11-22T10:00:00Z"
-        assert bool(list_problems([ended])) == told
-    assert list_problems([pod("", containerStatuses=[terminated("ray-job-submitter", "Error", 1)])]) == []
+        assert bool(list_problems([ended])) == is_reported
+    assert list_problems([pod("", containerStatuses=[make_terminated_status("ray-job-submitter", "Error", 1)])]) == []
 
 
 @pytest.mark.parametrize(
@@ -365,10 +366,12 @@ def test_a_pod_that_is_deleted_ends_its_containers_and_that_tells_nothing() -> N
     [("ray-head", "ray.head.memory"), ("autoscaler", "ray.autoscaler.memory"),
      ("ray-job-submitter", "ray.submitter.memory")],
 )  # fmt: skip
-def test_too_little_memory_is_the_files(container: str, memory: str) -> None:
+def test_too_little_memory_of_the_head_is_a_user_error(container: str, memory: str) -> None:
     """Of the head and what is beside it: no other try of the job has more."""
     lost = {"reason": "SubmissionFailed", "message": "Job submission has failed."}
-    error = explain_failure("job", lost, [pod("head", containerStatuses=[terminated(container, "OOMKilled", 137)])])
+    error = explain_failure(
+        "job", lost, [pod("head", containerStatuses=[make_terminated_status(container, "OOMKilled", 137)])]
+    )
     assert error.exit_code == EXIT_USER and f"cluster ({memory}): expected enough memory" in str(error)
 
 
@@ -380,7 +383,7 @@ TERMINATED = (
 """As KubeRay 1.4 to 1.7 write it."""
 
 
-def test_events_tell_of_pods_that_are_gone() -> None:
+def test_failure_is_explained_by_events_of_deleted_pods() -> None:
     lost = {"reason": "SubmissionFailed", "message": "Job submission has failed.", "jobStatus": "RUNNING"}
     head = event("DeletedHeadPod", TERMINATED.format("head", "head", 139, "Error", "core dumped,\nsee log"))
     worker = event("DeletedWorkerPod", TERMINATED.format("worker", "workers-worker", 137, "OOMKilled", ""))
@@ -405,9 +408,9 @@ def test_events_tell_of_pods_that_are_gone() -> None:
 
 
 @pytest.mark.parametrize("more", [{"series": {"count": 2}}, {"count": 2}, {}])
-def test_a_head_that_was_made_twice_was_lost(more: Json) -> None:
+def test_head_created_twice_was_lost(more: Json) -> None:
     """Whoever deletes it leaves no event; that KubeRay makes another one does."""
-    made_one = event("CreatedHeadPod", "Created head Pod vision/job-x7k2p-head-abcde")
-    assert list_problems([], [made_one]) == []
-    again = [made_one | more] if more else [made_one, made_one]
-    assert list_problems([], again) == ["head: its pod was lost (deleted, evicted, or with its node) and made anew"]
+    created = event("CreatedHeadPod", "Created head Pod vision/job-x7k2p-head-abcde")
+    assert list_problems([], [created]) == []
+    events = [created | more] if more else [created, created]
+    assert list_problems([], events) == ["head: its pod was lost (deleted, evicted, or with its node) and made anew"]

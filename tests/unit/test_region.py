@@ -1,4 +1,4 @@
-"""Boxes, masks and borders: known pixels of known photographs, the same rules written plainly, and bad annotations."""
+"""Boxes, masks and borders: known pixels of known photographs, plain reference implementations, and bad annotations."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ from imagemill.components.imaging.region import (
 SMALL = arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3])))
 
 
-def boxes(*sides: Sequence[float | None]) -> list[dict[str, Any]]:
+def make_boxes(*sides: Sequence[float | None]) -> list[dict[str, Any]]:
     return [dict(zip(("name", "xmin", "ymin", "xmax", "ymax"), ("head", *four), strict=True)) for four in sides]
 
 
-BENGAL = boxes((49, 125, 111, 168), (397, 103, 451, 132))
+BENGAL = make_boxes((49, 125, 111, 168), (397, 103, 451, 132))
 """The two of Bengal_105, of 500 x 466 pixels."""
 
 
 @pytest.mark.parametrize(
-    ("which", "margin", "window"),
+    ("choice", "margin", "window"),
     [
         ("largest", 0, (48, 124, 111, 168)),
         ("union", 0, (48, 102, 451, 168)),
@@ -49,24 +49,24 @@ BENGAL = boxes((49, 125, 111, 168), (397, 103, 451, 132))
         ("largest", 10, (0, 0, 500, 466)),
     ],
 )
-def test_the_boxes_of_a_known_photograph(which: str, margin: float, window: tuple[int, ...]) -> None:
-    assert find_box_window(BENGAL, which, margin, 500, 466) == window
+def test_windows_of_a_known_photographs_boxes(choice: str, margin: float, window: tuple[int, ...]) -> None:
+    assert find_box_window(BENGAL, choice, margin, 500, 466) == window
 
 
-def test_the_largest_box_is_the_one_of_the_largest_area_in_the_image() -> None:
+def test_largest_box_has_the_largest_area_in_the_image() -> None:
     wide, square, tall = (1, 1, 40, 2), (5, 5, 14, 14), (3, 1, 4, 30)
-    assert find_box_window(boxes(wide, square, tall), "largest", 0, 40, 30) == (4, 4, 14, 14)
+    assert find_box_window(make_boxes(wide, square, tall), "largest", 0, 40, 30) == (4, 4, 14, 14)
     outside = (30, 20, 300, 200)  # 11 x 11 pixels of it are in the image
-    assert find_box_window(boxes(square, outside), "largest", 0, 40, 30) == (29, 19, 40, 30)
-    assert find_box_window(boxes(square, (32, 22, 300, 200)), "largest", 0, 40, 30) == (4, 4, 14, 14)
+    assert find_box_window(make_boxes(square, outside), "largest", 0, 40, 30) == (29, 19, 40, 30)
+    assert find_box_window(make_boxes(square, (32, 22, 300, 200)), "largest", 0, 40, 30) == (4, 4, 14, 14)
 
 
-def test_the_crop_of_a_known_photograph_has_its_known_pixels() -> None:
+def test_crop_of_a_known_photograph() -> None:
     pixels = decode(photos.pet("Abyssinian_101")).pixels
-    head = boxes((54, 36, 319, 235))
-    found = crop(pixels, find_box_window(head, "largest", 0, 450, 313))
-    np.testing.assert_array_equal(found, pixels[35:235, 53:319])
-    assert found.shape == (200, 266, 3) and found.flags.c_contiguous
+    head = make_boxes((54, 36, 319, 235))
+    output = crop(pixels, find_box_window(head, "largest", 0, 450, 313))
+    np.testing.assert_array_equal(output, pixels[35:235, 53:319])
+    assert output.shape == (200, 266, 3) and output.flags.c_contiguous
 
 
 @pytest.mark.parametrize(
@@ -83,9 +83,9 @@ def test_the_crop_of_a_known_photograph_has_its_known_pixels() -> None:
         ((11.000001, 11, 20.000001, 20), (10, 10, 20, 20)),  # float32's last digit is no pixel
     ],
 )
-def test_boxes_are_cut_off_and_rounded_outwards(box: tuple[float, ...], window: tuple[int, ...]) -> None:
-    assert find_box_window(boxes(box), "largest", 0, 40, 30) == window
-    assert find_box_window(boxes(box), "union", 0, 40, 30) == window
+def test_boxes_are_clipped_and_rounded_outwards(box: tuple[float, ...], window: tuple[int, ...]) -> None:
+    assert find_box_window(make_boxes(box), "largest", 0, 40, 30) == window
+    assert find_box_window(make_boxes(box), "union", 0, 40, 30) == window
 
 
 NO_AREA = [
@@ -95,21 +95,21 @@ NO_AREA = [
 
 
 @pytest.mark.parametrize("box", NO_AREA)
-def test_a_box_without_area_in_the_image_is_bad(box: tuple[float, ...]) -> None:
-    for which in ("largest", "union"):
+def test_box_without_area_in_the_image_is_rejected(box: tuple[float, ...]) -> None:
+    for choice in ("largest", "union"):
         with pytest.raises(ImageRejected, match="40 x 30") as caught:
-            find_box_window(boxes(box, box), which, 0.5, 40, 30)
+            find_box_window(make_boxes(box, box), choice, 0.5, 40, 30)
         assert caught.value.reason == "bad_box"
         # Beside a good one it does not count.
-        assert find_box_window(boxes(box, (3, 4, 10, 12)), which, 0, 40, 30) == (2, 3, 10, 12)
+        assert find_box_window(make_boxes(box, (3, 4, 10, 12)), choice, 0, 40, 30) == (2, 3, 10, 12)
 
 
 @given(
     st.lists(st.tuples(*[st.floats(-50, 100, width=32)] * 4), min_size=1, max_size=4),
     st.sampled_from(["largest", "union"]), st.floats(0, 10), st.integers(1, 60), st.integers(1, 60),
 )  # fmt: skip
-def test_a_window_holds_its_boxes_and_lies_in_the_image(
-    sides: list[tuple[float, ...]], which: str, margin: float, width: int, height: int
+def test_window_covers_its_boxes_within_the_image(
+    sides: list[tuple[float, ...]], choice: str, margin: float, width: int, height: int
 ) -> None:
     """In whole pixels: a pixel that a box covers by more than a hundredth is in the window of the union."""
     covered = [
@@ -121,16 +121,16 @@ def test_a_window_holds_its_boxes_and_lies_in_the_image(
         if min(right, x + 1) - max(left - 1, x) > 0.02 and min(bottom, y + 1) - max(top - 1, y) > 0.02
     ]
     try:
-        left, top, right, bottom = find_box_window(boxes(*sides), which, margin, width, height)
+        left, top, right, bottom = find_box_window(make_boxes(*sides), choice, margin, width, height)
     except ImageRejected as error:
         assert error.reason == "bad_box" and not covered
         return
     assert 0 <= left < right <= width and 0 <= top < bottom <= height
-    if which == "union":
+    if choice == "union":
         assert all(left <= x < right and top <= y < bottom for x, y in covered)
 
 
-def trimmed_plainly(pixels: Any, tolerance: int) -> tuple[int, int, int, int]:
+def trim_by_definition(pixels: Any, tolerance: int) -> tuple[int, int, int, int]:
     def between(lines: list[Any]) -> tuple[int, int]:
         def border(lines: list[Any]) -> int:
             middle = sorted(range(len(lines[0])), key=lambda i: int(lines[0][i]))[len(lines[0]) // 2]
@@ -156,29 +156,29 @@ def trimmed_plainly(pixels: Any, tolerance: int) -> tuple[int, int, int, int]:
     ),
     st.integers(0, 4),
 )
-def test_trimming_is_what_it_says(gray: photos.Pixels, tolerance: int) -> None:
-    expected = trimmed_plainly(gray, tolerance)
+def test_trimming_follows_its_definition(gray: photos.Pixels, tolerance: int) -> None:
+    expected = trim_by_definition(gray, tolerance)
     assert find_content_window(gray, tolerance) == expected
     assert find_content_window(np.repeat(gray, 3, axis=2), tolerance) == expected
 
 
-def framed(inside: Any, left: int, top: int, right: int, bottom: int, level: int) -> Any:
+def add_frame(inside: Any, left: int, top: int, right: int, bottom: int, level: int) -> Any:
     return np.pad(inside, ((top, bottom), (left, right), (0, 0)), constant_values=level)
 
 
 @pytest.mark.parametrize("name", photos.NAMES)
 @pytest.mark.parametrize("level", [0, 128, 255])
-def test_a_photographs_frame_goes(name: str, level: int) -> None:
+def test_frame_of_a_photograph_is_trimmed(name: str, level: int) -> None:
     inside = photos.photo(name)[20:120, 10:150].copy()
     inside[0, ::2], inside[-1, ::2], inside[::2, 0], inside[::2, -1] = [(level + 90) % 256] * 4  # no even border
-    picture = framed(inside, 7, 11, 3, 64, level)
+    picture = add_frame(inside, 7, 11, 3, 64, level)
     picture = np.clip(picture + np.random.default_rng(0).integers(-6, 7, picture.shape), 0, 255).astype(np.uint8)
     assert find_content_window(picture, 12) == (7, 11, 147, 111)
     np.testing.assert_array_equal(crop(picture, (7, 11, 147, 111)), picture[11:111, 7:147])
     assert find_content_window(picture, 0)[1] == 0 or level in (0, 255)
 
 
-def test_borders_of_different_colours_and_of_one_side() -> None:
+def test_borders_of_different_colors_are_trimmed() -> None:
     inside = photos.made(3, 60, 40)
     inside[:, :2], inside[:, -2:] = [[[200, 0, 0]]], [[[0, 0, 200]]]  # two even columns of other colours a side
     inside[::2, :2] = 90
@@ -195,7 +195,7 @@ def test_the_tolerance_is_inclusive(step: int, window: tuple[int, ...]) -> None:
     assert find_content_window(pixels, 12)[1] == (5 if step == 12 else 2)
 
 
-def test_an_even_image_is_left_whole() -> None:
+def test_uniform_image_is_not_trimmed() -> None:
     even = np.full((20, 30, 3), 200, np.uint8)
     halves = even.copy()
     halves[:8] = 10
@@ -205,12 +205,12 @@ def test_an_even_image_is_left_whole() -> None:
         assert crop(pixels, (0, 0, width, height)) is pixels
 
 
-def png(values: Any, **options: Any) -> bytes:
+def encode_png(values: Any, **options: Any) -> bytes:
     return photos.saved(np.asarray(values), **options)
 
 
-def gray_png(values: Any, depth: int, declared: tuple[int, int] | None = None) -> bytes:
-    """A grey PNG of 1, 2, 4 or 8 bits, made by hand: Pillow writes no grey of 2 or 4."""
+def encode_gray_png(values: Any, depth: int, declared: tuple[int, int] | None = None) -> bytes:
+    """Return a gray PNG of 1, 2, 4 or 8 bits; Pillow can't write gray of 2 or 4."""
     height, width = values.shape
     bits = np.unpackbits(values.astype(np.uint8)[:, :, None], axis=2)[:, :, 8 - depth :].reshape(height, -1)
     rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in bits)
@@ -227,7 +227,7 @@ def gray_png(values: Any, depth: int, declared: tuple[int, int] | None = None) -
 VALUES = np.array([[1, 2, 3, 3], [2, 2, 1, 0], [0, 1, 2, 3]])
 
 
-def palette(values: Any) -> bytes:
+def encode_palette_png(values: Any) -> bytes:
     image = Image.fromarray(values.astype(np.uint8), "L").convert("P")
     image.putdata(values.ravel().tolist())
     image.putpalette([250, 10, 10, 0, 0, 0, 90, 0, 200, 2, 2, 2])
@@ -238,58 +238,60 @@ def palette(values: Any) -> bytes:
 
 @pytest.mark.parametrize(
     "mask",
-    [png(VALUES.astype(np.uint8)), png(VALUES.astype(np.uint16)), palette(VALUES)]
-    + [gray_png(VALUES, depth) for depth in (2, 4, 8)],
+    [encode_png(VALUES.astype(np.uint8)), encode_png(VALUES.astype(np.uint16)), encode_palette_png(VALUES)]
+    + [encode_gray_png(VALUES, depth) for depth in (2, 4, 8)],
 )
-def test_the_stored_values_of_a_mask_count(mask: bytes) -> None:
+def test_mask_values_are_the_stored_ones(mask: bytes) -> None:
     for values in ((0,), (2,), (1, 3), (0, 1, 2)):
         np.testing.assert_array_equal(decode_background_mask(mask, values, b"", 4, 3), np.isin(VALUES, values))
     np.testing.assert_array_equal(decode_background_mask(mask, (), b"", 4, 3), VALUES == 0)
 
 
 def test_a_mask_of_one_bit_holds_0_and_1() -> None:
-    for mask in (gray_png(VALUES > 1, 1), png(VALUES > 1)):
+    for mask in (encode_gray_png(VALUES > 1, 1), encode_png(VALUES > 1)):
         np.testing.assert_array_equal(decode_background_mask(mask, (), b"", 4, 3), VALUES <= 1)
         np.testing.assert_array_equal(decode_background_mask(mask, (1,), b"", 4, 3), VALUES > 1)
         assert not decode_background_mask(mask, (255,), b"", 4, 3).any()
 
 
-def test_auto_knows_a_trimap() -> None:
+def test_auto_detects_a_trimap() -> None:
     trimap = np.where(VALUES == 0, 3, VALUES).astype(np.uint8)
-    np.testing.assert_array_equal(decode_background_mask(png(trimap), (), b"", 4, 3), trimap == 2)
-    assert not decode_background_mask(png(np.full((3, 4), 1, np.uint8)), (), b"", 4, 3).any()
+    np.testing.assert_array_equal(decode_background_mask(encode_png(trimap), (), b"", 4, 3), trimap == 2)
+    assert not decode_background_mask(encode_png(np.full((3, 4), 1, np.uint8)), (), b"", 4, 3).any()
     fourth = trimap.copy()
     fourth[0, 0] = 4
-    assert not decode_background_mask(png(fourth), (), b"", 4, 3).any()
+    assert not decode_background_mask(encode_png(fourth), (), b"", 4, 3).any()
     deep = np.where(VALUES == 0, 258, 0).astype(np.uint16)  # 258 is 2 in its lower byte
-    np.testing.assert_array_equal(decode_background_mask(png(deep), (), b"", 4, 3), VALUES != 0)
+    np.testing.assert_array_equal(decode_background_mask(encode_png(deep), (), b"", 4, 3), VALUES != 0)
 
 
-def bad(mask: bytes, data: bytes = b"", width: int = 4, height: int = 3) -> str:
+def read_mask_error(mask: bytes, data: bytes = b"", width: int = 4, height: int = 3) -> str:
     with pytest.raises(ImageRejected) as caught:
         decode_background_mask(mask, (), data, width, height)
     assert caught.value.reason == "bad_mask"
     return caught.value.detail
 
 
-def test_masks_that_can_not_be_used() -> None:
-    good = png(VALUES.astype(np.uint8))
-    assert "no PNG" in bad(b"") and "no PNG" in bad(b"mask") and "no PNG" in bad(good[:-20])
-    assert "no PNG" in bad(good[:45] + bytes([good[45] ^ 255]) + good[46:])
-    assert "no PNG" in bad(png(VALUES.astype(np.uint8), kind="GIF"))
-    assert bad(good, width=5) == "4 x 3 pixels, the image has 5 x 3"
-    assert bad(good, width=3, height=4) == "4 x 3 pixels, the image has 3 x 4"
-    assert bad(png(np.zeros((3, 4, 3), np.uint8))) == "mode RGB, expected a single channel"
-    assert bad(png(np.zeros((3, 4), np.uint8))) == "every pixel is background (values 0)"
-    assert bad(png(np.full((3, 4), 2, np.uint8))) == "every pixel is background (values 2)"
+def test_unusable_masks_are_rejected() -> None:
+    good = encode_png(VALUES.astype(np.uint8))
+    assert "no PNG" in read_mask_error(b"") and "no PNG" in read_mask_error(b"mask")
+    assert "no PNG" in read_mask_error(good[:-20])
+    assert "no PNG" in read_mask_error(good[:45] + bytes([good[45] ^ 255]) + good[46:])
+    assert "no PNG" in read_mask_error(encode_png(VALUES.astype(np.uint8), kind="GIF"))
+    assert read_mask_error(good, width=5) == "4 x 3 pixels, the image has 5 x 3"
+    assert read_mask_error(good, width=3, height=4) == "4 x 3 pixels, the image has 3 x 4"
+    assert read_mask_error(encode_png(np.zeros((3, 4, 3), np.uint8))) == "mode RGB, expected a single channel"
+    assert read_mask_error(encode_png(np.zeros((3, 4), np.uint8))) == "every pixel is background (values 0)"
+    assert read_mask_error(encode_png(np.full((3, 4), 2, np.uint8))) == "every pixel is background (values 2)"
 
 
 def test_a_mask_that_declares_another_size_is_not_decoded() -> None:
-    assert bad(gray_png(VALUES, 8, (2**30, 2**30))) == f"{2**30} x {2**30} pixels, the image has 4 x 3"
+    error = read_mask_error(encode_gray_png(VALUES, 8, (2**30, 2**30)))
+    assert error == f"{2**30} x {2**30} pixels, the image has 4 x 3"
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_mask_of_the_stored_image_is_turned_along(orientation: int) -> None:
+def test_mask_is_rotated_with_its_image(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = np.zeros((3, 4), np.uint8)
@@ -297,35 +299,35 @@ def test_a_mask_of_the_stored_image_is_turned_along(orientation: int) -> None:
     for kind in ("PNG", "JPEG", "TIFF"):
         data = photos.saved(stored, kind, exif=exif)
         if orientation < 5:  # its size says nothing: the mask is upright
-            np.testing.assert_array_equal(decode_background_mask(png(stored), (), data, 4, 3), stored == 0)
-            assert "the image has 3 x 4" in bad(png(stored), data, width=3, height=4)
+            np.testing.assert_array_equal(decode_background_mask(encode_png(stored), (), data, 4, 3), stored == 0)
+            assert "the image has 3 x 4" in read_mask_error(encode_png(stored), data, width=3, height=4)
         else:
             upright = decode(photos.saved(stored, exif=exif), "gray").pixels[:, :, 0]
             assert upright.shape == (4, 3)
-            np.testing.assert_array_equal(decode_background_mask(png(stored), (), data, 3, 4), upright == 0)
-            np.testing.assert_array_equal(decode_background_mask(png(upright), (), data, 3, 4), upright == 0)
+            np.testing.assert_array_equal(decode_background_mask(encode_png(stored), (), data, 3, 4), upright == 0)
+            np.testing.assert_array_equal(decode_background_mask(encode_png(upright), (), data, 3, 4), upright == 0)
 
 
-def test_a_known_photographs_trimap() -> None:
-    found = decode_background_mask(photos.trimap("Abyssinian_101"), (), b"", 450, 313)
-    assert found.shape == (313, 450) and found.dtype == np.uint8 and int(found.sum()) == 99_672
-    assert "every pixel" in bad(photos.trimap("Abyssinian_34"), width=250, height=202)
+def test_trimap_of_a_known_photograph() -> None:
+    output = decode_background_mask(photos.trimap("Abyssinian_101"), (), b"", 450, 313)
+    assert output.shape == (313, 450) and output.dtype == np.uint8 and int(output.sum()) == 99_672
+    assert "every pixel" in read_mask_error(photos.trimap("Abyssinian_34"), width=250, height=202)
 
 
 @pytest.mark.parametrize("name", photos.NAMES)
-def test_a_filled_background_has_one_colour_and_the_foreground_stays(name: str) -> None:
+def test_fill_changes_only_the_background(name: str) -> None:
     pixels = photos.photo(name)
     behind = (np.hypot(*np.mgrid[: pixels.shape[0], : pixels.shape[1]]) > 90).astype(np.uint8)
     before = pixels.copy()
     for channels, color in ((3, (1, 200, 3)), (1, (7,))):
-        found = fill_background(pixels[:, :, :channels], behind, color)
-        assert (found[behind == 1] == color).all() and found.flags.c_contiguous
-        np.testing.assert_array_equal(found[behind == 0], pixels[:, :, :channels][behind == 0])
+        output = fill_background(pixels[:, :, :channels], behind, color)
+        assert (output[behind == 1] == color).all() and output.flags.c_contiguous
+        np.testing.assert_array_equal(output[behind == 0], pixels[:, :, :channels][behind == 0])
     np.testing.assert_array_equal(pixels, before)
 
 
 @pytest.mark.parametrize("name", photos.NAMES)
-def test_a_blurred_background_is_the_mean_of_background_nearby(name: str) -> None:
+def test_blurred_background_is_the_mean_of_nearby_background(name: str) -> None:
     pixels = photos.photo(name)
     height, width = pixels.shape[:2]
     y, x = np.mgrid[:height, :width]
@@ -333,19 +335,19 @@ def test_a_blurred_background_is_the_mean_of_background_nearby(name: str) -> Non
     specks = np.random.default_rng(0).random((height, width)) < 0.02
     sigma = min(height, width) * BLUR_SHARE
     for behind in (disc, specks.astype(np.uint8)):
-        found = blur_background(pixels, behind)
+        output = blur_background(pixels, behind)
         weight = cv2.GaussianBlur(behind.astype(float), (0, 0), sigma, borderType=cv2.BORDER_CONSTANT)[:, :, None]
         total = cv2.GaussianBlur(
             pixels * behind[:, :, None].astype(float), (0, 0), sigma, borderType=cv2.BORDER_CONSTANT
         )
-        apart = np.abs(found - total / np.maximum(weight, 1e-9))[behind == 1]
-        assert apart.mean() < 0.5 and apart.max() < 4
-        np.testing.assert_array_equal(found[behind == 0], pixels[behind == 0])
+        difference = np.abs(output - total / np.maximum(weight, 1e-9))[behind == 1]
+        assert difference.mean() < 0.5 and difference.max() < 4
+        np.testing.assert_array_equal(output[behind == 0], pixels[behind == 0])
         assert blur_background(pixels[:, :, :1], behind).shape == (height, width, 1)
-        np.testing.assert_array_equal(blur_background(pixels[:, :, :1], behind), found[:, :, :1])
+        np.testing.assert_array_equal(blur_background(pixels[:, :, :1], behind), output[:, :, :1])
 
 
-def test_no_foreground_bleeds_into_the_blur() -> None:
+def test_foreground_does_not_enter_the_blur() -> None:
     pixels = np.full((400, 600, 3), (20, 60, 200), np.uint8)
     behind = np.ones((400, 600), np.uint8)
     behind[100:300, 150:450] = 0
@@ -357,17 +359,17 @@ def test_no_foreground_bleeds_into_the_blur() -> None:
 
 
 @given(SMALL, st.integers(0, 2**32 - 1))
-def test_any_image_can_have_any_background(pixels: photos.Pixels, seed: int) -> None:
+def test_any_mask_on_any_image(pixels: photos.Pixels, seed: int) -> None:
     behind = np.random.default_rng(seed).integers(0, 2, pixels.shape[:2]).astype(np.uint8)
     color = (1, 2, 3)[: pixels.shape[2]]
     np.testing.assert_array_equal(
         fill_background(pixels, behind, color), np.where(behind[:, :, None] == 1, np.array(color, np.uint8), pixels)
     )
-    found = blur_background(pixels, behind)
-    assert found.shape == pixels.shape and found.dtype == np.uint8
-    np.testing.assert_array_equal(found[behind == 0], pixels[behind == 0])
+    output = blur_background(pixels, behind)
+    assert output.shape == pixels.shape and output.dtype == np.uint8
+    np.testing.assert_array_equal(output[behind == 0], pixels[behind == 0])
     low, high = (
         f(pixels[behind == 1].reshape(-1, pixels.shape[2]), axis=0, initial=i) for f, i in ((np.min, 255), (np.max, 0))
     )
-    inside = found[behind == 1].astype(int)
+    inside = output[behind == 1].astype(int)
     assert (inside >= low.astype(int) - 1).all() and (inside <= high.astype(int) + 1).all()

@@ -1,4 +1,4 @@
-"""The champion in a model registry: registered once, brought up to date, and never in the gate's way."""
+"""Registration of the champion in a model registry: once, updated after each promotion, independent of the gate."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def in_s3(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models are registered as if the workspace were there."""
 
     def version(workspace: Workspace, name: str, promotion: int) -> ModelVersion:
-        found = read_version(workspace, name, promotion)
-        return found._replace(uri=found.uri.replace(gate.workspace.uri, IN_S3))
+        model_version = read_version(workspace, name, promotion)
+        return model_version._replace(uri=model_version.uri.replace(gate.workspace.uri, IN_S3))
 
     for module in ("components.promote.promote", "pipelines.cli.champion"):
         monkeypatch.setattr(f"imagemill.{module}.read_version", version)
 
 
 @pytest.mark.usefixtures("in_s3")
-def test_mlflow_has_every_champion_and_knows_which_one_reigns(
+def test_mlflow_has_every_champion_and_an_alias_for_the_current_one(
     gate: Gate, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     registry = Mlflow()
@@ -54,7 +54,7 @@ def test_mlflow_has_every_champion_and_knows_which_one_reigns(
         gate.promote(gate.evaluate("two", wrong(20)))
         assert registry.aliases == {("weekly", "champion"): "2"}
         models = [gate.workspace.promotion("weekly", n).model for n in (1, 2)]
-        assert [one["source"] for one in registry.models["weekly"]] == [f"{IN_S3}/{m}" for m in models]
+        assert [version["source"] for version in registry.models["weekly"]] == [f"{IN_S3}/{m}" for m in models]
         tags = {tag["key"]: tag["value"] for tag in registry.models["weekly"][1]["tags"]}
         assert tags["imagemill.promotion"] == "2" and tags["imagemill.verdict"] == "better"
         assert tags["imagemill.score"].startswith("0.95") and tags["imagemill.fingerprint"] == models[1].split("/")[1]
@@ -67,12 +67,12 @@ def test_mlflow_has_every_champion_and_knows_which_one_reigns(
         assert registry.headers[-1]["Authorization"] == f"Basic {base64.b64encode(b'me:pass').decode()}"
 
 
-def test_kubeflow_has_them_too(gate: Gate) -> None:
+def test_kubeflow_has_every_champion(gate: Gate) -> None:
     registry = ModelRegistry()
     with serve(registry) as url:
         gate.promote(gate.evaluate("one", wrong(60)), registry=f"kubeflow+{url}/")
         gate.promote(gate.evaluate("two", wrong(20)), registry=f"kubeflow+{url}/")
-        done = list(registry.requests)
+        first_requests = list(registry.requests)
         gate.promote(gate.evaluate("two", wrong(20)), registry=f"kubeflow+{url}/", run="again")
     [model] = registry.models
     assert model["name"] == "weekly" and model["customProperties"]["champion"]["string_value"] == "promotion-2"
@@ -81,15 +81,15 @@ def test_kubeflow_has_them_too(gate: Gate) -> None:
     [artifact] = registry.artifacts["2"]
     assert artifact["uri"] == gate.workspace.absolute(gate.record()["model"])
     assert (artifact["artifactType"], artifact["name"]) == ("model-artifact", "weekly-promotion-2")
-    assert registry.requests[len(done) :] == ["GET /registered_model"], "what is registered is only looked at"
+    assert registry.requests[len(first_requests) :] == ["GET /registered_model"], "what is registered is only looked at"
 
 
 @pytest.mark.usefixtures("in_s3")
 @pytest.mark.parametrize("kind", [Mlflow, ModelRegistry])
-def test_what_a_broken_registry_missed_is_made_up_for(
+def test_missed_registration_is_repeated(
     kind: type[Registry], gate: Gate, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("imagemill.components.promote.registry._RETRY_S", 0.0)
+    monkeypatch.setattr("imagemill.components.storage.json_client.RETRY_S", 0.0)
     registry, prefix = kind(), "mlflow" if kind is Mlflow else "kubeflow"
     with serve(registry) as url:
         registry.out_of_order = 1
@@ -106,11 +106,11 @@ def test_what_a_broken_registry_missed_is_made_up_for(
             assert isinstance(registry, ModelRegistry)
             registry.models[0]["customProperties"] = {}
         assert register(f"{prefix}+{url}", version) and not register(f"{prefix}+{url}", version)
-        made = registry.models["weekly"] if isinstance(registry, Mlflow) else registry.versions  # type: ignore[attr-defined]
-        assert len(made) == 1, "nothing twice"
+        versions = registry.models["weekly"] if isinstance(registry, Mlflow) else registry.versions  # type: ignore[attr-defined]
+        assert len(versions) == 1, "nothing twice"
 
 
-def test_mlflow_takes_no_model_of_a_folder(gate: Gate, capfd: pytest.CaptureFixture[str]) -> None:
+def test_mlflow_refuses_a_model_in_a_folder(gate: Gate, capfd: pytest.CaptureFixture[str]) -> None:
     registry = Mlflow()
     with serve(registry) as url:
         assert gate.promote(gate.evaluate("one", wrong(60)), registry=f"mlflow+{url}")["promoted"]
@@ -119,15 +119,17 @@ def test_mlflow_takes_no_model_of_a_folder(gate: Gate, capfd: pytest.CaptureFixt
 
 
 @pytest.mark.usefixtures("in_s3")
-def test_nobody_is_there(gate: Gate, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("imagemill.components.promote.registry._RETRY_S", 0.0)
+def test_unreachable_registry_warns(
+    gate: Gate, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("imagemill.components.storage.json_client.RETRY_S", 0.0)
     with serve(Mlflow()) as url:
         pass
     assert gate.promote(gate.evaluate("one", wrong(60)), registry=f"mlflow+{url}")["promoted"]
     assert f"not registered, which the next run tries again: {url}: no answer" in capfd.readouterr().err
 
 
-def test_another_server_is_no_registry(gate: Gate, capfd: pytest.CaptureFixture[str]) -> None:
+def test_answer_of_another_server_is_a_warning(gate: Gate, capfd: pytest.CaptureFixture[str]) -> None:
     class Other(Registry):
         def answer(self, *_: Any) -> tuple[int, dict[str, Any]]:
             return 200, {"hello": "world"}
@@ -137,10 +139,10 @@ def test_another_server_is_no_registry(gate: Gate, capfd: pytest.CaptureFixture[
     assert "expected a model registry's answer, found another (KeyError('id'))" in capfd.readouterr().err
 
 
-def test_what_a_registry_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    for wrong_one in ("mlflow", "http://host", "mlflow+file:///x", "kubeflow+http://", "other+http://host"):
+def test_invalid_registry_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for uri in ("mlflow", "http://host", "mlflow+file:///x", "kubeflow+http://", "other+http://host"):
         with pytest.raises(UserError, match=r"^registry: expected mlflow\+http\(s\)://… or kubeflow\+"):
-            PromoteConfig.from_values({"registry": wrong_one})
+            PromoteConfig.from_values({"registry": uri})
     with pytest.raises(UserError) as refused:
         check_registry("me:secret@host")
     assert "secret" not in str(refused.value)

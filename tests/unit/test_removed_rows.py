@@ -1,4 +1,4 @@
-"""Rows that a manifest names as removed are in no reader's result, though the files hold them."""
+"""Rows that a manifest lists as removed: no reader returns them, though the files hold them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.cli.inspection import _sum_files
 
 
-def leave_out(base: Dataset, rows: list[dict[str, Any]], gone: set[str], uri: str, extra_files: Any = ()) -> Dataset:
-    """A dataset of the files of `base` and more, without the rows of `base` that are in `gone`."""
+def commit_without(
+    base: Dataset, rows: list[dict[str, Any]], removed_ids: set[str], uri: str, extra_files: Any = ()
+) -> Dataset:
+    """Commit a dataset of the files of `base` and more, without the rows of `base` in `removed_ids`."""
     removed = {}
     for file in base.files():
         ids = [i for table in row_groups(base, file, ["image_id"]) for i in table.column("image_id").to_pylist()]
-        if leaving := [image_id for image_id in ids if image_id in gone]:
-            removed[f"../{base.fingerprint}/{file.uri}"] = leaving
+        if removed_of_file := [image_id for image_id in ids if image_id in removed_ids]:
+            removed[f"../{base.fingerprint}/{file.uri}"] = removed_of_file
     files = (*(dataclasses.replace(f, uri=f"../{base.fingerprint}/{f.uri}") for f in base.files()), *extra_files)
     totals = Totals(
         rows=len(rows),
@@ -42,57 +44,55 @@ def replaced(tmp_path: Path) -> tuple[Dataset, list[dict[str, Any]]]:
     """A dataset without every fifth row of an older one, with another image under the first name; its rows."""
     old = toy_rows()
     base = raw_dataset(tmp_path, old, shards=3)
-    gone = {row["image_id"] for row in old[::5]}
+    removed_ids = {row["image_id"] for row in old[::5]}
     new = [raw_row(old[0]["image_id"], encoded(noise(999)), "b")]
-    kept = [row for row in old if row["image_id"] not in gone] + new
+    remaining = [row for row in old if row["image_id"] not in removed_ids] + new
     other = raw_dataset(tmp_path, new, shards=1, name="01")
     more = [dataclasses.replace(file, uri=f"../01/{file.uri}") for file in other.files()]
-    return leave_out(base, kept, gone, str(tmp_path / "raw" / "02"), more), kept
+    return commit_without(base, remaining, removed_ids, str(tmp_path / "raw" / "02"), more), remaining
 
 
-def by_id(rows: Any) -> list[dict[str, Any]]:
+def sort_by_id(rows: Any) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: str(row["image_id"]))
 
 
-def test_readers_leave_removed_rows_out_whatever_the_columns(replaced: tuple[Dataset, list[dict[str, Any]]]) -> None:
-    dataset, kept = replaced
+def test_readers_skip_removed_rows_for_any_columns(replaced: tuple[Dataset, list[dict[str, Any]]]) -> None:
+    dataset, remaining = replaced
     for columns in (["image_id", "sha256", "label"], ["sha256", "label"], ["label"]):
         tables = list(read_columns(dataset, "data", columns))
         assert all(sorted(table.column_names) == sorted(columns) for table in tables)
         rows = [row for table in tables for row in table.to_pylist()]
-        expected = [{name: row[name] for name in columns} for row in kept]
+        expected = [{name: row[name] for name in columns} for row in remaining]
         assert sorted(map(repr, rows)) == sorted(repr({n: r[n] for n in rows[0]}) for r in expected)
     whole = [row for file in dataset.files() for table in row_groups(dataset, file) for row in table.to_pylist()]
-    assert [row["image"] for row in by_id(whole)] == [row["image"] for row in by_id(kept)]
-    assert sum(file.rows for file in dataset.files()) > len(kept), "files say what they hold"
+    assert [row["image"] for row in sort_by_id(whole)] == [row["image"] for row in sort_by_id(remaining)]
+    assert sum(file.rows for file in dataset.files()) > len(remaining), "files say what they hold"
     assert sum(len(dataset.removed_ids(file)) for file in dataset.files()) == 26
-    assert _sum_files(dataset)[0]["rows"] == len(kept), "inspect counts rows of the dataset"
+    assert _sum_files(dataset)[0]["rows"] == len(remaining), "inspect counts rows of the dataset"
 
 
-def test_slices_hold_removed_rows_too_so_that_they_stay_what_they_are(
+def test_slices_include_removed_rows(
     replaced: tuple[Dataset, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset, kept = replaced
-    assert sum(part.rows for part in shard.plan_slices(dataset)) == len(kept) + 26
+    dataset, remaining = replaced
+    assert sum(part.rows for part in shard.plan_slices(dataset)) == len(remaining) + 26
     monkeypatch.setattr(shard, "SLICE_BYTES", 1)
-    assert sum(part.rows for part in shard.plan_slices(dataset)) == len(kept) + 26
+    assert sum(part.rows for part in shard.plan_slices(dataset)) == len(remaining) + 26
 
 
-def test_clean_equals_that_of_a_raw_dataset_which_never_held_them(
-    replaced: tuple[Dataset, list[dict[str, Any]]], tmp_path: Path
-) -> None:
-    dataset, kept = replaced
+def test_clean_equals_that_without_the_rows(replaced: tuple[Dataset, list[dict[str, Any]]], tmp_path: Path) -> None:
+    dataset, remaining = replaced
     (tmp_path / "new").mkdir()
-    fresh = run_clean(tmp_path / "new", raw_dataset(tmp_path / "new", kept))
+    fresh = run_clean(tmp_path / "new", raw_dataset(tmp_path / "new", remaining))
     cleaned = run_clean(tmp_path, dataset)
     for role in ("data", "rejected"):
-        assert by_id(table_of(cleaned, role).to_pylist()) == by_id(table_of(fresh, role).to_pylist())
+        assert sort_by_id(table_of(cleaned, role).to_pylist()) == sort_by_id(table_of(fresh, role).to_pylist())
     assert dataclasses.replace(cleaned.manifest.totals) == fresh.manifest.totals
 
 
-def test_pictures_are_of_the_rows_that_replaced_them(replaced: tuple[Dataset, list[dict[str, Any]]]) -> None:
-    dataset, kept = replaced
-    old, new = toy_rows()[0], kept[-1]
+def test_pictures_of_replaced_rows_are_the_new_ones(replaced: tuple[Dataset, list[dict[str, Any]]]) -> None:
+    dataset, remaining = replaced
+    old, new = toy_rows()[0], remaining[-1]
     assert old["image_id"] == new["image_id"] and old["image"] != new["image"]
     groups = [(file, None) for file in dataset.files()]
     images = dict(find_images(dataset, groups, {new["image_id"], "good-5.png"}, ["image"]))
@@ -105,7 +105,7 @@ def test_pictures_are_of_the_rows_that_replaced_them(replaced: tuple[Dataset, li
 
 
 @pytest.mark.parametrize("removed", [["a"], {"f": "a"}, {"f": [1]}, 3])
-def test_a_list_of_removed_rows_that_is_none_is_refused(removed: Any) -> None:
+def test_invalid_removed_rows_are_refused(removed: Any) -> None:
     data = Manifest("raw", "00", extra=RawExtra(removed=removed)).to_json()
     with pytest.raises(UserError, match=r"extra\.removed"):
         parse_manifest(data, "here")

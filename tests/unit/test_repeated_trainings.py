@@ -1,4 +1,4 @@
-"""The interval of the difference of two configurations: over images and seeds, by hand, by scipy and by simulation."""
+"""Interval of the difference of two configurations over images and seeds: by definition, by SciPy and by simulation."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
 
 
 @pytest.mark.parametrize("degrees", [1.0, 1.7, 4.0, 37.5, 10_000.0])
-def test_students_distribution_is_scipys(degrees: float) -> None:
+def test_students_distribution_matches_scipy(degrees: float) -> None:
     assert compute_student_quantile(degrees, 0.95) == pytest.approx(stats.t.ppf(0.975, degrees), rel=1e-4)
     assert compute_student_probability(degrees, 2.3) == pytest.approx(2 * stats.t.cdf(2.3, degrees) - 1, abs=1e-5)
 
 
-def test_one_training_has_the_interval_of_the_images() -> None:
+def test_interval_of_a_single_training_is_over_images() -> None:
     contributions = np.array([[0.1, 0.1, 0.0, 0.0, -0.1, 0.1, 0.0, 0.0, 0.1, 0.0]])
     result = compute_mean_difference(contributions, contributions.sum(1))
     expected = stats.ttest_1samp(contributions[0] * 10, 0)
@@ -33,7 +33,7 @@ def test_one_training_has_the_interval_of_the_images() -> None:
     assert result.training_error == 0 and not result.is_credible
 
 
-def test_trainings_that_differ_on_all_images_alike_have_students_interval_over_trainings() -> None:
+def test_interval_without_image_variance_is_students_over_trainings() -> None:
     """Without a difference between images the interval is that of the t-test on the trainings' gains."""
     gains = np.array([0.02, 0.05, -0.01, 0.03])
     result = compute_mean_difference(np.repeat(gains[:, None] / 50, 50, axis=1), gains)
@@ -42,7 +42,7 @@ def test_trainings_that_differ_on_all_images_alike_have_students_interval_over_t
     assert result.p == pytest.approx(expected.pvalue, abs=1e-5) and result.image_error < 1e-12
 
 
-def test_the_variances_are_those_of_a_two_way_model() -> None:
+def test_variances_are_those_of_a_two_way_model() -> None:
     """The mean squares of the analysis of variance, by their definitions."""
     random = np.random.default_rng(5)
     trainings, images = 4, 30
@@ -61,7 +61,7 @@ def test_the_variances_are_those_of_a_two_way_model() -> None:
     assert result.training_error**2 == pytest.approx((square_trainings - square_rest) / cells)
 
 
-def test_models_that_agree_on_all_images_are_not_known_to_agree_on_others() -> None:
+def test_equal_predictions_have_an_interval_by_unobserved_variance() -> None:
     result = compute_mean_difference(np.zeros((3, 40)), np.zeros(3), extra_variance=2 / 40**2)
     assert result.interval[0] < 0 < result.interval[1] and result.p == 1
     assert compute_mean_difference(np.zeros((3, 40)), np.zeros(3)).interval == (0, 0)

@@ -1,4 +1,4 @@
-"""The report, rendered from real datasets on disk: nothing is mocked, the page is parsed as a browser would."""
+"""Report rendered from real datasets on disk and parsed as HTML."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import io
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,11 +22,6 @@ from imagemill.components.promote import charts, mistakes, report, thumbnails
 from imagemill.components.promote.charts import ConfusionMatrix
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(str(tmp_path / "ws"))
-
-
 def test_the_ledger_adds_up(workspace: Workspace) -> None:
     text = Mill(workspace, ["cat", "dog", "owl"]).page().text
     assert "Files in the source 24" in text
@@ -38,7 +32,7 @@ def test_the_ledger_adds_up(workspace: Workspace) -> None:
     assert "download" in text and "cached" in text and "0.2 s" in text
 
 
-def test_hostile_names_are_text(workspace: Workspace) -> None:
+def test_hostile_names_are_escaped(workspace: Workspace) -> None:
     labels = ["<script>alert(3)</script>", "$x_{</svg><b onload=1>", 'a&b"\' onclick="x']
     page = Mill(workspace, labels).page(rival=True)
     assert not [tag for tag, _ in page.tags if tag == "script"]
@@ -48,7 +42,7 @@ def test_hostile_names_are_text(workspace: Workspace) -> None:
     assert "notes<b>.txt" in page.text
 
 
-def test_pictures_are_captioned_with_their_files(workspace: Workspace) -> None:
+def test_thumbnails_have_captions_with_their_files(workspace: Workspace) -> None:
     """Short below the thumbnail, whole on hover: in the gallery and at each mistake."""
     page = Mill(workspace, ["<b>cat", "dog"]).page()
     captions = [attributes["title"] for tag, attributes in page.tags if attributes.get("class") == "file"]
@@ -58,7 +52,7 @@ def test_pictures_are_captioned_with_their_files(workspace: Workspace) -> None:
     assert report._format_file_name("<x>/") == "<x>"
 
 
-def test_the_page_stands_alone(workspace: Workspace) -> None:
+def test_page_loads_nothing_external(workspace: Workspace) -> None:
     page = Mill(workspace, ["cat", "dog"]).page()
     for value in page.values("src", "href", "xlink:href", "data", "action", "poster", "srcset"):
         assert value.startswith(("data:image/", "#")), value[:80]
@@ -87,18 +81,18 @@ def test_the_page_stands_alone(workspace: Workspace) -> None:
     ],
 )
 def test_the_verdict_is_shown(verdict: str, champion: float | None, promoted: bool, headline: str) -> None:
-    found = report.describe_verdict(FIRST | {"verdict": verdict, "champion": champion, "promoted": promoted})
-    assert headline in (found["headline"], found["sentence"])
-    assert found["gain"] == (None if champion is None else 0.8 - champion)
+    description = report.describe_verdict(FIRST | {"verdict": verdict, "champion": champion, "promoted": promoted})
+    assert headline in (description["headline"], description["sentence"])
+    assert description["gain"] == (None if champion is None else 0.8 - champion)
 
 
-def test_a_model_that_is_no_better_than_chance_is_no_good_news() -> None:
+def test_model_no_better_than_chance_is_a_warning() -> None:
     assert report.describe_verdict(FIRST)["tone"] == "good"
-    found = report.describe_verdict(FIRST, "no better than chance")
-    assert (found["tone"], found["headline"]) == ("warn", "First champion")
-    assert found["reason"] == "macro_f1 0.8; no better than chance"
-    again = report.describe_verdict(FIRST | {"reason": found["reason"]}, "no better than chance")
-    assert again["reason"] == found["reason"]
+    description = report.describe_verdict(FIRST, "no better than chance")
+    assert (description["tone"], description["headline"]) == ("warn", "First champion")
+    assert description["reason"] == "macro_f1 0.8; no better than chance"
+    repeated = report.describe_verdict(FIRST | {"reason": description["reason"]}, "no better than chance")
+    assert repeated["reason"] == description["reason"]
 
 
 def test_the_verdict_and_the_champion_are_on_the_page(workspace: Workspace) -> None:
@@ -113,7 +107,7 @@ def test_the_verdict_and_the_champion_are_on_the_page(workspace: Workspace) -> N
     assert "owl 0.000 → 1.000 +1.000" in text
 
 
-def test_classes_without_test_images_are_named_at_the_scores(workspace: Workspace) -> None:
+def test_classes_without_test_images_are_named(workspace: Workspace) -> None:
     mill = Mill(workspace, ["cat", "dog", "<i>owl"])
     assert "no test image" not in mill.page().text
     clean = mill.clean()
@@ -153,7 +147,7 @@ def test_without_history_and_without_mistakes(workspace: Workspace) -> None:
     assert "Against the champion" not in text  # it is the champion itself
 
 
-def test_the_legend_says_how_many_classes_have_no_curve(workspace: Workspace) -> None:
+def test_legend_counts_classes_without_a_curve(workspace: Workspace) -> None:
     mill = Mill(workspace, ["ant", "bee", "cat", "dog", "emu", "fox"])
     clean = mill.clean()
     evaluation = evaluated(workspace, trained(workspace, clean), clean, mill.predictions(clean))
@@ -161,14 +155,16 @@ def test_the_legend_says_how_many_classes_have_no_curve(workspace: Workspace) ->
     lines = ([1.0, 0.5], [0.0, 1.0])
     classes = [ClassCurves(name, 0.9, 0.9, *lines) for name in mill.classes[:5]]
     curves = ScoreCurves([0.0, 1.0], [0.0, 1.0], MacroCurves(*lines), classes)
-    extra = replace(extra, curves=curves, per_class=[replace(one, pr_auc=0.9, roc_auc=0.9) for one in extra.per_class])
+    extra = replace(
+        extra, curves=curves, per_class=[replace(scores, pr_auc=0.9, roc_auc=0.9) for scores in extra.per_class]
+    )
     evaluation = replace(evaluation, manifest=replace(evaluation.manifest, extra=extra))
     text = Page(report.render_page(report.gather_facts(workspace, "r", evaluation, FIRST, None))).text
     assert "each class against the rest; of 6 classes the 5 with the lowest PR-AUC" in text
     assert "mean of all classes ant 0.900" in text and "emu 0.900 mere guessing" in text
 
 
-def test_mistakes_have_pictures_and_partners(workspace: Workspace) -> None:
+def test_mistakes_have_thumbnails_and_confused_classes(workspace: Workspace) -> None:
     mill = Mill(workspace, ["cat", "dog", "owl"])
     clean = mill.clean()
     evaluation = evaluated(workspace, trained(workspace, clean), clean, mill.predictions(clean))
@@ -179,21 +175,21 @@ def test_mistakes_have_pictures_and_partners(workspace: Workspace) -> None:
     assert worst["label"] == "cat" and worst["mistaken_for"] == [("dog", 1)]
 
 
-def test_rejects_show_what_decodes_and_say_why_not(workspace: Workspace) -> None:
+def test_rejects_show_a_thumbnail_or_the_reason(workspace: Workspace) -> None:
     clean = Mill(workspace, ["cat", "dog"]).clean()
     raw = Dataset(clean.parent_uri("raw"), report.read_dataset(clean.parent_uri("raw")).manifest, "")
-    found = {row.image_id: row for _, _, rows in thumbnails.read_rejects(raw, clean) for row in rows}
-    assert found[HOSTILE].thumbnail.src
-    assert {i: r.thumbnail.problem for i, r in found.items() if not r.thumbnail.src} == {
+    rejects = {row.image_id: row for _, _, rows in thumbnails.read_rejects(raw, clean) for row in rows}
+    assert rejects[HOSTILE].thumbnail.src
+    assert {i: r.thumbnail.problem for i, r in rejects.items() if not r.thumbnail.src} == {
         "empty.png": "0 bytes", "text.jpg": "not an image", "gone.jpg": "no bytes",
     }  # fmt: skip
 
 
-def test_the_lookup_reads_a_bounded_number_of_row_groups(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lookup_reads_a_limited_number_of_row_groups(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = raw_dataset(workspace, {f"{i}.jpg": jpeg((i, i, i)) for i in range(40)}, row_group_bytes=1)
-    made = thumbnails.make_thumbnails(raw, raw.files(), [f"{i}.jpg" for i in range(40)], "image")
+    images = thumbnails.make_thumbnails(raw, raw.files(), [f"{i}.jpg" for i in range(40)], "image")
     shown = {f"{i}.jpg" for i in range(thumbnails.LOOKUP_ROW_GROUPS)}
-    assert {name for name, thumbnail in made.items() if thumbnail.src} == shown
+    assert {name for name, thumbnail in images.items() if thumbnail.src} == shown
     monkeypatch.setattr(thumbnails, "ID_ROW_GROUPS", 10)
     assert not thumbnails.make_thumbnails(raw, raw.files(), ["30.jpg"], "image")["30.jpg"].src
 
@@ -211,14 +207,14 @@ def test_thumbnails_are_upright_and_small() -> None:
         encode_picture(b"no image", thumbnails.THUMBNAIL_SIDE, thumbnails.THUMBNAIL_QUALITY)
 
 
-def test_shares_fill_the_places() -> None:
+def test_thumbnails_are_divided_evenly_among_classes() -> None:
     assert thumbnails.divide_evenly({"a": 1, "b": 100, "c": 100}, 21) == {"a": 1, "b": 10, "c": 10}
     assert thumbnails.divide_evenly({"a": 3, "b": 2}, 60) == {"a": 3, "b": 2}
     assert thumbnails.divide_evenly({}, 60) == {}
     assert sum(thumbnails.divide_evenly({str(i): 5 for i in range(100)}, 60).values()) == 60
 
 
-def test_confusion_pools_by_the_maximum() -> None:
+def test_confusion_matrix_is_pooled_by_the_maximum() -> None:
     truth, predicted = np.array([0, 0, 3]), np.array([0, 3, 3])
     confusion = ConfusionMatrix(4, truth, predicted, np.array([3, 1, 2]))
     matrix, side = confusion.pool(2)

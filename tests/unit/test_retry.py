@@ -1,4 +1,4 @@
-"""Retries: transient errors only, spread out, and never beyond the deadline. By a clock of the tests' own."""
+"""Retries: transient errors only, with growing jittered waits, within the deadline. Time is simulated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from imagemill.components.storage.errors import MillError, TransientError, UserE
 
 @dataclass
 class Clock:
-    """Time passes only by sleeping: how busy the machine is has no say."""
+    """Simulated time, which passes only by sleeping."""
 
     now: float = 100.0
     slept: list[float] = field(default_factory=list)
@@ -27,13 +27,13 @@ class Clock:
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(errors_module, "time", SimpleNamespace(monotonic=lambda: made.now, sleep=made.sleep))
-    return made
+    simulated = Clock()
+    monkeypatch.setattr(errors_module, "time", SimpleNamespace(monotonic=lambda: simulated.now, sleep=simulated.sleep))
+    return simulated
 
 
-def failing(clock: Clock, times: int, error: Exception) -> tuple[Callable[[], str], list[float]]:
-    """An operation that fails so many times, and when it was called."""
+def make_failing(clock: Clock, times: int, error: Exception) -> tuple[Callable[[], str], list[float]]:
+    """Return an operation that fails `times` times, and the list of times at which it is called."""
     calls: list[float] = []
 
     def operation() -> str:
@@ -45,19 +45,19 @@ def failing(clock: Clock, times: int, error: Exception) -> tuple[Callable[[], st
     return operation, calls
 
 
-def test_what_works_is_called_once(clock: Clock) -> None:
-    operation, calls = failing(clock, 0, TransientError("x"))
+def test_successful_operation_is_called_once(clock: Clock) -> None:
+    operation, calls = make_failing(clock, 0, TransientError("x"))
     assert with_retry(operation, "read") == "done" and len(calls) == 1
 
 
-def test_a_transient_error_is_tried_again(clock: Clock) -> None:
-    operation, calls = failing(clock, 2, TransientError("the store does not answer"))
+def test_transient_error_is_retried(clock: Clock) -> None:
+    operation, calls = make_failing(clock, 2, TransientError("the store does not answer"))
     assert with_retry(operation, "read") == "done" and len(calls) == 3
     assert all(later - earlier >= 0.05 for earlier, later in pairwise(calls)), "not at once"
 
 
-def test_however_many_tries_one_line_tells_of_them(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
-    operation, calls = failing(clock, 10**6, TransientError("nobody answers"))
+def test_retries_are_logged_once(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    operation, calls = make_failing(clock, 10**6, TransientError("nobody answers"))
     with pytest.raises(TransientError):
         with_retry(operation, "asking", deadline_s=20, service="somebody")
     assert len(calls) > 3
@@ -67,14 +67,14 @@ def test_however_many_tries_one_line_tells_of_them(clock: Clock, caplog: pytest.
 @pytest.mark.parametrize(
     "error", [UserError("x"), MillError("x"), FileNotFoundError("x"), ValueError("x"), FileExistsError()]
 )
-def test_other_errors_are_raised_at_once(error: Exception, clock: Clock) -> None:
-    operation, calls = failing(clock, 1, error)
+def test_other_errors_are_not_retried(error: Exception, clock: Clock) -> None:
+    operation, calls = make_failing(clock, 1, error)
     with pytest.raises(type(error)):
         with_retry(operation, "read")
     assert len(calls) == 1
 
 
-def test_the_last_error_is_raised_as_it_was_before_the_deadline(clock: Clock) -> None:
+def test_last_error_is_raised_before_the_deadline(clock: Clock) -> None:
     errors = [TransientError(str(n)) for n in range(1000)]
     raised: list[TransientError] = []
 
@@ -89,7 +89,7 @@ def test_the_last_error_is_raised_as_it_was_before_the_deadline(clock: Clock) ->
     assert caught.value is raised[-1] and len(raised) >= 2
 
 
-def test_the_deadline_runs_from_the_first_failure(clock: Clock) -> None:
+def test_deadline_starts_at_the_first_failure(clock: Clock) -> None:
     """A slow operation that fails late still gets its retries, of which each may take as long as the first."""
     calls = 0
 
@@ -104,43 +104,43 @@ def test_the_deadline_runs_from_the_first_failure(clock: Clock) -> None:
     assert with_retry(operation, "read", deadline_s=1.0) == "done"
 
 
-def test_no_attempt_is_begun_that_would_outlast_the_deadline(clock: Clock) -> None:
+def test_no_attempt_starts_that_could_exceed_the_deadline(clock: Clock) -> None:
     calls = []
 
-    def silent() -> None:
+    def fail_slowly() -> None:
         calls.append(clock.now)
         clock.sleep(0.5)
         raise TransientError("no answer")
 
     with pytest.raises(TransientError):
-        with_retry(silent, "read", deadline_s=0.4)
+        with_retry(fail_slowly, "read", deadline_s=0.4)
     assert len(calls) == 1
 
 
-def test_a_store_just_given_up_is_asked_once_until_some_time_has_passed(clock: Clock) -> None:
-    operation, calls = failing(clock, 10**6, TransientError("gone"))
+def test_unavailable_service_fails_fast_for_some_time(clock: Clock) -> None:
+    operation, calls = make_failing(clock, 10**6, TransientError("gone"))
 
-    def asked() -> int:
+    def count_calls() -> int:
         before = len(calls)
         with pytest.raises(TransientError):
             with_retry(operation, "read", deadline_s=0.8)
         return len(calls) - before
 
-    assert [asked() > 1, asked(), asked()] == [True, 1, 1]
+    assert [count_calls() > 1, count_calls(), count_calls()] == [True, 1, 1]
     clock.now += errors_module.FAIL_FAST_S + 0.001
-    assert asked() > 1
+    assert count_calls() > 1
 
 
-def test_a_store_that_is_given_up_says_nothing_of_another_service(clock: Clock) -> None:
-    gone, _ = failing(clock, 10**6, TransientError("gone"))
+def test_services_fail_independently(clock: Clock) -> None:
+    fail_always, _ = make_failing(clock, 10**6, TransientError("gone"))
     with pytest.raises(TransientError):
-        with_retry(gone, "read", deadline_s=0.3)
-    operation, calls = failing(clock, 1, TransientError("away for a moment"))
+        with_retry(fail_always, "read", deadline_s=0.3)
+    operation, calls = make_failing(clock, 1, TransientError("away for a moment"))
     assert with_retry(operation, "look", deadline_s=0.5, service="another") == "done" and len(calls) == 2
 
 
-def test_waits_grow_to_four_seconds_and_are_jittered(clock: Clock) -> None:
-    operation, _ = failing(clock, 10**6, TransientError("x"))
+def test_waits_grow_up_to_four_seconds_with_jitter(clock: Clock) -> None:
+    operation, _ = make_failing(clock, 10**6, TransientError("x"))
     with pytest.raises(TransientError):
         with_retry(operation, "read", deadline_s=2000)
     waits = clock.slept

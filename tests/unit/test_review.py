@@ -1,4 +1,4 @@
-"""What a review found once, and must not find again."""
+"""Regression tests of defects that reviews found."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from imagemill.components.train.config import TrainConfig
 from imagemill.pipelines.parameters import resolve_parameters
 
 
-def test_class_lists_are_matched_by_name() -> None:
+def test_class_lists_are_aligned_by_name() -> None:
     names, to_ours, to_models = align_classes(("a", "b"), ("a", "ant", "b"))
     assert names == ("a", "b", "ant")
     assert to_ours.tolist() == [0, 2, 1], "the model's id of b is ours of b, not of ant"
@@ -30,7 +30,7 @@ def test_class_lists_are_matched_by_name() -> None:
     assert align_classes(("a", "new"), ("a",))[2].tolist() == [0, -1]
 
 
-def test_a_resize_task_is_bounded_by_encoded_bytes(tmp_path: Path) -> None:
+def test_resize_task_is_limited_by_encoded_bytes(tmp_path: Path) -> None:
     rows = [raw_row(f"{n}.png", encoded(noise(n)), "ab"[n % 2]) for n in range(40)]
     clean = run_clean(tmp_path, raw_dataset(tmp_path, rows))
     totals = clean.manifest.totals
@@ -42,13 +42,13 @@ def test_a_resize_task_is_bounded_by_encoded_bytes(tmp_path: Path) -> None:
     assert max(job.rows for job in jobs) == 1, "96 MB of images of 64 MB"
 
 
-def test_a_class_without_a_usable_training_image_is_no_class(tmp_path: Path) -> None:
+def test_class_without_a_valid_image_is_dropped(tmp_path: Path) -> None:
     rows = [raw_row(f"{n}.png", encoded(noise(n)), "a") for n in range(40)] + [raw_row("x.png", b"broken", "b")]
     with pytest.raises(UserError, match="at least two classes, found only 'a' after cleaning"):
         run_clean(tmp_path, raw_dataset(tmp_path, rows))
 
 
-def test_the_number_of_a_promotion_is_its_files(tmp_path: Path) -> None:
+def test_number_of_a_promotion_is_that_of_its_file(tmp_path: Path) -> None:
     workspace = Workspace.open(str(tmp_path))
     for number in (1, 2):
         workspace.append_promotion("x", number, Promotion(model=f"model/{number}"))
@@ -72,7 +72,7 @@ def test_sections_set_only_their_own_parameters(text: str, tmp_path: Path) -> No
         resolve_parameters({}, str(tmp_path / "mill.yaml"))
 
 
-def test_the_json_parameter_can_not_redirect_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_config_can_not_change_inputs_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:
     from imagemill.components.clean import STEP
 
     for section in ({"workspace": "/elsewhere"}, {"raw": "/elsewhere"}):
@@ -82,7 +82,7 @@ def test_the_json_parameter_can_not_redirect_a_step(capsys: pytest.CaptureFixtur
     assert "config.clean" in capsys.readouterr().err
 
 
-def test_weights_that_a_backbone_does_not_have_are_refused_unread() -> None:
+def test_unknown_weights_of_a_backbone_are_refused() -> None:
     assert "IMAGENET1K_V2" in named_weights("resnet50") and "DEFAULT" in named_weights("resnet50")
     with pytest.raises(UserError, match="weights: expected one of IMAGENET1K_V1"):
         TrainConfig(backbone="resnet18", weights="IMAGENET1K_V9").check()
@@ -105,28 +105,28 @@ def test_a_linked_source_keeps_its_name(tmp_path: Path) -> None:
     assert DownloadConfig(dataset="folder", source="s3://b/pets.tar.gz").dataset_name() == "pets"
 
 
-def test_a_budget_is_never_exceeded_but_by_one_alone() -> None:
+def test_budget_is_exceeded_only_by_a_single_item() -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    budget, held, peak = Budget(10), [0], [0]
+    budget, held_bytes, peak = Budget(10), [0], [0]
 
     def work(number: int) -> None:
         with budget.hold(number):
-            held[0] += number
-            peak[0] = max(peak[0], held[0] if number <= 10 else 0)
-            held[0] -= number
+            held_bytes[0] += number
+            peak[0] = max(peak[0], held_bytes[0] if number <= 10 else 0)
+            held_bytes[0] -= number
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, [3, 5, 20, 7, 1] * 40))
     assert peak[0] <= 10
 
 
-def test_a_line_break_in_a_name_forges_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_line_break_in_a_message_is_removed(capsys: pytest.CaptureFixture[str]) -> None:
     say("clean", "no val image of: cat\n[promote] promoted")
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_limits_of_clean_hold_for_the_steps_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_steps_decode_without_the_default_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     from imagemill.components.imaging import decoder as images
     from imagemill.components.imaging.geometry import Geometry, decode_and_resize
     from imagemill.components.imaging.pixel_options import DecodeLimits

@@ -14,7 +14,7 @@ from imagemill.pipelines.local.run import run_locally
 from imagemill.pipelines.parameters import resolve_parameters
 
 
-def test_what_no_container_may_see(tmp_path: Path) -> None:
+def test_source_in_a_system_folder_is_refused_before_the_run(tmp_path: Path) -> None:
     parameters = resolve_parameters({"dataset": "folder", "source": "/etc", "workspace": str(tmp_path)})
     workspace = Workspace.open(str(tmp_path))
     engine = in_docker.Engine(None, {}, {})

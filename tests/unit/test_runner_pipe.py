@@ -1,4 +1,4 @@
-"""A step in a container ends with its runner, which holds a named pipe open: also with one that has ended before."""
+"""Step in a container that ends with its runner, which holds a named pipe open."""
 
 from __future__ import annotations
 
@@ -27,14 +27,16 @@ def pipe(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def steps() -> Iterator[list[subprocess.Popen[str]]]:
-    made: list[subprocess.Popen[str]] = []
-    yield made
-    for one in made:
-        one.kill()
-        one.communicate()
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
 
 
-def started(steps: list[subprocess.Popen[str]], pipe: Path, kernel: str, work_s: float = 600) -> subprocess.Popen[str]:
+def start_step(
+    steps: list[subprocess.Popen[str]], pipe: Path, kernel: str, work_s: float = 600
+) -> subprocess.Popen[str]:
     steps.append(subprocess.Popen(
         [sys.executable, "-c", f"{STEP}time.sleep({work_s})"], stdout=subprocess.PIPE, text=True,
         env=os.environ | {RUNNER_PIPE: str(pipe), RUNNER_BOOT: kernel},
@@ -42,23 +44,21 @@ def started(steps: list[subprocess.Popen[str]], pipe: Path, kernel: str, work_s:
     return steps[-1]
 
 
-def test_it_goes_on_while_the_runner_lives_and_ends_with_it(pipe: Path, steps: list[subprocess.Popen[str]]) -> None:
-    held = os.open(pipe, os.O_RDWR)
-    step = started(steps, pipe, boot_id())
+def test_step_runs_until_its_runner_ends(pipe: Path, steps: list[subprocess.Popen[str]]) -> None:
+    descriptor = os.open(pipe, os.O_RDWR)
+    step = start_step(steps, pipe, boot_id())
     assert step.stdout and step.stdout.readline() == "1\n"
     with pytest.raises(subprocess.TimeoutExpired):
         step.wait(0.3)
-    os.close(held)
+    os.close(descriptor)
     assert step.wait(60) == EXIT_TRANSIENT
 
 
-def test_a_runner_that_was_killed_before_is_not_waited_for(pipe: Path, steps: list[subprocess.Popen[str]]) -> None:
-    assert boot_id() and started(steps, pipe, boot_id()).wait(60) == EXIT_TRANSIENT
+def test_step_of_a_dead_runner_exits(pipe: Path, steps: list[subprocess.Popen[str]]) -> None:
+    assert boot_id() and start_step(steps, pipe, boot_id()).wait(60) == EXIT_TRANSIENT
 
 
-def test_a_pipe_of_another_kernels_or_none_tells_nothing(
-    pipe: Path, steps: list[subprocess.Popen[str]], tmp_path: Path
-) -> None:
+def test_pipe_of_another_kernel_is_ignored(pipe: Path, steps: list[subprocess.Popen[str]], tmp_path: Path) -> None:
     """Docker in a virtual machine shows the pipe's name, and nobody who holds it."""
-    assert started(steps, pipe, "of another machine", work_s=0.3).wait(60) == 0
-    assert started(steps, tmp_path / "none", boot_id(), work_s=0.3).wait(60) == 0
+    assert start_step(steps, pipe, "of another machine", work_s=0.3).wait(60) == 0
+    assert start_step(steps, tmp_path / "none", boot_id(), work_s=0.3).wait(60) == 0

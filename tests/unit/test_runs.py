@@ -1,4 +1,4 @@
-"""Merging clean files that are too many: the same tensors, whatever was merged, read together or tried again."""
+"""Merging of very many clean files before resize: the same tensors, whatever was merged or tried again."""
 
 from __future__ import annotations
 
@@ -33,31 +33,31 @@ COLUMNS = ["image_id", "image.bytes", "label_id", "shuffle_index"]
 
 
 @functools.cache
-def jpeg(number: int) -> bytes:
+def encode_jpeg(number: int) -> bytes:
     pixels = np.random.default_rng(number).integers(0, 256, (12 + number % 5, 15, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "JPEG")
     return out.getvalue()
 
 
-def clean_of_many_files(folder: Path | str, files: dict[str, int], rows: int = 24, fingerprint: str = "01") -> Dataset:
-    """Of each split so many clean files of up to so many rows, in small row groups; some indices occur several times,
-    in one file and in others."""
+def make_clean_files(folder: Path | str, files: dict[str, int], rows: int = 24, fingerprint: str = "01") -> Dataset:
+    """Commit `files` clean files per split of up to `rows` rows each, in small row groups; some indices occur several
+    times, within a file and between files."""
     uri, listed, totals = f"{folder}/clean/{fingerprint}", [], dict.fromkeys(files, 0)
     random = np.random.default_rng(0)
     for split, count in files.items():
         for file in range(count):
-            found = []
+            file_rows = []
             for n in range(int(random.integers(1, rows + 1))):
                 index = int(random.integers(0, 12)) if n % 4 == 0 else int(random.integers(0, 2**63 - 1))
-                data = jpeg(int(random.integers(0, 40)))
-                found.append({"image_id": f"{split}-{file:03d}-{n:03d}", "label_id": n % 2, "shuffle_index": index,
+                data = encode_jpeg(int(random.integers(0, 40)))
+                file_rows.append({"image_id": f"{split}-{file:03d}-{n:03d}", "label_id": n % 2, "shuffle_index": index,
                               "image": {"bytes": data, "path": "x"}})  # fmt: skip
             with ShardWriter(uri, Layout(CLEAN, row_group_rows=5)) as writer:
-                for row in sorted(found, key=lambda r: (r["shuffle_index"], r["image_id"])):
+                for row in sorted(file_rows, key=lambda r: (r["shuffle_index"], r["image_id"])):
                     writer.add(row, len(row["image"]["bytes"]))
                 listed.append(writer.publish(f"data/{split}", "data", split))
-            totals[split] += len(found)
+            totals[split] += len(file_rows)
     number = sum(totals.values())
     total = Totals(number, 600 * number, by_split=totals, by_class={"a": number, "b": 0})
     manifest = Manifest(
@@ -69,7 +69,7 @@ def clean_of_many_files(folder: Path | str, files: dict[str, int], rows: int = 2
 
 @pytest.fixture
 def merging(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Merges where they would be for a million images; tensor files of 7 rows."""
+    """Lower the limits, so that files are merged as for a million images; tensor files of 7 rows."""
     monkeypatch.setattr("imagemill.components.resize.plan.MAX_SHARD_ROWS", 7)
     monkeypatch.setattr(tasks_module, "MIN_BYTES_TO_MERGE", 0)
     monkeypatch.setattr(tasks_module, "MERGED_GROUP_BYTES", 3500)
@@ -77,11 +77,11 @@ def merging(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks_module, "MIN_FAN_IN", 2)
     monkeypatch.setattr(tasks_module, "MAX_EXTRA_READ", 1e9)  # as many runs as the least fan-in gives
     monkeypatch.setattr(tasks_module, "MAX_READ_AMPLIFICATION", 1.2)
-    for held in ("TASK_ENCODED_BYTES", "MAX_TASK_ENCODED_BYTES"):
-        monkeypatch.setattr(tasks_module, held, 7 * 600 * 3)
+    for limit in ("TASK_ENCODED_BYTES", "MAX_TASK_ENCODED_BYTES"):
+        monkeypatch.setattr(tasks_module, limit, 7 * 600 * 3)
 
 
-def run_files(tensors: Dataset) -> list[Path]:
+def list_run_files(tensors: Dataset) -> list[Path]:
     return sorted(path for path in Path(tensors.uri, "_work", "runs").rglob("*") if path.is_file())
 
 
@@ -90,57 +90,55 @@ FILES = {"train": 13, "val": 5, "test": 1}
 
 @pytest.fixture
 def undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_ray: None) -> list[tuple[str, str, int, str]]:  # noqa: F811
-    """The tensors without a merge, one file a task."""
-    with monkeypatch.context() as once:
-        once.setattr("imagemill.components.resize.plan.MAX_SHARD_ROWS", 7)
-        once.setattr(tasks_module, "MAX_READ_AMPLIFICATION", 1e9)
-        once.setattr(tasks_module, "MIN_BYTES_TO_MERGE", 2**60)
-        tensors = resized(clean_of_many_files(tmp_path / "plain", FILES))
+    """Return the content of the tensors without a merge, one file per task."""
+    with monkeypatch.context() as patch:
+        patch.setattr("imagemill.components.resize.plan.MAX_SHARD_ROWS", 7)
+        patch.setattr(tasks_module, "MAX_READ_AMPLIFICATION", 1e9)
+        patch.setattr(tasks_module, "MIN_BYTES_TO_MERGE", 2**60)
+        tensors = resized(make_clean_files(tmp_path / "plain", FILES))
     assert not Path(tensors.uri, "_work", "runs").exists()
     return mill.content(tensors)
 
 
 @pytest.mark.usefixtures("merging", "without_ray")
-def test_merged_files_give_the_same_tensors_and_are_removed(
+def test_merging_gives_the_same_tensors(
     tmp_path: Path, undisturbed: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks: list[Any] = []
 
-    def seen(shards: Iterable[Any], *others: Any) -> Iterator[Any]:
+    def record_tasks(shards: Iterable[Any], *others: Any) -> Iterator[Any]:
         for job, result in run_in_this_process(shards, *others):
             tasks.append(job)
             yield job, result
 
-    monkeypatch.setattr(resize, "run_tasks", seen)
-    tensors = resized(clean_of_many_files(tmp_path, FILES))
+    monkeypatch.setattr(resize, "run_tasks", record_tasks)
+    tensors = resized(make_clean_files(tmp_path, FILES))
     merges = [task for task in tasks if isinstance(task, MergeTask)]
     levels = {task.key.split("-")[2] for task in merges}
     assert levels >= {"1", "2", "3"} and {task.split for task in merges} == {"train", "val"}
     assert max(len(files) for task in merges for files in task.inputs) > 1, "runs of several files are merged again"
     assert max(len(task.shards) for task in tasks if not isinstance(task, MergeTask)) > 1, "several files a task"
     assert mill.content(tensors) == undisturbed
-    assert not run_files(tensors)
+    assert not list_run_files(tensors)
 
 
 @pytest.mark.usefixtures("merging", "without_ray")
-def test_a_retry_goes_on_from_the_runs_that_are_there(
-    tmp_path: Path, undisturbed: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_retry_resumes_finished_merges(tmp_path: Path, undisturbed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed again and again, after every third result; between two tries a run is lost, and one is damaged."""
-    worked: list[str] = []
+    finished_keys: list[str] = []
 
     class Killed(Exception):
         pass
 
-    def dying(shards: Iterable[Any], *others: Any) -> Iterator[Any]:
+    def fail_after_three(shards: Iterable[Any], *others: Any) -> Iterator[Any]:
         for number, (job, result) in enumerate(run_in_this_process(shards, *others)):
             if number == 3:
                 raise Killed
-            worked.append(job.key if isinstance(job, MergeTask) else job.shards[0].key)
+            finished_keys.append(job.key if isinstance(job, MergeTask) else job.shards[0].key)
             yield job, result
 
-    monkeypatch.setattr(resize, "run_tasks", dying)
-    clean = clean_of_many_files(tmp_path, FILES)
+    monkeypatch.setattr(resize, "run_tasks", fail_after_three)
+    clean = make_clean_files(tmp_path, FILES)
     tries, lost = 0, 0
     while True:
         tries += 1
@@ -150,39 +148,39 @@ def test_a_retry_goes_on_from_the_runs_that_are_there(
         except Killed:
             assert tries < 100
         if tries in (2, 4):
-            one = sorted(Path(clean.uri).parents[1].glob("tensors/*/_work/runs/*/*.parquet"))[0]
-            one.unlink() if tries == 2 else one.write_bytes(b"PAR1 no more")
+            path = sorted(Path(clean.uri).parents[1].glob("tensors/*/_work/runs/*/*.parquet"))[0]
+            path.unlink() if tries == 2 else path.write_bytes(b"PAR1 no more")
             lost += 1
-    assert tries > 8 and mill.content(tensors) == undisturbed and not run_files(tensors)
-    assert len(worked) - len(set(worked)) <= lost, "what was finished is not done again"
+    assert tries > 8 and mill.content(tensors) == undisturbed and not list_run_files(tensors)
+    assert len(finished_keys) - len(set(finished_keys)) <= lost, "what was finished is not done again"
 
 
 @pytest.mark.usefixtures("without_ray")
 def test_small_datasets_are_never_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks_module, "MAX_READ_AMPLIFICATION", 0)
-    tensors = resized(clean_of_many_files(tmp_path, FILES))
+    tensors = resized(make_clean_files(tmp_path, FILES))
     assert not Path(tensors.uri, "_work", "runs").exists() and tensors.manifest.totals.rows > 100
 
 
 @pytest.mark.usefixtures("merging", "without_ray")
-def test_the_winner_of_a_race_is_everybodys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_committed_by_another_run_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another run commits while this one works, and removes the runs that it reads."""
-    clean = clean_of_many_files(tmp_path, FILES)
+    clean = make_clean_files(tmp_path, FILES)
 
-    def overtaken(shards: Iterable[Any], *others: Any) -> Iterator[Any]:
+    def run_after_another(shards: Iterable[Any], *others: Any) -> Iterator[Any]:
         todo = list(shards)
         if not isinstance(todo[0], MergeTask):
             monkeypatch.setattr(resize, "run_tasks", run_in_this_process)
             assert read_dataset(resized(clean).uri)
         yield from run_in_this_process(todo, *others)
 
-    monkeypatch.setattr(resize, "run_tasks", overtaken)
+    monkeypatch.setattr(resize, "run_tasks", run_after_another)
     tensors = resized(clean)
-    assert tensors.manifest.totals.rows == clean.manifest.totals.rows and not run_files(tensors)
+    assert tensors.manifest.totals.rows == clean.manifest.totals.rows and not list_run_files(tensors)
 
 
-def test_order_of_the_manifest_is_that_of_the_rows(tmp_path: Path, merging: None, without_ray: None) -> None:  # noqa: F811
-    clean = clean_of_many_files(tmp_path, FILES)
+def test_rows_are_in_the_order_of_the_manifest(tmp_path: Path, merging: None, without_ray: None) -> None:  # noqa: F811
+    clean = make_clean_files(tmp_path, FILES)
     index = {
         row["image_id"]: row["shuffle_index"]
         for table in read_columns(clean, "data", ["image_id", "shuffle_index"])
@@ -199,7 +197,7 @@ def test_order_of_the_manifest_is_that_of_the_rows(tmp_path: Path, merging: None
     st.integers(1, 400),
 )
 @settings(max_examples=60, deadline=None)
-def test_a_merge_is_a_sort(inputs: list[list[list[int]]], group_bytes: int) -> None:
+def test_merge_is_a_stable_order_by_index(inputs: list[list[list[int]]], group_bytes: int) -> None:
     """Any sequences of row groups, with copies of an index within and between them."""
     schema = pa.schema([("image_id", pa.string()), ("shuffle_index", pa.int64())])
     expected, sequences = [], []
@@ -217,14 +215,14 @@ def test_a_merge_is_a_sort(inputs: list[list[list[int]]], group_bytes: int) -> N
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tasks_module, "MERGED_GROUP_BYTES", group_bytes)
         tables = list(rechunk(merge_sorted(sequences, schema)))
-    found = [(row["shuffle_index"], row["image_id"]) for table in tables for row in table.to_pylist()]
-    assert sorted(found) == sorted(expected) and [index for index, _ in found] == sorted(index for index, _ in found)
+    merged = [(row["shuffle_index"], row["image_id"]) for table in tables for row in table.to_pylist()]
+    assert sorted(merged) == sorted(expected) and [index for index, _ in merged] == sorted(index for index, _ in merged)
     assert all(table.num_rows for table in tables)
 
 
-def test_a_run_holds_what_its_inputs_hold(tmp_path: Path, merging: None) -> None:
+def test_merged_run_holds_the_rows_of_its_inputs(tmp_path: Path, merging: None) -> None:
     """By its own files: any part of it is read as from the inputs; other columns than those wanted are left out."""
-    clean = clean_of_many_files(tmp_path, {"train": 9})
+    clean = make_clean_files(tmp_path, {"train": 9})
     sources = index_files(clean, "train")
     rows = sum(len(source.indices) for source in sources)
     inputs = tuple(tuple(source.locate(0, len(source.indices))) for source in sources)
@@ -234,8 +232,8 @@ def test_a_run_holds_what_its_inputs_hold(tmp_path: Path, merging: None) -> None
     assert len(run.uris) > 2 and len(run.starts) > 2 * len(run.uris)
     ends = run.indices[[0, 3, 10, len(run.indices) // 2, -2, -1]]
     ranges = np.array([(low, high) for low in ends for high in ends if low <= high], np.int64)
-    for ours, theirs in zip(locate_rows([run], ranges), locate_rows(sources, ranges), strict=True):
-        assert read_rows(ours, COLUMNS) == read_rows(theirs, COLUMNS)
+    for run_slices, source_slices in zip(locate_rows([run], ranges), locate_rows(sources, ranges), strict=True):
+        assert read_rows(run_slices, COLUMNS) == read_rows(source_slices, COLUMNS)
     assert count_rows_read([run], ranges) < count_rows_read(sources, ranges)
     first = next(locate_rows([run], ranges))
     assert "width" not in read_rows(first, [*COLUMNS, "width"])[0] and set(
@@ -243,7 +241,7 @@ def test_a_run_holds_what_its_inputs_hold(tmp_path: Path, merging: None) -> None
     ) == {"bytes"}
 
 
-def test_a_column_that_some_files_lack_is_empty_there(tmp_path: Path) -> None:
+def test_column_missing_in_some_files_is_null(tmp_path: Path) -> None:
     uri, listed = str(tmp_path / "clean" / "01"), []
     for number, columns in enumerate((COLUMNS[:1], ["image_id", "mask"])):
         fields = {"image_id": pa.string(), "mask": pa.binary(), "shuffle_index": pa.int64()}
@@ -256,20 +254,20 @@ def test_a_column_that_some_files_lack_is_empty_there(tmp_path: Path) -> None:
         ("image_id", "mask", "shuffle_index"),
     )  # fmt: skip
     record = write_merged(task, str(tmp_path / "tensors" / "02"))
-    made = Dataset(
+    merged = Dataset(
         str(tmp_path / "tensors" / "02"), Manifest("tensors", "02", files=tuple(File(**f) for f in record["files"])), ""
     )
-    rows = [row for table in read_columns(made, "data", ["image_id", "mask"]) for row in table.to_pylist()]
+    rows = [row for table in read_columns(merged, "data", ["image_id", "mask"]) for row in table.to_pylist()]
     assert rows == [{"image_id": "1", "mask": b"m"}, {"image_id": "0", "mask": None}]
 
 
-def test_a_file_that_is_gone_is_said(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     task = MergeTask("run", "train", 2, ((RowSlice(str(tmp_path / "gone.parquet"), (0,), 0, 2),),), tuple(COLUMNS))
     with pytest.raises(MillError, match=r"gone\.parquet"):
         write_merged(task, str(tmp_path / "tensors" / "02"))
 
 
-def test_a_run_of_other_rows_is_an_error(tmp_path: Path) -> None:
-    sources = index_files(clean_of_many_files(tmp_path, {"train": 2}), "train")
+def test_run_of_other_rows_is_an_error(tmp_path: Path) -> None:
+    sources = index_files(make_clean_files(tmp_path, {"train": 2}), "train")
     with pytest.raises(MillError, match="a merged run has"):
         describe_merged({"files": [{"uri": "x"}], "groups": [[1]]}, sources, "/x")

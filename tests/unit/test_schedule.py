@@ -1,4 +1,4 @@
-"""`imagemill schedule` by KFP's own client: one recurring run of a name, whatever happens in between."""
+"""`imagemill schedule` through KFP's own client: one recurring run per name, after any failure."""
 
 from __future__ import annotations
 
@@ -21,25 +21,29 @@ NAME = "imagemill-training-demo"
 mill = kfp_commands.mill
 
 
-def enabled(service: KfpService) -> list[dict[str, Any]]:
-    return [one for one in service.recurring if one["mode"] == "ENABLE"]
+def list_enabled(service: KfpService) -> list[dict[str, Any]]:
+    return [schedule for schedule in service.recurring if schedule["mode"] == "ENABLE"]
 
 
-def test_a_schedule_is_made_as_the_service_wants_it(mill: Commands) -> None:
+def list_crons(schedules: list[dict[str, Any]]) -> list[str]:
+    return [schedule["trigger"]["cron_schedule"]["cron"] for schedule in schedules]
+
+
+def test_schedule_creates_a_recurring_run(mill: Commands) -> None:
     ran = mill(*WEEKLY, "--epochs", "3", "--min-gain", "0.5", "--weight-decay", "0.1")
     assert ran.code == 0, ran.err
-    (made,) = mill.service.recurring
-    assert made["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * 1"}}
-    assert (made["max_concurrency"], made["no_catchup"], made["mode"]) == ("1", True, "ENABLE")
-    assert made["display_name"] == NAME and made["description"] == "imagemill: 0 3 * * 1 (UTC)"
-    parameters = made["runtime_config"]["parameters"]
+    (schedule,) = mill.service.recurring
+    assert schedule["trigger"] == {"cron_schedule": {"cron": "0 0 3 * * 1"}}
+    assert (schedule["max_concurrency"], schedule["no_catchup"], schedule["mode"]) == ("1", True, "ENABLE")
+    assert schedule["display_name"] == NAME and schedule["description"] == "imagemill: 0 3 * * 1 (UTC)"
+    parameters = schedule["runtime_config"]["parameters"]
     assert parameters == {
         "epochs": "3", "config": '{"promote": {"min_gain": 0.5}, "train": {"weight_decay": 0.1}}'
     }  # fmt: skip
     assert f"{NAME}: 0 3 * * 1 (UTC), enabled" in ran.out and "next: Mon 20" in ran.out
 
 
-def test_it_runs_the_newest_version_always(mill: Commands, tmp_path: Path) -> None:
+def test_schedule_runs_the_newest_version(mill: Commands, tmp_path: Path) -> None:
     assert mill(*WEEKLY).code == 0
     first = mill.service.versions[0]["pipeline_version_id"]
     assert "pipeline_version_id" not in mill.service.recurring[0]["pipeline_version_reference"]
@@ -56,19 +60,20 @@ def test_it_runs_the_newest_version_always(mill: Commands, tmp_path: Path) -> No
     assert mill(*WEEKLY).code == 0 and len(mill.service.versions) == 3
 
 
-def test_one_of_the_same_name_is_replaced(mill: Commands) -> None:
+def test_schedule_of_the_same_name_is_replaced(mill: Commands) -> None:
     assert mill(*WEEKLY).code == 0
-    old = mill.service.recurring[0]["recurring_run_id"]
+    old_id = mill.service.recurring[0]["recurring_run_id"]
     ran = mill("schedule", "--cron", "0 4 * * 1", "--epochs", "2")
     assert ran.code == 0, ran.err
-    (made,) = mill.service.recurring
-    assert made["trigger"]["cron_schedule"]["cron"] == "0 0 4 * * 1" and made["recurring_run_id"] != old
-    assert mill.service.deletions == [(old, "ORPHAN")]
+    (schedule,) = mill.service.recurring
+    assert schedule["trigger"]["cron_schedule"]["cron"] == "0 0 4 * * 1" and schedule["recurring_run_id"] != old_id
+    assert mill.service.deletions == [(old_id, "ORPHAN")]
     assert mill("schedule", "--cron", "0 5 * * 1", "--name", "cats").code == 0  # another name, another schedule
-    assert sorted(one["display_name"] for one in enabled(mill.service)) == ["imagemill-training-cats", NAME]
+    names = {schedule["display_name"] for schedule in list_enabled(mill.service)}
+    assert names == {"imagemill-training-cats", NAME} and len(list_enabled(mill.service)) == 2
 
 
-def test_the_same_again_changes_nothing(mill: Commands) -> None:
+def test_same_schedule_again_changes_nothing(mill: Commands) -> None:
     for _ in range(2):
         ran = mill(*WEEKLY, "--epochs", "3")
         assert ran.code == 0, ran.err
@@ -76,17 +81,17 @@ def test_the_same_again_changes_nothing(mill: Commands) -> None:
     assert not mill.service.deletions
 
 
-def test_a_run_under_way_outlives_the_exchange(mill: Commands) -> None:
+def test_running_run_survives_the_replacement(mill: Commands) -> None:
     """KFP before its propagation policy deletes what belongs to a recurring run with it."""
     assert mill(*WEEKLY).code == 0
     run = mill.service.fire(NAME)["run_id"]
     ran = mill("schedule", "--cron", "0 4 * * 1")
     assert ran.code == 0 and f"not deleted before its run {run} has ended" in ran.err
-    assert [one["mode"] for one in mill.service.recurring] == ["DISABLE", "ENABLE"]
-    assert [one["run_id"] for one in mill.service.runs] == [run] and not mill.service.deletions
+    assert [schedule["mode"] for schedule in mill.service.recurring] == ["DISABLE", "ENABLE"]
+    assert [entry["run_id"] for entry in mill.service.runs] == [run] and not mill.service.deletions
     mill.service.runs[0]["state"] = "SUCCEEDED"
     assert mill("schedule", "--cron", "0 4 * * 1").code == 0
-    assert [one["trigger"]["cron_schedule"]["cron"] for one in mill.service.recurring] == ["0 0 4 * * 1"]
+    assert list_crons(mill.service.recurring) == ["0 0 4 * * 1"]
     assert mill.service.runs
 
 
@@ -94,12 +99,12 @@ def test_a_run_under_way_outlives_the_exchange(mill: Commands) -> None:
 @pytest.mark.parametrize(
     ("method", "path"), [("POST", "/recurringruns$"), ("POST", ":disable$"), ("DELETE", ""), ("GET", "/recurringruns$")]
 )
-def test_faults_that_pass_leave_one(mill: Commands, kind: str, method: str, path: str) -> None:
+def test_transient_faults_leave_one_schedule(mill: Commands, kind: str, method: str, path: str) -> None:
     assert mill(*WEEKLY).code == 0
     mill.service.fail(kind, 1, method, path)
     ran = mill("schedule", "--cron", "0 4 * * 1")
     assert ran.code == 0, ran.err
-    assert [one["trigger"]["cron_schedule"]["cron"] for one in mill.service.recurring] == ["0 0 4 * * 1"]
+    assert list_crons(mill.service.recurring) == ["0 0 4 * * 1"]
     assert mill.service.faults[0].times == 0
 
 
@@ -111,108 +116,107 @@ def test_faults_that_pass_leave_one(mill: Commands, kind: str, method: str, path
         ("DELETE", "", "0 0 4 * * 1"),  # it is stopped: that counts
     ],
 )
-def test_faults_that_stay_leave_one(
+def test_permanent_faults_leave_one_schedule(
     mill: Commands, monkeypatch: pytest.MonkeyPatch, method: str, path: str, left: str
 ) -> None:
     assert mill(*WEEKLY).code == 0
     monkeypatch.setattr("imagemill.pipelines.kfp.client.RETRY_S", 0.3)
     mill.service.fail("500", 1000, method, path)
     ran = mill("schedule", "--cron", "0 4 * * 1")
-    assert [one["trigger"]["cron_schedule"]["cron"] for one in enabled(mill.service)] == [left]
+    assert list_crons(list_enabled(mill.service)) == [left]
     assert ran.code == (0 if method == "DELETE" else 75)
     assert path != ":disable$" or "the schedule is as it was" in ran.err
 
 
-def test_a_stop_whose_answer_is_lost_is_taken_back(mill: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disable_with_a_lost_response_is_reverted(mill: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     """The old schedule is disabled without our hearing of it: it must go again, for the new one is deleted."""
     assert mill(*WEEKLY).code == 0
     monkeypatch.setattr("imagemill.pipelines.kfp.client.RETRY_S", 0.3)
     mill.service.fail("drop after", 1000, "POST", ":disable$")
     ran = mill("schedule", "--cron", "0 4 * * 1")
     assert ran.code == 75 and "the schedule is as it was" in ran.err
-    assert [one["trigger"]["cron_schedule"]["cron"] for one in enabled(mill.service)] == ["0 0 3 * * 1"]
+    assert list_crons(list_enabled(mill.service)) == ["0 0 3 * * 1"]
     assert len(mill.service.recurring) == 1
 
 
-def test_what_may_not_be_deleted_is_told_after_the_exchange(mill: Commands) -> None:
+def test_old_schedule_that_may_not_be_deleted_is_reported(mill: Commands) -> None:
     assert mill(*WEEKLY).code == 0
     mill.service.fail("403", 1000, "DELETE")
     ran = mill("schedule", "--cron", "0 4 * * 1")
     assert ran.code == 0 and "is disabled; it could not be deleted" in ran.err and "(403: " in ran.err
-    assert [one["trigger"]["cron_schedule"]["cron"] for one in enabled(mill.service)] == ["0 0 4 * * 1"]
+    assert list_crons(list_enabled(mill.service)) == ["0 0 4 * * 1"]
     ran = mill("schedule", "--delete")
-    assert ran.code == 2 and "is disabled; it could not be deleted" in ran.err and not enabled(mill.service)
+    assert ran.code == 2 and "is disabled; it could not be deleted" in ran.err and not list_enabled(mill.service)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(("method", "path"), [("POST", "/recurringruns"), ("POST", ":disable"), ("DELETE", "")])
-def test_ctrl_c_waits_for_the_exchange(mill: Commands, number: int, method: str, path: str) -> None:
+def test_signal_waits_for_the_replacement(mill: Commands, number: int, method: str, path: str) -> None:
     assert mill(*WEEKLY).code == 0
-    asked: list[str] = []
+    requests: list[str] = []
 
-    def interrupt(verb: str, where: str) -> None:
-        if verb == method and where.endswith(path) and not asked:
-            asked.append(where)
+    def interrupt(verb: str, url_path: str) -> None:
+        if verb == method and url_path.endswith(path) and not requests:
+            requests.append(url_path)
             os.kill(os.getpid(), number)
 
     mill.service.on_request = interrupt
     ran = mill("schedule", "--cron", "0 4 * * 1")
-    assert asked and ran.code == 130
-    assert [one["trigger"]["cron_schedule"]["cron"] for one in mill.service.recurring] == ["0 0 4 * * 1"]
-    assert [one["mode"] for one in mill.service.recurring] == ["ENABLE"]
+    assert requests and ran.code == 130
+    assert list_crons(mill.service.recurring) == ["0 0 4 * * 1"]
+    assert [schedule["mode"] for schedule in mill.service.recurring] == ["ENABLE"]
 
 
-def test_a_kill_in_the_exchange_leaves_two_rather_than_none(mill: Commands) -> None:
+def test_kill_during_the_replacement_leaves_two_schedules(mill: Commands) -> None:
     """Nothing can make one step of two requests; the next `schedule` mends it."""
     assert mill(*WEEKLY).code == 0
     words = ["schedule", "--cron", "0 4 * * 1", "--host", mill.service.url, "--package", str(compiled_once())]
     command = subprocess.Popen(
-        [sys.executable, "-m", "imagemill.pipelines.cli", *words],
-        stderr=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
+        [sys.executable, "-m", "imagemill.pipelines.cli", *words], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
     )
     mill.service.fail("drop", 1, "POST", ":disable$")
     mill.service.on_request = lambda method, path: command.kill() if path.endswith(":disable") else None
     assert command.wait(60) == -signal.SIGKILL
     mill.service.on_request = None
-    assert [one["trigger"]["cron_schedule"]["cron"] for one in enabled(mill.service)] == ["0 0 3 * * 1", "0 0 4 * * 1"]
+    assert list_crons(list_enabled(mill.service)) == ["0 0 3 * * 1", "0 0 4 * * 1"]
     assert mill("schedule", "--cron", "0 4 * * 1").code == 0
-    assert [one["trigger"]["cron_schedule"]["cron"] for one in mill.service.recurring] == ["0 0 4 * * 1"]
+    assert list_crons(mill.service.recurring) == ["0 0 4 * * 1"]
 
 
-def test_two_that_a_lost_machine_has_left_become_one(mill: Commands) -> None:
+def test_duplicate_schedules_become_one(mill: Commands) -> None:
     assert mill(*WEEKLY).code == 0
     mill.service.recurring.append(mill.service.recurring[0] | {"recurring_run_id": "left", "runtime_config": {}})
     listed = mill("schedule", "--list")
     assert listed.out.count(NAME) == 2 and "is there twice" in listed.err
     assert mill("schedule", "--enable").code == 2
     assert mill(*WEEKLY).code == 0
-    assert [one["recurring_run_id"] == "left" for one in mill.service.recurring] == [False]
+    assert [schedule["recurring_run_id"] == "left" for schedule in mill.service.recurring] == [False]
 
 
-def test_one_of_somebody_elses_is_left_alone(mill: Commands) -> None:
+def test_foreign_recurring_run_is_not_replaced(mill: Commands) -> None:
     assert mill(*WEEKLY).code == 0
     mill.service.recurring[0]["description"] = "made by hand"
     ran = mill("schedule", "--cron", "0 4 * * 1")
     assert ran.code == 2 and "--schedule-name: expected a name that no other recurring run has" in ran.err
-    assert len(enabled(mill.service)) == 1 and mill("schedule", "--list").out == "no schedules of imagemill-training\n"
+    assert len(list_enabled(mill.service)) == 1
+    assert mill("schedule", "--list").out == "no schedules of imagemill-training\n"
     assert mill("schedule", "--cron", "0 4 * * 1", "--schedule-name", "mine").code == 0
 
 
-def test_it_is_disabled_enabled_and_deleted(mill: Commands) -> None:
+def test_schedule_is_disabled_enabled_and_deleted(mill: Commands) -> None:
     assert mill(*WEEKLY).code == 0
-    assert mill("schedule", "--disable").out == f"{NAME}: disabled\n" and not enabled(mill.service)
-    assert mill("schedule", "--enable").out == f"{NAME}: enabled\n" and len(enabled(mill.service)) == 1
+    assert mill("schedule", "--disable").out == f"{NAME}: disabled\n" and not list_enabled(mill.service)
+    assert mill("schedule", "--enable").out == f"{NAME}: enabled\n" and len(list_enabled(mill.service)) == 1
     (listed,) = [json.loads(line) for line in mill("schedule", "--list", "--json").out.splitlines()]
     assert listed["cron"] == "0 3 * * 1 (UTC)" and listed["kfp_cron"] == "0 0 3 * * 1" and listed["enabled"] is True
     assert mill("schedule", "--delete").out == f"{NAME}: deleted\n" and not mill.service.recurring
     ran = mill("schedule", "--delete")
     assert ran.code == 2 and f"--schedule-name: expected a schedule that there is (none), found '{NAME}'" in ran.err
     assert mill(*WEEKLY, "--disable").code == 0
-    assert [one["mode"] for one in mill.service.recurring] == ["DISABLE"]
+    assert [schedule["mode"] for schedule in mill.service.recurring] == ["DISABLE"]
 
 
-def test_a_zone_with_summer_time_is_told_about(mill: Commands) -> None:
+def test_time_zone_with_summer_time_is_warned_about(mill: Commands) -> None:
     ran = mill(*WEEKLY, "--timezone", "Europe/Berlin")
     assert ran.code == 0 and "right in winter and an hour off in summer" in ran.err
     assert mill.service.recurring[0]["trigger"]["cron_schedule"]["cron"] == "0 0 2 * * 1"
@@ -225,7 +229,7 @@ def test_a_zone_with_summer_time_is_told_about(mill: Commands) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         ([], "schedule: expected --cron, or one of"),
         (["--list", "--delete"], "found '--list, --delete'"),
@@ -236,22 +240,22 @@ def test_a_zone_with_summer_time_is_told_about(mill: Commands) -> None:
         (["--cron", "0 3 * * 1", "--dataset", "folder", "--source", "./photos"], "--source: expected s3://"),
     ],
 )
-def test_what_can_be_known_beforehand_is_refused_without_asking(mill: Commands, words: list[str], said: str) -> None:
+def test_invalid_arguments_are_refused_without_a_request(mill: Commands, words: list[str], message: str) -> None:
     ran = mill("schedule", *words)
-    assert ran.code == 2 and said in ran.err
+    assert ran.code == 2 and message in ran.err
     assert not mill.service.requests
 
 
-def test_a_schedule_lies_in_ones_own_profile(
+def test_schedules_of_two_namespaces_are_independent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     service = KfpService(multi_user=True)
     with commands(tmp_path, monkeypatch, capsys, service) as mill:
         assert mill(*WEEKLY, "--namespace", "team").code == 0
         assert mill(*WEEKLY, "--namespace", "other").code == 0  # of the same name, and none of this one's business
-        assert [one["namespace"] for one in service.recurring] == ["team", "other"]
+        assert [schedule["namespace"] for schedule in service.recurring] == ["team", "other"]
         assert mill("schedule", "--delete", "--namespace", "team").code == 0
-        assert [one["namespace"] for one in service.recurring] == ["other"]
+        assert [schedule["namespace"] for schedule in service.recurring] == ["other"]
         assert mill("schedule", "--list").code == 2
         ran = mill("schedule", "--list", "--namespace", "team", "--pipeline-name", "mine")
         assert ran.code == 0 and ran.out == "no schedules of mine\n"

@@ -1,4 +1,4 @@
-"""The search of `imagemill tune`: its space, its studies, and what the losses of a training say."""
+"""Search of `imagemill tune`: space, studies, and hints from the losses of a training."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from imagemill.pipelines.tuning import Confirmation, describe_confirmation, writ
 BASE = Configuration.read("{}", {})
 
 
-def space(folder: Path, text: str) -> SearchSpace:
+def read_space(folder: Path, text: str) -> SearchSpace:
     (folder / "space.yaml").write_text(text)
     return SearchSpace.read(str(folder / "space.yaml"), BASE)
 
 
-def study(folder: Path, key: str = "k", pruner: str = "median") -> Study:
+def make_study(folder: Path, key: str = "k", pruner: str = "median") -> Study:
     return Study(Workspace.open(str(folder)), "photos.tune", key, SearchSpace.read("", BASE), pruner, 0)
 
 
-def test_the_default_space_gives_configurations_that_training_takes(tmp_path: Path) -> None:
-    search = study(tmp_path)
+def test_default_space_gives_valid_configurations(tmp_path: Path) -> None:
+    search = make_study(tmp_path)
     search.add(TriedValues(0, {}, COMPLETE, 0.5))
     for number in range(1, 15):
         values = search.suggest()
@@ -45,28 +45,28 @@ def test_the_default_space_gives_configurations_that_training_takes(tmp_path: Pa
     assert len({str(trial.values) for trial in search.trials}) > 10
 
 
-def test_a_study_continues_with_the_values_that_it_would_have_had(tmp_path: Path) -> None:
-    first, other = study(tmp_path / "one"), study(tmp_path / "two")
+def test_reopened_study_suggests_the_same_values(tmp_path: Path) -> None:
+    first, second = make_study(tmp_path / "one"), make_study(tmp_path / "two")
     suggested: list[list[dict[str, Any]]] = [[], []]
     for number in range(6):
-        for side, search in enumerate((first, study(tmp_path / "two"))):  # read again each time
+        for side, search in enumerate((first, make_study(tmp_path / "two"))):  # read again each time
             values = search.suggest() if number else {}
             suggested[side].append(values)
             search.add(TriedValues(number, values, COMPLETE, 0.1 * (number % 3)))
-    assert suggested[0] == suggested[1] and other.trials == []
-    assert study(tmp_path / "two").best.number == 2
-    assert study(tmp_path / "two", "another key").trials == []
+    assert suggested[0] == suggested[1] and second.trials == []
+    assert make_study(tmp_path / "two").best.number == 2
+    assert make_study(tmp_path / "two", "another key").trials == []
 
 
 @pytest.mark.parametrize("pruner", ["median", "asha"])
-def test_a_trial_that_falls_behind_is_pruned(tmp_path: Path, pruner: str) -> None:
-    search = study(tmp_path, pruner=pruner)
+def test_trial_below_the_others_is_pruned(tmp_path: Path, pruner: str) -> None:
+    search = make_study(tmp_path, pruner=pruner)
     for number in range(6):
         course = tuple(0.1 * epoch + 0.01 * number for epoch in range(1, 7))
         search.add(TriedValues(number, {}, COMPLETE, course[-1], course))
     assert search.should_prune([0.05, 0.06, 0.07]) and not search.should_prune([0.3, 0.5, 0.6])
     assert not search.should_prune([])
-    assert not study(tmp_path / "none", pruner="none").should_prune([0.0, 0.0, 0.0])
+    assert not make_study(tmp_path / "none", pruner="none").should_prune([0.0, 0.0, 0.0])
     search.add(TriedValues(6, {}, PRUNED, 0.07, (0.05, 0.06, 0.07)))
     assert search.best.number == 5
 
@@ -89,13 +89,13 @@ def test_a_trial_that_falls_behind_is_pruned(tmp_path: Path, pruner: str) -> Non
         ("a: [", "--space: expected YAML"),
     ],
 )  # fmt: skip
-def test_a_mistake_in_a_space_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_invalid_space_is_refused_with_the_field(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        space(tmp_path, text)
+        read_space(tmp_path, text)
     assert message in str(caught.value)
 
 
-def model(train: list[float], val: list[float], scores: list[float], **config: Any) -> Dataset:
+def make_model(train: list[float], val: list[float], scores: list[float], **config: Any) -> Dataset:
     history = [
         {"epoch": number, "train_loss": loss, "val_loss": other, "val_macro_f1": score}
         for number, (loss, other, score) in enumerate(zip(train, val, scores, strict=True), 1)
@@ -104,17 +104,17 @@ def model(train: list[float], val: list[float], scores: list[float], **config: A
     return Dataset("m", Manifest("model", "m", config=config, extra=ModelExtra(history=history, best_epoch=best)), "")
 
 
-def test_regularization_is_noticed() -> None:
-    base = model([1.0, 0.6, 0.5, 0.4], [0.9, 0.6, 0.5, 0.5], [0.5, 0.7, 0.8, 0.82])
+def test_regularization_is_described() -> None:
+    base = make_model([1.0, 0.6, 0.5, 0.4], [0.9, 0.6, 0.5, 0.5], [0.5, 0.7, 0.8, 0.82])
     assert describe_regularization(base, base, "macro_f1") == ""
-    heavy = model([2.0, 1.8, 1.7, 1.6], [1.5, 1.2, 1.0, 0.9], [0.3, 0.4, 0.5, 0.6], mixup_probability=0.5)
+    heavy = make_model([2.0, 1.8, 1.7, 1.6], [1.5, 1.2, 1.0, 0.9], [0.3, 0.4, 0.5, 0.6], mixup_probability=0.5)
     assert "too much regularization" in describe_regularization(heavy, base, "macro_f1")
-    learned = model([1.0, 0.3, 0.1, 0.02, 0.01], [0.6, 0.5, 0.8, 1.0, 1.2], [0.6, 0.7, 0.65, 0.6, 0.6])
+    learned = make_model([1.0, 0.3, 0.1, 0.02, 0.01], [0.6, 0.5, 0.8, 1.0, 1.2], [0.6, 0.7, 0.65, 0.6, 0.6])
     assert "by heart" in describe_regularization(learned, base, "macro_f1")
 
 
-def test_the_verdict_is_by_new_seeds(tmp_path: Path) -> None:
-    tried = study(tmp_path)
+def test_verdict_is_decided_by_new_seeds(tmp_path: Path) -> None:
+    tried = make_study(tmp_path)
     for number in range(2):
         tried.add(TriedValues(number, {}, COMPLETE, 0.8))
 
@@ -129,11 +129,11 @@ def test_the_verdict_is_by_new_seeds(tmp_path: Path) -> None:
     assert verdict == "base_is_best" and "0.8000, is not below that of 1 trial" in reason
 
 
-def test_the_written_file_gives_the_configuration_again(tmp_path: Path) -> None:
+def test_written_config_round_trips(tmp_path: Path) -> None:
     base = Configuration.read("{}", {"promote": "never", "metric": "top1", "epochs": "3", "color": "gray"})
     best = base.with_values("train", learning_rate=0.002, recipe="small")
     write_config(str(tmp_path / "best.yaml"), best, "The best of 3 trials.")
-    again = Configuration.read(str(tmp_path / "best.yaml"), {})
+    read_back = Configuration.read(str(tmp_path / "best.yaml"), {})
     for step in ("clean", "train", "promote"):
-        assert again.config(step) == best.config(step)
+        assert read_back.config(step) == best.config(step)
     assert (tmp_path / "best.yaml").read_text().startswith("# The best of 3 trials.\n")

@@ -1,4 +1,4 @@
-"""A model repository: fp16 and int8 keep what the network says, their loss is measured, a too large one is refused."""
+"""Model repository: fp16 and int8 outputs close to the network's, measured loss, and refusal of a too large one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import onnx
 import pytest
 import yaml
 from sklearn.metrics import accuracy_score, f1_score
-from test_onnx_file import CLASSES, made, noise
+from test_onnx_file import CLASSES, make_images, make_network
 from trained import make_tensors
 
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit
@@ -28,8 +28,8 @@ from imagemill.pipelines.serving.repository import FP16, INT8, ServingConfig, ch
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def model_with_onnx(tmp_path: Path) -> tuple[Dataset, Any, bytes]:
-    network, spec = made("shufflenet_v2_x0_5", 32)
+def commit_model_with_onnx(tmp_path: Path) -> tuple[Dataset, Any, bytes]:
+    network, spec = make_network("shufflenet_v2_x0_5", 32)
     data = export(network, spec, {"fingerprint": "feed"})
     uri = str(tmp_path / "ws" / "model" / "feed")
     files = (publish_bytes(uri, spec.to_json(), "model-", ".json"), publish_bytes(uri, data, "model-", ".onnx", "onnx"))
@@ -38,11 +38,11 @@ def model_with_onnx(tmp_path: Path) -> tuple[Dataset, Any, bytes]:
 
 
 @pytest.mark.parametrize(("precision", "share", "tolerance"), [(FP16, 0.6, 0.01), (INT8, 0.5, 0.15)])
-def test_a_converted_file_says_the_same(precision: str, share: float, tolerance: float) -> None:
+def test_converted_model_has_similar_outputs(precision: str, share: float, tolerance: float) -> None:
     """Both are far inside: fp16 has 11 bits; int8's bound is that of a random network on noise, its worst case."""
-    network, spec = made("resnet18", 32)
+    network, spec = make_network("resnet18", 32)
     data = export(network, spec, {"fingerprint": "feed"})
-    images: Pixels = noise(spec, 48)
+    images: Pixels = make_images(spec, 48)
     converted = convert(data, precision, images[:32])
     onnx.checker.check_model(onnx.load_from_string(converted), full_check=True)
     before, after = run(data, images), run(converted, images)
@@ -53,8 +53,8 @@ def test_a_converted_file_says_the_same(precision: str, share: float, tolerance:
     assert properties[0] == properties[1]
 
 
-def test_the_folder_is_a_model_repository(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, _, data = model_with_onnx(tmp_path)
+def test_export_writes_a_model_repository(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, _, data = commit_model_with_onnx(tmp_path)
     output = tmp_path / "out"
     flags = ["--output", str(output), "--name", "pets", "--storage", "s3://b/models"]
     assert main(["export-model", model.uri, *flags]) == 0
@@ -79,13 +79,13 @@ def test_the_folder_is_a_model_repository(tmp_path: Path, capsys: pytest.Capture
     assert "expected an empty or new folder" in capsys.readouterr().err
 
 
-def test_a_model_without_tensors_has_no_int8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model, _, _ = model_with_onnx(tmp_path)
+def test_int8_requires_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, _, _ = commit_model_with_onnx(tmp_path)
     assert main(["export-model", model.uri, "--output", str(tmp_path / "out"), "--precision", "int8"]) == 2
     assert not (tmp_path / "out").exists()
 
 
-def test_a_too_large_loss_is_refused() -> None:
+def test_too_large_loss_is_refused() -> None:
     loss = Loss(0.9, 0.85, -0.05, (-0.08, -0.02))
     measurement = Measurement("test", 400, 0.9, {"top1": loss}, 0.3, (4, 1), {1: (1.0, 0.5)})
     config = ServingConfig("m", "out", "pets", INT8, 0.01)
@@ -95,9 +95,9 @@ def test_a_too_large_loss_is_refused() -> None:
     check_loss(measurement, ServingConfig("m", "out", "pets", INT8, 0.05))
 
 
-def test_int8_is_measured_on_the_models_own_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_int8_loss_is_measured_on_the_models_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = make_tensors(tmp_path / "ws", train=40, val=12)
-    _, spec, _ = model_with_onnx(tmp_path)
+    _, spec, _ = commit_model_with_onnx(tmp_path)
     classes, image = tensors.manifest.classes, tensors.manifest.image_spec
     spec = replace(spec, classes=classes, image=image)
     data = export(build_network(spec).eval(), spec, {"fingerprint": "beef"})

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from downloading import write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,16 +39,16 @@ PATHS = st.lists(
 @settings(deadline=None)
 @given(SURROGATES | PATHS.map("/".join) | PATHS.map("\\".join))
 def test_image_id_is_idempotent_relative_and_valid_utf8(path: str) -> None:
-    found = normalize_path(path)
-    assert normalize_path(found) == found
-    assert found.encode().decode() == found
-    assert not found.startswith("/") and "\\" not in found
-    assert not {"", ".", ".."} & set(found.split("/")) or found == ""
+    image_id = normalize_path(path)
+    assert normalize_path(image_id) == image_id
+    assert image_id.encode().decode() == image_id
+    assert not image_id.startswith("/") and "\\" not in image_id
+    assert not {"", ".", ".."} & set(image_id.split("/")) or image_id == ""
 
 
 @settings(deadline=None)
 @given(st.lists(st.text("abcé. -_", min_size=1, max_size=8), min_size=1, max_size=5).map("/".join))
-def test_image_id_keeps_a_name_that_is_normal(path: str) -> None:
+def test_image_id_keeps_a_normal_path(path: str) -> None:
     if posixpath.normpath(path) == path and not path.startswith(("/", ".")):
         assert normalize_path(path) == path
 
@@ -83,7 +84,7 @@ def test_hidden_files(path: str, hidden: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "data", "why"),
+    ("path", "data", "reason"),
     [
         ("x.JPG", b"no image at all", ""),
         ("noending", JPEG, ""),
@@ -95,10 +96,10 @@ def test_hidden_files(path: str, hidden: bool) -> None:
         ("x" * (PATH_LIMIT + 1) + ".jpg", JPEG, "a name longer than any path"),
     ],
 )
-def test_candidates_and_what_is_skipped(path: str, data: bytes, why: str) -> None:
-    found = classify(path, data)
-    assert (found.why if isinstance(found, Skipped) else "") == why
-    assert len(found.path) <= PATH_LIMIT
+def test_files_are_classified_as_candidates_or_skipped(path: str, data: bytes, reason: str) -> None:
+    candidate = classify(path, data)
+    assert (candidate.why if isinstance(candidate, Skipped) else "") == reason
+    assert len(candidate.path) <= PATH_LIMIT
 
 
 @pytest.mark.parametrize("unit", ["a", "_1", "_", "1_", "_1."])
@@ -106,13 +107,6 @@ def test_the_default_label_pattern_is_quick_on_the_longest_names(unit: str) -> N
     started = time.thread_time()
     FilenameLabeller(DownloadConfig.label_pattern).labels((unit * PATH_LIMIT)[:PATH_LIMIT], 0)
     assert time.thread_time() - started < 2
-
-
-def write(folder: Path, files: dict[str, bytes]) -> Path:
-    for path, data in files.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_bytes(data)
-    return folder
 
 
 FILES = {
@@ -125,20 +119,20 @@ FILES = {
 }
 
 
-def tar_of(folder: Path, target: Path) -> Path:
+def make_tar(folder: Path, target: Path) -> Path:
     with tarfile.open(target, "w") as archive:
         archive.add(folder, ".")
     return target
 
 
-def by_path(found: list[Member | Skipped]) -> dict[str, bytes | str | None]:
-    return {item.path: item.why if isinstance(item, Skipped) else item.data for item in found}
+def by_path(items: list[Member | Skipped]) -> dict[str, bytes | str | None]:
+    return {item.path: item.why if isinstance(item, Skipped) else item.data for item in items}
 
 
 def test_a_folder_and_its_tar_hold_the_same(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", FILES)
     listed = by_path(list(ListingSource(str(folder), 3).members()))
-    assert listed == by_path(list(ArchiveSource(str(tar_of(folder, tmp_path / "x.tar"))).members()))
+    assert listed == by_path(list(ArchiveSource(str(make_tar(folder, tmp_path / "x.tar"))).members()))
     assert listed["cat/2.jpg"] == b"broken" and listed["dog/noending"] == JPEG + b"2"
     assert listed["dog/notes.txt"] == "no image by name or content"
     assert listed["dog/._1.jpg"] == listed[".git/x.jpg"] == "a hidden file"
@@ -146,9 +140,7 @@ def test_a_folder_and_its_tar_hold_the_same(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(numbers=st.sets(st.integers(0, 5)).map(sorted))
-def test_any_of_the_listed_files_can_be_read_alone(
-    tmp_path_factory: pytest.TempPathFactory, numbers: list[int]
-) -> None:
+def test_any_listed_files_can_be_read_alone(tmp_path_factory: pytest.TempPathFactory, numbers: list[int]) -> None:
     folder = write(tmp_path_factory.getbasetemp() / "points" / "in", FILES)
     source = ListingSource(str(folder), 3)
     assert source.listing()
@@ -160,12 +152,12 @@ def test_any_of_the_listed_files_can_be_read_alone(
 def test_a_file_above_the_limit_is_skipped_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MAX_FILE_BYTES", 100)
     folder = write(tmp_path / "in", {"a/big.jpg": bytes(101), "a/fits.jpg": bytes(100)})
-    found = list(ListingSource(str(folder), 3).members())
-    assert isinstance(found[0], Skipped) and "101 bytes" in found[0].why
-    assert isinstance(found[1], Member)
+    items = list(ListingSource(str(folder), 3).members())
+    assert isinstance(items[0], Skipped) and "101 bytes" in items[0].why
+    assert isinstance(items[1], Member)
 
 
-def test_a_source_that_changes_while_it_is_read_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_that_changes_while_it_is_read_is_transient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path / "in", {"a/1.jpg": JPEG, "a/2": JPEG})
     source = ListingSource(str(folder), 1)
     entries = list(source._entries())
@@ -178,52 +170,41 @@ def test_a_source_that_changes_while_it_is_read_is_read_again(tmp_path: Path, mo
         list(source.members())
 
 
-def test_a_workspace_inside_the_source_is_no_source(tmp_path: Path) -> None:
+def test_workspace_inside_the_source_is_skipped(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", {"cat/1.jpg": JPEG, "dog/1.jpg": JPEG, "mill/raw/x.jpg": JPEG, "mill2/x.jpg": JPEG})
     source = ListingSource(str(folder), 1, str(folder / "mill"))
     before = source.listing()
     write(folder, {"mill/raw/y.jpg": JPEG})
     assert source.listing() == before
-    assert (
-        sorted(by_path(list(source.members()))) == ["cat/1.jpg", "dog/1.jpg", "mill2/x.jpg"] == sorted(source.paths())
-    )
+    names = ["cat/1.jpg", "dog/1.jpg", "mill2/x.jpg"]
+    assert sorted(by_path(list(source.members()))) == sorted(source.paths()) == names
 
 
-def test_files_without_an_ending_are_seen_without_being_read(tmp_path: Path) -> None:
+def test_files_without_an_ending_are_listed(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", {"cat/1": JPEG, "dog/notes.txt": b""})
     assert isinstance(open_source(str(folder), 1), ListingSource)
     assert list(ListingSource(str(folder), 1).paths()) == ["cat/1"]
 
 
-def test_names_that_are_no_utf8_on_disk_are_read(tmp_path: Path) -> None:
+def test_file_names_that_are_not_utf8_are_read(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", {"a/x.jpg": JPEG})
     (folder / os.fsdecode(b"a/caf\xe9.jpg")).write_bytes(JPEG)
     assert list(by_path(list(ListingSource(str(folder), 1).members()))) == ["a/café.jpg", "a/x.jpg"]
     assert ListingSource(str(folder), 1).listing()
 
 
-def test_an_archive_that_changes_while_it_is_read_is_transient(tmp_path: Path) -> None:
-    folder = write(tmp_path / "in", FILES)
-    target = tar_of(folder, tmp_path / "x.tar")
-    found = ArchiveSource(str(target)).members()
-    next(found)
-    with target.open("ab") as file:
-        file.write(b"more")
+@pytest.mark.parametrize("change", ["grows", "shrinks"])
+def test_archive_that_changes_while_it_is_read_is_transient(tmp_path: Path, change: str) -> None:
+    folder = write(tmp_path / "in", FILES if change == "grows" else {f"a/{n}.jpg": bytes(3 * 2**20) for n in range(4)})
+    target = make_tar(folder, tmp_path / "x.tar")
+    members = ArchiveSource(str(target)).members()
+    next(members)
+    os.truncate(target, target.stat().st_size + 4 if change == "grows" else 2**20)
     with pytest.raises(TransientError, match="changed while it was read"):
-        list(found)
+        list(members)
 
 
-def test_an_archive_that_shrinks_while_it_is_read_is_transient(tmp_path: Path) -> None:
-    folder = write(tmp_path / "in", {f"a/{n}.jpg": bytes(3 * 2**20) for n in range(4)})
-    target = tar_of(folder, tmp_path / "x.tar")
-    found = ArchiveSource(str(target)).members()
-    next(found)
-    os.truncate(target, 2**20)
-    with pytest.raises(TransientError, match="changed while it was read"):
-        list(found)
-
-
-def test_a_zip_with_a_nameless_file_is_damaged(tmp_path: Path) -> None:
+def test_zip_with_an_unnamed_file_is_damaged(tmp_path: Path) -> None:
     """`ZipInfo.is_dir` looks at the last character of the name."""
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
         archive.writestr("cat/1.jpg", JPEG)
@@ -233,7 +214,7 @@ def test_a_zip_with_a_nameless_file_is_damaged(tmp_path: Path) -> None:
         list(ArchiveSource(str(tmp_path / "x.zip")).members())
 
 
-def table(uri: str, *paths: str, masks: tuple[str, ...] = ()) -> TableSource:
+def make_table_source(uri: str, *paths: str, masks: tuple[str, ...] = ()) -> TableSource:
     columns = {"path": paths} | ({"mask": masks} if masks else {})
     return TableSource(
         uri, "".join(paths).encode(), pa.table(columns, pa.schema(dict.fromkeys(columns, pa.string()))), 2
@@ -244,26 +225,29 @@ def test_paths_of_a_table_may_be_relative_absolute_or_of_windows(tmp_path: Path)
     folder = write(tmp_path / "in", {"sub/1.jpg": JPEG + b"1", "2.jpg": JPEG + b"2"})
     uri = str(folder / "sub" / "t.csv")
     absolute = str(folder / "2.jpg")
-    found = list(
-        table(uri, "1.jpg", "../2.jpg", absolute, "..\\sub\\1.jpg", f"file://{absolute}", "no.jpg", "..").members()
+    items = list(
+        make_table_source(
+            uri, "1.jpg", "../2.jpg", absolute, "..\\sub\\1.jpg", f"file://{absolute}", "no.jpg", ".."
+        ).members()
     )
-    assert [m.data for m in found if isinstance(m, Member)] == [
+    assert [m.data for m in items if isinstance(m, Member)] == [
         JPEG + b"1", JPEG + b"2", JPEG + b"2", JPEG + b"1", JPEG + b"2", None, None,
     ]  # fmt: skip
-    assert [m.path for m in found][:4] == ["1.jpg", "2.jpg", absolute[1:], "sub/1.jpg"]
+    assert [m.path for m in items][:4] == ["1.jpg", "2.jpg", absolute[1:], "sub/1.jpg"]
 
 
-def test_a_table_is_listed_anew_when_a_file_it_names_changes(tmp_path: Path) -> None:
+def test_listing_of_a_table_changes_with_its_files(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", {"1.jpg": JPEG})
-    source = table(str(folder / "t.csv"), "1.jpg", "gone.jpg")
+    source = make_table_source(str(folder / "t.csv"), "1.jpg", "gone.jpg")
     before = source.listing()
     assert before and source.listing() == before
     write(folder, {"gone.jpg": JPEG})
     assert source.listing() != before
 
 
-def test_a_table_with_one_file_behind_http_is_read_each_time() -> None:
-    assert table("/t.csv", "1.jpg", "http://127.0.0.1:9/2.jpg").listing() is None
+def test_table_with_a_file_or_mask_behind_http_is_read_each_time() -> None:
+    assert make_table_source("/t.csv", "1.jpg", "http://127.0.0.1:9/2.jpg").listing() is None
+    assert make_table_source("/t.csv", "1.jpg", masks=("http://127.0.0.1:9/1.png",)).listing() is None
 
 
 @pytest.mark.parametrize(
@@ -276,39 +260,38 @@ def test_a_table_with_one_file_behind_http_is_read_each_time() -> None:
         ("https://other/y.jpg", "https://other/y.jpg"),
     ],
 )
-def test_a_table_behind_http_names_files_beside_it_and_none_of_this_machine(path: str, expected: str) -> None:
-    assert table("http://me:pw@host/data/t.csv?token=a/b", path)._locate(path) == expected
+def test_paths_of_a_table_behind_http_are_relative_to_its_url(path: str, expected: str) -> None:
+    assert make_table_source("http://me:pw@host/data/t.csv?token=a/b", path)._locate(path) == expected
 
 
 def test_a_table_behind_http_cannot_name_a_local_file() -> None:
     with pytest.raises(UserError, match="behind http"):
-        table("http://host/t.csv", "x")._locate("file:///etc/passwd")
+        make_table_source("http://host/t.csv", "x")._locate("file:///etc/passwd")
 
 
 def test_ids_of_urls_hide_password_and_query_and_stay_different() -> None:
-    name = table("/t.csv", "x")._make_image_id
+    name = make_table_source("/t.csv", "x")._make_image_id
     assert name("http://me:pw@host:8/a/1.jpg") == "http://host:8/a/1.jpg"
     assert name("http://host/get?id=1") != name("http://host/get?id=2")
     assert "id=" not in name("http://host/get?id=1")
     assert name("s3://bucket//a/1.jpg") == "s3://bucket//a/1.jpg"
 
 
-def test_masks_of_a_table_are_found_as_its_paths_are_and_come_with_the_image(tmp_path: Path) -> None:
+def test_masks_of_a_table_are_read_with_their_images(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", {"sub/1.jpg": JPEG, "m/1.png": b"one", "sub/2.png": b"two", "empty.png": b""})
     masks = ("../m/1.png", "2.png", str(folder / "m" / "1.png"), f"file://{folder}/sub/2.png", "", " ", "../empty.png")
-    found = list(table(str(folder / "sub" / "t.csv"), *["1.jpg"] * 7, masks=masks).members())
+    source = make_table_source(str(folder / "sub" / "t.csv"), *["1.jpg"] * 7, masks=masks)
+    members = list(source.members())
     expected = [b"one", b"two", b"one", b"two", None, None, b""]
-    assert found == [Member("1.jpg", JPEG, mask) for mask in expected]
-    assert list(table(str(folder / "sub" / "t.csv"), *["1.jpg"] * 7, masks=masks).members([5, 6])) == found[5:]
+    assert members == [Member("1.jpg", JPEG, mask) for mask in expected]
+    assert list(source.members([5, 6])) == members[5:]
 
 
-def test_a_mask_that_is_not_there_or_too_large_is_none_and_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_or_too_large_mask_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_module, "MAX_FILE_BYTES", 4)
     folder = write(tmp_path / "in", {"1.jpg": JPEG, "big.png": b"12345", "fits.png": b"1234", "folder/x": b""})
     masks = ("big.png", "fits.png", "none.png", "folder", "none.png")
-    source = table(str(folder / "t.csv"), *["1.jpg"] * 4, "none.jpg", masks=masks)
+    source = make_table_source(str(folder / "t.csv"), *["1.jpg"] * 4, "none.jpg", masks=masks)
     big, fits, gone, no_file, no_image = source.members()
     assert big == Member("1.jpg", JPEG, None, Skipped("big.png", "5 bytes, larger than any image may be"))
     assert fits == Member("1.jpg", JPEG, b"1234")
@@ -318,9 +301,9 @@ def test_a_mask_that_is_not_there_or_too_large_is_none_and_told(
 
 
 @pytest.mark.parametrize("change", ["changed", "gone", "new"])
-def test_a_changed_mask_is_a_changed_source(tmp_path: Path, change: str) -> None:
+def test_listing_of_a_table_changes_with_its_masks(tmp_path: Path, change: str) -> None:
     folder = write(tmp_path / "in", {"1.jpg": JPEG, "2.jpg": JPEG, "1.png": b"mask"})
-    source = table(str(folder / "t.csv"), "1.jpg", "2.jpg", masks=("1.png", "2.png"))
+    source = make_table_source(str(folder / "t.csv"), "1.jpg", "2.jpg", masks=("1.png", "2.png"))
     before = source.listing()
     assert before and source.listing() == before
     if change == "gone":
@@ -330,50 +313,46 @@ def test_a_changed_mask_is_a_changed_source(tmp_path: Path, change: str) -> None
     assert source.listing() != before
 
 
-def test_a_table_with_one_mask_behind_http_is_read_each_time() -> None:
-    assert table("/t.csv", "1.jpg", masks=("http://127.0.0.1:9/1.png",)).listing() is None
-
-
 class _Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None: ...
 
 
-def test_masks_behind_http_are_read_and_may_be_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_behind_http_are_read_or_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table_module, "MAX_FILE_BYTES", 4)
     folder = write(tmp_path / "in", {"a/1.jpg": JPEG, "m/1.png": b"mask", "m/big.png": b"12345"})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         host = f"http://127.0.0.1:{server.server_port}"
         masks = ("../m/1.png", f"{host}/m/1.png", "none.png", f"{host}/m/big.png?token=secret")
-        found = list(table(f"{host}/a/t.csv", *["1.jpg"] * 4, masks=masks).members())
-        from_disk = list(table(str(folder / "t.csv"), "a/1.jpg", masks=(f"{host}/m/1.png",)).members())
+        members = list(make_table_source(f"{host}/a/t.csv", *["1.jpg"] * 4, masks=masks).members())
+        from_disk = list(make_table_source(str(folder / "t.csv"), "a/1.jpg", masks=(f"{host}/m/1.png",)).members())
         server.shutdown()
     assert from_disk == [Member("a/1.jpg", JPEG, b"mask")]
-    assert found[:2] == [Member("1.jpg", JPEG, b"mask")] * 2
-    assert found[2] == Member("1.jpg", JPEG, None, Skipped("none.png", "not there"))
+    assert members[:2] == [Member("1.jpg", JPEG, b"mask")] * 2
+    assert members[2] == Member("1.jpg", JPEG, None, Skipped("none.png", "not there"))
     big = Skipped(f"{host}/m/big.png", "5 bytes, larger than any image may be")
-    assert found[3] == Member("1.jpg", JPEG, None, big), "and no token of it in the manifest"
+    assert members[3] == Member("1.jpg", JPEG, None, big), "and no token of it in the manifest"
 
 
-def test_a_wrong_mask_is_told_by_its_column() -> None:
+def test_invalid_mask_is_refused() -> None:
     for uri, mask in (("http://127.0.0.1:9/t.csv", "file:///etc/passwd"), ("s3://bucket/t.csv", "/etc/passwd")):
         with pytest.raises(UserError, match=r"^mask: "):
-            list(table(uri, "x", masks=(mask,)).list_uris())
+            list(make_table_source(uri, "x", masks=(mask,)).list_uris())
         with pytest.raises(UserError, match=r"^mask: "):
-            table(uri, "x", masks=(mask,))._add_mask(Member("x", JPEG), mask)
+            make_table_source(uri, "x", masks=(mask,))._add_mask(Member("x", JPEG), mask)
     with pytest.raises(UserError, match=r"^mask: expected a http URL with a host"):
-        table("/t.csv", "x")._add_mask(Member("x", JPEG), "http:///1.png")
+        make_table_source("/t.csv", "x")._add_mask(Member("x", JPEG), "http:///1.png")
 
 
-def test_a_small_file_is_bounded_and_must_be_there(tmp_path: Path) -> None:
+def test_small_file_is_limited_in_size_and_required(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_bytes(b"12345")
     assert read_small(str(tmp_path / "t.csv"), "source", 5) == b"12345"
     with pytest.raises(UserError, match="at most 4 bytes"):
         read_small(str(tmp_path / "t.csv"), "source", 4)
-    for missing, said in ((tmp_path / "none.csv", "none.csv'$"), (tmp_path, r"' \(a folder\)$")):
-        with pytest.raises(UserError, match=rf"^source: expected a file that is there, found .*{said}"):
+    for missing, ending in ((tmp_path / "none.csv", "none.csv'$"), (tmp_path, r"' \(a folder\)$")):
+        with pytest.raises(UserError, match=rf"^source: expected a file that is there, found .*{ending}"):
             read_small(str(missing), "source")
 
 
-def test_a_member_called_like_a_url_is_a_relative_path() -> None:
+def test_member_named_like_a_url_is_a_relative_path() -> None:
     assert classify("http://host/../x.jpg", JPEG) == Member("http:/x.jpg", JPEG)

@@ -1,4 +1,4 @@
-"""One image through all operations: their order, what passes through untouched, and how the rest is stored."""
+"""Standardization of one image: order of operations, unchanged bytes, and encoding of changed pixels."""
 
 from __future__ import annotations
 
@@ -36,61 +36,55 @@ from imagemill.components.storage.errors import UserError
 HEAD = [{"name": "cat", "xmin": 54.0, "ymin": 36.0, "xmax": 319.0, "ymax": 235.0}]
 """Of Abyssinian_101, of 450 x 313 pixels."""
 ONE_CHANNEL = ("gray", "red", "green", "blue")
-EVERYTHING = CleanConfig(
+EVERY_OPERATION = CleanConfig(
     background="blur", roi="union", roi_margin=0.1, trim="on", color="green", denoise="median", equalize="clahe",
     binarize="adaptive",
 )  # fmt: skip
 
 
-def config(**options: Any) -> CleanConfig:
-    made = CleanConfig(**options)
-    made.check()
-    return made
+def make_config(**options: Any) -> CleanConfig:
+    clean_config = CleanConfig(**options)
+    clean_config.check()
+    return clean_config
 
 
-def turned(orientation: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return exif
-
-
-def loaded(data: bytes) -> Any:
-    """uint8 [H, W] or [H, W, 3] as Pillow reads it, whatever EXIF says."""
+def load_pixels(data: bytes) -> Any:
+    """Return uint8 [H, W] or [H, W, 3] as Pillow decodes it, without applying EXIF's orientation."""
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
-def check_stored(done: StandardizedImage, original: bytes) -> None:
+def check_stored(result: StandardizedImage, original: bytes) -> None:
     """`data` decodes to `pixels`: exactly, or as well as a JPEG does; a new file is upright."""
-    again = decode(done.data, "gray" if done.pixels.shape[2] == 1 else "rgb")
-    assert done.pixels.dtype == np.uint8 and done.pixels.flags.c_contiguous
-    assert again.pixels.shape == done.pixels.shape
-    apart = np.abs(again.pixels.astype(int) - done.pixels)
-    if done.data is original or again.format == "PNG":
+    decoded = decode(result.data, "gray" if result.pixels.shape[2] == 1 else "rgb")
+    assert result.pixels.dtype == np.uint8 and result.pixels.flags.c_contiguous
+    assert decoded.pixels.shape == result.pixels.shape
+    difference = np.abs(decoded.pixels.astype(int) - result.pixels)
+    if result.data is original or decoded.format == "PNG":
         # A single channel of an original that was left as it is stands for three alike, in any colour.
-        assert apart.max() == 0
+        assert difference.max() == 0
     else:
-        assert again.format == "JPEG" and apart.max() <= 48 and apart.mean() <= 8
-    if done.data is not original:
-        assert again.as_stored and Image.open(io.BytesIO(done.data)).getexif().get(0x0112, 1) == 1
+        assert decoded.format == "JPEG" and difference.max() <= 48 and difference.mean() <= 8
+    if result.data is not original:
+        assert decoded.as_stored and Image.open(io.BytesIO(result.data)).getexif().get(0x0112, 1) == 1
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_bytes_pass_through_where_nothing_is_asked_for(kind: str) -> None:
+def test_bytes_are_unchanged_without_operations(kind: str) -> None:
     pixels = photos.made()
     for picture in (pixels, pixels[:, :, 0]):
-        for exif in (turned(1), turned(6)):
+        for exif in (photos.exif(1), photos.exif(6)):
             options = {} if kind in ("GIF", "BMP") else {"exif": exif}
             data = photos.saved(picture, kind, **options)
             for color in ("rgb", "ycbcr", "lab"):
-                done = standardize(data, config(color=color), HEAD, b"no mask")
-                assert done.data is data
-                np.testing.assert_array_equal(done.pixels, decode(data).pixels)
-                height, width = done.pixels.shape[:2]
-                assert (done.format, done.source_width, done.source_height) == (kind, width, height)
+                result = standardize(data, make_config(color=color), HEAD, b"no mask")
+                assert result.data is data
+                np.testing.assert_array_equal(result.pixels, decode(data).pixels)
+                height, width = result.pixels.shape[:2]
+                assert (result.format, result.source_width, result.source_height) == (kind, width, height)
                 assert (height, width) == ((200, 152) if options and exif[0x0112] == 6 else (152, 200))
 
 
-def test_bytes_pass_through_where_an_operation_changes_no_pixel() -> None:
+def test_bytes_are_unchanged_when_no_pixel_changes() -> None:
     pixels = photos.made()
     checkers = (np.indices((40, 60)).sum(axis=0) % 2 * 255).astype(np.uint8)
     even = np.full((8, 9, 3), 77, np.uint8)
@@ -99,88 +93,84 @@ def test_bytes_pass_through_where_an_operation_changes_no_pixel() -> None:
     whole = [{"name": "all", "xmin": 1, "ymin": 1, "xmax": 200, "ymax": 152}]
     keep = photos.saved(np.ones((152, 200), np.uint8))
     same: list[tuple[Any, CleanConfig, Any, Any]] = [
-        (pixels, config(roi="largest"), None, None),
-        (pixels, config(roi="union"), [], None),
-        (pixels, config(roi="largest", roi_margin=2), whole, None),
-        (pixels, config(background="fill"), None, None),
-        (pixels, config(background="fill"), None, keep),
-        (pixels, config(background="blur"), None, keep),
-        (pixels, config(trim="on"), None, None),
-        (pixels[:, :, 0], config(trim="on", color="gray"), None, None),
-        (pixels[:, :, 0], config(background="blur", color="blue"), None, keep),
-        (stretched, config(equalize="autocontrast"), None, None),
-        (even, config(denoise="gaussian"), None, None),
-        (even, config(denoise="bilateral", equalize="autocontrast"), None, None),
-        (checkers, config(binarize="fixed"), None, None),
-        (checkers, config(binarize="otsu", color="red"), None, None),
-    ] + [(pixels[:, :, 0], config(color=color), None, None) for color in ONE_CHANNEL]
+        (pixels, make_config(roi="largest"), None, None),
+        (pixels, make_config(roi="union"), [], None),
+        (pixels, make_config(roi="largest", roi_margin=2), whole, None),
+        (pixels, make_config(background="fill"), None, None),
+        (pixels, make_config(background="fill"), None, keep),
+        (pixels, make_config(background="blur"), None, keep),
+        (pixels, make_config(trim="on"), None, None),
+        (pixels[:, :, 0], make_config(trim="on", color="gray"), None, None),
+        (pixels[:, :, 0], make_config(background="blur", color="blue"), None, keep),
+        (stretched, make_config(equalize="autocontrast"), None, None),
+        (even, make_config(denoise="gaussian"), None, None),
+        (even, make_config(denoise="bilateral", equalize="autocontrast"), None, None),
+        (checkers, make_config(binarize="fixed"), None, None),
+        (checkers, make_config(binarize="otsu", color="red"), None, None),
+    ] + [(pixels[:, :, 0], make_config(color=color), None, None) for color in ONE_CHANNEL]
     for picture, options, boxes, mask in same:
         data = photos.saved(picture)
-        done = standardize(data, options, boxes, mask)
-        assert done.data is data, options
-        check_stored(done, data)
+        result = standardize(data, options, boxes, mask)
+        assert result.data is data, options
+        check_stored(result, data)
 
 
 @pytest.mark.parametrize("stem", ["Abyssinian_101", "Abyssinian_5", "Abyssinian_34"])
-def test_real_files_pass_through(stem: str) -> None:
+def test_bytes_of_real_files_are_unchanged(stem: str) -> None:
     data = photos.pet(stem)
-    assert standardize(data, config()).data is data
+    assert standardize(data, make_config()).data is data
     if stem == "Abyssinian_101":
         gray = photos.saved(convert_color(decode(data).pixels, "gray"), "JPEG")
         for color in ONE_CHANNEL:
-            assert standardize(gray, config(color=color)).data is gray
+            assert standardize(gray, make_config(color=color)).data is gray
 
 
-def test_the_crop_of_a_known_photograph() -> None:
+def test_crop_of_a_known_photograph() -> None:
     data = photos.pet("Abyssinian_101")
-    done = standardize(data, config(roi="largest"), HEAD)
+    result = standardize(data, make_config(roi="largest"), HEAD)
     pixels = decode(data).pixels
-    np.testing.assert_array_equal(done.pixels, pixels[35:235, 53:319])
-    assert (done.format, done.source_width, done.source_height) == ("JPEG", 450, 313)
-    assert done.data[:3] == b"\xff\xd8\xff" and len(done.data) < len(data)
-    check_stored(done, data)
+    np.testing.assert_array_equal(result.pixels, pixels[35:235, 53:319])
+    assert (result.format, result.source_width, result.source_height) == ("JPEG", 450, 313)
+    assert result.data[:3] == b"\xff\xd8\xff" and len(result.data) < len(data)
+    check_stored(result, data)
     np.testing.assert_array_equal(
-        standardize(photos.saved(pixels), config(roi="largest"), HEAD).pixels, pixels[35:235, 53:319]
+        standardize(photos.saved(pixels), make_config(roi="largest"), HEAD).pixels, pixels[35:235, 53:319]
     )
 
 
-def test_the_trimap_of_a_known_photograph() -> None:
+def test_background_of_a_known_trimap() -> None:
     data, trimap = photos.pet("Abyssinian_101"), photos.trimap("Abyssinian_101")
-    pixels, labels = decode(data).pixels, loaded(trimap)
-    done = standardize(data, config(background="fill", background_color="#0a7Bff"), None, trimap)
-    stored = loaded(done.data)  # a PNG: what is stored is exact
+    pixels, labels = decode(data).pixels, load_pixels(trimap)
+    result = standardize(data, make_config(background="fill", background_color="#0a7Bff"), None, trimap)
+    stored = load_pixels(result.data)  # a PNG: what is stored is exact
     assert (stored[labels == 2] == (10, 123, 255)).all() and (labels == 2).sum() == 99_672
     np.testing.assert_array_equal(stored[labels != 2], pixels[labels != 2])
-    np.testing.assert_array_equal(done.pixels, stored)
-    blur = loaded(standardize(data, config(background="blur"), None, trimap).data)
+    np.testing.assert_array_equal(result.pixels, stored)
+    blur = load_pixels(standardize(data, make_config(background="blur"), None, trimap).data)
     np.testing.assert_array_equal(blur[labels != 2], pixels[labels != 2])
     assert blur[labels == 2].std() < pixels[labels == 2].std()
-    pet = standardize(data, config(background="fill", mask_background="1,3"), None, trimap)
-    assert (loaded(pet.data)[labels != 2] == 128).all()
+    pet = standardize(data, make_config(background="fill", mask_background="1,3"), None, trimap)
+    assert (load_pixels(pet.data)[labels != 2] == 128).all()
 
 
-def test_a_fill_in_one_channel_is_that_channel_of_the_colour() -> None:
+def test_fill_of_a_single_channel_is_that_channel_of_the_color() -> None:
     pixels = photos.made()
     mask = np.zeros((152, 200), np.uint8)
     mask[40:90, 60:150] = 1
     for color, level in (("red", 200), ("green", 100), ("blue", 30), ("gray", 122)):
-        done = standardize(
+        result = standardize(
             photos.saved(pixels),
-            config(background="fill", background_color="#c8641e", color=color),
+            make_config(background="fill", background_color="#c8641e", color=color),
             None,
             photos.saved(mask),
         )
-        assert done.pixels.shape == (152, 200, 1) and (done.pixels[mask == 0] == level).all()
-        assert farthest(done.pixels[mask == 1], convert_color(pixels, color)[mask == 1]) <= (color == "gray")
+        assert result.pixels.shape == (152, 200, 1) and (result.pixels[mask == 0] == level).all()
+        foreground = convert_color(pixels, color)[mask == 1]
+        assert photos.max_difference(result.pixels[mask == 1], foreground) <= (color == "gray")
 
 
-def farthest(one: Any, other: Any) -> int:
-    assert one.shape == other.shape
-    return int(np.abs(one.astype(int) - other.astype(int)).max())
-
-
-def one_by_one(pixels: Any, options: CleanConfig, window: tuple[int, int, int, int], mask: Any) -> Any:
-    """The documented order, on pixels that are in memory; the gray of a whole image is the decoder's to 1 level."""
+def apply_in_order(pixels: Any, options: CleanConfig, window: tuple[int, int, int, int], mask: Any) -> Any:
+    """Apply the operations in the documented order; the gray of a whole image equals the decoder's to 1 level."""
     if options.background == "fill":
         pixels = fill_background(pixels, mask, options.background_rgb())
     if options.background == "blur":
@@ -229,7 +219,7 @@ OPTIONS = st.fixed_dictionaries(
 
 @settings(deadline=None)
 @given(OPTIONS)
-def test_the_order_of_a_png_of_colours(options: dict[str, Any]) -> None:
+def test_operations_are_applied_in_the_documented_order(options: dict[str, Any]) -> None:
     """Lossless and without grey (whose rounding is the decoder's), everything is equal to the last level."""
     options |= {
         "color": {"gray": "red", "ycbcr": "rgb", "lab": "rgb"}.get(
@@ -241,7 +231,7 @@ def test_the_order_of_a_png_of_colours(options: dict[str, Any]) -> None:
     inside = np.pad(photos.made(5, 60, 45), ((3, 6), (9, 2), (0, 0)), constant_values=250)
     mask = np.zeros(inside.shape[:2], np.uint8)
     mask[10:40, 15:50], mask[12:18, 20:25] = 1, 2
-    chosen = config(**options)
+    chosen = make_config(**options)
     box = {"name": "", "xmin": 6, "ymin": 3, "xmax": 64, "ymax": 50}
     window = (5, 2, 64, 50)
     if chosen.roi_margin:
@@ -250,8 +240,8 @@ def test_the_order_of_a_png_of_colours(options: dict[str, Any]) -> None:
         assume(chosen.roi == "off")
     values = {"auto": (0,), "0": (0,), "1,2": (1, 2), "255": (255,)}[chosen.mask_background]
     behind = np.isin(mask, values).astype(np.uint8)
-    done = standardize(photos.saved(inside), chosen, [box], photos.saved(mask))
-    np.testing.assert_array_equal(done.pixels, one_by_one(inside, chosen, window, behind))
+    result = standardize(photos.saved(inside), chosen, [box], photos.saved(mask))
+    np.testing.assert_array_equal(result.pixels, apply_in_order(inside, chosen, window, behind))
 
 
 @settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
@@ -260,20 +250,20 @@ def test_the_order_of_a_png_of_colours(options: dict[str, Any]) -> None:
     st.integers(1, 8), st.integers(0, 2**32 - 1), st.sampled_from(["none", "good", "flat", "small", "broken"]),
     st.lists(st.tuples(*[st.integers(-3, 16)] * 4), max_size=3),
 )  # fmt: skip
-def test_any_options_on_any_image(
+def test_any_options_on_any_image_succeed_or_reject(
     options: dict[str, Any], width: int, height: int, channels: int, kind: str, orientation: int, seed: int,
     mask_kind: str, sides: list[tuple[int, ...]],
 ) -> None:  # fmt: skip
     """An image that decodes to its pixels, or a rejection with a known reason; never a crash."""
     try:
-        chosen = config(**options)
+        chosen = make_config(**options)
     except UserError:  # black and white have no Lab
         assume(False)
     rng = np.random.default_rng(seed)
     pixels = np.kron(rng.integers(0, 256, (height, width, channels)), np.ones((4, 4, 1))).astype(np.uint8)
     if seed % 3 == 0:
         pixels[: len(pixels) // 2] = 200
-    exif = {} if kind in ("GIF", "BMP") else {"exif": turned(orientation)}
+    exif = {} if kind in ("GIF", "BMP") else {"exif": photos.exif(orientation)}
     data = photos.saved(pixels, kind, **exif)
     upright = decode(data).pixels.shape[:2]
     masks = {"good": rng.integers(0, 4, upright), "flat": np.zeros(upright), "small": np.zeros((1, 1))}
@@ -281,101 +271,103 @@ def test_any_options_on_any_image(
     boxes = [dict(zip(("xmin", "ymin", "xmax", "ymax"), four, strict=True)) for four in sides]
     arguments = (data, chosen, boxes or None, b"\x89PNG" if mask_kind == "broken" else mask)
     try:
-        done = standardize(*arguments)
+        result = standardize(*arguments)
     except ImageRejected as error:
         assert error.reason in REASONS
         assert error.reason in ({"bad_box"} if chosen.roi != "off" and boxes else set()) | (
             {"bad_mask"} if chosen.background != "off" and mask_kind != "none" else set()
         )
         return
-    assert (done.source_height, done.source_width) == upright and done.format == kind
+    assert (result.source_height, result.source_width) == upright and result.format == kind
     expected = 1 if chosen.stored_color in ONE_CHANNEL else 3
-    assert done.pixels.shape[2] == expected
-    check_stored(done, data)
-    again = standardize(*arguments)
-    assert again.data == done.data and np.array_equal(again.pixels, done.pixels)
+    assert result.pixels.shape[2] == expected
+    check_stored(result, data)
+    repeated = standardize(*arguments)
+    assert repeated.data == result.data and np.array_equal(repeated.pixels, result.pixels)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_loss_only_where_there_was_loss(channels: int) -> None:
+def test_lossless_sources_are_stored_lossless(channels: int) -> None:
     pixels = photos.made()
     picture = pixels if channels == 3 else pixels[:, :, 0]
     sources: list[tuple[str, dict[str, Any], str]] = [
         ("JPEG", {}, "JPEG"), ("PNG", {}, "PNG"), ("BMP", {}, "PNG"), ("TIFF", {}, "PNG"), ("GIF", {}, "PNG"),
         ("WEBP", {}, "JPEG"), ("WEBP", {"lossless": True}, "PNG"),
-        ("WEBP", {"lossless": True, "exif": turned(1), "icc_profile": bytes(777)}, "PNG"),
-        ("WEBP", {"exif": turned(1)}, "JPEG"),
+        ("WEBP", {"lossless": True, "exif": photos.exif(1), "icc_profile": bytes(777)}, "PNG"),
+        ("WEBP", {"exif": photos.exif(1)}, "JPEG"),
         ("WEBP", {"lossless": True, "save_all": True, "append_images": [Image.new("RGB", (200, 152))]}, "PNG"),
         ("WEBP", {"save_all": True, "append_images": [Image.new("RGB", (200, 152))]}, "JPEG"),
     ]  # fmt: skip
     for kind, options, stored in sources:
         data = photos.saved(picture, kind, **options)
-        done = standardize(data, config(denoise="median"))
-        assert Image.open(io.BytesIO(done.data)).format == stored, (kind, options)
-        check_stored(done, data)
-        binary = standardize(data, config(binarize="otsu"))
+        result = standardize(data, make_config(denoise="median"))
+        assert Image.open(io.BytesIO(result.data)).format == stored, (kind, options)
+        check_stored(result, data)
+        binary = standardize(data, make_config(binarize="otsu"))
         assert Image.open(io.BytesIO(binary.data)).format == "PNG"
-        assert set(np.unique(loaded(binary.data))) == {0, 255} and loaded(binary.data).ndim == 2
+        assert set(np.unique(load_pixels(binary.data))) == {0, 255} and load_pixels(binary.data).ndim == 2
         check_stored(binary, data)
 
 
-def test_jpegs_are_of_quality_95_without_subsampling() -> None:
+def test_jpegs_are_encoded_with_quality_95_without_subsampling() -> None:
     data = photos.saved(photos.made(), "JPEG", quality=80)
-    found = Image.open(io.BytesIO(standardize(data, config(denoise="gaussian")).data))
-    best = Image.open(io.BytesIO(photos.saved(photos.made(), "JPEG", quality=95, subsampling=0)))
-    assert found.quantization == best.quantization  # type: ignore[attr-defined]
-    assert [component[1:3] for component in found.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]
-    gray = Image.open(io.BytesIO(standardize(data, config(color="gray")).data))
-    assert gray.mode == "L" and gray.quantization[0] == best.quantization[0]  # type: ignore[attr-defined]
+    encoded = Image.open(io.BytesIO(standardize(data, make_config(denoise="gaussian")).data))
+    expected = Image.open(io.BytesIO(photos.saved(photos.made(), "JPEG", quality=95, subsampling=0)))
+    assert encoded.quantization == expected.quantization  # type: ignore[attr-defined]
+    assert [component[1:3] for component in encoded.layer] == [(1, 1)] * 3  # type: ignore[attr-defined]
+    gray = Image.open(io.BytesIO(standardize(data, make_config(color="gray")).data))
+    assert gray.mode == "L" and gray.quantization[0] == expected.quantization[0]  # type: ignore[attr-defined]
 
 
-def test_a_masked_photograph_without_a_background_stays_a_jpeg() -> None:
+def test_photograph_with_a_mask_without_background_stays_a_jpeg() -> None:
     data = photos.saved(photos.made(), "JPEG")
     nothing = photos.saved(np.ones((152, 200), np.uint8))
     for mask in (nothing, None):
-        done = standardize(data, config(background="fill", denoise="median"), None, mask)
-        assert Image.open(io.BytesIO(done.data)).format == "JPEG"
+        result = standardize(data, make_config(background="fill", denoise="median"), None, mask)
+        assert Image.open(io.BytesIO(result.data)).format == "JPEG"
 
 
-def test_what_is_too_long_for_a_jpeg_is_a_png() -> None:
-    long = np.tile(photos.made(0, 200, 2), (1, 328, 1))
-    assert long.shape == (2, 65_600, 3) and encode_image(long[:, :65_500], exact=False)[:2] == b"\xff\xd8"
+def test_picture_too_long_for_a_jpeg_is_stored_as_png() -> None:
+    too_long = np.tile(photos.made(0, 200, 2), (1, 328, 1))
+    assert too_long.shape == (2, 65_600, 3) and encode_image(too_long[:, :65_500], exact=False)[:2] == b"\xff\xd8"
     longest = np.zeros((1, 1_000_001, 3), np.uint8)
     longest[:, 9] = 1, 2, 3
-    for picture in (long, long.transpose(1, 0, 2), long[:, :, :1], longest, longest[:, :, :1]):
+    for picture in (too_long, too_long.transpose(1, 0, 2), too_long[:, :, :1], longest, longest[:, :, :1]):
         stored = encode_image(np.ascontiguousarray(picture), exact=False)
         assert stored[:4] == b"\x89PNG"
-        np.testing.assert_array_equal(loaded(stored).reshape(picture.shape), picture)
+        np.testing.assert_array_equal(load_pixels(stored).reshape(picture.shape), picture)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
-def test_a_turned_picture_is_stored_upright(kind: str, orientation: int) -> None:
-    data = photos.saved(photos.made(), kind, exif=turned(orientation))
+def test_rotated_picture_is_stored_upright(kind: str, orientation: int) -> None:
+    data = photos.saved(photos.made(), kind, exif=photos.exif(orientation))
     upright = decode(data).pixels
     for options in ({"denoise": "median"}, {"color": "gray"}, {"color": "red"}, {"trim": "on", "binarize": "otsu"}):
-        done = standardize(data, config(**options))
-        height, width = done.pixels.shape[:2]
-        assert (height, width) == (done.source_height, done.source_width) == upright.shape[:2]
-        check_stored(done, data)
-    np.testing.assert_array_equal(standardize(data, config(denoise="median")).pixels, denoise(upright, "median", 3))
+        result = standardize(data, make_config(**options))
+        height, width = result.pixels.shape[:2]
+        assert (height, width) == (result.source_height, result.source_width) == upright.shape[:2]
+        check_stored(result, data)
+    np.testing.assert_array_equal(
+        standardize(data, make_config(denoise="median")).pixels, denoise(upright, "median", 3)
+    )
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_boxes_and_masks_of_a_turned_picture(orientation: int) -> None:
-    data = photos.saved(photos.made(), "JPEG", exif=turned(orientation))
+def test_boxes_and_masks_of_a_rotated_picture(orientation: int) -> None:
+    data = photos.saved(photos.made(), "JPEG", exif=photos.exif(orientation))
     upright = decode(data).pixels
     box = [{"name": "", "xmin": 11, "ymin": 21, "xmax": 100, "ymax": 140}]
-    np.testing.assert_array_equal(standardize(data, config(roi="largest"), box).pixels, upright[20:140, 10:100])
+    np.testing.assert_array_equal(standardize(data, make_config(roi="largest"), box).pixels, upright[20:140, 10:100])
     labels = np.zeros((152, 200), np.uint8)
     labels[5:60, 9:120] = 1
     mask = photos.saved(labels)
     if orientation in (1, 6, 8):
-        expected = decode(photos.saved(labels, exif=turned(orientation)), "gray").pixels[:, :, 0]
-        found = standardize(data, config(background="fill"), None, mask)
+        expected = decode(photos.saved(labels, exif=photos.exif(orientation)), "gray").pixels[:, :, 0]
+        filled = standardize(data, make_config(background="fill"), None, mask)
         np.testing.assert_array_equal(decode_background_mask(mask, (), data, *upright.shape[1::-1]), expected == 0)
-        np.testing.assert_array_equal(found.pixels[expected == 1], upright[expected == 1])
-        assert (found.pixels[expected == 0] == 128).all()
+        np.testing.assert_array_equal(filled.pixels[expected == 1], upright[expected == 1])
+        assert (filled.pixels[expected == 0] == 128).all()
 
 
 @pytest.mark.parametrize(
@@ -388,37 +380,37 @@ def test_boxes_and_masks_of_a_turned_picture(orientation: int) -> None:
         ({"max_pixels": 10}, None, None, "too_many_pixels"),
     ],
 )
-def test_reasons(options: dict[str, Any], boxes: Any, mask: bytes | None, reason: str) -> None:
+def test_rejection_reasons(options: dict[str, Any], boxes: Any, mask: bytes | None, reason: str) -> None:
     data = photos.saved(photos.made(), "JPEG")
     with pytest.raises(ImageRejected) as caught:
-        standardize(data, config(**options), boxes, mask)
+        standardize(data, make_config(**options), boxes, mask)
     assert caught.value.reason == reason and reason in REASONS
 
 
-def test_gray_is_the_decoders_and_costs_no_colours() -> None:
+def test_gray_of_a_jpeg_is_its_luma() -> None:
     """A JPEG holds its luma: that is its grey, unless borders of colours are looked for first."""
     data = photos.saved(photos.made(), "JPEG")
     luma = Image.open(io.BytesIO(data))
     luma.draft("L", luma.size)
-    found = standardize(data, config(color="gray")).pixels
-    np.testing.assert_array_equal(found, decode(data, "gray").pixels)
-    assert farthest(found[:, :, 0], np.asarray(luma)) == 0
-    for late in ({"trim": "on"}, {"background": "blur"}):
-        other = standardize(data, config(color="gray", **late)).pixels
-        np.testing.assert_array_equal(other, convert_color(decode(data).pixels, "gray"))
-        assert np.abs(other.astype(int) - found).mean() < 1  # more where a colour is out of range
+    pixels = standardize(data, make_config(color="gray")).pixels
+    np.testing.assert_array_equal(pixels, decode(data, "gray").pixels)
+    assert photos.max_difference(pixels[:, :, 0], np.asarray(luma)) == 0
+    for options in ({"trim": "on"}, {"background": "blur"}):
+        converted = standardize(data, make_config(color="gray", **options)).pixels
+        np.testing.assert_array_equal(converted, convert_color(decode(data).pixels, "gray"))
+        assert np.abs(converted.astype(int) - pixels).mean() < 1  # more where a colour is out of range
 
 
-def test_threads_give_the_same_bytes() -> None:
+def test_bytes_do_not_depend_on_threads() -> None:
     data = [photos.saved(photos.made(seed, 90, 70), "JPEG") for seed in range(12)]
     labels = np.zeros((70, 90), np.uint8)
     labels[9:60, 9:70] = 1
     box = [{"name": "", "xmin": 5, "ymin": 5, "xmax": 80, "ymax": 66}]
 
-    def work(one: bytes) -> bytes:
-        return standardize(one, EVERYTHING, box, photos.saved(labels)).data
+    def work(image: bytes) -> bytes:
+        return standardize(image, EVERY_OPERATION, box, photos.saved(labels)).data
 
-    expected = [work(one) for one in data]
+    expected = [work(image) for image in data]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(work, data * 4)) == expected * 4
     assert cv2.getNumThreads() == 1

@@ -1,4 +1,4 @@
-"""What a model takes along of a clean config: every field that pixels depend on, with clean's own defaults."""
+"""Clean options that a model records: every field that pixels depend on, with clean's defaults."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from imagemill.components.imaging.pixel_options import CHOICES, PixelOptions, St
 from imagemill.components.storage.errors import UserError
 
 
-def test_fields_and_defaults_are_cleans() -> None:
+def test_fields_and_defaults_equal_those_of_clean() -> None:
     effective = CleanConfig().manifest_values()
-    assert StandardizeConfig().to_dict() == {one.name: effective[one.name] for one in fields(StandardizeConfig)}
-    assert set(PixelOptions.__annotations__) == {one.name for one in fields(StandardizeConfig)}
+    assert StandardizeConfig().to_dict() == {field.name: effective[field.name] for field in fields(StandardizeConfig)}
+    assert set(PixelOptions.__annotations__) == {field.name for field in fields(StandardizeConfig)}
 
 
-def test_choices_are_cleans() -> None:
+def test_choices_equal_those_of_clean() -> None:
     choices = {field.name: field.metadata["choices"] for field in fields(CleanConfig)}
     of_clean = {name: tuple(value for value in choices[name] if value != "auto") for name in CHOICES}
     assert of_clean == CHOICES
@@ -26,7 +26,7 @@ def test_choices_are_cleans() -> None:
     assert set(CHOICES) == texts - {"background_color", "mask_background"}
 
 
-def test_a_manifests_config_gives_the_rules_that_clean_had() -> None:
+def test_recorded_config_restores_the_rules() -> None:
     config = CleanConfig(
         background="fill", background_color="#102030", mask_background="2,3", trim="on", color="rgb", binarize="otsu",
         roi="union", roi_margin=2.0, max_pixels=1_000,
@@ -41,12 +41,12 @@ def test_a_manifests_config_gives_the_rules_that_clean_had() -> None:
     assert StandardizeConfig.from_config(rules.to_dict(), "again") == rules
 
 
-def test_an_older_config_has_the_defaults() -> None:
+def test_missing_fields_have_defaults() -> None:
     assert StandardizeConfig.from_config({"color": "gray", "near_radius": 3}, "here") == StandardizeConfig(color="gray")
 
 
 @pytest.mark.parametrize("config", [{"trim": 1}, {"denoise_size": "3"}, {"keep_masks": 0}, {"clahe_clip": True}])
-def test_what_is_no_clean_config_is_refused(config: dict[str, object]) -> None:
+def test_values_of_other_types_are_refused(config: dict[str, object]) -> None:
     with pytest.raises(UserError, match=f"here \\({next(iter(config))}\\): expected a value like"):
         StandardizeConfig.from_config(config, "here")
 

@@ -1,4 +1,4 @@
-"""A folder as an object store: one winner of every race, S3's order, and whose fault an error is; URIs as strings."""
+"""Folder as an object store: atomic puts, S3's order of keys, and classes of errors; URIs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters=
 )
 
 
-def test_of_16_threads_one_is_first_and_its_content_is_whole(tmp_path: Path) -> None:
+def test_one_of_16_threads_puts_its_content(tmp_path: Path) -> None:
     for number in range(20):
         target = str(tmp_path / f"race-{number}" / "object")
         barrier = threading.Barrier(16)
@@ -47,7 +47,7 @@ def test_of_16_threads_one_is_first_and_its_content_is_whole(tmp_path: Path) -> 
         assert [path.name for path in Path(target).parent.iterdir()] == ["object"], "no temporary file is left"
 
 
-def _put_many(folder: str, value: int, ready: threading.Barrier) -> list[int]:
+def _put_objects(folder: str, value: int, ready: threading.Barrier) -> list[int]:
     wins = []
     for number in range(30):
         ready.wait()
@@ -57,10 +57,10 @@ def _put_many(folder: str, value: int, ready: threading.Barrier) -> list[int]:
 
 
 def _race_in_process(folder: str, value: int, ready: threading.Barrier, results: multiprocessing.Queue[object]) -> None:
-    results.put((value, _put_many(folder, value, ready)))
+    results.put((value, _put_objects(folder, value, ready)))
 
 
-def test_of_8_processes_one_is_first_and_its_content_is_whole(tmp_path: Path) -> None:
+def test_one_of_8_processes_puts_its_content(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     ready, results = context.Barrier(8), context.Queue()
     workers = [
@@ -77,22 +77,22 @@ def test_of_8_processes_one_is_first_and_its_content_is_whole(tmp_path: Path) ->
         assert (tmp_path / str(number)).read_bytes() == bytes([value]) * PAYLOAD
 
 
-def test_put_if_absent_leaves_what_is_there(tmp_path: Path) -> None:
+def test_put_if_absent_does_not_replace(tmp_path: Path) -> None:
     target = str(tmp_path / "a")
     assert STORE.put_if_absent(target, b"first")
     assert not STORE.put_if_absent(target, b"second")
     assert STORE.read(target) == b"first"
 
 
-def test_put_replaces_and_readers_never_see_half(tmp_path: Path) -> None:
+def test_put_replaces_atomically(tmp_path: Path) -> None:
     target = str(tmp_path / "hint.json")
     STORE.put(target, b"a" * PAYLOAD)
-    seen, stop = set(), threading.Event()
+    contents, stop = set(), threading.Event()
 
     def read() -> None:
         while not stop.is_set():
             data = STORE.read(target)
-            seen.add((data[:1], len(data), len(set(data))))
+            contents.add((data[:1], len(data), len(set(data))))
 
     reader = threading.Thread(target=read)
     reader.start()
@@ -100,10 +100,10 @@ def test_put_replaces_and_readers_never_see_half(tmp_path: Path) -> None:
         STORE.put(target, (b"a", b"b")[number % 2] * PAYLOAD)
     stop.set()
     reader.join()
-    assert seen <= {(b"a", PAYLOAD, 1), (b"b", PAYLOAD, 1)}
+    assert contents <= {(b"a", PAYLOAD, 1), (b"b", PAYLOAD, 1)}
 
 
-def publish(tmp_path: Path, data: bytes, target: Path) -> None:
+def publish_file(tmp_path: Path, data: bytes, target: Path) -> None:
     path = STORE.scratch(str(tmp_path / "_work")) / "file"
     path.write_bytes(data)
     STORE.publish(path, str(target))
@@ -112,28 +112,26 @@ def publish(tmp_path: Path, data: bytes, target: Path) -> None:
 
 def test_publish_is_idempotent(tmp_path: Path) -> None:
     target = tmp_path / "data" / "part-0123.parquet"
-    publish(tmp_path, b"content", target)
+    publish_file(tmp_path, b"content", target)
     before = target.stat()
-    publish(tmp_path, b"content", target)
+    publish_file(tmp_path, b"content", target)
     after = target.stat()
     assert target.read_bytes() == b"content"
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns), "a second writer changes nothing"
 
 
-def test_publish_heals_a_file_that_was_cut(tmp_path: Path) -> None:
+def test_publish_replaces_a_truncated_file(tmp_path: Path) -> None:
     """The name says the content, so a file of another size under it is damage."""
     target = tmp_path / "data" / "part-0123.parquet"
-    publish(tmp_path, b"content", target)
+    publish_file(tmp_path, b"content", target)
     target.write_bytes(b"con")
-    publish(tmp_path, b"content", target)
+    publish_file(tmp_path, b"content", target)
     assert target.read_bytes() == b"content"
 
 
 @given(st.lists(st.lists(NAMES, min_size=1, max_size=3), max_size=12))
 @settings(max_examples=60, deadline=None)
-def test_the_order_of_a_listing_is_that_of_s3s_keys(
-    tmp_path_factory: pytest.TempPathFactory, names: list[list[str]]
-) -> None:
+def test_listing_is_in_the_order_of_s3_keys(tmp_path_factory: pytest.TempPathFactory, names: list[list[str]]) -> None:
     """S3 lists by the UTF-8 bytes of the whole key, in which `a.txt` comes before `a/b`."""
     root = tmp_path_factory.mktemp("list")
     keys = set()
@@ -145,8 +143,8 @@ def test_the_order_of_a_listing_is_that_of_s3s_keys(
         except OSError:  # a name is both a file and a folder
             continue
         keys.add("/".join(parts))
-    found = [entry.uri.removeprefix(f"{root}/") for entry in STORE.list(str(root))]
-    assert found == sorted(keys, key=lambda key: key.encode())
+    listed = [entry.uri.removeprefix(f"{root}/") for entry in STORE.list(str(root))]
+    assert listed == sorted(keys, key=lambda key: key.encode())
 
 
 def test_a_listing_has_size_and_modification_time(tmp_path: Path) -> None:
@@ -157,7 +155,7 @@ def test_a_listing_has_size_and_modification_time(tmp_path: Path) -> None:
     assert STORE.stat(entry.uri) == entry
 
 
-def test_what_is_deleted_leaves_no_empty_folder(tmp_path: Path) -> None:
+def test_delete_removes_empty_folders(tmp_path: Path) -> None:
     root, work = tmp_path / "root", tmp_path / "root" / "clean" / "01" / "_work"
     work.mkdir(parents=True)
     for name in ("clean/01/data/a", "clean/01/data/b", "clean/02/a", "other"):
@@ -165,17 +163,13 @@ def test_what_is_deleted_leaves_no_empty_folder(tmp_path: Path) -> None:
     STORE.delete([str(root / "clean/01/data/a"), str(root / "clean/01/data/none"), str(root / "other/below")])
     assert (root / "clean/01/data/b").exists() and (root / "other").exists()
     STORE.delete([str(root / "clean/01/data/b")])
-    assert [path.relative_to(root).as_posix() for path in sorted(root.rglob("*"))] == [
-        "clean",
-        "clean/02",
-        "clean/02/a",
-        "other",
-    ]
+    left = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*"))]
+    assert left == ["clean", "clean/02", "clean/02/a", "other"]
     with pytest.raises(UserError):
         STORE.delete([str(root / "clean")])
 
 
-def test_links_are_followed_but_never_into_a_circle(tmp_path: Path) -> None:
+def test_links_are_followed_without_cycles(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_bytes(b"there")
@@ -188,15 +182,15 @@ def test_links_are_followed_but_never_into_a_circle(tmp_path: Path) -> None:
     (root / "itself").symlink_to("itself")
     os.mkfifo(root / "pipe")
     (outside / "back").symlink_to(root)
-    found = [(entry.uri, entry.size) for entry in STORE.list(str(root))]
-    assert found == [(f"{root}/file-link", 5), (f"{root}/folder-link/file", 5)]
+    listed = [(entry.uri, entry.size) for entry in STORE.list(str(root))]
+    assert listed == [(f"{root}/file-link", 5), (f"{root}/folder-link/file", 5)]
 
 
 def test_a_missing_folder_is_empty(tmp_path: Path) -> None:
     assert list(STORE.list(str(tmp_path / "no" / "such"))) == []
 
 
-def test_what_is_not_there_is_none_or_file_not_found(tmp_path: Path) -> None:
+def test_missing_object(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     for missing in (tmp_path / "no", tmp_path / "no" / "such", tmp_path / "file" / "below"):
         assert STORE.stat(str(missing)) is None
@@ -223,27 +217,27 @@ def test_an_empty_object_opens(tmp_path: Path) -> None:
         lambda uri: STORE.scratch(uri),
     ],
 )
-def test_a_path_below_a_file_is_the_users_error(tmp_path: Path, operation: Callable[[str], object]) -> None:
+def test_path_below_a_file_is_a_user_error(tmp_path: Path, operation: Callable[[str], object]) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="file/below"):
         operation(str(tmp_path / "file" / "below"))
 
 
-def test_publishing_below_a_file_is_the_users_error(tmp_path: Path) -> None:
+def test_publishing_below_a_file_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     (tmp_path / "made").write_bytes(b"")
     with pytest.raises(UserError, match="file/below"):
         STORE.publish(tmp_path / "made", str(tmp_path / "file" / "below" / "it"))
 
 
-def test_reading_a_folder_and_a_name_too_long_are_the_users_errors(tmp_path: Path) -> None:
+def test_reading_a_folder_and_too_long_names_are_user_errors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="directory"):
         STORE.read(str(tmp_path))
     with pytest.raises(UserError, match="too long"):
         STORE.put(str(tmp_path / ("x" * 300)), b"")
 
 
-def test_a_place_that_can_not_be_written_is_the_users_error() -> None:
+def test_unwritable_folder_is_a_user_error() -> None:
     with pytest.raises((UserError, FileNotFoundError)):  # the kernel says that /proc has no such folder
         STORE.put("/proc/imagemill/file", b"")
     with pytest.raises(UserError):
@@ -255,7 +249,7 @@ def test_a_full_disk_is_transient(tmp_path: Path) -> None:
         full.write(b"a")
 
 
-def test_what_is_written_may_be_read_by_others(tmp_path: Path) -> None:
+def test_permissions_follow_the_umask(tmp_path: Path) -> None:
     """A workspace is shared: the umask decides, not tempfile's 0600."""
     STORE.put_if_absent(str(tmp_path / "a"), b"")
     (tmp_path / "plain").write_bytes(b"")
@@ -265,12 +259,12 @@ def test_what_is_written_may_be_read_by_others(tmp_path: Path) -> None:
 def test_normalize_makes_paths_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/somewhere")
-    here = str(tmp_path.resolve())
-    assert uris.normalize("data/../x") == f"{here}/x"
+    cwd = str(tmp_path.resolve())
+    assert uris.normalize("data/../x") == f"{cwd}/x"
     assert uris.normalize("~/data") == "/somewhere/data"
     assert uris.normalize("file:///a%20b/c") == "/a b/c"
     assert uris.normalize("/a//b/") == "/a/b"
-    assert uris.normalize("a b#c?d%20") == f"{here}/a b#c?d%20"
+    assert uris.normalize("a b#c?d%20") == f"{cwd}/a b#c?d%20"
 
 
 def test_normalize_s3() -> None:
@@ -287,7 +281,7 @@ def test_normalize_refuses(bad: str) -> None:
         uris.normalize(bad, "field")
 
 
-def test_normalize_does_not_tell_secrets() -> None:
+def test_normalize_redacts_secrets() -> None:
     with pytest.raises(UserError) as caught:
         uris.normalize("https://me:hunter2@host/x?signature=hunter2", "workspace")
     assert "hunter2" not in str(caught.value)
@@ -302,10 +296,10 @@ def test_join_and_relative_are_inverse(base: str) -> None:
     assert uris.join(base, uris.relpath(f"{root}/raw/02", base)) == f"{root}/raw/02"
 
 
-@pytest.mark.parametrize(("one", "other"), [("/a", "s3://b/a"), ("s3://b/a", "/a"), ("s3://b/a", "s3://c/a")])
-def test_there_is_no_way_between_stores(one: str, other: str) -> None:
+@pytest.mark.parametrize(("first", "second"), [("/a", "s3://b/a"), ("s3://b/a", "/a"), ("s3://b/a", "s3://c/a")])
+def test_relative_path_between_stores_is_refused(first: str, second: str) -> None:
     with pytest.raises(ValueError, match="different stores"):
-        uris.relpath(one, other)
+        uris.relpath(first, second)
 
 
 @pytest.mark.parametrize(
@@ -327,45 +321,45 @@ KINDS = st.sampled_from(["http", "https", "HTTPS", "ftp", "s3", "gs"])
 
 
 @given(KINDS, SECRET, SECRET, st.sampled_from(["", ":8080"]))
-def test_secrets_never_survive_safe(kind: str, password: str, token: str, port: str) -> None:
+def test_redact_removes_secrets(kind: str, password: str, token: str, port: str) -> None:
     user, token = quote(password, safe=""), quote(token, safe="")
     for login in (f"me:{user}@", f"{user}@", f"{user}:x@"):
-        shown = uris.redact(f"{kind}://{login}host{port}/a/b.tar?token={token}#x")
+        redacted = uris.redact(f"{kind}://{login}host{port}/a/b.tar?token={token}#x")
         if kind != "s3":  # there a question mark is part of the key
-            assert "S3CR3T" not in shown
-        assert user not in shown and f"://host{port}/a/b.tar" in shown
+            assert "S3CR3T" not in redacted
+        assert user not in redacted and f"://host{port}/a/b.tar" in redacted
 
 
 @pytest.mark.parametrize(
     "uri", ["http://me:S3CR3T/x@host/", "http://me:S3CR3T?x@host/", "http://me:S3CR3T#x@host/", "http://[S3CR3T"]
 )
-def test_not_even_unquoted_secrets_survive_safe(uri: str) -> None:
+def test_redact_removes_unquoted_secrets(uri: str) -> None:
     assert "S3CR3T" not in uris.redact(uri)
 
 
 @pytest.mark.parametrize(
     "uri", ["/a/b c?d#e", "s3://bucket/a?b#c@d", "http://[::1]:9000/x", "https://host/~me/a@b.tar"]
 )
-def test_safe_leaves_what_is_no_secret(uri: str) -> None:
+def test_redact_keeps_other_uris(uri: str) -> None:
     assert uris.redact(uri) == uri
 
 
 @pytest.mark.parametrize(
     "escape", ["../../x", "a/../../x", "/etc/passwd", "s3://bucket/x", "./../../x", "../a/../../x"]
 )
-def test_a_manifests_uris_can_not_escape(escape: str) -> None:
+def test_uri_outside_the_workspace_is_refused(escape: str) -> None:
     with pytest.raises(DatasetError, match="not a relative URI"):
         resolve_uri("/w/clean/01", escape, up=1)
 
 
-def test_store_for_is_one_per_process() -> None:
+def test_store_is_cached() -> None:
     assert get_store("/a") is get_store("/b")
 
 
-def test_scratch_of_a_step_killed_long_ago_is_swept(tmp_path: Path) -> None:
+def test_scratch_of_a_killed_step_is_deleted(tmp_path: Path) -> None:
     store = LocalStore()
     old, fresh = store.scratch(str(tmp_path)), store.scratch(str(tmp_path))
     (old / "shard.parquet").write_bytes(b"half")
     os.utime(old, (0, 0))
-    made = store.scratch(str(tmp_path))
-    assert not old.exists() and fresh.exists() and made.exists()
+    newest = store.scratch(str(tmp_path))
+    assert not old.exists() and fresh.exists() and newest.exists()

@@ -1,4 +1,4 @@
-"""The Job that makes the store's keys and bucket: against an API server by HTTPS and an S3 server."""
+"""Job that makes the store's keys and bucket, against HTTP servers of the Kubernetes API and S3."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Api:
 
     def __init__(self) -> None:
         self.secrets: dict[str, dict[str, str]] = {}
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.deny = 0
         self.first: dict[str, str] | None = None
-        """What another Job puts there between this one's look and its own POST."""
+        """Secret that another Job creates between this one's GET and POST."""
 
     def answer(self, method: str, path: str, token: str, body: Any) -> tuple[int, dict[str, Any]]:
-        self.asked.append(f"{method} {path}")
+        self.requests.append(f"{method} {path}")
         folder = "/api/v1/namespaces/mill/secrets"
         if self.deny or token != f"Bearer {TOKEN}":
             return self.deny or 401, {"kind": "Status", "message": "secrets is forbidden"}
@@ -98,10 +98,13 @@ def identity(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def api(identity: Path) -> Iterator[tuple[Api, dict[str, str]]]:
     """The API and the environment that finds it."""
-    made = Api()
-    server = serve(made, identity / "ca.crt", identity / "key.pem")
+    server_state = Api()
+    server = serve(server_state, identity / "ca.crt", identity / "key.pem")
     host, port = server.server_address[:2]
-    yield made, {"KUBERNETES_SERVICE_HOST": str(host), "KUBERNETES_SERVICE_PORT": str(port), "ACCOUNT": str(identity)}
+    yield (
+        server_state,
+        {"KUBERNETES_SERVICE_HOST": str(host), "KUBERNETES_SERVICE_PORT": str(port), "ACCOUNT": str(identity)},
+    )
     server.shutdown()
     server.server_close()
 
@@ -117,80 +120,80 @@ def s3() -> Iterator[str]:
     server.stop()
 
 
-def run(environment: dict[str, str], bucket: str, endpoint: str, patience: str = "20") -> Any:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    said = {"NAMESPACE": "mill", "SECRET": "store", "BUCKET": bucket, "PATIENCE_S": patience, "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": endpoint}  # fmt: skip
-    return subprocess.run([sys.executable, SCRIPT], env=clean | environment | said, capture_output=True, text=True)
+def run_setup(environment: dict[str, str], bucket: str, endpoint: str, patience: str = "20") -> Any:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    settings = {"NAMESPACE": "mill", "SECRET": "store", "BUCKET": bucket, "PATIENCE_S": patience}
+    settings |= {"AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": endpoint}
+    return subprocess.run(
+        [sys.executable, SCRIPT], env=inherited | environment | settings, capture_output=True, text=True
+    )
 
 
-def keys(api: Api) -> tuple[str, ...]:
+def decode_keys(api: Api) -> tuple[str, ...]:
     return tuple(base64.b64decode(api.secrets["store"][field]).decode() for field in ("accesskey", "secretkey"))
 
 
-def buckets(endpoint: str) -> set[str]:
+def list_buckets(endpoint: str) -> set[str]:
     client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1", aws_access_key_id="a",
                           aws_secret_access_key="b")  # fmt: skip
-    return {one["Name"] for one in client.list_buckets()["Buckets"]}
+    return {bucket["Name"] for bucket in client.list_buckets()["Buckets"]}
 
 
-def test_random_keys_and_the_bucket_are_made_once(api: tuple[Api, dict[str, str]], s3: str) -> None:
-    known, environment = api
-    first = run(environment, "first", s3)
+def test_keys_and_bucket_are_made_once(api: tuple[Api, dict[str, str]], s3: str) -> None:
+    api_state, environment = api
+    first = run_setup(environment, "first", s3)
     assert first.returncode == 0, first.stderr
-    access_key, secret_key = keys(known)
+    access_key, secret_key = decode_keys(api_state)
     assert re.fullmatch(r"[0-9a-f]{20}", access_key) and len(secret_key) == 40
-    assert "first" in buckets(s3)
+    assert "first" in list_buckets(s3)
     assert access_key not in first.stdout + first.stderr and secret_key not in first.stdout + first.stderr
-    known.asked.clear()
-    again = run(environment, "first", s3)
-    assert again.returncode == 0, again.stderr
-    assert known.asked == ["GET /api/v1/namespaces/mill/secrets/store"]
-    assert keys(known) == (access_key, secret_key)
-    known.secrets.clear()
-    assert run(environment, "first", s3).returncode == 0
-    assert keys(known) != (access_key, secret_key)
+    api_state.requests.clear()
+    second = run_setup(environment, "first", s3)
+    assert second.returncode == 0, second.stderr
+    assert api_state.requests == ["GET /api/v1/namespaces/mill/secrets/store"]
+    assert decode_keys(api_state) == (access_key, secret_key)
+    api_state.secrets.clear()
+    assert run_setup(environment, "first", s3).returncode == 0
+    assert decode_keys(api_state) != (access_key, secret_key)
 
 
-def test_keys_of_another_that_was_first_count(api: tuple[Api, dict[str, str]], s3: str) -> None:
-    known, environment = api
-    known.first = {field: base64.b64encode(b"theirs").decode() for field in ("accesskey", "secretkey")}
-    done = run(environment, "second", s3)
-    assert done.returncode == 0, done.stderr
-    assert keys(known) == ("theirs", "theirs") and "made the secret" not in done.stdout
+def test_keys_made_concurrently_are_used(api: tuple[Api, dict[str, str]], s3: str) -> None:
+    api_state, environment = api
+    api_state.first = {field: base64.b64encode(b"theirs").decode() for field in ("accesskey", "secretkey")}
+    process = run_setup(environment, "second", s3)
+    assert process.returncode == 0, process.stderr
+    assert decode_keys(api_state) == ("theirs", "theirs") and "made the secret" not in process.stdout
 
 
 @pytest.mark.parametrize("status", [403, 500])
-def test_what_the_api_refuses_is_said(api: tuple[Api, dict[str, str]], s3: str, status: int) -> None:
-    known, environment = api
-    known.deny = status
-    done = run(environment, "third", s3)
-    assert done.returncode == 1 and f"{status} secrets is forbidden" in done.stderr
-    assert "third" not in buckets(s3)
+def test_error_of_the_api_is_reported(api: tuple[Api, dict[str, str]], s3: str, status: int) -> None:
+    api_state, environment = api
+    api_state.deny = status
+    process = run_setup(environment, "third", s3)
+    assert process.returncode == 1 and f"{status} secrets is forbidden" in process.stderr
+    assert "third" not in list_buckets(s3)
 
 
-def test_a_secret_without_keys_is_left_alone(api: tuple[Api, dict[str, str]], s3: str) -> None:
-    known, environment = api
-    known.secrets["store"] = {"accesskey": base64.b64encode(b"a").decode()}
-    done = run(environment, "fourth", s3)
-    assert done.returncode == 1 and "has no secretkey" in done.stderr
-    assert set(known.secrets["store"]) == {"accesskey"}
+def test_secret_without_keys_is_not_changed(api: tuple[Api, dict[str, str]], s3: str) -> None:
+    api_state, environment = api
+    api_state.secrets["store"] = {"accesskey": base64.b64encode(b"a").decode()}
+    process = run_setup(environment, "fourth", s3)
+    assert process.returncode == 1 and "has no secretkey" in process.stderr
+    assert set(api_state.secrets["store"]) == {"accesskey"}
 
 
-def test_a_server_that_nobody_vouches_for_gets_no_token(
-    api: tuple[Api, dict[str, str]], s3: str, tmp_path: Path, identity: Path
-) -> None:
-    known, environment = api
+def test_untrusted_api_gets_no_token(api: tuple[Api, dict[str, str]], s3: str, tmp_path: Path, identity: Path) -> None:
+    api_state, environment = api
     subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
                     "-subj", "/CN=other", "-keyout", tmp_path / "key", "-out", tmp_path / "ca.crt"],
                    check=True, capture_output=True)  # fmt: skip
     shutil.copy(identity / "token", tmp_path)
-    done = run(environment | {"ACCOUNT": str(tmp_path)}, "fifth", s3)
-    assert done.returncode == 1 and "CERTIFICATE_VERIFY_FAILED" in done.stderr
-    assert known.asked == []
+    process = run_setup(environment | {"ACCOUNT": str(tmp_path)}, "fifth", s3)
+    assert process.returncode == 1 and "CERTIFICATE_VERIFY_FAILED" in process.stderr
+    assert api_state.requests == []
 
 
-def test_a_store_that_does_not_come_ends_in_an_error(api: tuple[Api, dict[str, str]]) -> None:
+def test_unreachable_store_is_an_error(api: tuple[Api, dict[str, str]]) -> None:
     _, environment = api
-    done = run(environment, "sixth", "http://127.0.0.1:9", patience="0.1")
-    assert done.returncode == 1 and "the bucket sixth can't be made" in done.stderr
+    process = run_setup(environment, "sixth", "http://127.0.0.1:9", patience="0.1")
+    assert process.returncode == 1 and "the bucket sixth can't be made" in process.stderr

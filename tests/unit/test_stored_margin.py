@@ -1,5 +1,4 @@
-"""Tensors that are stored larger than what the model sees: training crops come from all of it, and whatever is judged
-sees the very pixels that there would be without."""
+"""Tensors stored with a margin: training crops from all of it; validation and evaluation use the center."""
 
 from __future__ import annotations
 
@@ -60,7 +59,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
         )
 
 
-def pixels_of(dataset: Dataset, split: str) -> Pixels:
+def read_pixels(dataset: Dataset, split: str) -> Pixels:
     return np.concatenate(
         [
             decode_column(t.column("image"), dataset.manifest.image)
@@ -75,7 +74,7 @@ def pixels_of(dataset: Dataset, split: str) -> Pixels:
     quality=st.sampled_from(("exact", "fast")), kind=st.sampled_from(("JPEG", "PNG")),
 )  # fmt: skip
 @settings(max_examples=150, deadline=None)
-def test_the_centre_is_what_the_model_would_have_got(
+def test_center_equals_the_input_without_a_margin(
     sides: tuple[int, int], size: int, margin: int, over: int, interpolation: str, color: str, quality: str, kind: str
 ) -> None:
     """Over odd and even pictures, sizes, margins and short sides. A pixel off would be far more than the one level by
@@ -85,18 +84,14 @@ def test_the_centre_is_what_the_model_would_have_got(
         size, color=color, resize=size + 2 * margin + over, stored=size + 2 * margin, interpolation=interpolation,
         quality=quality,
     )  # fmt: skip
-    found = decode_and_resize(data, stored)
-    assert found.shape == stored.shape == (size + 2 * margin, size + 2 * margin, 3 if color == "rgb" else 1)
-    assert most_apart(center_crop(found, size), decode_and_resize(data, stored.input)) <= 1
-
-
-def most_apart(one: Pixels, other: Pixels) -> int:
-    return int(np.abs(one.astype(int) - other).max())
+    stored_pixels = decode_and_resize(data, stored)
+    assert stored_pixels.shape == stored.shape == (size + 2 * margin, size + 2 * margin, 3 if color == "rgb" else 1)
+    assert photos.max_difference(center_crop(stored_pixels, size), decode_and_resize(data, stored.input)) <= 1
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize(("width", "height"), [(500, 375), (375, 500), (333, 500), (377, 1001), (640, 480)])
-def test_the_centre_of_usual_photographs_is_equal_to_the_pixel(width: int, height: int, kind: str) -> None:
+def test_center_of_photographs_is_equal_pixel_by_pixel(width: int, height: int, kind: str) -> None:
     data = photos.saved(photos.made(1, width, height), kind)
     for size, stored in ((32, 36), (64, 72), (65, 73), (224, 256)):
         geometry = Geometry(size, stored=stored)
@@ -105,7 +100,7 @@ def test_the_centre_of_usual_photographs_is_equal_to_the_pixel(width: int, heigh
         )
 
 
-def test_what_is_stored_and_what_the_manifest_says(chain: Chain) -> None:
+def test_stored_pixels_and_the_manifests_image(chain: Chain) -> None:
     image = chain.stored.manifest.image
     assert (image.shape, image.input_size, image.resize_size) == ((STORED, STORED, 3), SIZE, SHORT)
     assert image.side == SIZE and image.for_model().shape == (SIZE, SIZE, 3)
@@ -113,34 +108,34 @@ def test_what_is_stored_and_what_the_manifest_says(chain: Chain) -> None:
     assert chain.stored.fingerprint != chain.plain.fingerprint
     assert chain.stored.manifest.totals.bytes == 42 * STORED * STORED * 3
     for split in ("train", "val", "test"):
-        stored, plain = pixels_of(chain.stored, split), pixels_of(chain.plain, split)
+        stored, plain = read_pixels(chain.stored, split), read_pixels(chain.plain, split)
         assert stored.shape[1:] == (STORED, STORED, 3) and np.array_equal(center_crop(stored, SIZE), plain)
 
 
-def windows(dataset: Dataset, crop_scale: float, epochs: int) -> Iterator[tuple[Pixels, Pixels]]:
-    """(what is stored, what training sees of it), image by image."""
+def iterate_windows(dataset: Dataset, crop_scale: float, epochs: int) -> Iterator[tuple[Pixels, Pixels]]:
+    """Yield (stored pixels, pixels given to training) of each image."""
     augmentation = Augmentation(augmented.config(seed=3, crop_scale=crop_scale), dataset.manifest.image, "cpu")
     for epoch in range(epochs):
         for batch in iter_batches(dataset, "train", 8, 3, epoch):
-            shown = augmentation.apply_on_cpu(
+            inputs = augmentation.apply_on_cpu(
                 batch.images, augmentation.make_params(epoch, batch.number, len(batch.images))
             )
-            yield from zip(batch.images, shown, strict=True)
+            yield from zip(batch.images, inputs, strict=True)
 
 
-def test_without_random_crops_training_sees_every_window_of_what_is_stored(chain: Chain) -> None:
-    seen = set()
-    for stored, shown in windows(chain.stored, 1, 24):
-        assert shown.shape == (SIZE, SIZE, 3)
+def test_training_without_random_crops_uses_every_window(chain: Chain) -> None:
+    offsets_seen = set()
+    for stored, window in iterate_windows(chain.stored, 1, 24):
+        assert window.shape == (SIZE, SIZE, 3)
         views = np.lib.stride_tricks.sliding_window_view(stored, (SIZE, SIZE), (0, 1)).transpose(0, 1, 3, 4, 2)
-        at = np.argwhere((views == shown).all((2, 3, 4)))
-        assert len(at) == 1
-        seen.add((int(at[0][0]), int(at[0][1])))
+        positions = np.argwhere((views == window).all((2, 3, 4)))
+        assert len(positions) == 1
+        offsets_seen.add((int(positions[0][0]), int(positions[0][1])))
     offsets = range(STORED - SIZE + 1)
-    assert len(seen) == len(offsets) ** 2  # 24 epochs of 24 images for 81 windows
+    assert len(offsets_seen) == len(offsets) ** 2  # 24 epochs of 24 images for 81 windows
 
 
-def test_random_crops_are_of_all_that_is_stored() -> None:
+def test_random_crops_include_the_margin() -> None:
     """A margin of another brightness shows in the crops, more of it than the filter alone would carry in."""
     image = np.zeros((1, STORED, STORED, 3), np.uint8)
     image[0, : (STORED - SIZE) // 2] = 255
@@ -151,11 +146,11 @@ def test_random_crops_are_of_all_that_is_stored() -> None:
     assert max(shares) > 0.09 and min(shares) == 0
 
 
-def test_without_a_margin_and_without_crops_training_sees_the_image(chain: Chain) -> None:
-    assert all(np.array_equal(stored, shown) for stored, shown in windows(chain.plain, 1, 1))
+def test_training_without_a_margin_and_crops_uses_the_image(chain: Chain) -> None:
+    assert all(np.array_equal(stored, window) for stored, window in iterate_windows(chain.plain, 1, 1))
 
 
-def validated(chain: Chain, dataset: Dataset) -> dict[str, float]:
+def validate(chain: Chain, dataset: Dataset) -> dict[str, float]:
     torch.manual_seed(0)
     spec = ModelSpec("squeezenet1_1", ("cat", "dog"), dataset.manifest.image.for_model())
     config = TrainConfig(backbone="squeezenet1_1", device="cpu")
@@ -165,27 +160,27 @@ def validated(chain: Chain, dataset: Dataset) -> dict[str, float]:
     return trainer.validator.validate(network, lambda: None)
 
 
-def test_validation_sees_the_centre(chain: Chain) -> None:
-    stored, plain = validated(chain, chain.stored), validated(chain, chain.plain)
+def test_validation_uses_the_center(chain: Chain) -> None:
+    stored, plain = validate(chain, chain.stored), validate(chain, chain.plain)
     assert stored == plain and stored["val_loss"] > 0
 
 
-def inputs(tensors: Dataset | None, clean: Dataset, geometry: Geometry) -> dict[str, Pixels]:
-    found = read_test_batches(tensors, clean, geometry, 4)
-    return {name: image for batch in found for name, image in zip(batch.ids, batch.images, strict=True)}
+def read_inputs(tensors: Dataset | None, clean: Dataset, geometry: Geometry) -> dict[str, Pixels]:
+    batches = read_test_batches(tensors, clean, geometry, 4)
+    return {name: image for batch in batches for name, image in zip(batch.ids, batch.images, strict=True)}
 
 
-def test_evaluation_sees_the_centre_from_tensors_and_from_clean(chain: Chain) -> None:
+def test_evaluation_uses_the_center_of_tensors_and_of_clean(chain: Chain) -> None:
     geometry = Geometry.of(chain.plain.manifest.image)
-    expected = inputs(chain.plain, chain.clean, geometry)
+    expected = read_inputs(chain.plain, chain.clean, geometry)
     assert len(expected) == 9
     for tensors in (chain.stored, None):
-        found = inputs(tensors, chain.clean, geometry)
-        assert found.keys() == expected.keys()
-        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+        images = read_inputs(tensors, chain.clean, geometry)
+        assert images.keys() == expected.keys()
+        assert all(np.array_equal(images[name], expected[name]) for name in expected)
 
 
-def test_a_champion_of_another_size_is_judged_by_what_it_sees(chain: Chain) -> None:
+def test_champion_of_another_size_is_evaluated_at_its_input_size(chain: Chain) -> None:
     """The challenger's input is the centre of its tensors; the champion's is made anew where its tensors are gone."""
     small = resized(chain.workspace, chain.clean, image_size=40, store_size=44)
     champion, challenger = trained(chain.workspace, small), trained(chain.workspace, chain.stored)
@@ -195,19 +190,19 @@ def test_a_champion_of_another_size_is_judged_by_what_it_sees(chain: Chain) -> N
     alone, no_champion = evaluated(chain.workspace, champion, chain.clean)
     assert no_champion == ""
     assert chain.workspace.append_promotion("toy", 1, Promotion(model=chain.workspace.relative(champion.uri)))
-    evaluation, against = evaluated(chain.workspace, challenger, chain.clean)
-    assert against == alone.uri and evaluation.manifest.totals.rows == 9
+    evaluation, champion_uri = evaluated(chain.workspace, challenger, chain.clean)
+    assert champion_uri == alone.uri and evaluation.manifest.totals.rows == 9
     for file in small.files():  # as after a clean-up, or when tomorrow's images are cleaned anew
         Path(small.locate(file)).unlink()
     assert find_tensors(champion, chain.clean) is None
-    predictions = scores(alone)
+    predictions = read_scores(alone)
     Path(alone.uri, "_manifest.json").unlink()
-    again, _ = evaluated(chain.workspace, champion, chain.clean)
-    assert again.uri == alone.uri and np.allclose(scores(again), predictions, atol=1e-6)
+    second, _ = evaluated(chain.workspace, champion, chain.clean)
+    assert second.uri == alone.uri and np.allclose(read_scores(second), predictions, atol=1e-6)
 
 
-def scores(evaluation: Dataset) -> Any:
-    """Every number of the predictions, in the order of the images."""
+def read_scores(evaluation: Dataset) -> Any:
+    """Return every number of the predictions, in the order of the images."""
     rows = [row for t in read_columns(evaluation, "data", None, "test") for row in t.to_pylist()]  # type: ignore[arg-type]
     rows.sort(key=lambda row: row["image_id"])
     return np.array([np.hstack([v for v in row.values() if not isinstance(v, str)]) for row in rows])
@@ -224,7 +219,7 @@ def scores(evaluation: Dataset) -> Any:
         ({"store_size": 34, "edges": "sobel"}, "store_size: expected none with edges"),
     ],
 )
-def test_a_margin_that_can_not_be_is_refused(options: dict[str, Any], expected: str) -> None:
+def test_invalid_store_size_is_refused(options: dict[str, Any], expected: str) -> None:
     with pytest.raises(UserError, match=expected):
         ResizeConfig.from_values({"image_size": 32} | options)
     ResizeConfig.from_values({"image_size": 32, "store_size": 36})

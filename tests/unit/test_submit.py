@@ -1,4 +1,4 @@
-"""`imagemill submit` by KFP's own client against a server that speaks its API: what is run, and what came of it."""
+"""`imagemill submit` through KFP's own client against an API server: the run and its result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SECRET = "s3cr3t-0f-somebody"
 mill, records = kfp_commands.mill, kfp_commands.records
 
 
-def test_a_run_is_submitted_followed_and_its_result_told(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
+def test_run_is_submitted_and_followed(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
     records |= {
         "download": record("download"),
         "evaluate": record("evaluate", metrics={"macro_f1": 0.91, "top1": 0.93}),
@@ -34,14 +34,14 @@ def test_a_run_is_submitted_followed_and_its_result_told(mill: Commands, records
     assert ran.json["link"] == f"{mill.service.url}/#/runs/details/{run['run_id']}"
     assert ran.json["metrics"] == {"macro_f1": 0.91, "top1": 0.93} and ran.json["promoted"] is True
     assert ran.json["records"]["download"]["uri"] == "s3://mill/work/download/00"
-    given = run["runtime_config"]["parameters"]
-    assert given == {"name": "cats", "epochs": "3", "config": '{"train": {"weight_decay": 0.1}}'}
+    parameters = run["runtime_config"]["parameters"]
+    assert parameters == {"name": "cats", "epochs": "3", "config": '{"train": {"weight_decay": 0.1}}'}
     assert ran.err.count("[train] running\n") == 1 and "[train] succeeded after " in ran.err
     assert run["display_name"].startswith("cats-20") and "driver" not in ran.err and "[root]" not in ran.err
     assert mill.service.experiments[0]["display_name"] == "imagemill"
 
 
-def test_only_a_changed_package_becomes_a_version(mill: Commands, tmp_path: Path) -> None:
+def test_only_a_changed_package_is_uploaded(mill: Commands, tmp_path: Path) -> None:
     submit = ["submit", "--no-wait", "--cluster", str(tmp_path / "cluster.yaml")]
     assert mill(*submit).code == 0
     assert mill(*submit, "--epochs", "7").code == 0  # a parameter is no part of the package
@@ -56,7 +56,7 @@ def test_only_a_changed_package_becomes_a_version(mill: Commands, tmp_path: Path
     assert len(mill.service.experiments) == 1
 
 
-def test_a_compiled_package_is_taken_as_it_is(mill: Commands, tmp_path: Path) -> None:
+def test_compiled_package_is_submitted(mill: Commands, tmp_path: Path) -> None:
     package = compiled_once()
     ran = mill("submit", "--package", str(package), "--no-wait", "--json", "--run-name", "friday")
     assert ran.code == 0, ran.err
@@ -72,9 +72,7 @@ def test_a_compiled_package_is_taken_as_it_is(mill: Commands, tmp_path: Path) ->
     assert mill("submit", "--package", str(other)).code == 2 and len(mill.service.runs) == 1
 
 
-def test_a_failed_step_ends_the_command_with_its_code_and_message(
-    mill: Commands, records: dict[str, dict[str, Any]]
-) -> None:
+def test_failed_step_determines_exit_code_and_message(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
     records |= {
         "download": record("download"),
         "clean": record("clean", state="failed", exit_code=2, error="color: expected one of rgb, found 'x'"),
@@ -86,14 +84,14 @@ def test_a_failed_step_ends_the_command_with_its_code_and_message(
     assert "[clean] failed after" in ran.err
 
 
-def test_a_step_that_leaves_no_record_is_said_to_be_lost(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
+def test_step_without_a_record_is_reported(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
     records["download"] = record("download")
     mill.service.scripts = [script("download", "clean", last="FAILED")]
     ran = mill("submit")
     assert ran.code == 1 and "the run failed in clean; clean ended without a record" in ran.err
 
 
-def test_without_records_the_runs_state_is_the_result(mill: Commands) -> None:
+def test_result_without_records_is_the_runs_state(mill: Commands) -> None:
     mill.service.scripts = [script("download", last="FAILED"), script(last="CANCELED"), script()]
     failed = mill("submit", "--json")
     assert failed.code == 1 and "the steps' records can't be read from here (Kubeflow" in failed.json["error"]
@@ -103,7 +101,7 @@ def test_without_records_the_runs_state_is_the_result(mill: Commands) -> None:
     assert mill("submit", "--json").json["status"] == "succeeded"
 
 
-def test_a_run_that_is_deleted_while_it_is_followed_does_not_go_on(mill: Commands) -> None:
+def test_run_deleted_while_followed(mill: Commands) -> None:
     mill.service.scripts = [[("RUNNING", {})]]
 
     def delete(method: str, path: str) -> None:
@@ -116,7 +114,7 @@ def test_a_run_that_is_deleted_while_it_is_followed_does_not_go_on(mill: Command
     assert "goes on" not in ran.json["error"]
 
 
-def test_a_login_in_a_parameter_is_refused(mill: Commands, tmp_path: Path) -> None:
+def test_credentials_in_a_parameter_are_refused(mill: Commands, tmp_path: Path) -> None:
     """A run's parameters are there for everyone who may see the run."""
     login = f"https://me:{SECRET}@photos.example/x.zip"
     for words in (
@@ -134,7 +132,7 @@ def test_a_login_in_a_parameter_is_refused(mill: Commands, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["--target", "argo"], "argo submit --from workflowtemplate/"),
         (["--workspace", "./here"], "workspace: expected s3://bucket/prefix"),
@@ -146,13 +144,13 @@ def test_a_login_in_a_parameter_is_refused(mill: Commands, tmp_path: Path) -> No
         (["--namespace", "My Team"], "--namespace: expected a name of lower-case letters, digits and '-', found 'My"),
     ],
 )
-def test_what_can_be_known_beforehand_is_refused_without_asking(mill: Commands, words: list[str], said: str) -> None:
+def test_invalid_arguments_are_refused_without_a_request(mill: Commands, words: list[str], message: str) -> None:
     ran = mill("submit", *words)
-    assert ran.code == 2 and said in ran.err
+    assert ran.code == 2 and message in ran.err
     assert not mill.service.requests
 
 
-def test_ctrl_c_leaves_the_run_and_says_so(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_the_run_running(tmp_path: Path) -> None:
     service = KfpService(scripts=[[("RUNNING", {"clean": "RUNNING"})]])
     words = ["submit", "--host", "URL", "--package", str(compiled_once()), "--json"]
     with serving(service):
@@ -162,14 +160,14 @@ def test_ctrl_c_leaves_the_run_and_says_so(tmp_path: Path) -> None:
             text=True, env=os.environ | {"HOME": str(tmp_path)},
         )  # fmt: skip
         assert command.stderr is not None
-        seen = ""
+        stderr_lines = ""
         for line in command.stderr:
-            seen += line
+            stderr_lines += line
             if "[clean] running" in line:
                 break
         command.send_signal(signal.SIGINT)
         out, err = command.communicate(timeout=60)
     run = service.runs[0]["run_id"]
-    assert command.returncode == 130, seen + err
+    assert command.returncode == 130, stderr_lines + err
     assert f"the run goes on: {service.url}/#/runs/details/{run}; `imagemill runs {run} --follow` follows it" in err
     assert json.loads(out)["run"] == run and "Traceback" not in err

@@ -1,4 +1,4 @@
-"""The columns of a table: boxes, groups and masks, lines of one path, and how a wrong cell is told."""
+"""Columns of a table: boxes, groups and masks, several lines of one path, and errors in cells."""
 
 from __future__ import annotations
 
@@ -19,37 +19,39 @@ from imagemill.components.storage.errors import UserError
 BOX = "path,label,xmin,ymin,xmax,ymax\n"
 
 
-def rows(text: str) -> list[dict[str, Any]]:
+def read_rows(text: str) -> list[dict[str, Any]]:
     return list(read_table(text.encode(), "t.csv").to_pylist())
 
 
-def box(*sides: float, name: str = "") -> dict[str, Any]:
+def make_box(*sides: float, name: str = "") -> dict[str, Any]:
     return {"name": name} | {side: float(np.float32(value)) for side, value in zip(SIDES, sides, strict=True)}
 
 
-def told(text: str) -> str:
+def read_error(text: str) -> str:
     with pytest.raises(UserError) as caught:
         read_table(text.encode(), "t.csv")
     return str(caught.value)
 
 
-def test_a_box_is_four_numbers_as_they_will_be_stored() -> None:
-    found = rows(BOX + "a,x,0.1,1,9.7,8.9\nb,y, 1e1 ,+2,.5e2,3.\nc,z,-3,0,7,65500\n")
-    assert [row["boxes"] for row in found] == [[box(0.1, 1, 9.7, 8.9)], [box(10, 2, 50, 3)], [box(-3, 0, 7, 65500)]]
-    assert found[0]["boxes"][0]["xmin"] != 0.1, "float32"
+def test_box_is_four_float32_numbers() -> None:
+    rows = read_rows(BOX + "a,x,0.1,1,9.7,8.9\nb,y, 1e1 ,+2,.5e2,3.\nc,z,-3,0,7,65500\n")
+    boxes = [make_box(0.1, 1, 9.7, 8.9), make_box(10, 2, 50, 3), make_box(-3, 0, 7, 65500)]
+    assert [row["boxes"] for row in rows] == [[box] for box in boxes]
+    assert rows[0]["boxes"][0]["xmin"] != 0.1, "float32"
 
 
-def test_four_empty_cells_are_no_box() -> None:
-    assert [row["boxes"] for row in rows(BOX + "a,x,,,,\nb,y,1,2,3,4\nc,z, ,, ,\n")] == [[], [box(1, 2, 3, 4)], []]
-    assert [row["boxes"] for row in rows(BOX + "a,x,,,,\n")] == [[]]
+def test_four_empty_cells_give_no_box() -> None:
+    rows = read_rows(BOX + "a,x,,,,\nb,y,1,2,3,4\nc,z, ,, ,\n")
+    assert [row["boxes"] for row in rows] == [[], [make_box(1, 2, 3, 4)], []]
+    assert [row["boxes"] for row in read_rows(BOX + "a,x,,,,\n")] == [[]]
 
 
-def test_names_of_boxes_are_trimmed_and_may_be_left_out() -> None:
-    found = rows("box_name,ymax,path,xmax,label,ymin,xmin\n head ,4,a,3,x,2,1\n,4,b,3,y,2,1\ntail,,c,,z,,\n")
-    assert [row["boxes"] for row in found] == [[box(1, 2, 3, 4, name="head")], [box(1, 2, 3, 4)], []]
+def test_names_of_boxes_are_trimmed_and_optional() -> None:
+    rows = read_rows("box_name,ymax,path,xmax,label,ymin,xmin\n head ,4,a,3,x,2,1\n,4,b,3,y,2,1\ntail,,c,,z,,\n")
+    assert [row["boxes"] for row in rows] == [[make_box(1, 2, 3, 4, name="head")], [make_box(1, 2, 3, 4)], []]
 
 
-def test_the_schema_is_that_of_raw() -> None:
+def test_schema_equals_that_of_raw() -> None:
     from imagemill.components.download.contents import BOX as RAW_BOX
 
     table = read_table(b"path,label,split,group,mask,box_name,xmin,ymin,xmax,ymax\na,x,,p,m,n,1,2,3,4\n", "t.csv")
@@ -84,25 +86,25 @@ def test_the_schema_is_that_of_raw() -> None:
                                              "found 'ftp://…'"),
     ],
 )  # fmt: skip
-def test_a_wrong_cell_is_told_with_file_line_and_column(text: str, message: str) -> None:
-    assert told(text) == message
+def test_error_names_file_line_and_column(text: str, message: str) -> None:
+    assert read_error(text) == message
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_lines_are_the_files_own(newline: str) -> None:
+def test_error_counts_lines_of_the_file(newline: str) -> None:
     """Cells may hold newlines, and empty lines are no rows: a row's number is not its line."""
     lines = [
         "path,label,xmin,ymin,xmax,ymax", 'a,"two', 'lines",1,2,3,4', "", "b,x,1,2,3,4", "", "", '"c', '",x,5,2,3,4',
     ]  # fmt: skip
-    assert told(newline.join(lines)).startswith("t.csv, line 8 (xmax): ")
+    assert read_error(newline.join(lines)).startswith("t.csv, line 8 (xmax): ")
 
 
-def test_a_line_is_told_even_after_a_cell_that_is_too_long_to_count() -> None:
-    assert re.match(r"t\.csv, line 3 \(xmax\)", told(BOX + f"a,{'x' * 200_000},1,2,3,4\nb,x,5,2,3,4\n"))
+def test_error_counts_lines_after_a_very_long_cell() -> None:
+    assert re.match(r"t\.csv, line 3 \(xmax\)", read_error(BOX + f"a,{'x' * 200_000},1,2,3,4\nb,x,5,2,3,4\n"))
 
 
 def test_lines_of_one_path_are_boxes_of_one_image() -> None:
-    found = rows(
+    rows = read_rows(
         "path,label,split,group,mask,xmin,ymin,xmax,ymax,box_name\n"
         "b,dog,val,p1,mb,1,2,3,4,one\n"
         "a,cat,train,p2,,5,6,7,8,\n"
@@ -110,39 +112,39 @@ def test_lines_of_one_path_are_boxes_of_one_image() -> None:
         "c,cat,,p2,,,,,,\n"
         "b,dog,val,p1,mb,0,0,1,1,one\n"
     )
-    assert [row.pop("boxes") for row in found] == [
-        [box(1, 2, 3, 4, name="one"), box(9, 9, 10, 11, name="two"), box(0, 0, 1, 1, name="one")],
-        [box(5, 6, 7, 8)],
+    assert [row.pop("boxes") for row in rows] == [
+        [make_box(1, 2, 3, 4, name="one"), make_box(9, 9, 10, 11, name="two"), make_box(0, 0, 1, 1, name="one")],
+        [make_box(5, 6, 7, 8)],
         [],
     ]
-    assert [list(row.values()) for row in found] == [
+    assert [list(row.values()) for row in rows] == [
         ["b", "dog", "val", "p1", "mb"], ["a", "cat", "train", "p2", ""], ["c", "cat", "", "p2", ""],
     ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("column", "one", "other"), [("split", "train", "val"), ("group", "p1", ""), ("mask", "m1", "m2"),
+    ("column", "first", "second"), [("split", "train", "val"), ("group", "p1", ""), ("mask", "m1", "m2"),
                                  ("group", "p1", "P1"), ("split", "", "test")],
 )  # fmt: skip
-def test_lines_of_one_path_that_say_different_things_are_refused_with_both_lines(
-    column: str, one: str, other: str
-) -> None:
-    text = f"path,label,{column},xmin,ymin,xmax,ymax\na,x,{one},1,2,3,4\nb,y,,1,2,3,4\na,x,{other},5,6,7,8\n"
-    assert told(text) == f"t.csv, lines 2 and 4 ({column}): expected one {column} of 'a', found {one!r} and {other!r}"
+def test_contradicting_lines_of_one_path_are_refused(column: str, first: str, second: str) -> None:
+    text = f"path,label,{column},xmin,ymin,xmax,ymax\na,x,{first},1,2,3,4\nb,y,,1,2,3,4\na,x,{second},5,6,7,8\n"
+    expected = f"t.csv, lines 2 and 4 ({column}): expected one {column} of 'a', found {first!r} and {second!r}"
+    assert read_error(text) == expected
 
 
-def test_several_labels_of_one_path_belong_in_one_cell() -> None:
-    assert told(BOX + "a,x,1,2,3,4\nb,y,1,2,3,4\n\na,y,1,2,3,4\n") == (
+def test_several_labels_of_one_path_in_several_lines_are_refused() -> None:
+    assert read_error(BOX + "a,x,1,2,3,4\nb,y,1,2,3,4\n\na,y,1,2,3,4\n") == (
         "t.csv, lines 2 and 5 (label): expected one label of 'a' (several go into one cell, with a separator), "
         "found 'x' and 'y'"
     )
-    assert told("path,label\na,x\na,y\n").startswith("t.csv, lines 2 and 3 (label): expected one label of 'a'")
+    assert read_error("path,label\na,x\na,y\n").startswith("t.csv, lines 2 and 3 (label): expected one label of 'a'")
 
 
-def test_a_path_may_come_again_only_with_another_box() -> None:
-    assert told("path,label\na,x\nb,y\na,x\n") == "t.csv, lines 2 and 4 (path): expected every path once, found a twice"
+def test_repeated_path_without_a_box_is_refused() -> None:
+    error = read_error("path,label\na,x\nb,y\na,x\n")
+    assert error == "t.csv, lines 2 and 4 (path): expected every path once, found a twice"
     for lines in ("a,x,1,2,3,4\na,x,,,,\n", "a,x,,,,\na,x,1,2,3,4\n", "a,x,,,,\na,x,,,,\n"):
-        assert told(BOX + lines) == (
+        assert read_error(BOX + lines) == (
             "t.csv, lines 2 and 3 (path): expected every path once, or a box in every line of it, found a twice"
         )
 
@@ -166,12 +168,12 @@ def test_merging_agrees_with_a_plain_loop(lines: list[tuple[int, tuple[int, int]
         writer.writerow([f"p{n}", f"l{n}", *sides, f"b{number}"])
         boxes = expected.setdefault(f"p{n}", [])
         if corner:
-            boxes.append(box(*corner, corner[0] + 1, corner[1] + 2, name=f"b{number}"))
+            boxes.append(make_box(*corner, corner[0] + 1, corner[1] + 2, name=f"b{number}"))
     if any(n in several and corner is None for n, corner in lines):
-        assert "a box in every line of it" in told(text.getvalue())
+        assert "a box in every line of it" in read_error(text.getvalue())
     else:
-        found = rows(text.getvalue())
-        assert [(row["path"], row["label"], row["boxes"]) for row in found] == [
+        rows = read_rows(text.getvalue())
+        assert [(row["path"], row["label"], row["boxes"]) for row in rows] == [
             (path, f"l{path[1:]}", boxes) for path, boxes in expected.items()
         ]
 
@@ -200,14 +202,14 @@ def test_a_table_of_many_blocks_is_merged_across_them() -> None:
         ("path,label,boxes", "boxes"),
     ],
 )
-def test_columns_that_are_not_used_are_said(header: str, unused: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unused_columns_are_logged(header: str, unused: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = ",".join({"split": "train"}.get(n, str(k)) for k, n in enumerate(header.split(",")))
-    found = read_table(f"{header}\n{line}\n".encode(), "t.csv").column_names
-    said = capsys.readouterr().err
-    assert (f"columns of the table that are not used: {unused}\n" in said) if unused else ("not used" not in said)
-    assert set(found) <= {"path", "label", "split", "group", "mask", "boxes"}
-    assert ("boxes" in found) == ("xmin" in header)
+    columns = read_table(f"{header}\n{line}\n".encode(), "t.csv").column_names
+    stderr = capsys.readouterr().err
+    assert (f"columns of the table that are not used: {unused}\n" in stderr) if unused else ("not used" not in stderr)
+    assert set(columns) <= {"path", "label", "split", "group", "mask", "boxes"}
+    assert ("boxes" in columns) == ("xmin" in header)
 
 
-def test_a_column_that_is_not_used_may_hold_anything() -> None:
+def test_unused_column_may_hold_any_bytes() -> None:
     assert read_table(b"path,label,notes\na,b,caf\xe9\n", "t.csv").to_pylist() == [{"path": "a", "label": "b"}]

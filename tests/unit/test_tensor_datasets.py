@@ -1,4 +1,4 @@
-"""Tensors in other people's training loops: whole batches, single images, plain DataLoaders with worker processes."""
+"""Tensors in external training loops: batches, single images, and plain DataLoaders with worker processes."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def hundred(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def test_batches_of_torch_tensors(hundred: Dataset) -> None:
     dataset = loader.TensorBatches(hundred.uri, "train", 32, seed=5)
-    found = list(dataset)
-    assert len(dataset) == len(found) == 4
-    images, labels = found[0]
+    tensor_batches = list(dataset)
+    assert len(dataset) == len(tensor_batches) == 4
+    images, labels = tensor_batches[0]
     assert images.dtype == torch.uint8 and labels.dtype == torch.int64
     assert images.shape == (32, 3, 4, 4) and images.is_contiguous(memory_format=torch.channels_last)
-    assert sorted(torch.cat([b[1] for b in found]).tolist()) == list(range(100))
-    for images, labels in found:
+    assert sorted(torch.cat([b[1] for b in tensor_batches]).tolist()) == list(range(100))
+    for images, labels in tensor_batches:
         assert (images[:, 0, 0, 0] == labels).all()
 
 
-def test_every_pass_is_the_next_epoch_unless_one_is_set(hundred: Dataset) -> None:
+def test_each_pass_is_the_next_epoch_unless_set(hundred: Dataset) -> None:
     dataset = loader.TensorBatches(hundred.uri, "train", 100, seed=5)
     first, second = next(iter(dataset))[1], next(iter(dataset))[1]
     assert not torch.equal(first, second)
@@ -51,7 +51,7 @@ def test_every_pass_is_the_next_epoch_unless_one_is_set(hundred: Dataset) -> Non
     assert first.tolist() == rows_of(iter_batches(hundred, "train", 100, 5, 0))
 
 
-def test_a_pass_goes_on_in_the_middle_of_an_epoch(hundred: Dataset) -> None:
+def test_pass_starts_at_a_batch_of_an_epoch(hundred: Dataset) -> None:
     dataset = loader.TensorBatches(hundred.uri, "train", 16, seed=1)
     whole = [labels.tolist() for _, labels in dataset]
     for start in range(len(whole)):
@@ -59,7 +59,7 @@ def test_a_pass_goes_on_in_the_middle_of_an_epoch(hundred: Dataset) -> None:
         assert [labels.tolist() for _, labels in dataset] == whole[start:]
 
 
-def test_without_shuffling_rows_come_as_they_are_stored(hundred: Dataset) -> None:
+def test_rows_are_in_stored_order_without_shuffling(hundred: Dataset) -> None:
     dataset = loader.TensorBatches(hundred.uri, "train", 30, shuffle=False)
     assert torch.cat([labels for _, labels in dataset]).tolist() == [n for s in range(6) for n in range(s, 100, 6)]
 
@@ -87,41 +87,41 @@ def test_single_images_in_a_plain_dataloader(hundred: Dataset) -> None:
     assert [int(dataset[n][1]) for n in range(100)] == stored and int(dataset[-1][1]) == stored[-1]
     with pytest.raises(IndexError):
         dataset[100]
-    found: list[int] = []
+    seen_labels: list[int] = []
     for images, labels in DataLoader(
         dataset, batch_size=8, shuffle=True, num_workers=2, multiprocessing_context="fork"
     ):
         assert images.shape[1:] == (3, 4, 4) and images.dtype == torch.uint8
         assert (images[:, 2, 3, 3] == labels).all()
-        found += labels.tolist()
-    assert sorted(found) == list(range(100))
+        seen_labels += labels.tolist()
+    assert sorted(seen_labels) == list(range(100))
 
 
-def test_both_travel_to_a_worker_process_that_is_not_forked(hundred: Dataset, tmp_path: Path) -> None:
+def test_datasets_can_be_pickled_for_spawned_workers(hundred: Dataset, tmp_path: Path) -> None:
     """As pickle, also from S3, with the cache of its files; what is mapped stays behind."""
     whole, single = loader.TensorBatches(hundred.uri, "train", 16, seed=1), loader.TensorImages(hundred.uri, "train")
     first = single[7]
     single._split = replace(single._split, cache=ShardCache.create(str(tmp_path / "cache")))
-    again, other = pickle.loads(pickle.dumps(whole)), pickle.loads(pickle.dumps(single))
-    assert [b[1].tolist() for b in again] == [b[1].tolist() for b in whole]
-    assert all(torch.equal(a, b) for a, b in zip(other[7], first, strict=True))
+    unpickled_batches, unpickled_images = pickle.loads(pickle.dumps(whole)), pickle.loads(pickle.dumps(single))
+    assert [b[1].tolist() for b in unpickled_batches] == [b[1].tolist() for b in whole]
+    assert all(torch.equal(a, b) for a, b in zip(unpickled_images[7], first, strict=True))
 
 
-def test_a_forked_worker_does_not_wait_for_its_parents_threads(hundred: Dataset) -> None:
+def test_forked_worker_does_not_inherit_locks(hundred: Dataset) -> None:
     """One of them may be opening a file, or taking memory, just when the worker is made."""
-    whole, found = loader.TensorBatches(hundred.uri, "train", 16, seed=1), 0
+    dataset, num_batches = loader.TensorBatches(hundred.uri, "train", 16, seed=1), 0
     with tensor_shards._lock, batches._lock:
         child = os.fork()
         if not child:
             threading.Timer(10, os._exit, (1,)).start()
             try:
-                found = len(list(whole))
+                num_batches = len(list(dataset))
             finally:
-                os._exit(0 if found == 7 else 2)  # pytest's own process is the other one
+                os._exit(0 if num_batches == 7 else 2)  # pytest's own process is the other one
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_a_wrong_split_or_uri_is_named(hundred: Dataset, tmp_path: Path) -> None:
+def test_invalid_split_or_uri_is_named(hundred: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="split: expected one of train, found 'training'"):
         loader.TensorBatches(hundred.uri, "training", 8)
     with pytest.raises(UserError, match="expected the URI of a tensors dataset"):
@@ -140,50 +140,52 @@ def test_ranks_share_every_batch_of_one_order(hundred: Dataset, ranks: int) -> N
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_threads_change_nothing(hundred: Dataset, threads: int) -> None:
-    one = rows_of(iter_batches(hundred, "train", 7, 3, 4, threads=1))
-    assert rows_of(iter_batches(hundred, "train", 7, 3, 4, threads=threads)) == one
+def test_number_of_threads_does_not_change_batches(hundred: Dataset, threads: int) -> None:
+    expected = rows_of(iter_batches(hundred, "train", 7, 3, 4, threads=1))
+    assert rows_of(iter_batches(hundred, "train", 7, 3, 4, threads=threads)) == expected
 
 
-def test_kept_batches_keep_their_pixels(hundred: Dataset) -> None:
-    found = [(b.images[1:3], b.labels[1:3]) for b in iter_batches(hundred, "train", 5, 0, 0)]  # views of batches let go
+def test_views_of_released_batches_keep_their_pixels(hundred: Dataset) -> None:
+    views = [(b.images[1:3], b.labels[1:3]) for b in iter_batches(hundred, "train", 5, 0, 0)]  # views of batches let go
     gc.collect()
-    for images, labels in found:
+    for images, labels in views:
         assert (images == labels[:, None, None, None]).all()
     tensors = [(torch.from_numpy(b.images)[2:], b.labels[2:]) for b in iter_batches(hundred, "train", 5, 0, 0)]
     for tensor, labels in tensors:
         assert (tensor.numpy() == labels[:, None, None, None]).all()
 
 
-def test_memory_that_nobody_holds_is_used_again() -> None:
-    kept = BufferPool((4, *SHAPE), max_free=2)
-    first = kept.acquire()
-    at = first.ctypes.data
+def test_released_buffers_are_reused() -> None:
+    pool = BufferPool((4, *SHAPE), max_free=2)
+    first = pool.acquire()
+    address = first.ctypes.data
     part = torch.from_numpy(first[1:])[0]
     del first
-    assert kept.acquire().ctypes.data != at, "a view of a view of it is alive"
+    assert pool.acquire().ctypes.data != address, "a view of a view of it is alive"
     del part
-    assert at in {kept.acquire().ctypes.data, kept.acquire().ctypes.data}
+    assert address in {pool.acquire().ctypes.data, pool.acquire().ctypes.data}
 
 
-def test_work_is_done_ahead_and_its_results_come_in_order(hundred: Dataset) -> None:
-    done: list[int] = []
-    found = iter_batches(hundred, "train", 4, 0, 0, threads=2, transform=lambda b: done.append(b.number) or b.number)
-    assert list(islice(found, 3)) == [0, 1, 2]
-    assert len(done) <= 3 + 4
-    found.close()  # type: ignore[attr-defined]
+def test_transform_runs_ahead_and_its_results_are_in_order(hundred: Dataset) -> None:
+    transformed: list[int] = []
+    results = iter_batches(
+        hundred, "train", 4, 0, 0, threads=2, transform=lambda b: transformed.append(b.number) or b.number
+    )
+    assert list(islice(results, 3)) == [0, 1, 2]
+    assert len(transformed) <= 3 + 4
+    results.close()  # type: ignore[attr-defined]
 
 
-def test_an_error_of_the_work_comes_out(hundred: Dataset) -> None:
-    def breaks(batch: Batch) -> int:
+def test_error_of_the_transform_is_raised(hundred: Dataset) -> None:
+    def fail(batch: Batch) -> int:
         if batch.number == 3:
             raise ValueError("broken")
         return batch.number
 
-    found = iter_batches(hundred, "train", 4, 0, 0, transform=breaks)
-    assert [next(found) for _ in range(3)] == [0, 1, 2]
+    results = iter_batches(hundred, "train", 4, 0, 0, transform=fail)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="broken"):
-        next(found)
+        next(results)
 
 
 def test_labels_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

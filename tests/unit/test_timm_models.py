@@ -1,4 +1,4 @@
-"""timm's networks: named before anything is imported, made for the images, started from weights that they know."""
+"""timm's networks: names checked without an import, networks built for the images, and pretrained weights."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ timm = pytest.importorskip("timm")
 VIT, CONV = "timm:test_vit", "timm:test_convnext"
 
 
-def image_of(size: int, color: str = "rgb", edges: tuple[str, ...] = ()) -> ImageSpec:
+def make_image_spec(size: int, color: str = "rgb", edges: tuple[str, ...] = ()) -> ImageSpec:
     channels = (1 if color == "gray" else 3) + len(edges)
     half = (0.5,) * channels
     return ImageSpec((size, size, channels), color=color, edges=edges, mean=half, std=half)
 
 
-def spec_of(backbone: str, size: int = 32, **image: Any) -> ModelSpec:
-    return ModelSpec(backbone, ("a", "b", "c"), image_of(size, **image))
+def make_spec(backbone: str, size: int = 32, **image: Any) -> ModelSpec:
+    return ModelSpec(backbone, ("a", "b", "c"), make_image_spec(size, **image))
 
 
-def test_every_name_of_timms_is_known_without_importing_it() -> None:
+def test_names_are_known_without_importing_timm() -> None:
     assert set(_architectures()) == set(timm.list_models())
     code = (
         "import sys\nfrom imagemill.components.train.config import TrainConfig\n"
@@ -45,12 +45,12 @@ def test_every_name_of_timms_is_known_without_importing_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [("timm:convnxt_tiny", "convnext_tiny"), ("timm:vit_base_patch16_244.augreg", "vit_base_patch16_224"),
      ("timm:", "timm:NAME"), ("timm:a/b", "timm:NAME"), ("timm:hf-hub:timm/resnet18", "timm:NAME")],
 )  # fmt: skip
-def test_a_typing_mistake_names_what_is_near(name: str, said: str) -> None:
-    with pytest.raises(UserError, match=f"^backbone: expected .*{said}"):
+def test_unknown_name_is_refused_with_the_nearest(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=f"^backbone: expected .*{message}"):
         check_timm_name(name)
     with pytest.raises(UserError, match=r"^backbone"):
         TrainConfig.from_values({"backbone": name})
@@ -60,11 +60,11 @@ def test_a_typing_mistake_names_what_is_near(name: str, said: str) -> None:
     ("weights", "named"),
     [("DEFAULT", True), ("in12k_ft_in1k", True), ("./a.safetensors", False), ("s3://b/model/1", False)],
 )
-def test_a_tag_is_told_from_a_uri(weights: str, named: bool) -> None:
+def test_tag_is_distinguished_from_a_uri(weights: str, named: bool) -> None:
     assert TrainConfig.from_values({"backbone": "timm:convnext_tiny", "weights": weights}).weights_are_named is named
 
 
-def test_a_tag_that_is_none_names_those_that_are() -> None:
+def test_unknown_tag_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
         UserError, match=r"weights: expected one of DEFAULT, .*, in12k.* for timm:convnext_tiny, found 'in13k"
     ):
@@ -78,8 +78,8 @@ def test_a_tag_that_is_none_names_those_that_are() -> None:
 
 @pytest.mark.parametrize("backbone", [VIT, CONV, "timm:test_resnet", "timm:test_efficientnet"])
 @pytest.mark.parametrize(("color", "edges"), [("gray", ()), ("rgb", ("sobel",))])
-def test_networks_take_the_images_and_make_the_logits(backbone: str, color: str, edges: tuple[str, ...]) -> None:
-    spec = spec_of(backbone, color=color, edges=edges)
+def test_networks_map_images_to_logits(backbone: str, color: str, edges: tuple[str, ...]) -> None:
+    spec = make_spec(backbone, color=color, edges=edges)
     network = build_network(spec, dropout=0.3, drop_path=0.2)
     plain = build_network(spec)
     plain.load_state_dict(network.state_dict())
@@ -90,20 +90,20 @@ def test_networks_take_the_images_and_make_the_logits(backbone: str, color: str,
         assert not torch.equal(network.train()(x), network(x)), "something is dropped"
 
 
-def test_a_network_without_stochastic_depth_says_so() -> None:
+def test_network_without_stochastic_depth_is_refused() -> None:
     assert has_drop_path(VIT) and not has_drop_path("timm:vgg11")
     with pytest.raises(UserError, match="drop_path: expected 0 for timm:vgg11"):
-        build_network(spec_of("timm:vgg11"), drop_path=0.1)
+        build_network(make_spec("timm:vgg11"), drop_path=0.1)
 
 
-def test_a_size_that_a_network_does_not_take_names_the_preset() -> None:
-    said = r"image_size: .* timm:xcit_nano_12_p16_224 takes, found 60: .*--model-preset timm:xcit_nano_12_p16_224\)$"
-    with pytest.raises(UserError, match=said):
-        build_network(spec_of("timm:xcit_nano_12_p16_224", 60))
+def test_unsupported_image_size_is_refused_with_the_preset() -> None:
+    message = r"image_size: .* timm:xcit_nano_12_p16_224 takes, found 60: .*--model-preset timm:xcit_nano_12_p16_224\)$"
+    with pytest.raises(UserError, match=message):
+        build_network(make_spec("timm:xcit_nano_12_p16_224", 60))
 
 
-def hub(monkeypatch: pytest.MonkeyPatch, folder: Path, backbone: str, size: int) -> torch.nn.Module:
-    """A hub that has one network's weights of that size of images and 21,843 classes, as timm publishes them."""
+def serve_weights(monkeypatch: pytest.MonkeyPatch, folder: Path, backbone: str, size: int) -> torch.nn.Module:
+    """Replace the hub's download by one network's weights for that image size and 50 classes."""
     import huggingface_hub
 
     torch.manual_seed(7)
@@ -120,48 +120,46 @@ def hub(monkeypatch: pytest.MonkeyPatch, folder: Path, backbone: str, size: int)
     return network
 
 
-def test_published_weights_fit_other_sizes_classes_and_channels(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    theirs = hub(monkeypatch, tmp_path, VIT, 160)
-    same = build_network(spec_of(VIT, 160))
-    said = load_pretrained(same, spec_of(VIT, 160), TrainConfig(backbone=VIT, weights="DEFAULT"))
+def test_weights_fit_other_sizes_classes_and_channels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    published = serve_weights(monkeypatch, tmp_path, VIT, 160)
+    same = build_network(make_spec(VIT, 160))
+    summary = load_pretrained(same, make_spec(VIT, 160), TrainConfig(backbone=VIT, weights="DEFAULT"))
     everything = len(same.state_dict())
-    assert said == f"from DEFAULT, {everything - 2} of {everything} tensors"
+    assert summary == f"from DEFAULT, {everything - 2} of {everything} tensors"
     x = torch.randn(1, 3, 160, 160)
     with torch.no_grad():
-        torch.testing.assert_close(same.eval().forward_features(x), theirs.eval().forward_features(x))
-    small = spec_of(VIT, 96, color="gray")
+        torch.testing.assert_close(same.eval().forward_features(x), published.eval().forward_features(x))
+    small = make_spec(VIT, 96, color="gray")
     network = build_network(small)
-    said = load_pretrained(network, small, TrainConfig(backbone=VIT, weights="DEFAULT"))
-    assert said.endswith(f"{everything - 2} of {everything} tensors, trained on rgb, position embeddings resampled")
-    expected = timm.layers.resample_abs_pos_embed(theirs.state_dict()["pos_embed"], (6, 6), num_prefix_tokens=1)
+    summary = load_pretrained(network, small, TrainConfig(backbone=VIT, weights="DEFAULT"))
+    assert summary.endswith(f"{everything - 2} of {everything} tensors, trained on rgb, position embeddings resampled")
+    expected = timm.layers.resample_abs_pos_embed(published.state_dict()["pos_embed"], (6, 6), num_prefix_tokens=1)
     torch.testing.assert_close(network.state_dict()["pos_embed"], expected)
-    filters = theirs.state_dict()["patch_embed.proj.weight"].sum(1, keepdim=True)
+    filters = published.state_dict()["patch_embed.proj.weight"].sum(1, keepdim=True)
     torch.testing.assert_close(network.state_dict()["patch_embed.proj.weight"], filters)
 
 
-def test_a_windows_table_of_positions_is_resampled_too(tmp_path: Path) -> None:
+def test_relative_position_table_is_resampled(tmp_path: Path) -> None:
     """Of a bare file, by its URI."""
     backbone = "timm:swin_tiny_patch4_window7_224"
-    theirs = timm.create_model("swin_tiny_patch4_window7_224", num_classes=50, img_size=224)
-    save_file(theirs.state_dict(), tmp_path / "a.safetensors")
-    spec = spec_of(backbone, 128)
+    published = timm.create_model("swin_tiny_patch4_window7_224", num_classes=50, img_size=224)
+    save_file(published.state_dict(), tmp_path / "a.safetensors")
+    spec = make_spec(backbone, 128)
     network = build_network(spec)
-    said = load_pretrained(network, spec, TrainConfig(backbone=backbone, weights=str(tmp_path / "a.safetensors")))
+    summary = load_pretrained(network, spec, TrainConfig(backbone=backbone, weights=str(tmp_path / "a.safetensors")))
     everything = len(network.state_dict())
-    assert f"{everything - 2} of {everything} tensors" in said
+    assert f"{everything - 2} of {everything} tensors" in summary
     with pytest.raises(UserError, match="weights: expected weights of timm:swin_tiny"):
         save_file({"head.weight": torch.zeros(3, 3)}, tmp_path / "b.safetensors")
         load_pretrained(network, spec, TrainConfig(backbone=backbone, weights=str(tmp_path / "b.safetensors")))
 
 
-def test_a_hub_that_can_not_be_reached_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_hub_is_transient(monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
     from huggingface_hub import errors
 
     config = TrainConfig(backbone=CONV, weights="DEFAULT")
-    network, spec = build_network(spec_of(CONV)), spec_of(CONV)
+    network, spec = build_network(make_spec(CONV)), make_spec(CONV)
     transport = _list_transport_errors()
 
     def raising(error: Exception) -> Any:
@@ -180,7 +178,7 @@ def test_a_hub_that_can_not_be_reached_is_worth_another_try(monkeypatch: pytest.
         load_pretrained(network, spec, config)
 
 
-def test_model_presets_of_timm_are_what_it_evaluates_with() -> None:
+def test_model_presets_match_timms_evaluation() -> None:
     assert model_presets.find("timm:convnext_tiny.in12k_ft_in1k") == model_presets.ModelPreset(224, 235, "bicubic")
     assert model_presets.find("timm:vit_base_patch16_384.augreg_in21k_ft_in1k") == model_presets.find("vit-384")
     assert model_presets.find("timm:convnext_large.fb_in22k_ft_in1k_384") == model_presets.find("convnext-384")
@@ -191,14 +189,12 @@ def test_model_presets_of_timm_are_what_it_evaluates_with() -> None:
     assert pretrained_config("timm:convnext_tiny.in13k") is None
 
 
-def test_tensors_and_timms_weights_agree_by_the_preset() -> None:
+def test_mismatch_with_timms_weights_names_the_preset() -> None:
     image = ImageSpec((128, 128, 3), mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     config = TrainConfig(backbone="timm:vit_base_patch16_224", weights="augreg_in21k")
     expected = find_expected_input(config, image)
     assert expected is not None
     lines = describe_mismatches(image, expected, config.backbone)
     assert [line.partition(":")[0] for line in lines] == ["image_size", "interpolation", "normalization"]
-    assert (
-        "so that position embeddings are resampled (resize with --model-preset timm:vit_base_patch16_224.aug"
-        in (lines[0])
-    )
+    hint = "so that position embeddings are resampled (resize with --model-preset timm:vit_base_patch16_224.aug"
+    assert hint in lines[0]

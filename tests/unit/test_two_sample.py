@@ -1,4 +1,4 @@
-"""Two overlapping samples: PSI and KS by their definitions, and what chance makes of them, against simulation."""
+"""Two-sample statistics of overlapping samples: PSI and KS by definition, and their error rates by simulation."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from imagemill.components.metrics.two_sample import (
 )
 
 
-def count(common: Values, removed: Values, added: Values) -> Parts:
+def count_parts(common: Values, removed: Values, added: Values) -> Parts:
     bins = assign_bins(np.concatenate([common, removed, added]))
     ends = np.cumsum([len(common), len(removed)])
     number = int(bins.max()) + 1
     return Parts(*(np.bincount(part, minlength=number).astype(np.int64) for part in np.split(bins, ends)))
 
 
-def test_psi_is_its_definition() -> None:
+def test_psi_follows_its_definition() -> None:
     first, second = np.array([20, 30, 50]) * 10**6, np.array([30, 30, 40]) * 10**6
     expected = (0.2 - 0.3) * math.log(0.2 / 0.3) + (0.5 - 0.4) * math.log(0.5 / 0.4)
     assert compute_psi(first, second) == pytest.approx(expected, rel=1e-5)
@@ -40,7 +40,7 @@ def test_psi_is_its_definition() -> None:
     assert np.isfinite(compute_psi(np.array([10, 0]), np.array([0, 10])))
 
 
-def test_bins_have_equal_shares_and_a_frequent_value_has_its_own() -> None:
+def test_bins_have_equal_shares_and_frequent_values_their_own() -> None:
     numbers = np.random.default_rng(1).normal(size=5_000)
     assert set(np.bincount(assign_bins(numbers))) == {5_000 // BINS}
     widths = np.array([500.0] * 900 + [640.0] * 60 + [333.0] * 40)
@@ -51,9 +51,7 @@ def test_bins_have_equal_shares_and_a_frequent_value_has_its_own() -> None:
 
 
 @pytest.mark.parametrize(("common", "removed", "added"), [(560, 0, 20), (500, 60, 100), (0, 300, 200), (300, 200, 0)])
-def test_chance_reaches_its_bound_as_often_as_it_says(
-    common: int, removed: int, added: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_false_positive_rate(common: int, removed: int, added: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The share of p-values up to 0.05 in 400 cases without change is 0.05 +- 0.011; within four of these in a correct
     program but for one in 10,000 seeds, and the seed is fixed. There are 999 permutations here, for speed."""
     monkeypatch.setattr(two_sample, "PERMUTATIONS", 999)
@@ -63,7 +61,7 @@ def test_chance_reaches_its_bound_as_often_as_it_says(
     exceeded = dict.fromkeys(scopes, 0)
     for _ in range(400):
         rows = rng.normal(size=common + removed + added)
-        parts = count(*np.split(rows, [common, common + removed]))
+        parts = count_parts(*np.split(rows, [common, common + removed]))
         for scope, shift in compare_counts(parts, scopes, 0.05).items():
             p_values[scope].append(shift.p_value)
             exceeded[scope] += shift.is_significant
@@ -73,7 +71,7 @@ def test_chance_reaches_its_bound_as_often_as_it_says(
         assert stats.kstest(p_values[scope], "uniform").pvalue > 1e-4
 
 
-def test_the_bound_is_yurdakuls_where_rows_are_many() -> None:
+def test_bound_is_yurdakuls_for_many_rows() -> None:
     """(1/n + 1/m - 2c/nm) times chi-squared of bins - 1 degrees of freedom, less its mean."""
     counts = Parts(np.full(10, 5_000), np.full(10, 1_000), np.full(10, 2_000))
     shifts = compare_counts(counts, (ALL, NEW), 0.01)
@@ -84,11 +82,11 @@ def test_the_bound_is_yurdakuls_where_rows_are_many() -> None:
         assert shifts[scope].chance == pytest.approx(variance * (stats.chi2.ppf(0.99, 9) - 9), rel=0.1)
 
 
-def test_a_change_is_found_and_measured() -> None:
+def test_shift_is_detected_and_measured() -> None:
     """One spread more: PSI is the symmetric divergence of two normal distributions, 1, less what ten bins lose."""
     rng = np.random.default_rng(5)
     old = rng.normal(size=4_000)
-    shifts = compare_counts(count(old, old[:0], rng.normal(1, 1, 400)), (ALL, NEW), 0.001)
+    shifts = compare_counts(count_parts(old, old[:0], rng.normal(1, 1, 400)), (ALL, NEW), 0.001)
     assert shifts[NEW].is_significant and shifts[NEW].p_value == 1 / 5_000
     assert shifts[NEW].psi == pytest.approx(0.95, abs=0.2) and 0.1 < shifts[NEW].error < 0.25
     assert shifts[ALL].is_significant and shifts[ALL].psi < 0.02
@@ -99,7 +97,7 @@ def test_equal_samples_of_a_constant_have_no_shift() -> None:
     assert (shift.psi, shift.error, shift.chance, shift.p_value) == (0, 0, 0, 1) and not shift.is_significant
 
 
-def test_ks_is_scipys_and_its_bound_is_safe() -> None:
+def test_ks_matches_scipy_and_its_bound_is_conservative() -> None:
     rng = np.random.default_rng(7)
     common, removed, added = rng.normal(size=300), rng.normal(size=50), np.round(rng.normal(0.2, 1, 80), 1)
     reference = np.concatenate([common, removed])
@@ -114,19 +112,19 @@ def test_ks_is_scipys_and_its_bound_is_safe() -> None:
 
 
 @pytest.mark.parametrize("scope", [ALL, NEW])
-def test_the_interval_of_a_share_contains_its_change(scope: str) -> None:
+def test_coverage_of_the_interval_of_a_share(scope: str) -> None:
     """95% of 2,000 intervals, +- 0.5%: a class of 12% is 20% of the new images; images common to both move nothing."""
-    rng, hits = np.random.default_rng(11), 0
+    rng, num_covered = np.random.default_rng(11), 0
     sizes = (800, 100, 200)
     change = (0.20 - 0.12) * (1 if scope == NEW else 200 / 1000)
     for _ in range(2_000):
         common, removed, added = (rng.binomial(size, p) for size, p in zip(sizes, (0.12, 0.12, 0.2), strict=True))
         parts = Parts(*(np.array([number], np.int64) for number in (common, removed, added)))
         changes, errors = compare_shares(parts, sizes, scope)
-        hits += abs(changes[0] - change) <= errors[0]
-    assert 0.93 < hits / 2_000 < 0.97
+        num_covered += abs(changes[0] - change) <= errors[0]
+    assert 0.93 < num_covered / 2_000 < 0.97
 
 
-def test_the_result_is_the_same_each_time() -> None:
+def test_result_is_deterministic() -> None:
     parts: list[Counts] = [np.array([5, 9, 3]), np.array([1, 0, 2]), np.array([2, 2, 4])]
     assert compare_counts(Parts(*parts), (ALL, NEW), 0.01) == compare_counts(Parts(*parts), (ALL, NEW), 0.01)

@@ -1,4 +1,4 @@
-"""`--start champion`: which model a training starts from, what it takes over, and that this is decided once."""
+"""`--start champion`: the initial weights of a training, adapted to its classes, and recorded once."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_recipes import make_manifest
 from trained import IMAGE, command, finish, make_tensors, start, weights_sha256
 
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit, read_dataset
@@ -57,45 +58,45 @@ def first_week(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def after_first_week(first_week: Path, folder: Path) -> tuple[Dataset, str]:
-    """A copy of that workspace: its tensors, and the champion's fingerprint."""
+    """Copy the workspace of the first week; return its tensors and the champion's fingerprint."""
     shutil.copytree(first_week, folder, dirs_exist_ok=True)
     (champion,) = (folder / "model").iterdir()
     return read_dataset(str(folder / "tensors" / "01"), "tensors"), champion.name
 
 
 def next_week(tensors: Dataset, classes: tuple[str, ...] = ("a", "b")) -> Dataset:
-    """The same images as another tensors dataset: of the next week, perhaps with a class more."""
+    """Commit the same images as the next week's tensors dataset, with these classes."""
     uri = f"{tensors.uri[:-2]}02"
     shutil.copytree(tensors.uri, uri, ignore=shutil.ignore_patterns("_manifest.json"))
     return commit(uri, replace(tensors.manifest, fingerprint="02", classes=classes))
 
 
 def train(tensors: Dataset, code: int = 0, **values: Any) -> str:
-    """Train in this process; the model's fingerprint, empty after an error."""
+    """Train in this process; return the model's fingerprint, empty after an error."""
     result = Path(tensors.uri).parent.parent / "result.json"
     assert STEP.main([*command(tensors, **values)[3:], "--result", str(result)]) == code
     return str(json.loads(result.read_text())["fingerprint"])
 
 
-def promote(tensors: Dataset, model: str) -> None:
-    workspace = workspace_of(tensors)
+def promote(tensors: Dataset, fingerprint: str) -> None:
+    workspace = open_workspace(tensors)
     number = len(workspace.promotions(NAME)) + 1
-    assert workspace.append_promotion(NAME, number, Promotion(model=f"model/{model}"))
+    assert workspace.append_promotion(NAME, number, Promotion(model=f"model/{fingerprint}"))
 
 
-def workspace_of(tensors: Dataset) -> Workspace:
+def open_workspace(tensors: Dataset) -> Workspace:
     return Workspace.open(str(Path(tensors.uri).parent.parent))
 
 
-def model(tensors: Dataset, fingerprint: str) -> Dataset:
-    return read_dataset(workspace_of(tensors).dataset("model", fingerprint), "model")
+def read_model(tensors: Dataset, fingerprint: str) -> Dataset:
+    return read_dataset(open_workspace(tensors).dataset("model", fingerprint), "model")
 
 
-def files(folder: Path) -> dict[str, int]:
+def list_modification_times(folder: Path) -> dict[str, int]:
     return {str(file): file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
 
 
-def test_the_first_week_trains_from_nothing_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_without_a_champion_starts_from_scratch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = make_tensors(tmp_path)
     first = train(tensors, **CHAMPION, shrink=0.4, perturb=0.1)
     assert "small has no champion yet: training starts from nothing" in capsys.readouterr().err
@@ -103,22 +104,22 @@ def test_the_first_week_trains_from_nothing_and_says_so(tmp_path: Path, capsys: 
     promote(tensors, first)
     assert train(tensors, **CHAMPION, shrink=0.4, perturb=0.1) == first, "nothing has changed but the champion"
     assert "there already" in capsys.readouterr().err
-    assert model(tensors, first).manifest.extra.start is None
+    assert read_model(tensors, first).manifest.extra.start is None
 
 
-def test_each_week_starts_from_its_champion_once(
+def test_champion_of_the_first_attempt_is_used(
     first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tensors, first = after_first_week(first_week, tmp_path)
     later = next_week(tensors)
     second = train(later, **CHAMPION)
     assert f"from the champion {first}" in capsys.readouterr().err
-    manifest = model(tensors, second).manifest
-    sha256 = weights_sha256(model(tensors, first))
+    manifest = read_model(tensors, second).manifest
+    sha256 = weights_sha256(read_model(tensors, first))
     assert manifest.extra.start.to_dict() == {"model": f"model/{first}", "weights_sha256": sha256, "promotion": 1}
     assert [parent.uri for parent in manifest.parents] == ["../../tensors/02", f"../{first}"]
     assert f"from the champion {first}" in manifest.extra.origin and manifest.extra.weights == ""
-    card = next(Path(model(tensors, second).uri).glob("card-*.md")).read_text()
+    card = next(Path(read_model(tensors, second).uri).glob("card-*.md")).read_text()
     assert f"| model | `{first}` | the weights that training started from" in card
 
     promote(tensors, second)
@@ -126,11 +127,11 @@ def test_each_week_starts_from_its_champion_once(
     assert train(later, **CHAMPION, seed=1) not in (second, "")
     newest = max((tmp_path / "model").glob("*/_manifest.json"), key=lambda path: path.stat().st_mtime)
     assert json.loads(newest.read_text())["extra"]["start"]["promotion"] == 2, "another config looks anew"
-    again = train(later, **CHAMPION, rerun="train", run="r2")
-    assert model(tensors, again).manifest.extra.start.model == f"model/{second}", "and so does --rerun train"
+    rerun = train(later, **CHAMPION, rerun="train", run="r2")
+    assert read_model(tensors, rerun).manifest.extra.start.model == f"model/{second}", "and so does --rerun train"
 
 
-def test_which_weights_it_starts_from_counts(first_week: Path, tmp_path: Path) -> None:
+def test_model_depends_on_the_initial_weights(first_week: Path, tmp_path: Path) -> None:
     """The same tensors and config from three champions: other models. The retry of a run has its first one's."""
     tensors, _ = after_first_week(first_week, tmp_path / "first")
     other = make_tensors(tmp_path / "other")
@@ -139,24 +140,24 @@ def test_which_weights_it_starts_from_counts(first_week: Path, tmp_path: Path) -
     assert len({train(next_week(dataset), **CHAMPION) for dataset in (tensors, other, without)}) == 3
 
 
-def test_a_look_at_what_exists_decides_nothing(tmp_path: Path) -> None:
+def test_cached_lookup_records_no_start(tmp_path: Path) -> None:
     tensors = make_tensors(tmp_path)
     values = {**CHAMPION, "tensors": tensors.uri, "workspace": str(tmp_path), "device": "cpu", "load_threads": 1}
     config = TrainConfig.from_values(values)
-    before = files(tmp_path)
+    before = list_modification_times(tmp_path)
     with pytest.raises(NotCached, match="a start of small"):
         STEP.execute_cached(config)
-    assert files(tmp_path) == before
+    assert list_modification_times(tmp_path) == before
     first = train(tensors, **CHAMPION)
     promote(tensors, first)
-    before = files(tmp_path)
+    before = list_modification_times(tmp_path)
     assert STEP.execute_cached(config).fingerprint == first
-    assert files(tmp_path) == before
+    assert list_modification_times(tmp_path) == before
 
 
-def test_stopped_and_resumed_while_another_champion_rose(first_week: Path, tmp_path: Path) -> None:
+def test_resumed_training_keeps_its_champion(first_week: Path, tmp_path: Path) -> None:
     """It goes on from its checkpoint to the very weights of an undisturbed training."""
-    found = []
+    models = []
     for folder in (tmp_path / "whole", tmp_path / "stopped"):
         tensors, _ = after_first_week(first_week, folder)
         later = next_week(tensors)
@@ -169,53 +170,53 @@ def test_stopped_and_resumed_while_another_champion_rose(first_week: Path, tmp_p
             os.kill(process.pid, signal.SIGTERM)
             assert finish(process)[0] == 75
             promote(tensors, train(tensors, **QUICK, seed=5))
-        found.append(model(tensors, train(later, **values, run="r2")))
-    assert found[0].fingerprint == found[1].fingerprint
-    assert weights_sha256(found[0]) == weights_sha256(found[1])
-    assert found[1].manifest.extra.start.promotion == 1
+        models.append(read_model(tensors, train(later, **values, run="r2")))
+    assert models[0].fingerprint == models[1].fingerprint
+    assert weights_sha256(models[0]) == weights_sha256(models[1])
+    assert models[1].manifest.extra.start.promotion == 1
 
 
-def test_another_backbone_is_refused_by_both_names(
+def test_champion_of_another_backbone_fails(
     first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tensors, _ = after_first_week(first_week, tmp_path)
     assert train(next_week(tensors), 2, **CHAMPION | {"backbone": "squeezenet1_1"}) == ""
-    said = capsys.readouterr().err
-    assert "start: expected a champion with the backbone squeezenet1_1, found shufflenet_v2_x0_5 (promotion 1" in said
+    stderr = capsys.readouterr().err
+    assert "start: expected a champion with the backbone squeezenet1_1, found shufflenet_v2_x0_5 (promotion 1" in stderr
     assert not list((tmp_path / "names" / NAME / "starts").glob("*")), "nothing is decided by an error"
 
 
-def test_a_champion_that_is_gone(first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_champion(first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors, first = after_first_week(first_week, tmp_path)
     later = next_week(tensors)
     second = train(later, **CHAMPION)
-    manifest = tmp_path / "model" / first / "_manifest.json"
-    kept = manifest.rename(tmp_path / "manifest.json")
+    manifest_file = tmp_path / "model" / first / "_manifest.json"
+    moved_manifest = manifest_file.rename(tmp_path / "manifest.json")
     assert train(later, **CHAMPION) == second, "its result is there all the same"
     (tmp_path / "model" / second / "_manifest.json").unlink()
     train(later, 2, **CHAMPION)
     assert f"at model/{first}, found no intact model: --rerun train" in capsys.readouterr().err
     train(later, **CHAMPION, seed=2)
     assert f"the model of promotion 1, model/{first}, is gone: training starts from nothing" in capsys.readouterr().err
-    kept.rename(manifest)
+    moved_manifest.rename(manifest_file)
 
 
-def test_a_new_class_begins_untrained(first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_head_of_a_new_class_is_untrained(first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors, _ = after_first_week(first_week, tmp_path)
     second = train(next_week(tensors, ("a", "b", "c")), **CHAMPION)
     assert "the head knows 2 of 3 classes" in capsys.readouterr().err
-    assert model(tensors, second).manifest.classes == ("a", "b", "c")
+    assert read_model(tensors, second).manifest.classes == ("a", "b", "c")
 
 
-def network_of(classes: tuple[str, ...], seed: int, backbone: str) -> torch.nn.Module:
+def make_network(classes: tuple[str, ...], seed: int, backbone: str) -> torch.nn.Module:
     torch.manual_seed(seed)
     return build_network(ModelSpec(backbone, classes, IMAGE))
 
 
 @pytest.mark.parametrize("backbone", ["shufflenet_v2_x0_5", "squeezenet1_1", "timm:test_resnet"])
-def test_rows_of_the_head_go_by_the_names_of_classes(backbone: str) -> None:
+def test_head_rows_are_mapped_by_class_name(backbone: str) -> None:
     old, new = ("a", "b", "c"), ("c", "new", "a")
-    champion, network = network_of(old, 0, backbone), network_of(new, 1, backbone)
+    champion, network = make_network(old, 0, backbone), make_network(new, 1, backbone)
     state, fresh = champion.state_dict(), network.state_dict()
     config = TrainConfig(backbone=backbone, start="champion", shrink=0.4, perturb=0.1)
     *_, (name, _) = network.named_parameters()
@@ -236,12 +237,12 @@ def test_rows_of_the_head_go_by_the_names_of_classes(backbone: str) -> None:
     assert notes == ["the head knows 2 of 3 classes", "shrunk to 0.4, with 0.1 of a new network added"]
 
 
-def test_as_it_is_by_default_and_another_task_has_another_head() -> None:
+def test_weights_are_unchanged_by_default_and_the_head_of_another_task_is_dropped() -> None:
     classes, backbone = ("a", "b"), "shufflenet_v2_x0_5"
-    champion, network = network_of(classes, 0, backbone), network_of(classes, 1, backbone)
+    champion, network = make_network(classes, 0, backbone), make_network(classes, 1, backbone)
     state = champion.state_dict()
     spec = ModelSpec(backbone, classes, IMAGE)
-    config = resolve(TrainConfig(backbone=backbone, start="champion", weights="/w/model/0"), manifest())
+    config = resolve(TrainConfig(backbone=backbone, start="champion", weights="/w/model/0"), make_manifest())
     adapted, notes = adapt_champion(state, state, network, spec, Manifest("model", "0", classes=classes), config)
     assert not notes and all(torch.equal(value, state[name]) for name, value in adapted.items())
     other = Manifest("model", "0", classes=classes, task="multi")
@@ -249,30 +250,24 @@ def test_as_it_is_by_default_and_another_task_has_another_head() -> None:
     assert state.keys() - adapted.keys() == {"fc.weight", "fc.bias"} and notes == ["the head knows 0 of 2 classes"]
 
 
-def manifest(train: int = 560) -> Manifest:
-    from test_recipes import tensors
-
-    return tensors(train)
-
-
 @pytest.mark.parametrize("recipe", sorted(WARM))
-def test_the_recipe_is_shorter_and_gentler_from_the_champion(recipe: str) -> None:
+def test_recipe_from_the_champion_has_fewer_epochs_and_a_lower_rate(recipe: str) -> None:
     weights = {"weights": "/w/model/0", "recipe": recipe}
-    warm = resolve(TrainConfig(start="champion", **weights), manifest())
+    warm = resolve(TrainConfig(start="champion", **weights), make_manifest())
     needs_weights = recipe in ("probe", "finetune")
-    from_nothing = resolve(TrainConfig(recipe=recipe, weights="DEFAULT" if needs_weights else ""), manifest())
+    from_nothing = resolve(TrainConfig(recipe=recipe, weights="DEFAULT" if needs_weights else ""), make_manifest())
     assert warm.learning_rate < from_nothing.learning_rate or needs_weights  # which have that rate already
     assert warm.epochs < from_nothing.epochs or recipe == "probe"
     assert warm.head == ("solved" if recipe == "probe" else None)
     assert warm.probe_epochs == (recipe == "probe") and warm.unfreeze_epochs == 0
-    chosen = resolve(TrainConfig(start="champion", epochs=7, learning_rate=0.5, shrink=0.3, **weights), manifest())
+    chosen = resolve(TrainConfig(start="champion", epochs=7, learning_rate=0.5, shrink=0.3, **weights), make_manifest())
     assert (chosen.epochs, chosen.learning_rate, chosen.shrink, chosen.perturb) == (7, 0.5, 0.3, 0.0)
-    assert resolve(warm, manifest()) == warm
+    assert resolve(warm, make_manifest()) == warm
 
 
-def test_without_a_champion_no_option_of_its_counts() -> None:
-    assert not {"start", "shrink", "perturb"} & resolve(TrainConfig(), manifest()).fingerprint_values().keys()
-    assert not {"start", "shrink", "perturb"} & resolve(TrainConfig(), manifest()).manifest_values().keys()
+def test_champion_options_do_not_count_without_a_champion() -> None:
+    assert not {"start", "shrink", "perturb"} & resolve(TrainConfig(), make_manifest()).fingerprint_values().keys()
+    assert not {"start", "shrink", "perturb"} & resolve(TrainConfig(), make_manifest()).manifest_values().keys()
 
 
 @pytest.mark.parametrize(
@@ -288,15 +283,15 @@ def test_wrong_values_are_refused(values: dict[str, Any], message: str) -> None:
         TrainConfig.from_values(values)
 
 
-def test_what_shrinking_does_to_the_model(first_week: Path, tmp_path: Path) -> None:
+def test_shrunk_weights_give_another_reproducible_model(first_week: Path, tmp_path: Path) -> None:
     """Other weights under another name, and the same again for the same seed."""
     tensors, _ = after_first_week(first_week, tmp_path)
     later = next_week(tensors)
     names = [train(later, **CHAMPION), train(later, **CHAMPION, shrink=0.4, perturb=0.1)]
     assert len(set(names)) == 2
-    assert "shrunk to 0.4, with 0.1 of a new network added" in model(tensors, names[1]).manifest.extra.origin
-    again = train(later, **CHAMPION, shrink=0.4, perturb=0.1, rerun="train", run="again")
+    assert "shrunk to 0.4, with 0.1 of a new network added" in read_model(tensors, names[1]).manifest.extra.origin
+    rerun = train(later, **CHAMPION, shrink=0.4, perturb=0.1, rerun="train", run="again")
     first, second = (
-        load_file(next(Path(model(tensors, name).uri).glob("*.safetensors"))) for name in (names[1], again)
+        load_file(next(Path(read_model(tensors, name).uri).glob("*.safetensors"))) for name in (names[1], rerun)
     )
     assert all(torch.equal(value, second[key]) for key, value in first.items())

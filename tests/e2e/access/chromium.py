@@ -23,7 +23,7 @@ from ..scenario import Deadline, Failed
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 SIZE = (1500, 2400)
-_SAID = "said.txt"
+_LOG_NAME = "log.txt"
 _START_S = 60
 _ANSWER_S = 60
 
@@ -73,26 +73,26 @@ class Page:
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression, as JSON."""
-        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        if "exceptionDetails" in found:
-            raise Failed(f"the page fails at {expression[:200]}: {found['exceptionDetails'].get('text')}")
-        return found["result"].get("value")
+        response = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        if "exceptionDetails" in response:
+            raise Failed(f"the page fails at {expression[:200]}: {response['exceptionDetails'].get('text')}")
+        return response["result"].get("value")
 
-    def wait_for(self, expression: str, what: str) -> Any:
+    def wait_for(self, expression: str, condition: str) -> Any:
         """The first true value of a JavaScript expression."""
         while True:
             if value := self.evaluate(expression):
                 return value
-            self._deadline.check(f"{what} in the page, which says: {self.text()[:300]}")
+            self._deadline.check(f"{condition} in the page, which says: {self.text()[:300]}")
             time.sleep(0.5)
 
     def has(self, selector: str) -> bool:
         """Whether there is such an element."""
         return bool(self.evaluate(f"!!document.querySelector({json.dumps(selector)})"))
 
-    def wait_for_element(self, selector: str, what: str) -> None:
+    def wait_for_element(self, selector: str, title: str) -> None:
         """Wait until there is such an element."""
-        self.wait_for(f"!!document.querySelector({json.dumps(selector)})", what)
+        self.wait_for(f"!!document.querySelector({json.dumps(selector)})", title)
 
     def text(self) -> str:
         """All that the page says, in one line."""
@@ -100,9 +100,9 @@ class Page:
 
     def click(self, selector: str) -> None:
         """Press the left button in the middle of an element, as a hand would."""
-        where = self.wait_for(_middle(selector), selector)
+        position = self.wait_for(_middle(selector), selector)
         for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=where[0], y=where[1], button="left", clickCount=1)
+            self.call("Input.dispatchMouseEvent", type=kind, x=position[0], y=position[1], button="left", clickCount=1)
 
     def fill(self, selector: str, text: str) -> None:
         """Write into a field, over what is there."""
@@ -146,8 +146,8 @@ def opened(program: str, deadline: Deadline) -> Iterator[Page]:
         ]  # fmt: skip
         if os.geteuid() == 0:
             words.insert(1, "--no-sandbox")  # which root's Chromium asks for
-        with (Path(profile) / _SAID).open("wb") as said:
-            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=said, stderr=said)
+        with (Path(profile) / _LOG_NAME).open("wb") as log_file:
+            process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file)
         try:
             page = Page(_address(process, Path(profile)), deadline)
             try:
@@ -177,5 +177,5 @@ def _address(process: subprocess.Popen[bytes], profile: Path) -> str:
                 return str(tabs[0]["webSocketDebuggerUrl"])
         time.sleep(0.2)
     process.kill()
-    said = (profile / _SAID).read_text(errors="replace")
-    raise Failed(f"Chromium does not start: {' '.join(said.split())[-500:] or 'without a word'}")
+    log_text = (profile / _LOG_NAME).read_text(errors="replace")
+    raise Failed(f"Chromium does not start: {' '.join(log_text.split())[-500:] or 'without a word'}")

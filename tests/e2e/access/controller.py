@@ -37,19 +37,19 @@ def find_controller(kube: Kube, namespace: str) -> Controller | None:
     """The controller that runs in the namespace, or else the cluster's; None where it is out of sight."""
     try:
         deployments = (kube.read("/apis/apps/v1/deployments") or {"items": []})["items"]
-        named = [one for one in deployments if one["metadata"]["name"] == _DEPLOYMENT]
-        named.sort(key=lambda one: one["metadata"]["namespace"] != namespace)
+        named = [deployment for deployment in deployments if deployment["metadata"]["name"] == _DEPLOYMENT]
+        named.sort(key=lambda deployment: deployment["metadata"]["namespace"] != namespace)
         if not named:
             return None
         container = named[0]["spec"]["template"]["spec"]["containers"][0]
-        where = named[0]["metadata"]["namespace"]
+        controller_namespace = named[0]["metadata"]["namespace"]
         name = _argument(container, "--configmap") or _CONFIG_MAP
-        found = kube.read(f"/api/v1/namespaces/{where}/configmaps/{name}") or {}
+        config_map = kube.read(f"/api/v1/namespaces/{controller_namespace}/configmaps/{name}") or {}
     except KubeError:
         return None
     environment = {variable["name"]: variable.get("value", "") for variable in container.get("env") or ()}
-    policy = _policy(_defaults(found.get("data") or {}))
-    return Controller(where, name, policy, environment.get("DEFAULT_REQUEUE_TIME", ""))
+    policy = _policy(_defaults(config_map.get("data") or {}))
+    return Controller(controller_namespace, name, policy, environment.get("DEFAULT_REQUEUE_TIME", ""))
 
 
 def _argument(container: Doc, name: str) -> str:

@@ -1,7 +1,6 @@
-"""What the tests ask from inside the cluster. Shipped as text to a pod with the image `cpu`: it imports nothing of e2e.
+"""Questions that the tests ask from inside the cluster. Shipped as text to a pod: it imports nothing of e2e.
 
-The object store is seldom reachable from where the tests run. The answer is one line of JSON after the mark.
-"""
+The object store is seldom reachable from where the tests run. The answer is one line of JSON after the mark."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ def reach(workspace: str) -> dict[str, Any]:
 
 
 def _server(endpoint: str) -> str:
-    """What the object store calls itself in its answers; empty where it doesn't."""
+    """Return the object store's Server header, empty without one."""
     import urllib.error
     import urllib.request
 
@@ -147,7 +146,7 @@ def look(workspace: str) -> dict[str, Any]:
 
 
 def count(places: Sequence[str]) -> dict[str, Any]:
-    """How many objects there are below each place."""
+    """Return the number of objects below each place."""
     from imagemill.components.storage.store import get_store
 
     return {place: sum(1 for _ in get_store(place).list(place)) for place in places}
@@ -157,7 +156,7 @@ def forget(places: Sequence[str], marks: Sequence[str]) -> dict[str, Any]:
     """Delete all objects below the places, each of which must name one of the marks: the session, or a run of it."""
     from imagemill.components.storage.store import get_store
 
-    found, left = 0, 0
+    num_deleted, left = 0, 0
     for place in places:
         if not any(mark and mark in place for mark in marks):
             raise SystemExit(f"{place} is none of the tests'")
@@ -165,9 +164,9 @@ def forget(places: Sequence[str], marks: Sequence[str]) -> dict[str, Any]:
         uris = [entry.uri for entry in store.list(place)]
         for uri in uris:
             store.discard(uri)
-        found += len(uris)
+        num_deleted += len(uris)
         left += sum(1 for _ in store.list(place))
-    return {"found": found, "left": left}
+    return {"found": num_deleted, "left": left}
 
 
 def connect(targets: Sequence[dict[str, Any]], seconds: float) -> dict[str, Any]:
@@ -222,7 +221,7 @@ def listen(port: int, seconds: float) -> dict[str, Any]:
 
 
 def version() -> dict[str, Any]:
-    """What is in the image: imagemill's version, the user that it runs as, and what it can import."""
+    """Return imagemill's version, the user of the process, and the modules that can be imported."""
     import importlib.util
 
     from imagemill.components.dataset.manifest import code_version

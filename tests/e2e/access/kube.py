@@ -40,7 +40,7 @@ _TIMEOUT = (10, 60)
 
 
 class KubeError(Exception):
-    """What the API answered, or why it did not: `status` is 0 when nothing answered."""
+    """Error of the Kubernetes API: its answer, or the reason for none (`status` is 0)."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -58,7 +58,7 @@ class Kube:
             files = os.environ["KUBECONFIG"]  # the client itself looks only once, when it is imported
             contexts, active = config.list_kube_config_contexts(files)
             self.context = context or str(active["name"])
-            if self.context not in [one["name"] for one in contexts]:
+            if self.context not in [entry["name"] for entry in contexts]:
                 raise KubeError(0, f"KUBECONFIG: there is no context {context}")
             self._client: ApiClient = config.new_client_from_config(files, context or None)
         except config.ConfigException as error:
@@ -68,17 +68,17 @@ class Kube:
 
     def path(self, kind: str, name: str = "", **query: Any) -> str:
         parts = [_GROUPS[kind], "namespaces", self.namespace, kind, *([name] if name else [])]
-        given = {key: value for key, value in query.items() if value not in ("", None)}
-        return "/".join(parts) + (f"?{urlencode(given)}" if given else "")
+        parameters = {key: value for key, value in query.items() if value not in ("", None)}
+        return "/".join(parts) + (f"?{urlencode(parameters)}" if parameters else "")
 
     def get(self, kind: str, name: str) -> Doc | None:
         """None when there is no such object (or no such kind)."""
         return self.read(self.path(kind, name))
 
     def items(self, kind: str, selector: str = "") -> list[Doc]:
-        """Those that the label selector takes; none where the kind is unknown."""
-        found = self.read(self.path(kind, labelSelector=selector))
-        return list(found["items"]) if found else []
+        """Return the objects that the label selector matches; none where the kind is unknown."""
+        response = self.read(self.path(kind, labelSelector=selector))
+        return list(response["items"]) if response else []
 
     def create(self, kind: str, body: Mapping[str, Any], dry_run: bool = False) -> Doc:
         path = self.path(kind, dryRun="All" if dry_run else "")
@@ -171,7 +171,7 @@ class Kube:
 
 
 def _message(error: Any) -> str:
-    """What the API says was wrong, from the Status document that it answers with."""
+    """Return the message of the Status document with which the API answers."""
     try:
         return str(json.loads(error.body)["message"])
     except (TypeError, ValueError, KeyError):

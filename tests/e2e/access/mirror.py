@@ -1,7 +1,6 @@
-"""What is in the namespace, kept current by watching, and a memory of what was there and is gone.
+"""Objects of the namespace, kept current by watching, and a memory of deleted ones.
 
-Argo and KubeRay delete pods as soon as they have ended, so counting tries needs the memory.
-"""
+Argo and KubeRay delete pods as soon as they have ended, so counting tries needs the memory."""
 
 from __future__ import annotations
 
@@ -25,7 +24,7 @@ _GIVE_UP = 30
 
 
 def say(text: str) -> None:
-    """One line of progress, on stderr; where it is a scenario's thread that says it, with the scenario's name."""
+    """Print one line of progress on stderr, with the scenario's name in its thread."""
     thread = threading.current_thread()
     scenario = "" if thread is threading.main_thread() else f"[{thread.name}] "
     print(f"{time.strftime('%H:%M:%S')} {scenario}{text.strip()}", file=sys.stderr, flush=True)
@@ -60,12 +59,12 @@ class Mirror:
             self._note_change()
 
     def now(self, kind: str) -> list[Doc]:
-        """What is there."""
+        """Return the existing objects."""
         with self._changed:
             return list(self._living[kind].values())
 
     def seen(self, kind: str) -> list[Doc]:
-        """What is there, and what was there since the beginning, as it was last seen."""
+        """Return the existing objects, and deleted ones as they were last seen."""
         with self._changed:
             return [*self._gone[kind].values(), *self._living[kind].values()]
 
@@ -77,8 +76,8 @@ class Mirror:
     def refresh(self, *kinds: str) -> None:
         """Catch up with what is there now: a workflow's end may be seen before the last of its pods' states."""
         for kind in kinds:
-            for one in self._kube.items(kind):
-                self._apply(kind, "MODIFIED", one)
+            for document in self._kube.items(kind):
+                self._apply(kind, "MODIFIED", document)
 
     def wait(
         self, condition: Callable[[], T | None], what: str, deadline: Deadline,
@@ -90,7 +89,7 @@ class Mirror:
 
         `doing` says how far it is: it is printed when it changes, and once a minute anyhow.
         """
-        told, told_at = "", time.monotonic()
+        logged, logged_at = "", time.monotonic()
         while True:
             with self._changed:
                 before = self._changes
@@ -99,9 +98,9 @@ class Mirror:
             if self._broken:
                 raise Failed("; ".join(f"{kind} can't be watched: {why}" for kind, why in self._broken.items()))
             doing_now = doing() if doing else ""
-            if (doing_now and doing_now != told) or time.monotonic() - told_at > _QUIET_S:
-                told, told_at = doing_now, time.monotonic()
-                say(f"{told or what} · {deadline.left():.0f} s left")
+            if (doing_now and doing_now != logged) or time.monotonic() - logged_at > _QUIET_S:
+                logged, logged_at = doing_now, time.monotonic()
+                say(f"{logged or what} · {deadline.left():.0f} s left")
             deadline.check(" · ".join(filter(None, [what, doing_now])))
             with self._changed:
                 if self._changes == before:
@@ -129,43 +128,43 @@ class Mirror:
 
     def _list(self, kind: str) -> str | None:
         """Take over what is there now; the version to watch from, None for a kind that the cluster does not know."""
-        found = self._kube.read(self._kube.path(kind))
+        response = self._kube.read(self._kube.path(kind))
         with self._changed:
             self._listed.add(kind)
-            items = {one["metadata"]["uid"]: one for one in found["items"]} if found else {}
-            listed_at = _version(found or {"metadata": {}})
-            for uid, one in list(self._living[kind].items()):
-                if uid not in items and _version(one) <= listed_at:
+            items = {document["metadata"]["uid"]: document for document in response["items"]} if response else {}
+            listed_at = _version(response or {"metadata": {}})
+            for uid, document in list(self._living[kind].items()):
+                if uid not in items and _version(document) <= listed_at:
                     self._gone[kind][uid] = self._living[kind].pop(uid)
-            for one in items.values():
-                self._apply(kind, "MODIFIED", one)
+            for document in items.values():
+                self._apply(kind, "MODIFIED", document)
             self._note_change()
-        return str(found["metadata"]["resourceVersion"]) if found else None
+        return str(response["metadata"]["resourceVersion"]) if response else None
 
     def _follow(self, kind: str, version: str) -> None:
         """Apply the changes until the watch ends, from where the last one ended; returns to have all listed again."""
         while not self._over.is_set():
             started = time.monotonic()
-            for change, one in self._kube.watch(kind, version, self._watch_seconds):
+            for change, document in self._kube.watch(kind, version, self._watch_seconds):
                 if change == "ERROR":  # mostly 410: the version is too old
                     return
-                version = str(one["metadata"].get("resourceVersion", version))
+                version = str(document["metadata"].get("resourceVersion", version))
                 if change != "BOOKMARK":
-                    self._apply(kind, change, one)
+                    self._apply(kind, change, document)
                 if self._over.is_set():
                     return
             self._over.wait(max(0.0, _BREATH_S - (time.monotonic() - started)))
 
-    def _apply(self, kind: str, change: str, one: Doc) -> None:
+    def _apply(self, kind: str, change: str, document: Doc) -> None:
         """Take over a change, unless a newer one was."""
-        uid = one["metadata"]["uid"]
+        uid = document["metadata"]["uid"]
         with self._changed:
-            living, gone = self._living[kind], self._gone[kind]
+            living, deleted = self._living[kind], self._gone[kind]
             if change == "DELETED":
                 living.pop(uid, None)
-                gone[uid] = one
-            elif uid not in gone and _version(one) >= _version(living.get(uid, one)):
-                living[uid] = one
+                deleted[uid] = document
+            elif uid not in deleted and _version(document) >= _version(living.get(uid, document)):
+                living[uid] = document
             self._note_change()
 
     def _note_change(self) -> None:
@@ -174,7 +173,7 @@ class Mirror:
 
 
 def _version(document: Doc) -> int:
-    """Where an object stands in the order of all changes; every server that there is counts them."""
+    """Return the position of an object in the order of all changes; every known server counts them."""
     version = str(document["metadata"].get("resourceVersion", ""))
     return int(version) if version.isdecimal() else 0
 

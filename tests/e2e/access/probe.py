@@ -85,23 +85,25 @@ def ask(
 
 
 def answer(trial: Trial, name: str, deadline: Deadline | None = None) -> Doc:
-    """What a pod of `begin` answers, when it has ended; the pod is deleted."""
+    """Return the answer of a pod of `begin` when it has ended, and delete the pod."""
 
-    def ended() -> Doc | None:
-        found = trial.find("pods", name)
-        if found is None:
+    def find_ended() -> Doc | None:
+        document = trial.find("pods", name)
+        if document is None:
             return None
-        if problem := trouble(found):
+        if problem := trouble(document):
             raise Failed(f"pod {name}: {problem}")
-        return found if (found.get("status") or {}).get("phase") in ("Succeeded", "Failed") else None
+        return document if (document.get("status") or {}).get("phase") in ("Succeeded", "Failed") else None
 
     until = deadline or trial.deadline
-    done = trial.mirror.wait(ended, f"the answer of pod {name}", until, lambda: _short(trial.find("pods", name)))
+    ended_pod = trial.mirror.wait(
+        find_ended, f"the answer of pod {name}", until, lambda: _short(trial.find("pods", name))
+    )
     log = trial.kube.log(name, "main")
     answers = [line for line in log.splitlines() if line.startswith(inside.MARK)]
-    if done["status"]["phase"] != "Succeeded" or not answers:
+    if ended_pod["status"]["phase"] != "Succeeded" or not answers:
         tail = " / ".join(log.strip().splitlines()[-3:])
-        raise Failed(f"pod {name} ended {done['status']['phase']} without an answer: {tail or 'it wrote nothing'}")
+        raise Failed(f"pod {name} ended {ended_pod['status']['phase']} without an answer: {tail or 'it wrote nothing'}")
     trial.discard("pods", name)
     return dict(json.loads(answers[-1].removeprefix(inside.MARK)))
 
@@ -110,20 +112,20 @@ def running(trial: Trial, name: str) -> Doc:
     """The pod of that name, once its container runs and it has an address."""
 
     def ready() -> Doc | None:
-        found = trial.find("pods", name)
-        if found is None:
+        document = trial.find("pods", name)
+        if document is None:
             return None
-        if problem := trouble(found):
+        if problem := trouble(document):
             raise Failed(f"pod {name}: {problem}")
-        status = found.get("status") or {}
-        return found if status.get("phase") == "Running" and status.get("podIP") else None
+        status = document.get("status") or {}
+        return document if status.get("phase") == "Running" and status.get("podIP") else None
 
     return trial.mirror.wait(ready, f"pod {name}", trial.deadline, lambda: _short(trial.find("pods", name)))
 
 
-def trouble(found: Doc) -> str:
-    """Why a pod can't start, in Kubernetes' words; empty while it may."""
-    status = found.get("status") or {}
+def trouble(pod_document: Doc) -> str:
+    """Return why a pod can't start, in Kubernetes' words; empty while it may."""
+    status = pod_document.get("status") or {}
     for container in [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]:
         waiting = (container.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") in (*_PULL_PROBLEMS, *_START_PROBLEMS):
@@ -131,16 +133,16 @@ def trouble(found: Doc) -> str:
     return ""
 
 
-def unschedulable(found: Doc) -> str:
-    """The scheduler's word on a pod that it finds no node for; empty when it found one."""
-    for condition in (found.get("status") or {}).get("conditions") or ():
+def unschedulable(pod_document: Doc) -> str:
+    """Return the scheduler's message on a pod without a node; empty when it has one."""
+    for condition in (pod_document.get("status") or {}).get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
             return str(condition.get("message") or condition.get("reason") or "no node found")
     return ""
 
 
-def _short(found: Doc | None) -> str:
-    if found is None:
+def _short(pod_document: Doc | None) -> str:
+    if pod_document is None:
         return "not yet there"
-    phase = (found.get("status") or {}).get("phase", "")
-    return f"{name_of(found)} {phase} {unschedulable(found)}".strip()
+    phase = (pod_document.get("status") or {}).get("phase", "")
+    return f"{name_of(pod_document)} {phase} {unschedulable(pod_document)}".strip()

@@ -1,4 +1,4 @@
-"""What scenarios share: how a small run is started through each engine, and what it must have stored."""
+"""Functions that scenarios share: start of a small run through each engine, and checks of its datasets."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def check_unchanged(trial: Trial, run: Run) -> str:
 
 
 def datasets(trial: Trial) -> dict[str, Any]:
-    """Those of the undisturbed run."""
+    """Return those of the undisturbed run."""
     facts = trial.session.facts
     key = f"datasets {trial.engine}"
     if key not in facts:
@@ -91,15 +91,15 @@ def datasets(trial: Trial) -> dict[str, Any]:
     return dict(facts[key])
 
 
-def check_same(found: dict[str, Any], expected: dict[str, Any], whose: str) -> None:
+def check_same(actual: dict[str, Any], expected: dict[str, Any], whose: str) -> None:
     """Failed, naming the kind, unless fingerprints and every file's rows and sha256 are the same."""
     for kind in DATASETS:
-        if found[kind] != expected[kind]:
-            names = f"{sorted(found[kind])}, expected {sorted(expected[kind])} with the same files"
+        if actual[kind] != expected[kind]:
+            names = f"{sorted(actual[kind])}, expected {sorted(expected[kind])} with the same files"
             raise Failed(f"{kind} differs from that of {whose}: {names}")
 
 
-def told_seconds(seconds: dict[str, float]) -> str:
+def format_seconds(seconds: dict[str, float]) -> str:
     return ", ".join(f"{step} {seconds[step]:.0f} s" for step in STEPS if step in seconds)
 
 
@@ -110,14 +110,16 @@ def asked_for(pod: Doc) -> set[str]:
 
 
 def add(
-    engine: str, what: str, about: str, body: Body, needs: tuple[str, ...] | None = None, *, minutes: float = 0,
+    engine: str, name: str, description: str, body: Body, needs: tuple[str, ...] | None = None, *, minutes: float = 0,
     alone: bool = False, lacks: Callable[[Session], str] | None = None,
 ) -> None:  # fmt: skip
     """Register a scenario of one engine, `argo-submit`; `needs`: what any run through it does."""
-    wanted = NEEDS[engine] if needs is None else needs
-    REGISTRY.add(Scenario(f"{engine}-{what}", about, body, wanted, minutes or FIRST_MINUTES, engine, alone, lacks))
+    required = NEEDS[engine] if needs is None else needs
+    REGISTRY.add(
+        Scenario(f"{engine}-{name}", description, body, required, minutes or FIRST_MINUTES, engine, alone, lacks)
+    )
 
 
-def add_after(engine: str, what: str, about: str, body: Body, *needs: str, **options: Any) -> None:
+def add_after(engine: str, name: str, description: str, body: Body, *needs: str, **options: Any) -> None:
     """Register a scenario that compares with the undisturbed run, or goes on from what it has stored."""
-    add(engine, what, about, body, (*needs, f"{engine}-submit"), **options)
+    add(engine, name, description, body, (*needs, f"{engine}-submit"), **options)

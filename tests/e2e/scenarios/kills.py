@@ -15,13 +15,13 @@ from ..options import in_pods, with_rayjob
 from ..runs import ARGO, KFP, Run, main_container, uid_of
 from ..scenario import Failed, Late
 from ..session import Session, Trial
-from .common import NEEDS, add, add_after, check_complete, check_same, datasets, submit, told_seconds
+from .common import NEEDS, add, add_after, check_complete, check_same, datasets, format_seconds, submit
 from .retries import policy_of
 
 
 @dataclass(frozen=True)
 class Target:
-    """Whose pod is killed: the tasks that it may be of, and how many seconds after it began to work."""
+    """Task whose pod is killed, by its possible names, and the seconds after it began to work."""
 
     name: str
     tasks: tuple[str, ...]
@@ -38,10 +38,7 @@ TARGETS = {
         Target("evaluate", ("evaluate",), 1),
         Target("promote", ("promote",), 0.3),
     ),
-    "rayjob": (
-        Target("rayjob", ("rayjob", "resize"), 5),
-        Target("ray-worker", ("ray-worker",), 0, of_ray=True),
-    ),
+    "rayjob": (Target("rayjob", ("rayjob", "resize"), 5), Target("ray-worker", ("ray-worker",), 0, of_ray=True)),
     "ray-head": (Target("ray-head", ("ray-head",), 0, of_ray=True),),
 }
 """By run, the pods that are killed in it, in the order in which they work."""
@@ -60,7 +57,7 @@ class Victim:
 def kill_each(trial: Trial, targets: Sequence[Target], cluster: Cluster) -> str:
     """Kill one pod of each target, in a run that must end as if nothing had happened."""
     expected = datasets(trial)
-    told: list[str] = []
+    notes: list[str] = []
     remaining = list(targets)
     for attempt in range(1, _TRIES + 1):
         workspace = trial.workspace(f"{trial.scenario}-{attempt}")
@@ -69,10 +66,10 @@ def kill_each(trial: Trial, targets: Sequence[Target], cluster: Cluster) -> str:
         run.succeed(trial.deadline)
         lost = [victim for victim in victims if was_lost(run, victim)]
         check_same(check_complete(trial, run), expected, "the undisturbed run")
-        told += [_told(run, victim) for victim in lost]
+        notes += [_describe(run, victim) for victim in lost]
         remaining = [target for target in remaining if target not in [victim.target for victim in lost]]
         if not remaining:
-            return f"{'; '.join(told)}; the same datasets ({told_seconds(run.seconds())})"
+            return f"{'; '.join(notes)}; the same datasets ({format_seconds(run.seconds())})"
         say(f"{', '.join(target.name for target in remaining)} had ended before the kill; once more")
     names = ", ".join(target.name for target in remaining)
     raise Failed(f"{names} ended {_TRIES} times before the pod could be killed")
@@ -93,7 +90,7 @@ def _caught(trial: Trial, run: Run, target: Target, after: float) -> Doc | None:
     since: dict[str, float] = {}
     left = trial.deadline.left
 
-    def working() -> Doc | bool | None:
+    def find_working() -> Doc | bool | None:
         for pod in (pod for task in target.tasks for pod in run.pods(task)):
             state = main_container(pod)
             if "terminated" in state or pod.get("status", {}).get("phase") in ("Succeeded", "Failed"):
@@ -107,8 +104,8 @@ def _caught(trial: Trial, run: Run, target: Target, after: float) -> Doc | None:
         return None
 
     what = f"a working pod of {' or '.join(target.tasks)}"
-    found = trial.mirror.wait(working, what, trial.deadline, run.doing, every=0.2)
-    return None if found is True else found  # type: ignore[return-value]
+    pod_or_end = trial.mirror.wait(find_working, what, trial.deadline, run.doing, every=0.2)
+    return None if pod_or_end is True else pod_or_end  # type: ignore[return-value]
 
 
 def _ray_works(run: Run) -> bool:
@@ -132,14 +129,14 @@ def was_lost(run: Run, victim: Victim) -> bool:
 def _successors(run: Run, victim: Victim) -> list[Doc]:
     """The pods of the same task that were made after the victim."""
     pods = [pod for task in victim.target.tasks for pod in run.pods(task)]
-    made = str(victim.pod["metadata"]["creationTimestamp"])
+    created_at = str(victim.pod["metadata"]["creationTimestamp"])
     return [
         pod for pod in pods
-        if uid_of(pod) != uid_of(victim.pod) and str(pod["metadata"]["creationTimestamp"]) >= made
+        if uid_of(pod) != uid_of(victim.pod) and str(pod["metadata"]["creationTimestamp"]) >= created_at
     ]  # fmt: skip
 
 
-def _told(run: Run, victim: Victim) -> str:
+def _describe(run: Run, victim: Victim) -> str:
     more = len(_successors(run, victim))
     after = f"went on in {more} more pod{'s' * (more != 1)}" if more else "went on without it"
     jobs = len(run.rayjobs())
@@ -183,8 +180,8 @@ def register() -> None:
         add(engine, "deleted", "a run deleted midway leaves no RayJob", _deleted, (*NEEDS[engine], "kuberay"))
 
 
-def _killer(targets: str, where: Callable[[Cluster], Cluster]) -> Callable[[Trial], str]:
-    return lambda trial: kill_each(trial, TARGETS[targets], where(trial.cluster))
+def _killer(targets: str, choose_pods: Callable[[Cluster], Cluster]) -> Callable[[Trial], str]:
+    return lambda trial: kill_each(trial, TARGETS[targets], choose_pods(trial.cluster))
 
 
 def lacks_policy(engine: str) -> Callable[[Session], str]:

@@ -1,4 +1,4 @@
-"""What a run leaves when a user deletes it: its datasets, records and report in the workspace, and nothing else."""
+"""Deletion of a run by a user: datasets, records and report stay in the workspace, and nothing else is left."""
 
 from __future__ import annotations
 
@@ -27,31 +27,31 @@ def _left(trial: Trial) -> str:
     say(f"deleted {run.workflow}")
     if left := wait_until_gone(trial.place, [run.workflow, run.run], trial.within(GONE_S)):
         raise Failed(f"a deleted run has left in {trial.kube.namespace}: {', '.join(left)}")
-    told = _check_artifacts(trial, places, before)
+    note = _check_artifacts(trial, places, before)
     stored = look(trial, workspace)
     if not stored["datasets"].get("model"):
         raise Failed(f"the model went with the run: {workspace} has {sorted(stored['datasets'])}")
     if "report.html" not in stored["files"].get(run.run, ()):
         raise Failed(f"the report went with the run: {workspace}/runs/{run.run} has {stored['files'].get(run.run)}")
-    return f"no object in the cluster; {told}; datasets, records and report stay ({stored['work']} of finished parts)"
+    return f"no object in the cluster; {note}; datasets, records and report stay ({stored['work']} of finished parts)"
 
 
 def _check_artifacts(trial: Trial, places: list[str], before: dict[str, int]) -> str:
     """Failed if Argo's copies outlive their workflow. KFP never deletes what its pages show of a run."""
-    made = sum(before.values())
-    if not made:
+    num_artifacts = sum(before.values())
+    if not num_artifacts:
         return "no copies of artifacts were made"
     if trial.engine == KFP:
-        return f"{made} artifacts, which Kubeflow Pipelines keeps"
+        return f"{num_artifacts} artifacts, which Kubeflow Pipelines keeps"
     deadline = trial.within(FORGOTTEN_S)
     while (left := sum(probe.ask(trial, "count", places=places).values())) and deadline.left():
         deadline.check("Argo's garbage collection of artifacts")
     if left:
         raise Failed(f"{left} artifacts of a deleted workflow stay in the store: {', '.join(places)}")
-    return f"its {made} artifacts went with it"
+    return f"its {num_artifacts} artifacts went with it"
 
 
 def register() -> None:
     for engine in (KFP, ARGO):
-        about = "a run that a user deletes leaves its datasets and records, and nothing else"
-        add_after(engine, "left-after-deletion", about, _left)
+        description = "a run that a user deletes leaves its datasets and records, and nothing else"
+        add_after(engine, "left-after-deletion", description, _left)

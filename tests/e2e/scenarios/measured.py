@@ -1,4 +1,4 @@
-"""What a run costs, measured with nothing else under way: the demo, the same again, and the ways to resize."""
+"""Cost of a run, measured alone: the demo, an unchanged run, and the ways to resize."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from imagemill.components.dataset.workspace import STEPS
 
 from ..access.kube import Doc
 from ..options import in_pods, with_rayjob
-from ..runs import ARGO, KFP, Run, created, main_container, moment
+from ..runs import ARGO, KFP, Run, created, main_container, moment, own_seconds
 from ..scenario import Failed
 from ..session import Trial
 from .common import NEEDS, add, check_complete, check_unchanged, start
@@ -24,42 +24,34 @@ def _demo(trial: Trial) -> str:
     run = start(trial, _workspace(trial), dataset="demo").succeed(trial.deadline)
     trial.session.facts[f"demo {trial.engine}"] = run
     check_complete(trial, run)
-    return _measured(trial, run, "demo")
+    return _record_cost(trial, run, "demo")
 
 
 def _unchanged(trial: Trial) -> str:
     run = start(trial, _workspace(trial), dataset="demo").succeed(trial.deadline)
-    return f"{_measured(trial, run, 'unchanged')}; {check_unchanged(trial, run)}"
+    return f"{_record_cost(trial, run, 'unchanged')}; {check_unchanged(trial, run)}"
 
 
 def _workspace(trial: Trial) -> str:
     return trial.workspace(f"{trial.engine}-demo")
 
 
-def _measured(trial: Trial, run: Run, what: str) -> str:
+def _record_cost(trial: Trial, run: Run, kind: str) -> str:
     """The run's seconds, for the results and in words. Failed with --bars if they are over the bar."""
-    seconds, bar = run.wall_seconds(), BARS[trial.engine, what]
+    seconds, bar = run.wall_seconds(), BARS[trial.engine, kind]
     pods = run.pods()
-    own = sum(_own_seconds(pod) for pod in pods)
+    own = sum(own_seconds(pod) for pod in pods)
     steps = {step: round(taken, 1) for step, taken in run.seconds().items() if step in STEPS}
     trial.session.measure(
-        TABLE, run=f"{what} run", engine=trial.engine, seconds=round(seconds), bar=bar, pods=len(pods),
+        TABLE, run=f"{kind} run", engine=trial.engine, seconds=round(seconds), bar=bar, pods=len(pods),
         own_seconds=round(own), steps=steps,
     )  # fmt: skip
-    told = f"{seconds:.0f} s of {bar} that it may take, {own:.0f} s of them its {len(pods)} pods' own"
+    note = f"{seconds:.0f} s of {bar} that it may take, {own:.0f} s of them its {len(pods)} pods' own"
     if seconds > bar:
-        told = f"{told}: its bar is missed by {seconds - bar:.0f} s"
+        note = f"{note}: its bar is missed by {seconds - bar:.0f} s"
         if trial.options.bars:
-            raise Failed(told)
-    return told
-
-
-def _own_seconds(pod: Doc) -> float:
-    """Seconds that a pod's main container ran."""
-    ended = main_container(pod).get("terminated") or {}
-    if not (ended.get("startedAt") and ended.get("finishedAt")):
-        return 0.0
-    return (moment(ended["finishedAt"]) - moment(ended["startedAt"])).total_seconds()
+            raise Failed(note)
+    return note
 
 
 def _resizing(trial: Trial) -> str:
@@ -67,14 +59,16 @@ def _resizing(trial: Trial) -> str:
 
     Each run is ended when train begins.
     """
-    found: dict[str, Any] = {}
+    seconds_by_mode: dict[str, Any] = {}
     for mode, cluster in (("pod", in_pods(trial.cluster)), ("rayjob", with_rayjob(trial.cluster))):
         run = start(trial, _workspace(trial), cluster=cluster, dataset="demo", image_size=SIZES[mode])
-        found[mode] = _resize_seconds(trial, run)
+        seconds_by_mode[mode] = _resize_seconds(trial, run)
         trial.kube.delete("workflows", run.workflow)
         run.wait_for_nothing_left(trial.within(180))
-        trial.session.measure("resizing", mode=mode, engine=trial.engine, images="demo", seconds=round(found[mode]))
-    return ", ".join(f"{mode} {seconds:.0f} s" for mode, seconds in found.items())
+        trial.session.measure(
+            "resizing", mode=mode, engine=trial.engine, images="demo", seconds=round(seconds_by_mode[mode])
+        )
+    return ", ".join(f"{mode} {seconds:.0f} s" for mode, seconds in seconds_by_mode.items())
 
 
 def _resize_seconds(trial: Trial, run: Run) -> float:
@@ -92,9 +86,9 @@ def _resize_seconds(trial: Trial, run: Run) -> float:
 
 def register() -> None:
     for engine in (KFP, ARGO):
-        bar, again = BARS[engine, "demo"], BARS[engine, "unchanged"]
+        bar, unchanged_bar = BARS[engine, "demo"], BARS[engine, "unchanged"]
         add(engine, "demo", f"the demo's run, alone; at most {bar} s", _demo, alone=True)
-        about = f"the demo's run again, unchanged and alone; at most {again} s"
-        add(engine, "unchanged", about, _unchanged, (f"{engine}-demo",), alone=True)
-    about = "the demo's images resized in the step's pod and as a RayJob, alone"
-    add(ARGO, "resizing", about, _resizing, (*NEEDS[ARGO], "kuberay", "argo-demo"), alone=True)
+        description = f"the demo's run again, unchanged and alone; at most {unchanged_bar} s"
+        add(engine, "unchanged", description, _unchanged, (f"{engine}-demo",), alone=True)
+    description = "the demo's images resized in the step's pod and as a RayJob, alone"
+    add(ARGO, "resizing", description, _resizing, (*NEEDS[ARGO], "kuberay", "argo-demo"), alone=True)

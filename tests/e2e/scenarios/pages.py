@@ -44,15 +44,15 @@ def _form(trial: Trial) -> str:
     with chromium.opened(chromium.find_chromium(), trial.deadline) as page:
         page.open(f"{base}/#/runs/new?{urlencode(links)}")
         page.wait_for_element(START, "the form of a run")
-        filled = _fill(trial, page)
+        num_fields = _fill(trial, page)
         page.screenshot(folder / "form.png")
         page.click(START)
         run = _started(trial, links["experimentId"])
     run.succeed(trial.deadline)
     check_complete(trial, run)
     with chromium.opened(chromium.find_chromium(), trial.deadline) as page:
-        seen = _look_at_run(page, f"{base}/#/runs/details/{run.service_id}", folder)
-    return f"{filled} fields filled, {run.workflow} succeeded, its page shows {seen} (pictures in {folder})"
+        artifacts = _look_at_run(page, f"{base}/#/runs/details/{run.service_id}", folder)
+    return f"{num_fields} fields filled, {run.workflow} succeeded, its page shows {artifacts} (pictures in {folder})"
 
 
 def _fill(trial: Trial, page: Page) -> int:
@@ -70,9 +70,9 @@ def _fill(trial: Trial, page: Page) -> int:
             _choose(page, field, str(value))
         else:
             page.fill(field, str(value))
-            shown = page.evaluate(f"document.querySelector({json.dumps(field)}).value")
-            if shown != str(value):
-                raise Failed(f"the form's field {name} holds {shown!r}, expected {value!r}")
+            displayed = page.evaluate(f"document.querySelector({json.dumps(field)}).value")
+            if displayed != str(value):
+                raise Failed(f"the form's field {name} holds {displayed!r}, expected {value!r}")
         touched += 1
     return touched
 
@@ -91,11 +91,11 @@ def _choose(page: Page, field: str, value: str) -> None:
 
 
 def _started(trial: Trial, experiment: str) -> Run:
-    def made() -> Any:
-        found = kfp.runs_in(trial, experiment)
-        return found[0].run_id if found else None
+    def find_started() -> Any:
+        runs = kfp.list_runs(trial, experiment)
+        return runs[0].run_id if runs else None
 
-    run_id = trial.mirror.wait(made, "the run that the form starts", trial.within(120), every=3)
+    run_id = trial.mirror.wait(find_started, "the run that the form starts", trial.within(120), every=3)
     return kfp.find_run(trial, str(run_id), trial.workspace(trial.scenario), trial.deadline)
 
 
@@ -145,5 +145,5 @@ def _lacks(session: Session) -> str:
 
 
 def register() -> None:
-    about = "the form of KFP's pages filled in a browser, started, and the run's page looked at"
-    add(KFP, "pages", about, _form, lacks=_lacks)
+    description = "the form of KFP's pages filled in a browser, started, and the run's page looked at"
+    add(KFP, "pages", description, _form, lacks=_lacks)

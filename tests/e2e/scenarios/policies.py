@@ -35,15 +35,15 @@ _RAY = {"ray.io/is-ray-node": "yes", "ray.io/cluster": "e2e"}
 Labels = Mapping[str, str]
 
 
-def kinds(engine: str) -> dict[str, dict[str, str]]:
-    """By kind of pod, the labels that policies know it by."""
+def labels_by_kind(engine: str) -> dict[str, dict[str, str]]:
+    """Return the labels by which policies select each kind of pod."""
     steps = [*STEPS, "finish", *(["rayjob"] if engine == ARGO else [])]
-    found = {step: {**LABELS, probe.COMPONENT: step} for step in steps}
+    labels = {step: {**LABELS, probe.COMPONENT: step} for step in steps}
     resize = {**LABELS, probe.COMPONENT: "resize"}
-    found["ray-head"] = {**resize, **_RAY, "ray.io/node-type": "head"}
-    found["ray-worker"] = {**resize, **_RAY, "ray.io/node-type": "worker"}
-    found["ray-submitter"] = {**resize, "batch.kubernetes.io/job-name": "e2e", "job-name": "e2e"}
-    return found
+    labels["ray-head"] = {**resize, **_RAY, "ray.io/node-type": "head"}
+    labels["ray-worker"] = {**resize, **_RAY, "ray.io/node-type": "worker"}
+    labels["ray-submitter"] = {**resize, "batch.kubernetes.io/job-name": "e2e", "job-name": "e2e"}
+    return labels
 
 
 def _enforced(trial: Trial) -> str:
@@ -53,22 +53,22 @@ def _enforced(trial: Trial) -> str:
     port = {"port": PORT, "seconds": LISTENS_S}
     listener = probe.running(trial, probe.begin(trial, "listen", port, labels={_ROLE: _FREE}))
     targets = _targets(trial, str(listener["status"]["podIP"]))
-    answering = _tried(trial, {_ROLE: _FREE}, targets, {})
+    answering = _try(trial, {_ROLE: _FREE}, targets, {})
     if answering["another pod"] != "answers":
         raise Failed(f"a pod that listens on port {PORT} is not reached by one that may: {answering['another pod']}")
-    kept = {name for name, outcome in answering.items() if outcome == "answers"} | set(_needed(trial))
-    targets = {name: place for name, place in targets.items() if name in kept}
-    if _tried(trial, {_ROLE: _CLOSED}, targets, {}, seconds=PATIENCE_S)["another pod"] == "answers":
+    tested = {name for name, outcome in answering.items() if outcome == "answers"} | set(_list_required(trial))
+    targets = {name: place for name, place in targets.items() if name in tested}
+    if _try(trial, {_ROLE: _CLOSED}, targets, {}, seconds=PATIENCE_S)["another pod"] == "answers":
         raise Skip("nothing enforces network policies here: a pod that may reach nothing reaches another one")
-    return _check_kinds(trial, targets, sorted(set(answering) - kept))
+    return _check_kinds(trial, targets, sorted(set(answering) - tested))
 
 
 def _check_kinds(trial: Trial, targets: Mapping[str, tuple[str, int]], unproven: list[str]) -> str:
     """Failed, naming kind and target, unless each kind reaches what it must and nothing else."""
-    expected = {kind: _expected(trial, kind, targets) for kind in kinds(trial.engine)}
+    expected = {kind: _expected(trial, kind, targets) for kind in labels_by_kind(trial.engine)}
     names = {
         kind: _begin(trial, labels, targets, expected[kind], PATIENCE_S)
-        for kind, labels in kinds(trial.engine).items()
+        for kind, labels in labels_by_kind(trial.engine).items()
     }  # fmt: skip
     wrong = []
     for kind, name in names.items():
@@ -78,7 +78,7 @@ def _check_kinds(trial: Trial, targets: Mapping[str, tuple[str, int]], unproven:
                 wrong.append(f"{kind} → {target}: {outcome[target]}, expected {'an answer' if answers else 'none'}")
     if wrong:
         raise Failed("; ".join(wrong))
-    proven = [name for name in targets if name not in _needed(trial)]
+    proven = [name for name in targets if name not in _list_required(trial)]
     missing = f"; without proof, for nobody reaches them: {', '.join(unproven)}" if unproven else ""
     return f"{len(names)} kinds of pods reach what they must, and not: {', '.join(proven)}{missing}"
 
@@ -111,20 +111,24 @@ def _create_policy(trial: Trial, role: str, rules: list[Doc]) -> None:
 
 
 def _targets(trial: Trial, listener: str) -> dict[str, tuple[str, int]]:
-    """By name, (host, port) of all that is tried. The cluster's DNS is tried with each name."""
+    """Return (host, port) of all targets by name. The cluster's DNS is tried with each name."""
     store = urlsplit(trial.cluster.storage.endpoint)
     default = 443 if store.scheme == "https" else 80
-    found = {"the internet": INTERNET, "another pod": (listener, PORT), "the metadata server": ("169.254.169.254", 80)}
+    targets = {
+        "the internet": INTERNET,
+        "another pod": (listener, PORT),
+        "the metadata server": ("169.254.169.254", 80),
+    }
     if store.hostname:
-        found["the store"] = (store.hostname, store.port or default)
-    found["the API server"] = ("kubernetes.default.svc", 443)
-    found["KFP's API"] = ("ml-pipeline.kubeflow.svc", 8888)
-    found["KFP's metadata store"] = ("metadata-grpc-service.kubeflow.svc", 8080)
-    found["KFP's MySQL"] = ("mysql.kubeflow.svc", 3306)
-    found["KFP's pages"] = ("ml-pipeline-ui.kubeflow.svc", 80)
+        targets["the store"] = (store.hostname, store.port or default)
+    targets["the API server"] = ("kubernetes.default.svc", 443)
+    targets["KFP's API"] = ("ml-pipeline.kubeflow.svc", 8888)
+    targets["KFP's metadata store"] = ("metadata-grpc-service.kubeflow.svc", 8080)
+    targets["KFP's MySQL"] = ("mysql.kubeflow.svc", 3306)
+    targets["KFP's pages"] = ("ml-pipeline-ui.kubeflow.svc", 80)
     for node in _node_addresses(trial):
-        found["a node's kubelet"] = (node, 10250)
-    return found
+        targets["a node's kubelet"] = (node, 10250)
+    return targets
 
 
 def _node_addresses(trial: Trial) -> list[str]:
@@ -136,15 +140,15 @@ def _node_addresses(trial: Trial) -> list[str]:
     return [address["address"] for address in addresses if address["type"] == "InternalIP"][:1]
 
 
-def _needed(trial: Trial) -> tuple[str, ...]:
-    """What a step's pod must reach: the API server for Argo's own container in it, the rest for KFP's launcher."""
+def _list_required(trial: Trial) -> tuple[str, ...]:
+    """Return the targets that a step's pod must reach: for Argo's own container, and for KFP's launcher."""
     kfp = ("KFP's API", "KFP's metadata store") if trial.engine == KFP else ()
     return ("the store", "the API server", *kfp)
 
 
 def _expected(trial: Trial, kind: str, targets: Mapping[str, tuple[str, int]]) -> dict[str, bool | None]:
-    """By target, whether it answers; None: a step that fetches from public addresses may reach the internet."""
-    reached = set(_needed(trial))
+    """Return whether each target answers; None: a step that fetches from public addresses may reach the internet."""
+    reached = set(_list_required(trial))
     if kind in ("ray-worker", "ray-submitter"):
         reached -= {"the API server"}
     if kind.startswith("ray-"):
@@ -155,7 +159,7 @@ def _expected(trial: Trial, kind: str, targets: Mapping[str, tuple[str, int]]) -
     return expected
 
 
-def _tried(
+def _try(
     trial: Trial, labels: Labels, targets: Mapping[str, tuple[str, int]], expected: Mapping[str, bool | None],
     seconds: float = 5.0,
 ) -> dict[str, Any]:  # fmt: skip
@@ -179,5 +183,5 @@ def _begin(
 
 def register() -> None:
     for engine in (KFP, ARGO):
-        about = "network policies: pods reach what they must and nothing else"
-        add(engine, "policies", about, _enforced, NEEDS[engine], minutes=10)
+        description = "network policies: pods reach what they must and nothing else"
+        add(engine, "policies", description, _enforced, NEEDS[engine], minutes=10)

@@ -1,4 +1,4 @@
-"""What the other scenarios need of the cluster: each a line of the table of its own."""
+"""Requirements of the other scenarios on the cluster, each with a row of the table."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ def in_each_place(body: Check) -> Check:
         engines = {id(place): engine for engine, place in reversed(trial.session.places.items())}
         if len(engines) == 1:
             return body(trial)
-        told = []
+        notes = []
         for engine in reversed(engines.values()):
             inner = Trial(trial.session, trial.scenario, engine, trial.deadline)
             try:
-                told.append(f"{inner.kube.namespace}: {body(inner)}")
+                notes.append(f"{inner.kube.namespace}: {body(inner)}")
             except Failed as error:
                 raise Failed(f"{inner.kube.namespace}: {error}") from None
             finally:
                 inner.clean()
-        return "; ".join(told)
+        return "; ".join(notes)
 
     return every
 
@@ -82,11 +82,11 @@ def api(trial: Trial) -> str:
 
 def _may(trial: Trial, group: str, resource: str, verb: str) -> bool:
     name, _, sub = resource.partition("/")
-    asked = {"namespace": trial.kube.namespace, "group": group, "resource": name, "verb": verb}
-    asked |= {"subresource": sub} if sub else {}
+    attributes = {"namespace": trial.kube.namespace, "group": group, "resource": name, "verb": verb}
+    attributes |= {"subresource": sub} if sub else {}
     body = {
         "apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview",
-        "spec": {"resourceAttributes": asked},
+        "spec": {"resourceAttributes": attributes},
     }  # fmt: skip
     answer = trial.kube.post("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", body)
     return bool(answer["status"]["allowed"])
@@ -117,14 +117,14 @@ def secret(trial: Trial) -> str:
     if not storage.secret:
         return "none: workload identity"
     try:
-        found = trial.kube.get("secrets", storage.secret)
+        document = trial.kube.get("secrets", storage.secret)
     except KubeError as error:
         if error.status == 403:
             raise Skip(f"you may not read secrets; whether {storage.secret} is right shows in `store`") from None
         raise
-    if found is None:
+    if document is None:
         raise Failed(f"there is no secret {storage.secret} (storage.secret)")
-    missing = {storage.access_key, storage.secret_key} - set(found.get("data") or {})
+    missing = {storage.access_key, storage.secret_key} - set(document.get("data") or {})
     if missing:
         raise Failed(f"secret {storage.secret} has no key {', '.join(sorted(missing))}")
     return f"{storage.secret}: {storage.access_key}, {storage.secret_key}"
@@ -134,7 +134,7 @@ def secret(trial: Trial) -> str:
 @in_each_place
 def images(trial: Trial) -> str:
     """The three images can be pulled, and start as the user that they should."""
-    told = []
+    versions = []
     pods = {target: probe.begin(trial, "version", {}, target) for target in ("cpu", "ray", "gpu")}
     for target, name in pods.items():
         answer = probe.answer(trial, name)
@@ -143,8 +143,8 @@ def images(trial: Trial) -> str:
         needed = {"ray": "ray", "gpu": "torch"}.get(target)
         if needed and needed not in answer["has"]:
             raise Failed(f"image {target} ({trial.cluster.image(target)}) has no {needed}")
-        told.append(f"{target} {answer['version']}")
-    return ", ".join(told)
+        versions.append(f"{target} {answer['version']}")
+    return ", ".join(versions)
 
 
 @check("store", needs=("api", "pod-security"), minutes=5)
@@ -201,12 +201,14 @@ def _is_absent(trial: Trial, kind: str, name: str) -> bool:
 @check("controller", needs=("api",), minutes=1)
 def controller(trial: Trial) -> str:
     """Which failures Argo's controller tries again by itself, and how long it waits between two steps."""
-    found = controller_of(trial.session)
-    if found is None:
+    argo_controller = controller_of(trial.session)
+    if argo_controller is None:
         raise Skip("Argo's controller and its config map are out of sight")
-    wait = found.requeue or "10s, Argo's own; DEFAULT_REQUEUE_TIME=1s in its deployment makes runs shorter"
-    loses = "" if found.policy != "OnFailure" else "; a lost pod ends a run of Kubeflow Pipelines"
-    return f"namespace {found.namespace}: retryPolicy {found.policy}{loses}; between two steps {wait}"
+    wait = argo_controller.requeue or "10s, Argo's own; DEFAULT_REQUEUE_TIME=1s in its deployment makes runs shorter"
+    loses = "" if argo_controller.policy != "OnFailure" else "; a lost pod ends a run of Kubeflow Pipelines"
+    return (
+        f"namespace {argo_controller.namespace}: retryPolicy {argo_controller.policy}{loses}; between two steps {wait}"
+    )
 
 
 @check("kuberay", needs=("api",), minutes=1)
@@ -222,7 +224,7 @@ def kuberay(trial: Trial) -> str:
 @check("resizing", needs=("api",), minutes=1)
 @in_each_place
 def resizing(trial: Trial) -> str:
-    """What ray.mode asks for is there."""
+    """The executor of ray.mode is available."""
     if trial.cluster.ray.mode == "rayjob":
         _require_kinds(trial, "ray.io/v1", {"rayjobs", "rayclusters"}, "KubeRay (ray.mode is rayjob)", missing=Failed)
     return f"ray.mode {trial.cluster.ray.mode}"
@@ -233,8 +235,8 @@ def kubeflow(trial: Trial) -> str:
     """Kubeflow Pipelines' API answers, and its runs are where they are looked for."""
     place = trial.session.places[KFP]
     try:
-        with kfp.service(trial.options, place.cluster.namespace) as api:
-            host, profile = api.host, api.namespace
+        with kfp.service(trial.options, place.cluster.namespace) as service:
+            host, profile = service.host, service.namespace
     except MillError as error:
         if trial.options.submit or os.environ.get(HOST_VARIABLE) or _has_kubeflow(trial):
             raise Failed(str(error)) from None
@@ -292,8 +294,8 @@ def _allocatable(node: Doc) -> dict[str, Any]:
 
 
 def _require_kinds(trial: Trial, group: str, kinds: set[str], product: str, missing: type[Exception] = Skip) -> None:
-    known = trial.kube.read(f"/apis/{group}") or {"resources": []}
-    absent = kinds - {resource["name"] for resource in known["resources"]}
+    api_resources = trial.kube.read(f"/apis/{group}") or {"resources": []}
+    absent = kinds - {resource["name"] for resource in api_resources["resources"]}
     if absent:
         raise missing(f"no {product} here: the API has no {', '.join(sorted(absent))} of {group}")
 
@@ -306,9 +308,11 @@ def _deployments(trial: Trial) -> list[Doc]:
 
 
 def _namespace_of(trial: Trial, deployment: str) -> str:
-    """Where a deployment of that name is; empty where it can't be seen."""
-    found = [one["metadata"] for one in _deployments(trial) if one["metadata"].get("name") == deployment]
-    return str(found[0].get("namespace", "")) if found else ""
+    """Return the namespace of a deployment, empty where it can't be seen."""
+    metadata = [
+        document["metadata"] for document in _deployments(trial) if document["metadata"].get("name") == deployment
+    ]
+    return str(metadata[0].get("namespace", "")) if metadata else ""
 
 
 def _version_of(trial: Trial, container: str) -> str:
@@ -326,8 +330,8 @@ def _note_version(session: Session, product: str, version: str) -> str:
     """Remember a version for the results; the same."""
     with session.lock:
         versions = session.facts.setdefault("versions", {})
-        known = versions.get(product, "")
-        versions[product] = known if not version or version in known else ", ".join(filter(None, [known, version]))
+        noted = versions.get(product, "")
+        versions[product] = noted if not version or version in noted else ", ".join(filter(None, [noted, version]))
     return version
 
 

@@ -48,9 +48,9 @@ def wrong_input(trial: Trial) -> str:
 def _check_tries(trial: Trial, run: Run) -> None:
     """Argo knows the exit code and tries once; KFP knows a count only, and each further try ends at once."""
     pods = run.pods("download")
-    most = 1 if trial.engine == ARGO else 1 + trial.cluster.limits.lost_pod_retries
-    if not 1 <= len(pods) <= most:
-        raise Failed(f"download had {len(pods)} pods, expected {'one' if most == 1 else f'1 to {most}'}: "
+    max_pods = 1 if trial.engine == ARGO else 1 + trial.cluster.limits.lost_pod_retries
+    if not 1 <= len(pods) <= max_pods:
+        raise Failed(f"download had {len(pods)} pods, expected {'one' if max_pods == 1 else f'1 to {max_pods}'}: "
                      + "; ".join(last_words(pod) for pod in pods))  # fmt: skip
 
 
@@ -80,9 +80,9 @@ def _gpu_absent(trial: Trial) -> str:
     touched = _end_by_deadline(trial, run, deadline)
     if run.phase == SUCCEEDED:
         raise Failed(f"{run.workflow} succeeded without its GPU")
-    said = f"{run.message} {' '.join(last_words(seen) for seen in run.pods('train'))}"
-    if "deadline" not in said.lower():
-        raise Failed(f"the end does not say that it was the deadline's: {said}")
+    messages = f"{run.message} {' '.join(last_words(train_pod) for train_pod in run.pods('train'))}"
+    if "deadline" not in messages.lower():
+        raise Failed(f"the end does not say that it was the deadline's: {messages}")
     run.wait_for_nothing_left(trial.within(120))
     return f"pending ({why}), ended by the deadline of {deadline} s{touched}: {run.message}"
 
@@ -110,7 +110,7 @@ def _end_by_deadline(trial: Trial, run: Run, deadline: float) -> str:
 
 
 def _seconds_to_train(trial: Trial) -> float:
-    """How long the undisturbed run took until its pod of train was made."""
+    """Return the seconds of the undisturbed run until its pod of train was created."""
     run = baseline(trial)
     workflow, pods = run.object(), run.pods("train")
     return (created(pods[0]) - created(workflow)).total_seconds() if workflow and pods else 0.0

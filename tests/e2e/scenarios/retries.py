@@ -1,8 +1,7 @@
-"""Which failures of a step are tried again, how often and for how long: by Argo's template, and by KFP's count.
+"""Retries of failed steps, their number and time: by Argo's template, and by KFP's count.
 
 KFP compiles a number of tries and no policy, so that its retries are those of Argo's controller: by Argo's own default
-pods that failed, by the defaults of KFP's installation (OnError) those that were lost. What is met is recorded.
-"""
+pods that failed, by the defaults of KFP's installation (OnError) those that were lost. The outcome is recorded."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from dataclasses import replace
 from ..access.controller import Controller, find_controller, other_policy
 from ..access.kube import Doc, name_of
 from ..access.mirror import say
-from ..runs import ARGO, KFP, SUCCEEDED, Run, main_container, moment, uid_of
+from ..runs import ARGO, KFP, SUCCEEDED, Run, main_container, own_seconds, uid_of
 from ..scenario import Failed
 from ..session import Session, Trial
 from .common import NEEDS, add, submit
@@ -28,16 +27,18 @@ NEXT_POD_S = 240
 
 
 def policy_of(session: Session) -> str:
-    """Which failures Argo's controller tries again where a template says nothing; empty where it is out of sight."""
-    found = controller_of(session)
-    return str(session.facts.get("other_policy") or (found.policy if found else ""))
+    """Return the retry policy of Argo's controller for templates without one; empty where it can't be seen."""
+    controller = controller_of(session)
+    return str(session.facts.get("other_policy") or (controller.policy if controller else ""))
 
 
 def controller_of(session: Session) -> Controller | None:
     """Argo's controller that runs KFP's workflows, as it was at the beginning."""
     place = session.places[KFP]
-    found: Controller | None = session.once("controller", lambda: find_controller(place.kube, place.kube.namespace))
-    return found
+    controller: Controller | None = session.once(
+        "controller", lambda: find_controller(place.kube, place.kube.namespace)
+    )
+    return controller
 
 
 def record(trial: Trial, run: Run, failure: str, seconds: float) -> str:
@@ -48,7 +49,7 @@ def record(trial: Trial, run: Run, failure: str, seconds: float) -> str:
     outcome = "went on" if not run.ended or run.phase == SUCCEEDED else f"ended {run.phase}"
     trial.session.measure(
         TABLE, failure=failure, engine=trial.engine, policy=policy, pods=len(pods), exit_codes=codes,
-        own_seconds=[round(_own_seconds(pod)) for pod in pods], seconds=round(seconds), outcome=outcome,
+        own_seconds=[round(own_seconds(pod)) for pod in pods], seconds=round(seconds), outcome=outcome,
     )  # fmt: skip
     return f"{len(pods)} pod(s), {seconds:.0f} s, {outcome} under the policy {policy}"
 
@@ -62,38 +63,31 @@ def _reason(ended: Doc) -> str:
     return str(ended["reason"]) if ended.get("reason") not in (None, "Error", "Completed") else ""
 
 
-def _own_seconds(pod: Doc) -> float:
-    ended = main_container(pod).get("terminated") or {}
-    if not (ended.get("startedAt") and ended.get("finishedAt")):
-        return 0.0
-    return (moment(ended["finishedAt"]) - moment(ended["startedAt"])).total_seconds()
-
-
 def lost_pod(trial: Trial) -> str:
     """The download step's pod is deleted; whether another one takes over."""
     run = submit(trial, trial.workspace(trial.scenario))
 
-    def working() -> Doc | None:
+    def find_working() -> Doc | None:
         if run.ended:
             raise Failed(f"{run.workflow} ended {run.phase} before its pod could be deleted: {run.message}")
         return next((pod for pod in run.pods("download") if "running" in main_container(pod)), None)
 
-    victim = trial.mirror.wait(working, "a working pod of download", trial.deadline, run.doing, every=0.2)
+    victim = trial.mirror.wait(find_working, "a working pod of download", trial.deadline, run.doing, every=0.2)
     trial.kube.delete("pods", name_of(victim), grace=0)
     say(f"killed {name_of(victim)}")
 
-    def went_on() -> Doc | bool | None:
+    def find_successor() -> Doc | bool | None:
         later = [pod for pod in run.pods("download") if uid_of(pod) != uid_of(victim)]
         ended = [pod for pod in later if "terminated" in main_container(pod)]
         return run.ended or (ended[0] if ended else None)
 
     seconds = trial.deadline.left()
-    trial.mirror.wait(went_on, "another pod, or the end of the run", trial.within(NEXT_POD_S), run.doing)
+    trial.mirror.wait(find_successor, "another pod, or the end of the run", trial.within(NEXT_POD_S), run.doing)
     seconds -= trial.deadline.left()
-    told = record(trial, run, "lost pod", seconds)
+    note = record(trial, run, "lost pod", seconds)
     if trial.engine == ARGO and run.ended and run.phase != SUCCEEDED:
         raise Failed(f"a lost pod ended the run: {run.message}{run.failures()}")
-    return told
+    return note
 
 
 def transient(trial: Trial) -> str:
@@ -102,11 +96,11 @@ def transient(trial: Trial) -> str:
     phase = run.end(trial.deadline)
     if phase == SUCCEEDED:
         raise Failed(f"{run.workflow} succeeded with a source that nobody serves, {NOBODY_LISTENS}")
-    told = record(trial, run, "exit code 75", run.wall_seconds())
+    note = record(trial, run, "exit code 75", run.wall_seconds())
     expected = 1 + trial.cluster.limits.lost_pod_retries
     if trial.engine == ARGO and len(run.pods("download")) != expected:
-        raise Failed(f"expected {expected} pods of download, found {told}{run.failures()}")
-    return told
+        raise Failed(f"expected {expected} pods of download, found {note}{run.failures()}")
+    return note
 
 
 def out_of_memory(trial: Trial) -> str:
@@ -117,10 +111,10 @@ def out_of_memory(trial: Trial) -> str:
     phase = run.end(trial.deadline)
     if phase == SUCCEEDED:
         raise Failed(f"{run.workflow} succeeded with {TOO_LITTLE} for download")
-    told = record(trial, run, "out-of-memory kill", run.wall_seconds())
+    note = record(trial, run, "out-of-memory kill", run.wall_seconds())
     if trial.engine == ARGO and len(run.pods("download")) != 1:
-        raise Failed(f"expected one pod of download, found {told}{run.failures()}")
-    return told
+        raise Failed(f"expected one pod of download, found {note}{run.failures()}")
+    return note
 
 
 def other(trial: Trial) -> str:
@@ -143,15 +137,15 @@ def other(trial: Trial) -> str:
     with other_policy(trial.kube, controller) as policy, ThreadPoolExecutor(len(trials)) as pool:
         session.facts["other_policy"] = policy
         try:
-            told = list(pool.map(lambda pair: _tried(*pair), trials))
+            notes = list(pool.map(lambda pair: _try(*pair), trials))
         finally:
             del session.facts["other_policy"]
-    if failed := [words for words, is_failure in told if is_failure]:
+    if failed := [words for words, is_failure in notes if is_failure]:
         raise Failed("; ".join(failed))
-    return f"{policy}: " + "; ".join(words for words, _ in told)
+    return f"{policy}: " + "; ".join(words for words, _ in notes)
 
 
-def _tried(trial: Trial, body: Callable[[Trial], str]) -> tuple[str, bool]:
+def _try(trial: Trial, body: Callable[[Trial], str]) -> tuple[str, bool]:
     """(what came of it, whether it failed)."""
     try:
         return f"{trial.scenario}: {body(trial)}", False
@@ -170,9 +164,9 @@ def register() -> None:
 
 def register_other() -> None:
     """Apart, for they change the cluster: alone and last."""
-    about = "the same failures under the other retry policy of Argo's controller"
+    description = "the same failures under the other retry policy of Argo's controller"
     for engine in (KFP, ARGO):
-        add(engine, "other-policy", about, other, (*NEEDS[engine], "controller"), alone=True, lacks=_lacks)
+        add(engine, "other-policy", description, other, (*NEEDS[engine], "controller"), alone=True, lacks=_lacks)
 
 
 def _lacks(session: Session) -> str:

@@ -15,8 +15,8 @@ from .common import add_after, check_unchanged, source
 
 def _arguments(trial: Trial) -> dict[str, Any]:
     """The small run's, as the pipeline takes them: what is no parameter of it is in `config`."""
-    given = resolve_parameters({**SMALL, "source": source(trial)}).arguments()
-    return {name: value for name, value in given.items() if value not in ("", None)}
+    parameters = resolve_parameters({**SMALL, "source": source(trial)}).arguments()
+    return {name: value for name, value in parameters.items() if value not in ("", None)}
 
 
 def _package(trial: Trial) -> str:
@@ -36,12 +36,12 @@ def _recurring(trial: Trial) -> str:
     package = kfp.compile_package(trial, workspace)
     client, experiment = kfp.sdk_client(trial)
     with client as sdk:
-        place = sdk.create_experiment(experiment)
-        made = sdk.create_recurring_run(
-            experiment_id=place.experiment_id, job_name=trial.name(trial.scenario), cron_expression="0 * * * * *",
+        created = sdk.create_experiment(experiment)
+        recurring_run = sdk.create_recurring_run(
+            experiment_id=created.experiment_id, job_name=trial.name(trial.scenario), cron_expression="0 * * * * *",
             max_concurrency=1, no_catchup=True, pipeline_package_path=str(package), params=_arguments(trial),
         )  # fmt: skip
-    schedule = str(made.recurring_run_id)
+    schedule = str(recurring_run.recurring_run_id)
 
     def delete() -> None:
         with client_again() as sdk:

@@ -23,7 +23,7 @@ SECONDS_A_RETRAINING = 240
 
 
 def _second_week(trial: Trial) -> str:
-    """Two runs in one workspace, with 1% new images before the second; the datasets are those of a run from nothing."""
+    """Run twice in one workspace, with 1% new images before the second; compare with a run from nothing."""
     source, workspace = trial.workspace(f"{trial.engine}-photos"), trial.workspace(f"{trial.engine}-weeks")
     seconds: dict[int, dict[str, float]] = {}
     stored: dict[int, dict[str, Any]] = {0: {"bytes": {}}}
@@ -39,8 +39,8 @@ def _second_week(trial: Trial) -> str:
         fresh = submit(trial, trial.workspace(f"{trial.engine}-fresh"), source=source).succeed(trial.deadline)
         rows = trial.session.facts[FRESH] = probe.ask(trial, "rows", workspace=fresh.workspace)["hashes"]
     _check_same_rows(stored[2]["hashes"], rows)
-    told = ", ".join(f"{step} {seconds[1][step]} and {seconds[2][step]} s" for step in STEPS)
-    return f"{told}; the rows of a run from nothing"
+    durations = ", ".join(f"{step} {seconds[1][step]} and {seconds[2][step]} s" for step in STEPS)
+    return f"{durations}; the rows of a run from nothing"
 
 
 def _own_seconds(trial: Trial, run: Run) -> dict[str, float]:
@@ -58,13 +58,13 @@ def _check_same_rows(stored: dict[str, dict[str, str]], fresh: dict[str, dict[st
     for kind, hashes in fresh.items():
         for fingerprint, rows in hashes.items():
             if stored[kind].get(fingerprint) != rows:
-                found = stored[kind].get(fingerprint, "none of that fingerprint")
-                raise Failed(f"{kind} {fingerprint}: expected the {rows} of a run from nothing, found {found}")
+                actual = stored[kind].get(fingerprint, "none of that fingerprint")
+                raise Failed(f"{kind} {fingerprint}: expected the {rows} of a run from nothing, found {actual}")
 
 
 def _retrainings(trial: Trial) -> str:
     """Scheduled runs in a row, a pod killed at random in each, new images in each week."""
-    count, choose = trial.options.retrainings, random.Random(trial.session.suffix)
+    count, rng = trial.options.retrainings, random.Random(trial.session.suffix)
     source, workspace = trial.workspace("retrainings-photos"), trial.workspace("retrainings")
     probe.ask(trial, "plant", source=source)
     name = argo.start_cron(trial, in_pods(trial.cluster), workspace, **{**SMALL, "source": source})
@@ -73,7 +73,7 @@ def _retrainings(trial: Trial) -> str:
         run = argo.next_of_cron(trial, name, workspace, trial.within(SECONDS_A_RETRAINING), week - 1)
         if week == count:
             argo.stop_cron(trial, name)
-        target = choose.choice(TARGETS["steps"])
+        target = rng.choice(TARGETS["steps"])
         victim = kill(trial, run, target)
         if week < count:
             probe.ask(trial, "plant", source=source, weeks=week)
@@ -85,9 +85,9 @@ def _retrainings(trial: Trial) -> str:
         raise Failed(f"only {sum(killed.values())} of {count} pods were killed before they had ended: {killed}")
     fresh = submit(trial, trial.workspace("retrainings-fresh"), source=source).succeed(trial.deadline)
     _check_same_rows(*(probe.ask(trial, "rows", workspace=place)["hashes"] for place in (workspace, fresh.workspace)))
-    told = ", ".join(f"{times} of {step}" for step, times in killed.items())
+    counts = ", ".join(f"{times} of {step}" for step, times in killed.items())
     return (
-        f"{count} retrainings, pods killed: {told}; the last week's rows are those of an undisturbed run from nothing"
+        f"{count} retrainings, pods killed: {counts}; the last week's rows are those of an undisturbed run from nothing"
     )
 
 

@@ -23,11 +23,11 @@ from .common import (
     check_same,
     check_unchanged,
     datasets,
+    format_seconds,
     look,
     records_of,
     source,
     submit,
-    told_seconds,
 )
 
 NOTHING_LEFT_S = 180
@@ -37,13 +37,13 @@ def _submitted(trial: Trial) -> str:
     options = {"wait": True} if trial.engine == KFP else {}
     run = submit(trial, trial.workspace(trial.engine), **options)
     trial.session.baselines[trial.engine] = run.succeed(trial.deadline)
-    made = datasets(trial)
+    stored = datasets(trial)
     other = {ARGO: KFP, KFP: ARGO}[trial.engine]
     same = ""
     if (known := trial.session.facts.get(f"datasets {other}")) is not None:
-        check_same(made, known, f"the run through {other}")
+        check_same(stored, known, f"the run through {other}")
         same = f"; the same datasets as through {other}"
-    return f"{told_seconds(run.seconds())}{same}"
+    return f"{format_seconds(run.seconds())}{same}"
 
 
 def _nothing_left(trial: Trial) -> str:
@@ -58,10 +58,10 @@ def _cpu_only(trial: Trial) -> str:
         cluster = without_gpus(trial.cluster)
         run = submit(trial, trial.workspace(f"{trial.engine}-cpu"), cluster=cluster).succeed(trial.deadline)
     for pod in run.pods():
-        if asked := asked_for(pod):
-            raise Failed(f"pod {name_of(pod)} asks for {', '.join(sorted(asked))}")
+        if resources := asked_for(pod):
+            raise Failed(f"pod {name_of(pod)} asks for {', '.join(sorted(resources))}")
     check_complete(trial, run)
-    return told_seconds(run.seconds())
+    return format_seconds(run.seconds())
 
 
 def _clean_on_ray(trial: Trial) -> str:
@@ -75,7 +75,7 @@ def _clean_on_ray(trial: Trial) -> str:
     if record["state"] != "ran":
         raise Failed(f"clean's record says {record['state']}, and not how long its RayJob worked")
     run.wait_for_nothing_left(trial.within(NOTHING_LEFT_S))
-    return f"the same datasets; clean worked for {record['seconds']:.0f} s; {told_seconds(run.seconds())}"
+    return f"the same datasets; clean worked for {record['seconds']:.0f} s; {format_seconds(run.seconds())}"
 
 
 def _gpu(trial: Trial) -> str:
@@ -87,11 +87,11 @@ def _gpu(trial: Trial) -> str:
         if kind not in asked_for(run.pods(step)[-1]):
             raise Failed(f"the pod of {step} asks for no {kind}")
     check_complete(trial, run)
-    return f"{' and '.join(asks)} on CUDA: {told_seconds(run.seconds())}"
+    return f"{' and '.join(asks)} on CUDA: {format_seconds(run.seconds())}"
 
 
 def _gpu_steps(trial: Trial) -> dict[str, str]:
-    """By step, the kind of GPU that it asks for."""
+    """Return the kind of GPU that each step asks for."""
     return {step: pod.gpu_type for step, pod in trial.cluster.steps.items() if step in ON_GPU and pod.gpu}
 
 
@@ -114,9 +114,9 @@ def _recurring(trial: Trial) -> str:
 
 def _two_at_once(trial: Trial) -> str:
     workspace = trial.workspace(trial.engine)
-    made_by = argo.template(trial, trial.cluster, {})
-    first = submit(trial, workspace, template_name=made_by, seed=11)
-    second = submit(trial, workspace, template_name=made_by, seed=12)
+    template_name = argo.template(trial, trial.cluster, {})
+    first = submit(trial, workspace, template_name=template_name, seed=11)
+    second = submit(trial, workspace, template_name=template_name, seed=12)
     waited = _watch_turns(trial, first, second, trial.deadline)
     first.succeed(trial.deadline)
     second.succeed(trial.deadline)
@@ -128,7 +128,7 @@ def _two_at_once(trial: Trial) -> str:
 
 
 def _watch_turns(trial: Trial, first: Run, second: Run, deadline: Deadline) -> str:
-    """Until one of them waits; Failed when both work at the same time. The message of the one that waits."""
+    """Wait until one of the runs waits for the other and return its message; Failed when both work at the same time."""
 
     def waiting() -> str | None:
         working = [run for run in (first, second) if any(_works(pod) for pod in run.pods(living=True))]
@@ -136,8 +136,8 @@ def _watch_turns(trial: Trial, first: Run, second: Run, deadline: Deadline) -> s
             raise Failed("both retrainings work at the same time")
         if all(run.ended for run in (first, second)):
             raise Failed("neither of two retrainings was seen to wait for the other")
-        told = [run.message for run in (first, second) if run.phase == "Pending" and "lock" in run.message.lower()]
-        return told[0] if told else None
+        messages = [run.message for run in (first, second) if run.phase == "Pending" and "lock" in run.message.lower()]
+        return messages[0] if messages else None
 
     return trial.mirror.wait(waiting, "one of two runs that waits for the other", deadline,
                              lambda: f"{first.doing()} | {second.doing()}")  # fmt: skip
@@ -157,8 +157,8 @@ def register() -> None:
         add(engine, "submit", f"a run through {engine}, from download to promotion", _submitted)
     for engine in (KFP, ARGO):
         add_after(engine, "nothing-left", "no RayJob, Ray cluster or living pod after the end", _nothing_left)
-        about = "clean as a RayJob gives the datasets of clean in its pod"
-        add_after(engine, "clean-on-ray", about, _clean_on_ray, "kuberay")
+        description = "clean as a RayJob gives the datasets of clean in its pod"
+        add_after(engine, "clean-on-ray", description, _clean_on_ray, "kuberay")
         add_after(engine, "cpu-only", "steps with gpu: 0 finish without GPUs", _cpu_only)
         add(engine, "gpu", "train and evaluate use the GPU that they ask for", _gpu, (*NEEDS[engine], "gpus"),
             lacks=functools.partial(_lacks_gpu_steps, engine))  # fmt: skip
