@@ -32,7 +32,7 @@ NUMBERS = {"train": 24, "val": 9, "test": 9}
 
 @cache
 def _photo(number: int) -> bytes:
-    """One of the first class where the number is even; JPEG, and every third one PNG."""
+    """Make a photograph, of the first class where the number is even; JPEG, and every third one PNG."""
     pixels = photos.made(number, 90 + 7 * number % 31, 70 + 5 * number % 23)
     pixels[..., 2 * (number % 2)] //= 2  # one class is less red, the other less blue
     return photos.saved(pixels, "JPEG", quality=92) if number % 3 else photos.saved(pixels)

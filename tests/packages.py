@@ -1,4 +1,4 @@
-"""For tests of compiled packages: images by digest, and the documents of a package."""
+"""Helpers for tests of compiled packages: images by digest, and the documents of a package."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ Answer = tuple[int, Json]
 
 
 class Registry:
-    """One server. `out_of_order`: so many requests are answered with 503 first; `requests`: methods and paths."""
+    """A registry server. `out_of_order`: how many requests are answered with 503 first; `requests`: methods, paths."""
 
     prefix = ""
 
@@ -84,15 +84,15 @@ class ModelRegistry(Registry):
         parts = path.strip("/").split("/")
         match method, parts:
             case "GET", ["registered_model"]:
-                return _one([m for m in self.models if m["name"] == query["name"]])
+                return _find_only([m for m in self.models if m["name"] == query["name"]])
             case "POST", ["registered_models"]:
                 return self._create(self.models, body, [m["name"] for m in self.models])
             case "PATCH", ["registered_models", number]:
                 self.models[int(number) - 1] |= body
                 return 200, self.models[int(number) - 1]
             case "GET", ["model_version"]:
-                wanted = (query["name"], query["parentResourceId"])
-                return _one([v for v in self.versions if (v["name"], v["registeredModelId"]) == wanted])
+                key = (query["name"], query["parentResourceId"])
+                return _find_only([v for v in self.versions if (v["name"], v["registeredModelId"]) == key])
             case "POST", ["model_versions"]:
                 assert int(body["registeredModelId"]) <= len(self.models)
                 names = [v["name"] for v in self.versions if v["registeredModelId"] == body["registeredModelId"]]
@@ -100,8 +100,8 @@ class ModelRegistry(Registry):
             case "GET", ["model_versions", number, "artifacts"]:
                 return 200, {"items": [a for a in self.artifacts.get(number, []) if a["name"] == query["name"]]}
             case "POST", ["model_versions", number, "artifacts"]:
-                there = [a["name"] for artifacts in self.artifacts.values() for a in artifacts]
-                return self._create(self.artifacts.setdefault(number, []), body, there)
+                existing_names = [a["name"] for artifacts in self.artifacts.values() for a in artifacts]
+                return self._create(self.artifacts.setdefault(number, []), body, existing_names)
         return 405, {}
 
     def _create(self, items: list[Json], body: Json, names: list[str]) -> Answer:
@@ -138,14 +138,14 @@ class Tracking(Registry):
                 return 200, {"run": self.runs[-1]}
             case "POST", "/runs/search":
                 value = body.get("filter", "").partition("= '")[2].partition("'")[0]
-                found = [
+                runs = [
                     run
                     for run in self.runs
                     if run["info"]["experiment_id"] in body["experiment_ids"]
                     and (not value or value in (tag["value"] for tag in run["data"]["tags"]))
                     and not (value and run["info"]["status"] == "FINISHED")
                 ]
-                return 200, {"runs": found} if found else {}
+                return 200, {"runs": runs} if runs else {}
         run_id = query.get("run_id") or body.get("run_id")
         run = next((run for run in self.runs if run["info"]["run_id"] == run_id), None)
         if run is None:
@@ -162,8 +162,8 @@ class Tracking(Registry):
         return 200, {}
 
 
-def _one(found: list[Json]) -> Answer:
-    return (200, found[0]) if found else (404, {"message": "not found"})
+def _find_only(items: list[Json]) -> Answer:
+    return (200, items[0]) if items else (404, {"message": "not found"})
 
 
 @contextmanager

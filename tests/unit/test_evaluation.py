@@ -307,12 +307,12 @@ def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch) -
 
 
 def columns_of(trained: TrainedModel, *names: str) -> dict[str, dict[str, Any]]:
-    """Some columns of the clean test images, by their ids."""
+    """Read columns of the clean test images by image id."""
     tables = read_columns(trained.clean, "data", ["image_id", *names], "test")
     return {row["image_id"]: row for table in tables for row in table.to_pylist()}
 
 
-def test_slices_by_number_and_by_text_count_what_is_in_them(trained: TrainedModel) -> None:
+def test_slices_by_number_and_text_have_counts_and_scores(trained: TrainedModel) -> None:
     evaluation = trained.evaluated(slices="label, size,brightness")
     columns = columns_of(trained, "label", "width", "height")
     rows, slices = rows_of(evaluation), evaluation.manifest.extra.slices
