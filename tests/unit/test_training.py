@@ -231,7 +231,7 @@ def test_epoch_is_logged_with_its_scores(tensors: Dataset, tmp_path: Path, capsy
     }  # fmt: skip
 
 
-def test_autocast_and_compilation_depend_on_the_device(monkeypatch: pytest.MonkeyPatch, tensors: Dataset) -> None:
+def test_autocast_and_compilation_depend_on_the_device(tensors: Dataset) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert choose_autocast_dtype("float32", cpu) is None and choose_autocast_dtype("bfloat16", cpu) is torch.bfloat16
     assert choose_autocast_dtype("float16", cuda) is torch.float16
