@@ -319,9 +319,9 @@ def test_multi_label_has_no_confusion_matrix_in_kfp(multi: Chain, single: Chain,
             workspace=chain.workspace.uri, name="k", rerun="", run="r", config="{}", model=chain.model.uri,
             clean=chain.clean.uri, metrics=metrics, confusion=confusion,
         )  # fmt: skip
-        both = {"top1", "macro_f1", "pr_auc", "roc_auc", "loss", "nll", "brier", "ece", "ece_uncalibrated"}
-        several = {"micro_f1", "subset_accuracy", "micro_pr_auc"}
-        assert set(metrics.metadata) == both | (several if chain is multi else {"balanced_accuracy"})
+        common = {"top1", "macro_f1", "pr_auc", "roc_auc", "loss", "nll", "brier", "ece", "ece_uncalibrated"}
+        multi_label = {"micro_f1", "subset_accuracy", "micro_pr_auc"}
+        assert set(metrics.metadata) == common | (multi_label if chain is multi else {"balanced_accuracy"})
         assert ("confusionMatrix" in confusion.metadata) is (chain is single)
 
 
