@@ -1,4 +1,4 @@
-"""Stand-ins of MLflow's model registry and of Kubeflow's Model Registry, with the few requests that imagemill makes.
+"""Stand-ins of MLflow and of Kubeflow's Model Registry, with the few requests that imagemill makes.
 
 They hold what they are told and refuse what the real ones refuse: names that are there already, things that are not.
 """
@@ -109,6 +109,57 @@ class ModelRegistry(Registry):
             return 409, {"message": "already exists"}
         items.append({**body, "id": str(len(items) + 1)})
         return 201, items[-1]
+
+
+class Tracking(Registry):
+    """MLflow's experiments and runs."""
+
+    prefix = "/api/2.0/mlflow"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experiments: list[str] = []
+        self.runs: list[Json] = []
+
+    def answer(self, method: str, path: str, query: dict[str, str], body: Json) -> Answer:
+        match method, path:
+            case "GET", "/experiments/get-by-name":
+                name = query["experiment_name"]
+                if name not in self.experiments:
+                    return 404, {"error_code": "RESOURCE_DOES_NOT_EXIST"}
+                return 200, {"experiment": {"experiment_id": str(self.experiments.index(name)), "name": name}}
+            case "POST", "/experiments/create":
+                self.experiments.append(body["name"])
+                return 200, {"experiment_id": str(len(self.experiments) - 1)}
+            case "POST", "/runs/create":
+                info = {"run_id": f"run{len(self.runs)}", "run_name": body["run_name"], "status": "RUNNING"}
+                data: Json = {"params": [], "tags": body["tags"]}
+                self.runs.append({"info": info | {"experiment_id": body["experiment_id"]}, "data": data, "points": []})
+                return 200, {"run": self.runs[-1]}
+            case "POST", "/runs/search":
+                value = body.get("filter", "").partition("= '")[2].partition("'")[0]
+                found = [
+                    run
+                    for run in self.runs
+                    if run["info"]["experiment_id"] in body["experiment_ids"]
+                    and (not value or value in (tag["value"] for tag in run["data"]["tags"]))
+                    and not (value and run["info"]["status"] == "FINISHED")
+                ]
+                return 200, {"runs": found} if found else {}
+        run_id = query.get("run_id") or body.get("run_id")
+        run = next((run for run in self.runs if run["info"]["run_id"] == run_id), None)
+        if run is None:
+            return 404, {"error_code": "RESOURCE_DOES_NOT_EXIST"}
+        match method, path:
+            case "POST", "/runs/update":
+                run["info"]["status"] = body["status"]
+            case "POST", "/runs/log-batch":
+                run["data"]["params"] += body.get("params", [])
+                run["data"]["tags"] += body.get("tags", [])
+                run["points"] += body.get("metrics", [])
+            case "GET", "/metrics/get-history":
+                return 200, {"metrics": [point for point in run["points"] if point["key"] == query["metric_key"]]}
+        return 200, {}
 
 
 def _one(found: list[Json]) -> Answer:

@@ -23,10 +23,9 @@ from imagemill.components.evaluate.cross_validation import (
     cross_validate_probe,
     describe_cross_validation,
     find_units,
-    read_image_ids,
 )
 from imagemill.components.models.artifact import ModelSpec, build_network
-from imagemill.components.models.features import LinearProbe, find_features
+from imagemill.components.models.features import LinearProbe, find_features, read_image_ids
 from imagemill.components.promote.score_sections import list_metrics
 
 

@@ -217,6 +217,8 @@ def test_drift_is_in_the_summary() -> None:
     text = render_summary(RunSummary("r", "w", {"clean": record(metrics={"drift": lines})}))
     assert "## Drift since the champion's data\n\n- all 90 images: class balance PSI 0.40" in text and "<b>" not in text
     assert "Drift" not in render_summary(RunSummary("r", "w", {"clean": record(metrics={"drift": []})}))
+    features = record(metrics={"feature_drift": ["the 20 new images: features of resnet18, distance 2.10 ± 0.60"]})
+    assert "\n- the 20 new images: features of resnet18" in render_summary(RunSummary("r", "w", {"evaluate": features}))
 
 
 def test_while_the_run_goes_on_nothing_is_lost() -> None:

@@ -14,13 +14,16 @@ import pytest
 import torch
 from trained import make_tensors, settings
 
+from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.step.step import RANK_RECORDS, Context, Step, rank
 from imagemill.components.storage.errors import MillError, TransientError, UserError
 from imagemill.components.train import STEP
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.loop import torchrun
+from imagemill.components.train.loop.batch_norm import synchronize_batch_norm
 from imagemill.components.train.loop.communicator import LOST, Communicator, StopRequest
 from imagemill.components.train.loop.stepper import _find_unused_parameters
 
@@ -96,7 +99,7 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch, tensors: Dataset) -
     with pytest.raises(UserError, match="batch_size: expected at least two images for each of 5 processes, found 8"):
         number(processes=5)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert number(4, device="auto", processes=3) == 1
+    assert number(4, device="auto", processes=3) == 2, "torchrun's"
 
 
 def test_a_process_alone_agrees_with_itself() -> None:
@@ -147,6 +150,28 @@ def test_parameters_that_the_logits_do_not_depend_on_are_found() -> None:
     assert _find_unused_parameters(made, (3, 2, 2), torch.device("cpu")) == ["unused.weight", "unused.bias"]
     assert all(torch.equal(value, before[key]) for key, value in made.state_dict().items())
     assert made.training and not made.used.bias.requires_grad and made.used.weight.grad is None
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "timm:efficientnet_lite0"])
+def test_batch_normalizations_are_synchronized_on_gpus_and_elsewhere_it_is_said_that_they_are_not(
+    backbone: str,
+) -> None:
+    """Parameters, names and what the network computes are the same; timm's activations stay with their layers."""
+    network = build_network(ModelSpec(backbone, ("a", "b"), ImageSpec((32, 32, 3)))).eval()
+    images, before = torch.randn(2, 3, 32, 32), dict(network.named_parameters())
+    expected, names = network(images), list(network.state_dict())
+    assert "each process normalizes by its own share" in synchronize_batch_norm(network, backbone, torch.device("cpu"))
+    assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in network.modules())
+    assert "SyncBatchNorm" in synchronize_batch_norm(network, backbone, torch.device("cuda"))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in network.modules())
+    assert list(network.state_dict()) == names and torch.equal(network(images), expected)
+    assert all(parameter is before[name] for name, parameter in network.named_parameters())
+
+
+def test_a_network_without_batch_normalization_is_left_alone() -> None:
+    network = build_network(ModelSpec("squeezenet1_1", ("a", "b"), ImageSpec((32, 32, 3))))
+    assert not synchronize_batch_norm(network, "squeezenet1_1", torch.device("cuda"))
 
 
 def test_sigterm_outside_of_the_main_thread_is_left_alone() -> None:
