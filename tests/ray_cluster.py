@@ -163,10 +163,6 @@ class RayCluster:
         """The environment of a command that is let in."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
 
-    def login_on_a_node(self) -> dict[str, str]:
-        """The same for one that joins from a node, by `auto`."""
-        return self.login | {"RAY_TMPDIR": str(self.folder / "r")}
-
 
 def free_ports(number: int) -> list[int]:
     """Ports that were free a moment ago, all different; from below those that the kernel gives to outgoing connections,
