@@ -48,7 +48,9 @@ def require(targets: Sequence[str] = (), tag: str = TAG) -> None:
         pytest.skip(reason)
     missing_images = [name for name in (f"imagemill-{target}:{tag}" for target in targets) if not is_there(name)]
     if missing_images:
-        pytest.skip(f"no image {', '.join(missing_images)} here; imagemill images build --no-push --tag {tag} makes them")
+        pytest.skip(
+            f"no image {', '.join(missing_images)} here; imagemill images build --no-push --tag {tag} makes them"
+        )
 
 
 def is_there(image: str) -> bool:

@@ -31,14 +31,18 @@ class KfpOnCluster(KfpService):
             *super()._routes(),
             (f"/runs/{segment}", "DELETE", self._delete_run),
             (f"/runs/{segment}:terminate", "POST", self._terminate),
-            (f"/experiments/{segment}", "DELETE", lambda q, b, identifier: _without(self.experiments, "experiment_id", identifier)),
+            (f"/experiments/{segment}", "DELETE", lambda q, b, name: _without(self.experiments, "experiment_id", name)),
             (f"/pipelines/{segment}", "DELETE", self._delete_pipeline),
             (f"/pipelines/{segment}/versions/{segment}", "DELETE",
              lambda q, b, pipeline, identifier: _without(self.versions, "pipeline_version_id", identifier)),
         ]  # fmt: skip
 
     def _workflow_of(self, run: str) -> Doc | None:
-        workflows = [workflow for workflow in self.play.cluster.list("workflows") if _labels(workflow).get("pipeline/runid") == run]
+        workflows = [
+            workflow
+            for workflow in self.play.cluster.list("workflows")
+            if _labels(workflow).get("pipeline/runid") == run
+        ]
         return workflows[0] if workflows else None
 
     def _version(self, reference: dict[str, str]) -> dict[str, Any]:
@@ -63,7 +67,9 @@ class KfpOnCluster(KfpService):
         name = f"training-{run['display_name']}"
         settings = package["platform_spec"]["platforms"]["kubernetes"].get("pipelineConfig", {})
         deadline = {key: settings[key] for key in ("activeDeadlineSeconds",) if key in settings}
-        document = self.play.cluster.create("workflows", {"metadata": {"name": name, "labels": labels}, "spec": deadline})
+        document = self.play.cluster.create(
+            "workflows", {"metadata": {"name": name, "labels": labels}, "spec": deadline}
+        )
         parameters = body.get("runtime_config", {}).get("parameters", {})
         _thread(lambda: KfpFlow(self.play, document, spec, parameters, run["run_id"]).play())
         return run

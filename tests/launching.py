@@ -136,7 +136,10 @@ def served(folder: Path) -> Iterator[KubeApi]:
             patch.delenv(name, raising=False)
         (folder / "namespace").write_text(NAMESPACE)
         patch.setattr(kube, "SERVICE_ACCOUNT_DIR", folder)
-        metadata = {"name": "resize-pod", "ownerReferences": [WORKFLOW | {"controller": True, "blockOwnerDeletion": True}]}
+        metadata = {
+            "name": "resize-pod",
+            "ownerReferences": [WORKFLOW | {"controller": True, "blockOwnerDeletion": True}],
+        }
         api.put(PODS, {"metadata": metadata, "spec": {"serviceAccountName": "default-editor"}})
         patch.setenv("KUBECONFIG", str(api.kubeconfig(folder)))
         patch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
@@ -192,7 +195,9 @@ def launch(work: Work, cluster: Json | None = None, run: str = RUN, cluster_json
     """Run the step as the KFP component calls it. The mode is rayjob unless `cluster` has another; `cluster_json` is
     the cluster file as JSON, used instead of `cluster`."""
     cluster = cluster or {}
-    cluster_json = cluster_json or parse_cluster(cluster | {"ray": {"mode": "rayjob"} | cluster.get("ray", {})}).to_json()
+    cluster_json = (
+        cluster_json or parse_cluster(cluster | {"ray": {"mode": "rayjob"} | cluster.get("ray", {})}).to_json()
+    )
     arguments = {"workspace": work.workspace, "clean": work.clean, "run": run, "image_size": 16.0} | values
     config = json.dumps(arguments.pop("config", {}))
     with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:
@@ -229,8 +234,9 @@ def run_for_real(work_folder: Path) -> Act:
     def act(api: KubeApi, job: Json) -> None:
         line = shlex.join(word for word in words_of(job) if word != "--ray-address=auto")
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        process = subprocess.run(line, shell=True, cwd=work_folder, env=os.environ | {"PATH": path}, capture_output=True,
-                             text=True)  # fmt: skip
+        process = subprocess.run(
+            line, shell=True, cwd=work_folder, env=os.environ | {"PATH": path}, capture_output=True, text=True
+        )
         assert process.returncode == 0, process.stderr
         submitter(*process.stderr.splitlines(), phase="Succeeded")(api, job)
 

@@ -6,6 +6,7 @@ import math
 import platform
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -89,12 +90,13 @@ class InferenceRunner:
         logits_of_views: list[torch.Tensor] = []
         features: list[torch.Tensor] = []
         first_view = seconds = 0.0
-        with HeadInputs(self.network) as head_inputs:
+        with HeadInputs(self.network) if self.detector else nullcontext() as head_inputs:
             for view in make_views(images, self.size, self.tta):
                 logits_of_views.append(self.network(view.contiguous(memory_format=torch.channels_last)).float())
                 seconds = self.throughput.read_clock() - start
                 first_view = first_view or seconds
-                features.append(head_inputs.read())
+                if head_inputs:
+                    features.append(head_inputs.read())
         self.throughput.add(len(batch.ids), first_view, seconds)
         if self.detector:  # of the center crop, as predict sees the image
             self.num_unlike += int((self.detector.score(features[0].cpu().numpy()) > 1).sum())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -197,11 +198,13 @@ class Predictor:
         """Return the probabilities, and the out-of-distribution scores float32 [B] where there is a detector."""
         import torch
 
-        with torch.inference_mode(), HeadInputs(self.network) as head_inputs:
+        with torch.inference_mode(), HeadInputs(self.network) if self.detector else nullcontext() as head_inputs:
             inputs = Normalize(self.spec.image, self.device)(torch.from_numpy(images).to(self.device))
             logits = self.network(inputs).float() / (self.spec.extra.temperature or 1.0)
             scores: Probabilities = probabilities(logits, self.spec.task).cpu().numpy()
-            return scores, self.detector.score(head_inputs.read().cpu().numpy()) if self.detector else None
+            if not self.detector or not head_inputs:
+                return scores, None
+            return scores, self.detector.score(head_inputs.read().cpu().numpy())
 
 
 def _find_preprocessing(model: Dataset, spec: ModelSpec) -> dict[str, Any]:

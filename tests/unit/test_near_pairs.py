@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 from chain import clean_photos, evaluated, one_core, resized, trained
 from html_page import Page
-from reported import FIRST
+from reported import FIRST, raw_dataset
 from safetensors.torch import save_file
 
 from imagemill.components.dataset.kinds import ImageSpec
@@ -65,7 +65,7 @@ def test_bursts_are_listed_and_few_images_are_not() -> None:
 
 def test_the_report_shows_pairs(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = Workspace(str(tmp_path_factory.mktemp("pairs")))
-    clean = clean_photos(workspace)
+    clean = clean_photos(workspace, raw=raw_dataset(workspace, {"0.jpg": None}))
 
     weights = workspace.at("weights.safetensors")
     save_file(build_network(ModelSpec("shufflenet_v2_x0_5", ("a", "b"), ImageSpec((32, 32, 3)))).state_dict(), weights)
