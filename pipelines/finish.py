@@ -180,7 +180,8 @@ def _describe_result(step: str, record: Mapping[str, Any]) -> list[str]:
 
 def _render_drift(run: RunSummary) -> str:
     """Return a section with what has drifted since the champion's data; empty where nothing has."""
-    lines = run.records.get("clean", {}).get("metrics", {}).get("drift", [])
+    sections = (("clean", "drift"), ("evaluate", "feature_drift"))
+    lines = [line for step, key in sections for line in run.records.get(step, {}).get("metrics", {}).get(key, [])]
     if not lines:
         return ""
     return "\n".join(["## Drift since the champion's data", "", *(f"- {_escape_markdown(line)}" for line in lines)])
@@ -264,7 +265,7 @@ def read_record_facts(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
     return {
         **{kind: records.get(step, {}).get("uri", "") for step, kind in PRODUCTS.items()},
         "report": gate.get("report", ""),
-        "metrics": {key: value for key, value in metrics.items() if key != "champion_evaluation"},
+        "metrics": {key: value for key, value in metrics.items() if isinstance(value, (int, float))},
         "promoted": bool(gate.get("promoted")),
         "verdict": gate.get("verdict", ""),
         "champion": records.get("promote", {}).get("uri", ""),

@@ -31,7 +31,7 @@ _FUNCTIONS = {
 
 @dataclass(frozen=True)
 class Ended:
-    """How one try ended: the exit code of its main container, if it has one, and Argo's word and message on it."""
+    """The end of one try: the exit code of its main container, if it has one, and Argo's word and message on it."""
 
     code: int | None = 0
     status: str = FAILED
@@ -56,7 +56,7 @@ Execute = Callable[[str, Json], Ended]
 
 
 def retried(expression: str, ended: Ended) -> bool:
-    """What expr-lang makes of a retry expression; the values are text, an exit code that is not known is -1."""
+    """Evaluate a retry expression as expr-lang does; values are text, an unknown exit code is -1."""
     text = re.sub(r'([\w.]+) matches ("[^"]*")', r"found(\2, \1)", expression)
     text = text.replace("&&", " and ").replace("||", " or ").replace("!(", " not (").strip()
     last = SimpleNamespace(
@@ -70,7 +70,7 @@ def retried(expression: str, ended: Ended) -> bool:
 
 @dataclass
 class Workflow:
-    """One run of a template: `scratch` stands for the /scratch of each pod in turn."""
+    """A run of a WorkflowTemplate: `scratch` stands for the /scratch of each pod in turn."""
 
     document: Json
     given: Mapping[str, str]
@@ -82,12 +82,12 @@ class Workflow:
     def run(self) -> str:
         """The phase that the workflow ends with."""
         spec = self.document["spec"]
-        arguments = {one["name"]: one["value"] for one in spec["arguments"]["parameters"]}
-        unknown = set(self.given) - set(arguments)
-        assert not unknown, f"no parameters of the workflow: {unknown}"
-        self._global = {f"workflow.parameters.{name}": value for name, value in {**arguments, **self.given}.items()}
+        parameters = {parameter["name"]: parameter["value"] for parameter in spec["arguments"]["parameters"]}
+        undefined = set(self.given) - set(parameters)
+        assert not undefined, f"no parameters of the workflow: {undefined}"
+        self._global = {f"workflow.parameters.{name}": value for name, value in {**parameters, **self.given}.items()}
         self._global["workflow.name"] = self.name
-        self._templates = {one["name"]: one for one in spec["templates"]}
+        self._templates = {template["name"]: template for template in spec["templates"]}
         for task in self._templates[spec["entrypoint"]]["dag"]["tasks"]:
             self.nodes[task["name"]] = self._task(task)
         ended = {node.phase for node in self.nodes.values()}
@@ -99,95 +99,95 @@ class Workflow:
     def _task(self, task: Json) -> Node:
         if not self._depends(task.get("depends", "")):
             return Node(OMITTED)
-        known = self._global | {
+        values = self._global | {
             f"tasks.{name}.outputs.parameters.{output}": value
             for name, node in self.nodes.items()
             for output, value in node.outputs.items()
         }
-        if "when" in task and not _when(resolve(task["when"], known)):
+        if "when" in task and not _when(resolve(task["when"], values)):
             return Node(SKIPPED, self._defaults(self._templates[task["template"]]))
         if "withParam" in task:
-            return self._repeat(task, known)
-        arguments = resolve(task.get("arguments", {}), known)
-        given = {one["name"]: one["value"] for one in arguments.get("parameters", ())}
-        return self._node(self._templates[task["template"]], given)
+            return self._repeat(task, values)
+        arguments = resolve(task.get("arguments", {}), values)
+        inputs = {parameter["name"]: parameter["value"] for parameter in arguments.get("parameters", ())}
+        return self._node(self._templates[task["template"]], inputs)
 
-    def _repeat(self, task: Json, known: Mapping[str, str]) -> Node:
-        """The nodes of a task over the items of a list, of which there are never more at a time than the workflow's
-        `parallelism`: here one. A task over an empty list is skipped (dag.go: "Skipped, empty params")."""
-        items = json.loads(resolve(task["withParam"], known))
+    def _repeat(self, task: Json, values: Mapping[str, str]) -> Node:
+        """Run a task for each item of a list, one after the other; with an empty list it is skipped (dag.go: "Skipped,
+        empty params")."""
+        items = json.loads(resolve(task["withParam"], values))
         for number, item in enumerate(items):
-            arguments = resolve(task["arguments"], {**known, "item": item})
-            given = {one["name"]: one["value"] for one in arguments["parameters"]}
-            node = self._node(self._templates[task["template"]], given)
+            arguments = resolve(task["arguments"], {**values, "item": item})
+            inputs = {parameter["name"]: parameter["value"] for parameter in arguments["parameters"]}
+            node = self._node(self._templates[task["template"]], inputs)
             self.nodes[f"{task['name']}({number}:{item})"] = node
             if node.phase != SUCCEEDED:
                 return Node(FAILED)
         return Node(SUCCEEDED if items else SKIPPED)
 
     def _depends(self, expression: str) -> bool:
-        """By docs/enhanced-depends-logic.md: a name alone is (Succeeded || Skipped || Daemoned)."""
+        """Evaluate `depends` by docs/enhanced-depends-logic.md: a name alone is (Succeeded || Skipped || Daemoned)."""
 
-        def truth(found: re.Match[str]) -> str:
-            name, _, wanted = found.group().partition(".")
-            return str(self.nodes[name].phase in ((wanted,) if wanted else (SUCCEEDED, SKIPPED)))
+        def truth(match: re.Match[str]) -> str:
+            name, _, phase = match.group().partition(".")
+            return str(self.nodes[name].phase in ((phase,) if phase else (SUCCEEDED, SKIPPED)))
 
         text = re.sub(r"[A-Za-z][-\w]*(\.[A-Z]\w*)?", truth, expression)
         return not text or bool(eval(text.replace("&&", " and ").replace("||", " or "), {"__builtins__": {}}))
 
-    def _node(self, template: Json, given: Mapping[str, str]) -> Node:
-        wanted = [one["name"] for one in template.get("inputs", {}).get("parameters", ())]
-        assert sorted(given) == sorted(wanted), (template["name"], given, wanted)
-        known = self._global | {f"inputs.parameters.{name}": value for name, value in given.items()}
-        made, retry = resolve(template, known), template["retryStrategy"]
+    def _node(self, template: Json, inputs: Mapping[str, str]) -> Node:
+        input_names = [parameter["name"] for parameter in template.get("inputs", {}).get("parameters", ())]
+        assert sorted(inputs) == sorted(input_names), (template["name"], inputs, input_names)
+        values = self._global | {f"inputs.parameters.{name}": value for name, value in inputs.items()}
+        resolved, retry = resolve(template, values), template["retryStrategy"]
         for tries in range(1, retry["limit"] + 2):
-            ended = self.execute(template["name"], made)
-            if ended.well:
+            end = self.execute(template["name"], resolved)
+            if end.well:
                 return Node(SUCCEEDED, self._outputs(template), tries)
-            if not retried(retry["expression"], ended):
+            if not retried(retry["expression"], end):
                 break
         return Node(FAILED, {}, tries)
 
     def _outputs(self, template: Json) -> dict[str, str]:
-        found = self._defaults(template)
-        for one in template.get("outputs", {}).get("parameters", ()):
-            path = self.at(one["valueFrom"]["path"])
+        outputs = self._defaults(template)
+        for parameter in template.get("outputs", {}).get("parameters", ()):
+            path = self.at(parameter["valueFrom"]["path"])
             if path.is_file():
-                found[one["name"]] = path.read_text()
-        return found
+                outputs[parameter["name"]] = path.read_text()
+        return outputs
 
     def _defaults(self, template: Json) -> dict[str, str]:
         outputs = template.get("outputs", {}).get("parameters", ())
-        return {one["name"]: one["valueFrom"]["default"] for one in outputs}
+        return {parameter["name"]: parameter["valueFrom"]["default"] for parameter in outputs}
 
     def at(self, path: str) -> Path:
-        """Where a path of the pod's is here: only its scratch can be written."""
+        """Map a path of the pod to this machine: only its scratch can be written."""
         assert path.startswith("/scratch/"), path
         return self.scratch / path.removeprefix("/scratch/")
 
 
 def _when(text: str) -> bool:
-    found = re.fullmatch(r"'([^']*)' == '([^']*)'", text)
-    assert found, text
-    return found.group(1) == found.group(2)
+    match = re.fullmatch(r"'([^']*)' == '([^']*)'", text)
+    assert match, text
+    return match.group(1) == match.group(2)
 
 
 def names_in(reference: str) -> set[str]:
-    """What is named between the braces of a reference."""
+    """Yield the variable names between the braces of a reference."""
     return set(_NAME.findall(reference)) if reference.startswith("=") else {reference}
 
 
-def _resolved(reference: str, known: Mapping[str, str]) -> str:
+def _resolved(reference: str, values: Mapping[str, str]) -> str:
     if not reference.startswith("="):
-        return known[reference]
-    expression = _NAME.sub(lambda found: repr(known[found.group()]), reference[1:])
+        return values[reference]
+    expression = _NAME.sub(lambda match: repr(values[match.group()]), reference[1:])
     return str(eval(expression, {"__builtins__": {}}, _FUNCTIONS))
 
 
-def resolve(value: Any, known: Mapping[str, str]) -> Any:
+def resolve(value: Any, values: Mapping[str, str]) -> Any:
     """Every reference replaced; one that is not known is an error, as it is for Argo's linter."""
     if isinstance(value, str):
-        return REFERENCE.sub(lambda found: _resolved(found.group(1), known), value)
+        return REFERENCE.sub(lambda match: _resolved(match.group(1), values), value)
     if isinstance(value, list):
-        return [resolve(one, known) for one in value]
-    return {key: resolve(one, known) for key, one in value.items()} if isinstance(value, dict) else value
+        return [resolve(item, values) for item in value]
+    return {key: resolve(item, values) for key, item in value.items()} if isinstance(value, dict) else value

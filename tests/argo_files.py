@@ -1,4 +1,4 @@
-"""What is compiled for Argo, for several clusters, once in a process."""
+"""Argo packages of several clusters, compiled once in a process."""
 
 from __future__ import annotations
 
@@ -68,12 +68,12 @@ def compiled() -> dict[str, str]:
 @functools.cache
 def parsed(text: str) -> tuple[Json, Json]:
     """WorkflowTemplate and CronWorkflow; no test changes them."""
-    found, cron = yaml.safe_load_all(text)
-    return found, cron
+    workflow_template, cron = yaml.safe_load_all(text)
+    return workflow_template, cron
 
 
 def template(document: Json, name: str) -> Json:
-    return next(one for one in document["spec"]["templates"] if one["name"] == name)
+    return next(item for item in document["spec"]["templates"] if item["name"] == name)
 
 
 def first(compiled: dict[str, str], name: str) -> Json:

@@ -22,7 +22,7 @@ def rows_of(number: int, **measures: Any) -> list[Row]:
     ]  # fmt: skip
 
 
-def where(tmp_path: Path) -> str:
+def dataset_uri(tmp_path: Path) -> str:
     return str(tmp_path / "clean" / "0123456789abcdef")
 
 
@@ -36,10 +36,10 @@ def hostile_dataset(tmp_path: Path, classes: int = 60) -> Dataset:
     rejected = [reject(f"\x1b]0;{n}\x07" + "y" * 150, "corrupt", "<i>why</i>" + "z" * 200) for n in range(9)]
     pairs = [twin(HOSTILE, long, 0, 0.0, label=names[2], twin_label=names[0], twin_split="test", dropped=long)]
     pairs += [twin(f"gone-{n}\x1b", "0000", 1, 0.0) for n in range(9)]
-    found = copy.deepcopy(NONE_FOUND)
+    findings = copy.deepcopy(NONE_FOUND)
     group = [{"image_id": HOSTILE, "label": names[2]}, {"image_id": "copy<u>", "label": names[1]}]
-    found["duplicates"] |= {"groups": 40, "conflicts": 30, "conflict_examples": [group] * 30}
-    found["near_duplicates"] |= {"pairs": 10, "images": 12, "conflicts": 1, "by_splits": {"train-test": 1}}
+    findings["duplicates"] |= {"groups": 40, "conflicts": 30, "conflict_examples": [group] * 30}
+    findings["near_duplicates"] |= {"pairs": 10, "images": 12, "conflicts": 1, "by_splits": {"train-test": 1}}
     example = {"image_id": long, "value": 12345.678, "score": 1234.5}
-    found["outliers"] = {"sharpness": {"count": 70, "median": 1.5, "examples": [example] * 20}}
-    return draft(where(tmp_path), rows, rejected, pairs, found)
+    findings["outliers"] = {"sharpness": {"count": 70, "median": 1.5, "examples": [example] * 20}}
+    return draft(dataset_uri(tmp_path), rows, rejected, pairs, findings)

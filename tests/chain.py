@@ -32,14 +32,16 @@ NUMBERS = {"train": 24, "val": 9, "test": 9}
 
 @cache
 def _photo(number: int) -> bytes:
-    """One of the first class where the number is even; JPEG, and every third one PNG."""
+    """Make a photograph, of the first class where the number is even; JPEG, and every third one PNG."""
     pixels = photos.made(number, 90 + 7 * number % 31, 70 + 5 * number % 23)
     pixels[..., 2 * (number % 2)] //= 2  # one class is less red, the other less blue
     return photos.saved(pixels, "JPEG", quality=92) if number % 3 else photos.saved(pixels)
 
 
-def clean_photos(workspace: Workspace, color: str = "rgb", numbers: dict[str, int] = NUMBERS) -> Dataset:
-    """Made photographs of two classes, of odd and even sizes."""
+def clean_photos(
+    workspace: Workspace, color: str = "rgb", numbers: dict[str, int] = NUMBERS, raw: Dataset | None = None
+) -> Dataset:
+    """Commit made photographs of two classes, of odd and even sizes; their raw dataset is `raw`, if that is given."""
     rows = [
         Row(f"{split}{n}", ("cat", "dog")[n % 2], split, _photo(n + 100 * at))
         for at, (split, number) in enumerate(numbers.items())
@@ -48,7 +50,8 @@ def clean_photos(workspace: Workspace, color: str = "rgb", numbers: dict[str, in
     rows.sort(key=lambda row: compute_shuffle_index(hashlib.sha256(row.data).hexdigest()))  # as clean writes them
     image = CleanImage(color, 3 if color in ("rgb", "ycbcr", "lab") else 1)
     uri = workspace.dataset("clean", "0" * 16)
-    return commit(uri, dataclasses.replace(draft(uri, rows).manifest, image=image))
+    parents = (raw.as_parent(uri),) if raw else ()
+    return commit(uri, dataclasses.replace(draft(uri, rows).manifest, image=image, parents=parents))
 
 
 @contextmanager

@@ -114,18 +114,18 @@ def draft(
                 for row in chosen:
                     writer.add(row.columns(names), 0)
                 files.append(writer.publish(f"data/{split}", "data", split))
-    for role, schema, others in (("rejected", REJECTED, rejected), ("twins", TWINS, twins)):
-        if others:
+    for role, schema, records in (("rejected", REJECTED, rejected), ("twins", TWINS, twins)):
+        if records:
             with ShardWriter(uri, Layout(schema, row_group_rows=row_group_rows)) as writer:
-                for one in others:
-                    writer.add(one, 0)
+                for record in records:
+                    writer.add(record, 0)
                 files.append(writer.publish(role, role))
     by_class_split = {s: Counter(row.label for row in rows if row.split == s) for s in SPLITS}
     totals = Totals(
         rows=len(rows), bytes=sum(len(row.data or picture(row.image_id)) for row in rows), rejected=len(rejected),
         by_split={s: by_class_split[s].total() for s in SPLITS},
         by_class={name: sum(by_class_split[s][name] for s in SPLITS) for name in names},
-        by_reason=dict(sorted(Counter(one["reason"] for one in rejected).items())),
+        by_reason=dict(sorted(Counter(row["reason"] for row in rejected).items())),
     )  # fmt: skip
     extra = CleanExtra(
         dataset_name="toy",

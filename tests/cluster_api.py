@@ -53,7 +53,7 @@ class Answer(Exception):
 
 @dataclass
 class ClusterApi:
-    """What is in the cluster, by kind, namespace and name."""
+    """The cluster's objects by kind, namespace and name."""
 
     documents: dict[tuple[str, str, str], Json] = field(default_factory=dict)
     discovery: dict[str, list[str]] = field(default_factory=lambda: copy.deepcopy(DISCOVERY))
@@ -77,12 +77,14 @@ class ClusterApi:
         del self.documents[kind, namespace, name]
 
     def of_kind(self, kind: str) -> list[Json]:
-        return [document for (known, _, _), document in self.documents.items() if known == kind]
+        return [document for (document_kind, _, _), document in self.documents.items() if document_kind == kind]
 
     def account_may(self, namespace: str, account: str, group: str, resource: str, verb: str) -> bool:
-        """By the roles that are bound to the account in the namespace."""
+        """Return whether the roles bound to the account in the namespace allow it."""
         roles = {
-            one["metadata"]["name"]: one for one in self.of_kind("Role") if one["metadata"]["namespace"] == namespace
+            role["metadata"]["name"]: role
+            for role in self.of_kind("Role")
+            if role["metadata"]["namespace"] == namespace
         }
         for binding in self.of_kind("RoleBinding"):
             if binding["metadata"]["namespace"] == namespace and any(
@@ -129,25 +131,27 @@ class ClusterApi:
         return self.account_may(namespace, account, asked["group"], resource, asked["verb"])
 
     def _create(self, namespace: str, body: Json, query: Mapping[str, str]) -> Json:
-        home = self.documents.get(("Namespace", "", namespace))
-        if home is None:
+        namespace_document = self.documents.get(("Namespace", "", namespace))
+        if namespace_document is None:
             raise Answer(404, f'namespaces "{namespace}" not found')
-        level = (home["metadata"].get("labels") or {}).get("pod-security.kubernetes.io/enforce")
-        if level == "restricted" and (wrong := pod_security.violations(body["spec"])):
-            raise Answer(403, f"violates PodSecurity: {wrong}")
+        level = (namespace_document["metadata"].get("labels") or {}).get("pod-security.kubernetes.io/enforce")
+        if level == "restricted" and (violations := pod_security.violations(body["spec"])):
+            raise Answer(403, f"violates PodSecurity: {violations}")
         if query.get("dryRun") == "All":
             return body
-        made = self.add({**body, "metadata": {**body["metadata"], "namespace": namespace}, "status": {}})
-        threading.Thread(target=self.kubelet, args=(self, made), daemon=True).start()
-        return made
+        created = self.add({**body, "metadata": {**body["metadata"], "namespace": namespace}, "status": {}})
+        threading.Thread(target=self.kubelet, args=(self, created), daemon=True).start()
+        return created
 
     def _list(self, kind: str, namespace: str, query: Mapping[str, str]) -> Json:
-        """In pages of two, so that whoever forgets the rest is found out."""
-        found = [one for one in self.of_kind(kind) if namespace in ("", one["metadata"].get("namespace", ""))]
-        found = [one for one in found if _selected(one, query)]
+        """List in pages of two, so that clients which ignore `continue` fail."""
+        items = [
+            document for document in self.of_kind(kind) if namespace in ("", document["metadata"].get("namespace", ""))
+        ]
+        items = [document for document in items if _selected(document, query)]
         start = int(query.get("continue") or 0)
-        more = str(start + 2) if len(found) > start + 2 else ""
-        return {"metadata": {"continue": more}, "items": found[start : start + 2]}
+        continue_token = str(start + 2) if len(items) > start + 2 else ""
+        return {"metadata": {"continue": continue_token}, "items": items[start : start + 2]}
 
 
 def _place(path: str) -> tuple[str, str, str, str]:
@@ -155,9 +159,9 @@ def _place(path: str) -> tuple[str, str, str, str]:
     matched = re.fullmatch(
         r"(/api/v1|/apis/[^/]+/[^/]+)(?:/namespaces/([^/]+))?/([^/]+)(?:/([^/]+))?(?:/([^/]+))?", path
     )
-    whole = re.fullmatch(r"/api/v1/namespaces/([^/]+)", path)
-    if whole:
-        return "Namespace", "", whole[1], ""
+    namespace_match = re.fullmatch(r"/api/v1/namespaces/([^/]+)", path)
+    if namespace_match:
+        return "Namespace", "", namespace_match[1], ""
     if not matched or LISTS.get(KINDS.get(matched[3], "")) != f"{matched[1]}/{matched[3]}":
         raise Answer(404, f"the server could not find the requested resource: {path}")
     return KINDS[matched[3]], matched[2] or "", matched[4] or "", matched[5] or ""
@@ -189,14 +193,14 @@ def serving(api: ClusterApi, folder: Path) -> Iterator[Path]:
             length = int(self.headers.get("Content-Length") or 0)
             body = json.loads(self.rfile.read(length)) if length else {}
             api.requests.append(f"{self.command} {parts.path}")
-            status, found = 200, None
+            status, response = 200, None
             try:
                 assert self.headers["Authorization"] == "Bearer a-token"
                 query = {key: values[0] for key, values in parse_qs(parts.query).items()}
-                found = api.answer(self.command, parts.path, query, body)
+                response = api.answer(self.command, parts.path, query, body)
             except Answer as error:
-                status, found = error.status, {"kind": "Status", "message": str(error)}
-            data = found.encode() if isinstance(found, str) else json.dumps(found).encode()
+                status, response = error.status, {"kind": "Status", "message": str(error)}
+            data = response.encode() if isinstance(response, str) else json.dumps(response).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
@@ -239,12 +243,12 @@ def node(name: str, cpu: str = "8", memory: str = "32Gi", images: tuple[str, ...
     return named("Node", name, spec={}, status={"allocatable": size, "conditions": ready, "images": listed})
 
 
-def pod(name: str, where: str, cpu: str, owner: str = "ReplicaSet", namespace: str = "other") -> Json:
+def pod(name: str, node_name: str, cpu: str, owner: str = "ReplicaSet", namespace: str = "other") -> Json:
     """A pod that runs on a node."""
     container = {"name": "main", "resources": {"requests": {"cpu": cpu, "memory": "1Gi"}}}
-    about = {"metadata": {"ownerReferences": [{"kind": owner}]}} if owner else {}
-    spec = {"nodeName": where, "containers": [container]}
-    return named("Pod", name, namespace, spec=spec, status={"phase": "Running"}, **about)
+    owner_fields = {"metadata": {"ownerReferences": [{"kind": owner}]}} if owner else {}
+    spec = {"nodeName": node_name, "containers": [container]}
+    return named("Pod", name, namespace, spec=spec, status={"phase": "Running"}, **owner_fields)
 
 
 def secret(name: str, namespace: str, **values: str) -> Json:
@@ -267,29 +271,33 @@ def installed(overlay: str, images: tuple[str, ...]) -> ClusterApi:
     for document in kustomize.render(K8S / "overlays" / overlay):
         if document["kind"] in LISTS:
             api.add(document)
-    home = next(iter(api.of_kind("NetworkPolicy")))["metadata"]["namespace"]
+    home_namespace = next(iter(api.of_kind("NetworkPolicy")))["metadata"]["namespace"]
     api.add(node("one", "8" if overlay == "kind" else "16", images=images))
     api.add(deployment("kuberay-operator", "kuberay-operator", "quay.io/kuberay/operator:v1.7.0"))
     if overlay == "kind":
         argo, keys, service = "argo", "imagemill-store", ("seaweedfs", "imagemill", 8333)
-        api.add(secret("imagemill-executor.service-account-token", home, token="t0ken"))
+        api.add(secret("imagemill-executor.service-account-token", home_namespace, token="t0ken"))
     else:
         argo, keys, service = "kubeflow", "mlpipeline-minio-artifact", ("seaweedfs", "kubeflow", 9000)
         api.add(named("Namespace", "kubeflow"))
         api.add(deployment("ml-pipeline-api-server", "kubeflow", "ghcr.io/kubeflow/kfp-api-server:2.17.0"))
         api.add(named("Service", "ml-pipeline", "kubeflow", spec={"ports": [{"port": 8888}]}))
-        about = {"name": "workflow-controller-configmap"}
-        api.add(named("ConfigMap", about["name"], "kubeflow", data={"workflowDefaults": ALWAYS}))
+        metadata = {"name": "workflow-controller-configmap"}
+        api.add(named("ConfigMap", metadata["name"], "kubeflow", data={"workflowDefaults": ALWAYS}))
         account = "pipeline-runner" if overlay == "kubeflow" else "default-editor"
-        api.add(named("ServiceAccount", account, home))
+        api.add(named("ServiceAccount", account, home_namespace))
     if overlay == "kubeflow-profile":
-        api.add(named("Namespace", home, metadata={"labels": {"app.kubernetes.io/part-of": "kubeflow-profile"}}))
+        api.add(
+            named("Namespace", home_namespace, metadata={"labels": {"app.kubernetes.io/part-of": "kubeflow-profile"}})
+        )
     api.add(deployment("workflow-controller", argo, "quay.io/argoproj/workflow-controller:v4.1.2", **QUICK))
-    api.add(secret(keys, home, accesskey="key", secretkey="secret"))
+    api.add(secret(keys, home_namespace, accesskey="key", secretkey="secret"))
     name, namespace, port = service
     api.add(named("Service", name, namespace, spec={"ports": [{"port": port}], "selector": {"app": name}}))
-    about = {"labels": {"kubernetes.io/service-name": name}}
-    api.add(named("EndpointSlice", f"{name}-x", namespace, metadata=about, endpoints=[{"conditions": {"ready": True}}]))
+    metadata = {"labels": {"kubernetes.io/service-name": name}}
+    api.add(
+        named("EndpointSlice", f"{name}-x", namespace, metadata=metadata, endpoints=[{"conditions": {"ready": True}}])
+    )
     return api
 
 
@@ -300,21 +308,21 @@ def kubelet(api: ClusterApi, document: Json) -> None:
     """Run a pod's command here, as the user that it should have, with what its secrets say."""
     (container,) = document["spec"]["containers"]
     name, namespace = document["metadata"]["name"], document["metadata"]["namespace"]
-    known = [image["names"] for one in api.of_kind("Node") for image in one["status"]["images"]]
-    if container["image"] not in {one for names in known for one in names}:
+    image_names = [image["names"] for node in api.of_kind("Node") for image in node["status"]["images"]]
+    if container["image"] not in {image_name for names in image_names for image_name in names}:
         waiting = {"reason": "ErrImagePull", "message": f"{container['image']}: not found"}
         document["status"] = {"phase": "Pending", "containerStatuses": [{"state": {"waiting": waiting}}]}
         return
     environment = {"PATH": "/usr/bin:/bin", "AWS_EC2_METADATA_DISABLED": "true", "PYTHONPATH": ":".join(sys.path)}
-    for one in container["env"]:
-        if source := one.get("valueFrom"):
+    for variable in container["env"]:
+        if source := variable.get("valueFrom"):
             keys = api.get("Secret", source["secretKeyRef"]["name"], namespace)["data"]
-            environment[one["name"]] = base64.b64decode(keys[source["secretKeyRef"]["key"]]).decode()
+            environment[variable["name"]] = base64.b64decode(keys[source["secretKeyRef"]["key"]]).decode()
         else:
-            environment[one["name"]] = one["value"]
-    _, flag, source, *words = container["command"]
+            environment[variable["name"]] = variable["value"]
+    _, flag, source, *arguments = container["command"]
     as_user = "import os\nos.getuid = lambda: 10001\n"
-    command = [sys.executable, flag, f"{as_user}exec({source!r})", *words, *container["args"]]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    api.logs[name] = done.stdout + done.stderr
-    document["status"] = {"phase": "Failed" if done.returncode else "Succeeded"}
+    command = [sys.executable, flag, f"{as_user}exec({source!r})", *arguments, *container["args"]]
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    api.logs[name] = process.stdout + process.stderr
+    document["status"] = {"phase": "Failed" if process.returncode else "Succeeded"}

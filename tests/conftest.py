@@ -72,12 +72,12 @@ def no_fsync() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def rgw() -> Iterator[CephRGW]:
-    """One running Ceph RGW. Where it can't run the test is skipped, but not in CI, which could have installed it."""
+    """Start a Ceph RGW. Where it can't run the test is skipped, but not in CI, which could have installed it."""
     if missing := CephRGW.missing():
-        why = f"no S3 server here, missing: {', '.join(missing)}; run tests/install-system"
+        reason = f"no S3 server here, missing: {', '.join(missing)}; run tests/install-system"
         if os.environ.get("CI") == "true" and shutil.which("apt-get"):
-            pytest.fail(why)
-        pytest.skip(why)
+            pytest.fail(reason)
+        pytest.skip(reason)
     with CephRGW() as server:
         yield server
 
@@ -161,26 +161,26 @@ class Finished:
 
     @property
     def arguments(self) -> list[str]:
-        """What was run, on this copy's source and workspace."""
+        """The command line of the run, on this copy's source and workspace."""
         source = ["--dataset", "folder", "--source", str(self.photos), "--name", "photos"]
         return ["run", "--json", *source, "--workspace", str(self.workspace), *mill.QUICK, *mill.CROWN]
 
 
 @pytest.fixture(scope="session")
 def finished_once(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """To read and to compare with; tests that write take `finished`. The workers of xdist share one."""
-    above = tmp_path_factory.getbasetemp()
-    above = above.parent if "PYTEST_XDIST_WORKER" in os.environ else above
-    folder, told = above / "finished", above / "finished.json"
-    with (above / "finished.lock").open("w") as lock:
+    """A finished run to read and to compare with; tests that write take `finished`. The workers of xdist share one."""
+    base_folder = tmp_path_factory.getbasetemp()
+    base_folder = base_folder.parent if "PYTEST_XDIST_WORKER" in os.environ else base_folder
+    folder, result_path = base_folder / "finished", base_folder / "finished.json"
+    with (base_folder / "finished.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
-        if not told.exists():
+        if not result_path.exists():
             shutil.rmtree(folder, ignore_errors=True)  # of another worker, which failed to make it
-            nothing = mill.Result(1, "", "", 0)
-            result = mill.run(*Finished(mill.make_photos(folder / "photos"), folder / "workspace", nothing).arguments)
+            no_result = mill.Result(1, "", "", 0)
+            result = mill.run(*Finished(mill.make_photos(folder / "photos"), folder / "workspace", no_result).arguments)
             assert result.rc == 0, result.stderr
-            told.write_text(json.dumps(dataclasses.asdict(result)))
-    return Finished(folder / "photos", folder / "workspace", mill.Result(**json.loads(told.read_text())))
+            result_path.write_text(json.dumps(dataclasses.asdict(result)))
+    return Finished(folder / "photos", folder / "workspace", mill.Result(**json.loads(result_path.read_text())))
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def finished(finished_once: Finished, tmp_path: Path) -> Finished:
 
 @pytest.fixture(autouse=True)
 def fresh_retries() -> None:
-    """One test's lost store must not shorten the next one's retries."""
+    """Reset the retry state, so that one test's lost store does not shorten the next one's retries."""
     from imagemill.components.storage import errors
 
     errors._given_up_at.clear()
@@ -201,5 +201,5 @@ def fresh_retries() -> None:
 def fresh_logs() -> Iterator[None]:
     """A command run in this process logs to the stderr of its test; on a closed one each later line is a traceback."""
     yield
-    for one in [one for one in logging.getLogger().handlers if type(one) is logging.StreamHandler]:
-        logging.getLogger().removeHandler(one)
+    for handler in [handler for handler in logging.getLogger().handlers if type(handler) is logging.StreamHandler]:
+        logging.getLogger().removeHandler(handler)

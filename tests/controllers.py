@@ -28,7 +28,7 @@ ARGO_MINIMAL = {
 
 @dataclass(frozen=True)
 class Pod:
-    where: str
+    owner: str
     spec: Json
     labels: dict[str, str] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
@@ -37,38 +37,38 @@ class Pod:
 def pods(document: Json) -> Iterator[Pod]:
     """Every pod of one document; none for kinds that make none."""
     kind = document["kind"]
-    where = f"{kind} {document.get('metadata', {}).get('name') or document['metadata'].get('generateName')}"
+    owner = f"{kind} {document.get('metadata', {}).get('name') or document['metadata'].get('generateName')}"
     if kind == "Pod":
-        yield _templated(where, document)
+        yield _templated(owner, document)
     elif kind in TEMPLATED:
-        pod = _templated(where, document["spec"]["template"])
+        pod = _templated(owner, document["spec"]["template"])
         yield _labelled(pod, {JOB_NAME: document["metadata"]["name"]} if kind == "Job" else {})
     elif kind == "CronJob":
-        pod = _templated(where, document["spec"]["jobTemplate"]["spec"]["template"])
+        pod = _templated(owner, document["spec"]["jobTemplate"]["spec"]["template"])
         yield _labelled(pod, {JOB_NAME: document["metadata"]["name"]})
     elif kind in WORKFLOWS:
-        yield from _workflow(where, document["spec"])
+        yield from _workflow(owner, document["spec"])
     elif kind == "CronWorkflow":
-        yield from _workflow(where, document["spec"]["workflowSpec"])
+        yield from _workflow(owner, document["spec"]["workflowSpec"])
     elif kind == "RayCluster":
-        yield from _ray_cluster(where, document["spec"], sidecar=False)
+        yield from _ray_cluster(owner, document["spec"], sidecar=False)
     elif kind == "RayJob":
-        yield from _ray_job(where, document)
+        yield from _ray_job(owner, document)
 
 
-def _templated(where: str, template: Json) -> Pod:
-    about = template.get("metadata") or {}
-    return Pod(where, template["spec"], about.get("labels") or {}, about.get("annotations") or {})
+def _templated(owner: str, template: Json) -> Pod:
+    metadata = template.get("metadata") or {}
+    return Pod(owner, template["spec"], metadata.get("labels") or {}, metadata.get("annotations") or {})
 
 
-def _workflow(where: str, spec: Json) -> Iterator[Pod]:
+def _workflow(owner: str, spec: Json) -> Iterator[Pod]:
     for template in spec.get("templates") or ():
-        yield from _argo_template(where, spec, template)
+        yield from _argo_template(owner, spec, template)
 
 
-def _argo_template(where: str, spec: Json, template: Json) -> Iterator[Pod]:
+def _argo_template(owner: str, spec: Json, template: Json) -> Iterator[Pod]:
     template = _merged(spec.get("templateDefaults") or {}, template)
-    place = f"{where}: template {template.get('name', 'inline')}"
+    place = f"{owner}: template {template.get('name', 'inline')}"
     tasks = (template.get("dag") or {}).get("tasks") or ()
     for task in [*tasks, *(step for group in template.get("steps") or () for step in group)]:
         if "inline" in task:
@@ -76,7 +76,7 @@ def _argo_template(where: str, spec: Json, template: Json) -> Iterator[Pod]:
     main = _argo_main(template)
     if main is None:
         return
-    about = _merged(spec.get("podMetadata") or {}, template.get("metadata") or {})
+    metadata = _merged(spec.get("podMetadata") or {}, template.get("metadata") or {})
     labels = {"workflows.argoproj.io/workflow": "any", "workflows.argoproj.io/completed": "false"}
     pod = {
         "containers": main,
@@ -98,7 +98,7 @@ def _argo_template(where: str, spec: Json, template: Json) -> Iterator[Pod]:
     for patch in (spec.get("podSpecPatch"), template.get("podSpecPatch")):
         if patch:
             pod = _patched(pod, yaml.safe_load(patch), place)
-    yield Pod(place, pod, labels | (about.get("labels") or {}), about.get("annotations") or {})
+    yield Pod(place, pod, labels | (metadata.get("labels") or {}), metadata.get("annotations") or {})
 
 
 def _argo_main(template: Json) -> list[Json] | None:
@@ -118,13 +118,13 @@ def _patched(pod: Json, patch: Json, place: str) -> Json:
     """A pod's spec after Argo's podSpecPatch, a strategic merge: containers and volumes by their names."""
     result = _merged(pod, {name: value for name, value in patch.items() if name not in ("volumes", "tolerations")})
     for name in ("containers", "initContainers", "volumes"):
-        by_name = {one["name"]: one for one in pod.get(name) or ()}
-        for one in patch.get(name) or ():
-            assert name == "volumes" or one["name"] in by_name or "image" in one, (
-                f"{place}: podSpecPatch names {name}[{one['name']}], which this pod does not have: "
+        by_name = {item["name"]: item for item in pod.get(name) or ()}
+        for item in patch.get(name) or ():
+            assert name == "volumes" or item["name"] in by_name or "image" in item, (
+                f"{place}: podSpecPatch names {name}[{item['name']}], which this pod does not have: "
                 "it would be a container without an image"
             )
-            by_name[one["name"]] = _merged(by_name.get(one["name"], {}), one)
+            by_name[item["name"]] = _merged(by_name.get(item["name"], {}), item)
         result[name] = list(by_name.values())
     return result
 
@@ -137,35 +137,35 @@ def _merged(base: Json, over: Json) -> Json:
     return result
 
 
-def _ray_job(where: str, document: Json) -> Iterator[Pod]:
+def _ray_job(owner: str, document: Json) -> Iterator[Pod]:
     spec = document["spec"]
     mode = spec.get("submissionMode", "K8sJobMode")
     if "rayClusterSpec" in spec:
-        yield from _ray_cluster(where, spec["rayClusterSpec"], sidecar=mode == "SidecarMode")
+        yield from _ray_cluster(owner, spec["rayClusterSpec"], sidecar=mode == "SidecarMode")
     if mode == "K8sJobMode":
         template = spec.get("submitterPodTemplate") or {"spec": {"containers": [{"name": "ray-job-submitter"}]}}
-        yield _labelled(_templated(f"{where}: submitter", template), {
+        yield _labelled(_templated(f"{owner}: submitter", template), {
             "ray.io/originated-from-crd": "RayJob", "app.kubernetes.io/created-by": "kuberay-operator",
             JOB_NAME: document["metadata"]["name"],
         })  # fmt: skip
 
 
-def _ray_cluster(where: str, spec: Json, *, sidecar: bool) -> Iterator[Pod]:
+def _ray_cluster(owner: str, spec: Json, *, sidecar: bool) -> Iterator[Pod]:
     """Head and workers. `sidecar`: the job is submitted by a container of the head's pod."""
-    head = _templated(f"{where}: head", spec["headGroupSpec"]["template"])
+    head = _templated(f"{owner}: head", spec["headGroupSpec"]["template"])
     containers = list(head.spec["containers"])
     if spec.get("enableInTreeAutoscaling"):
-        given = (spec.get("autoscalerOptions") or {}).get("securityContext")
-        containers.append({"name": "autoscaler", **({"securityContext": given} if given else {})})
+        security_context = (spec.get("autoscalerOptions") or {}).get("securityContext")
+        containers.append({"name": "autoscaler", **({"securityContext": security_context} if security_context else {})})
     if sidecar:
         containers.append({"name": "ray-job-submitter"})
-    head = Pod(head.where, {**head.spec, "containers": containers}, head.labels, head.annotations)
+    head = Pod(head.owner, {**head.spec, "containers": containers}, head.labels, head.annotations)
     yield _labelled(head, _ray_labels("head", "headgroup"))
     for group in spec.get("workerGroupSpecs") or ():
-        worker = _templated(f"{where}: workers {group['groupName']}", group["template"])
+        worker = _templated(f"{owner}: workers {group['groupName']}", group["template"])
         wait = {"name": "wait-gcs-ready", "securityContext": worker.spec["containers"][0].get("securityContext")}
         inits = [*(worker.spec.get("initContainers") or ()), wait]
-        worker = Pod(worker.where, {**worker.spec, "initContainers": inits}, worker.labels, worker.annotations)
+        worker = Pod(worker.owner, {**worker.spec, "initContainers": inits}, worker.labels, worker.annotations)
         yield _labelled(worker, _ray_labels("worker", group["groupName"]))
 
 
@@ -177,4 +177,4 @@ def _ray_labels(node: str, group: str) -> dict[str, str]:
 
 
 def _labelled(pod: Pod, labels: dict[str, str]) -> Pod:
-    return Pod(pod.where, pod.spec, {**pod.labels, **labels}, pod.annotations)
+    return Pod(pod.owner, pod.spec, {**pod.labels, **labels}, pod.annotations)

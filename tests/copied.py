@@ -29,7 +29,7 @@ STEP = 2**40
 
 @dataclass(frozen=True)
 class Image:
-    """One of a clean dataset; its content depends on its number alone."""
+    """An image of a clean dataset; its content depends on its number alone."""
 
     number: int
     split: str = "train"
@@ -56,8 +56,8 @@ class Image:
 
 
 def make_images(train: int, val: int = 3, test: int = 2) -> list[Image]:
-    each = {"train": train, "val": val, "test": test}
-    return [Image(number, split) for split, count in each.items() for number in range(1, count + 1)]
+    count_by_split = {"train": train, "val": val, "test": test}
+    return [Image(number, split) for split, count in count_by_split.items() for number in range(1, count + 1)]
 
 
 def clean_of(
@@ -68,15 +68,15 @@ def clean_of(
     schema = make_clean_schema(multi, masks=masks)
     files: list[File] = []
     for split in ("train", "val", "test"):
-        chosen = sorted((one for one in images if one.split == split), key=lambda one: one.number)
+        chosen = sorted((image for image in images if image.split == split), key=lambda image: image.number)
         if not chosen:
             continue
         with ShardWriter(uri, Layout(schema, row_group_rows=5)) as writer:
-            for one in chosen:
-                row = one.row(multi)
+            for image in chosen:
+                row = image.row(multi)
                 writer.add({name: row.get(name) for name in schema.names}, 1)
             files.append(writer.publish(f"data/{split}", "data", split))
-    odd = sum(one.number % 2 for one in images)
+    odd = sum(image.number % 2 for image in images)
     totals = Totals(
         rows=len(images), bytes=sum(f.bytes for f in files), by_split={f.split: f.rows for f in files},
         by_class={"a": len(images) if multi else len(images) - odd, "b": odd},

@@ -17,8 +17,8 @@ from urllib.parse import parse_qs
 
 @dataclass
 class Engine:
-    """What it has (`images`, by name, all with `labels`), and what fails: requests whose path `fails` matches, by a
-    reset or a status."""
+    """A Docker engine's state (`images` by name, all with `labels`), and requests that fail: those whose path `fails`
+    matches, by a reset or a status."""
 
     images: set[str] = field(default_factory=set)
     labels: dict[str, str] = field(default_factory=dict)
@@ -64,27 +64,35 @@ class Engine:
         return 404, {"message": f"No such image: {image}"}
 
     def _listed(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:
-        """Those with all labels that are asked for, in the state that is; else the running ones, or all."""
+        """List containers by the filters for labels and state; without a state the running ones, or all."""
         filters = json.loads(query.get("filters", ["{}"])[0])
         states = filters.get("status") or ([] if query.get("all") == ["1"] else ["running"])
-        found = {name: one for name, one in self.containers.items() if not states or one["state"] in states}
-        wanted = filters.get("label", [])
-        return [{"Id": name} for name, one in found.items() if all(_has(one["labels"], label) for label in wanted)]
+        selected = {
+            name: container for name, container in self.containers.items() if not states or container["state"] in states
+        }
+        required_labels = filters.get("label", [])
+        return [
+            {"Id": name}
+            for name, container in selected.items()
+            if all(_has(container["labels"], label) for label in required_labels)
+        ]
 
     def _container(self, method: str, path: str, name: str) -> tuple[int, Any]:
-        one = self.containers[name]
+        container = self.containers[name]
         if method == "DELETE":
             del self.containers[name]
         elif path.endswith("/stop"):
-            one["state"] = "exited"
-        about = {"Id": name, "Name": f"/{name}", "Created": one.get("created", ""), "State": {"Status": one["state"]},
-                 "Config": {"Labels": one["labels"]}}  # fmt: skip
-        return 200, about
+            container["state"] = "exited"
+        description = {
+            "Id": name, "Name": f"/{name}", "Created": container.get("created", ""),
+            "State": {"Status": container["state"]}, "Config": {"Labels": container["labels"]},
+        }  # fmt: skip
+        return 200, description
 
 
-def _has(labels: dict[str, str], wanted: str) -> bool:
-    """Whether there is such a label: `key`, or `key=value`."""
-    key, equals, value = wanted.partition("=")
+def _has(labels: dict[str, str], filter_text: str) -> bool:
+    """Return whether the labels match a filter: `key`, or `key=value`."""
+    key, equals, value = filter_text.partition("=")
     return key in labels and (not equals or labels[key] == value)
 
 

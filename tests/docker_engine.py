@@ -22,7 +22,7 @@ _ROOT = Path(__file__).parents[1]
 
 @cache
 def missing() -> str:
-    """What keeps a container from being started here; empty when nothing does."""
+    """Return why no container can be started here; empty if one can."""
     try:
         import docker
     except ImportError:
@@ -44,11 +44,13 @@ def client() -> Any:
 
 def require(targets: Sequence[str] = (), tag: str = TAG) -> None:
     """Skip the test, saying what is missing: an engine, or images of ours by this tag."""
-    if why := missing():
-        pytest.skip(why)
-    absent = [name for name in (f"imagemill-{target}:{tag}" for target in targets) if not is_there(name)]
-    if absent:
-        pytest.skip(f"no image {', '.join(absent)} here; imagemill images build --no-push --tag {tag} makes them")
+    if reason := missing():
+        pytest.skip(reason)
+    missing_images = [name for name in (f"imagemill-{target}:{tag}" for target in targets) if not is_there(name)]
+    if missing_images:
+        pytest.skip(
+            f"no image {', '.join(missing_images)} here; imagemill images build --no-push --tag {tag} makes them"
+        )
 
 
 def is_there(image: str) -> bool:
@@ -68,15 +70,15 @@ def with_this_code(targets: Sequence[str] = TARGETS, tag: str = TAG) -> dict[str
     """
     require(targets, tag)
     code = _context("")
-    made = {}
+    images = {}
     for target in targets:
-        below = f"imagemill-{target}:{tag}"
-        key = hashlib.sha256(code + client().images.get(below).id.encode()).hexdigest()[:12]
-        made[target] = f"imagemill-{target}:test-{key}"
-        if not is_there(made[target]):
-            text = f"FROM {below}\nCOPY components {PACKAGE}/components\nCOPY pipelines {PACKAGE}/pipelines\n"
-            client().images.build(fileobj=io.BytesIO(_context(text)), custom_context=True, tag=made[target], rm=True)
-    return made
+        base_image = f"imagemill-{target}:{tag}"
+        key = hashlib.sha256(code + client().images.get(base_image).id.encode()).hexdigest()[:12]
+        images[target] = f"imagemill-{target}:test-{key}"
+        if not is_there(images[target]):
+            text = f"FROM {base_image}\nCOPY components {PACKAGE}/components\nCOPY pipelines {PACKAGE}/pipelines\n"
+            client().images.build(fileobj=io.BytesIO(_context(text)), custom_context=True, tag=images[target], rm=True)
+    return images
 
 
 def _context(dockerfile: str) -> bytes:
@@ -84,13 +86,13 @@ def _context(dockerfile: str) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for path in _package_files():
-            about = tarfile.TarInfo(str(path.relative_to(_ROOT)))
+            entry = tarfile.TarInfo(str(path.relative_to(_ROOT)))
             data = path.read_bytes()
-            about.size, about.mode = len(data), 0o644
-            archive.addfile(about, io.BytesIO(data))
-        about = tarfile.TarInfo("Dockerfile")
-        about.size = len(dockerfile)
-        archive.addfile(about, io.BytesIO(dockerfile.encode()))
+            entry.size, entry.mode = len(data), 0o644
+            archive.addfile(entry, io.BytesIO(data))
+        entry = tarfile.TarInfo("Dockerfile")
+        entry.size = len(dockerfile)
+        archive.addfile(entry, io.BytesIO(dockerfile.encode()))
     return buffer.getvalue()
 
 

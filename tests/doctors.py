@@ -25,21 +25,21 @@ NAMESPACES = {"kind": "imagemill", "kubeflow": "kubeflow", "kubeflow-profile": "
 
 
 @dataclass
-class Ran:
+class CommandResult:
     code: int
     out: str
     err: str
 
     @property
-    def found(self) -> dict[str, list[Json]]:
+    def findings(self) -> dict[str, list[Json]]:
         """Findings by check."""
-        found: dict[str, list[Json]] = {}
+        findings_by_check: dict[str, list[Json]] = {}
         for finding in json.loads(self.out)["findings"]:
-            found.setdefault(finding["check"], []).append(finding)
-        return found
+            findings_by_check.setdefault(finding["check"], []).append(finding)
+        return findings_by_check
 
     def states(self, state: str) -> set[str]:
-        return {check for check, findings in self.found.items() for one in findings if one["state"] == state}
+        return {check for check, findings in self.findings.items() for finding in findings if finding["state"] == state}
 
 
 @dataclass
@@ -56,7 +56,7 @@ class Doctor:
     def namespace(self) -> str:
         return NAMESPACES[self.overlay]
 
-    def __call__(self, *words: str, file: Json | None = None) -> Ran:
+    def __call__(self, *words: str, file: Json | None = None) -> CommandResult:
         """Run it with the overlay's cluster file, of which `file` changes parts."""
         name = (
             K8S / "base" / "cluster.yaml"
@@ -73,7 +73,7 @@ class Doctor:
             host = () if self.overlay == "kind" or "--host" in words else ("--host", kfp.url)
             code = cli.main(["doctor", "--json", *words, *host])
         printed = self.capsys.readouterr()
-        return Ran(code, printed.out, printed.err)
+        return CommandResult(code, printed.out, printed.err)
 
 
 def merged(base: Json, changes: Json) -> Json:

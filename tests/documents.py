@@ -21,7 +21,7 @@ _BETWEEN_COMMANDS = frozenset(("&&", "||", "|", "&", ";", "(", ")", "()", "{", "
 
 @dataclass(frozen=True)
 class Command:
-    """One simple command of a shell block. `words[0]` is the program; variables set before it are left out."""
+    """A simple command of a shell block. `words[0]` is the program; variables set before it are left out."""
 
     path: Path
     words: tuple[str, ...]

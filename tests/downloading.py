@@ -1,4 +1,4 @@
-"""For tests of download: sources made of a few files, the step on them, and what it left."""
+"""Helpers for tests of download: small sources, the step run on them, and its outputs."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from imagemill.components.clean.drift_numbers import Comparison, SnapshotPair, compare_rows
@@ -44,3 +45,15 @@ def draw_week(rng: np.random.Generator, rows: int, new: int, darker: float = 0.0
     """Compare `rows` rows and `new` more with those `rows`."""
     reference, added = draw_table(rng, 0, rows), draw_table(rng, rows, new, darker, more)
     return compare_rows(SnapshotPair.match(pa.concat_tables([reference, added]), reference), {})
+
+
+def draw_features(
+    rng: np.random.Generator, rows: int, shift: float = 0.0, dimensions: int = 256
+) -> npt.NDArray[np.float32]:
+    """Draw features float32 [rows, dimensions] of a few groups of images, each direction with less spread than the one
+    before; `shift`: in standard deviations, along one direction of the leading ones."""
+    spread = 1 / np.sqrt(np.arange(1, dimensions + 1))
+    centers = np.random.default_rng(0).normal(size=(10, dimensions)) * spread
+    features = centers[rng.integers(0, 10, rows)] + rng.standard_t(5, (rows, dimensions)) * spread
+    features[:, :4] += shift / 2 * np.sqrt(8 / 3) * spread[:4]  # the variances are 1, of the groups, and 5/3
+    return features.astype(np.float32)

@@ -74,10 +74,10 @@ class Cluster:
     def update(self, kind: str, name: str, change: Callable[[Doc], None]) -> bool:
         """Change an object in place; False when it is gone."""
         with self.changed:
-            found = self.objects[kind].get(name)
-            if found is None:
+            current = self.objects[kind].get(name)
+            if current is None:
                 return False
-            document = copy.deepcopy(found)
+            document = copy.deepcopy(current)
             change(document)
             self._store(kind, "MODIFIED", document)
             return True
@@ -85,19 +85,19 @@ class Cluster:
     def delete(self, kind: str, name: str) -> bool:
         """Delete an object and what it owns."""
         with self.changed:
-            found = self.objects[kind].pop(name, None)
-            if found is None:
+            document = self.objects[kind].pop(name, None)
+            if document is None:
                 return False
-            self._note(kind, "DELETED", found)
+            self._note(kind, "DELETED", document)
             owned = [
-                (other, one["metadata"]["name"])
-                for other, those in self.objects.items()
-                for one in those.values()
-                if _is_owned(one, found)
+                (owned_kind, candidate["metadata"]["name"])
+                for owned_kind, documents in self.objects.items()
+                for candidate in documents.values()
+                if _is_owned(candidate, document)
             ]
-        for other, owned_name in owned:
-            self.delete(other, owned_name)
-        self.on_delete(kind, found)
+        for owned_kind, owned_name in owned:
+            self.delete(owned_kind, owned_name)
+        self.on_delete(kind, document)
         return True
 
     def get(self, kind: str, name: str) -> Doc | None:
@@ -106,13 +106,13 @@ class Cluster:
 
     def list(self, kind: str, selector: str = "") -> list[Doc]:
         with self.changed:
-            return [one for one in self.objects[kind].values() if _takes(selector, one)]
+            return [document for document in self.objects[kind].values() if _takes(selector, document)]
 
     def event(self, kind: str, name: str, reason: str, message: str) -> None:
-        about = {"kind": kind, "name": name}
+        involved_object = {"kind": kind, "name": name}
         metadata = {"name": f"{name}.{uuid.uuid4().hex[:8]}"}
-        told = {"type": "Normal", "reason": reason, "message": message, "lastTimestamp": now()}
-        self.create("events", {"metadata": metadata, "involvedObject": about, **told})
+        event_fields = {"type": "Normal", "reason": reason, "message": message, "lastTimestamp": now()}
+        self.create("events", {"metadata": metadata, "involvedObject": involved_object, **event_fields})
 
     def _store(self, kind: str, change: str, document: Doc) -> None:
         self.objects[kind][document["metadata"]["name"]] = document
@@ -127,7 +127,7 @@ class Cluster:
 
 def _is_owned(document: Doc, owner: Doc) -> bool:
     references = document["metadata"].get("ownerReferences", ())
-    return any(one["uid"] == owner["metadata"]["uid"] for one in references)
+    return any(reference["uid"] == owner["metadata"]["uid"] for reference in references)
 
 
 def _takes(selector: str, document: Doc) -> bool:
@@ -196,15 +196,15 @@ def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
             try:
                 if self.headers.get("Authorization") != "Bearer a-token":
                     raise Refused(401, "Unauthorized")
-                found = method(parts.path, query, body)
+                response = method(parts.path, query, body)
             except Refused as error:
                 self._send(error.code, {"kind": "Status", "code": error.code, "message": str(error)})
                 return
-            if found is not None:
-                self._send(200, found)
+            if response is not None:
+                self._send(200, response)
 
-        def _send(self, code: int, found: Any) -> None:
-            data = found.encode() if isinstance(found, str) else json.dumps(found).encode()
+        def _send(self, code: int, response: Any) -> None:
+            data = response.encode() if isinstance(response, str) else json.dumps(response).encode()
             self.send_response(code)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
@@ -222,10 +222,10 @@ def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
                     raise Refused(400, f"container of {name} has not started")
                 return cluster.logs[name]
             if name:
-                found = cluster.get(kind, name)
-                if found is None:
+                document = cluster.get(kind, name)
+                if document is None:
                     raise Refused(404, f'{kind} "{name}" not found')
-                return found
+                return document
             if "watch" in query:
                 return self._watch(kind, int(query["resourceVersion"]), float(query["timeoutSeconds"]))
             with cluster.changed:
@@ -238,12 +238,14 @@ def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
             while not cluster.over.is_set():
                 with cluster.changed:
-                    news = [one for one in cluster.history[version:] if one[1] == kind]
+                    news = [entry for entry in cluster.history[version:] if entry[1] == kind]
                     version = len(cluster.history)
                     if not news:
                         cluster.changed.wait(1.0)
                         continue
-                lines = "".join(json.dumps({"type": change, "object": one}) + "\n" for _, _, change, one in news)
+                lines = "".join(
+                    json.dumps({"type": change, "object": document}) + "\n" for _, _, change, document in news
+                )
                 data = lines.encode()
                 try:
                     self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
@@ -267,7 +269,7 @@ def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
             if path in cluster.documents:
                 return _merged(cluster.documents[path], body)
             kind, name, _ = _place(path)
-            if not cluster.update(kind, name, lambda found: found["spec"].update(body["spec"])):
+            if not cluster.update(kind, name, lambda document: document["spec"].update(body["spec"])):
                 raise Refused(404, f'{kind} "{name}" not found')
             return cluster.get(kind, name)
 

@@ -1,4 +1,4 @@
-"""What Argo, KubeRay, kubelet and the steps do, played on the stand-in of e2e_api.py, in tenths of seconds.
+"""A simulation of Argo, KubeRay, kubelet and the steps on the API server of e2e_api.py, in tenths of seconds.
 
 The workflow is the one that `imagemill compile --target argo` writes: its tasks, parameters, retries, resources, mutex
 and deadline are read from it. The steps store what the real ones do: records and manifests, in a folder.
@@ -36,7 +36,7 @@ DEADLINE_SCALE = 1e-2
 
 @dataclass
 class Faults:
-    """What goes wrong."""
+    """The faults that the simulation injects."""
 
     fails: str = ""
     """The task that ends with exit code 1."""
@@ -64,7 +64,7 @@ class Faults:
 
 @dataclass
 class Play:
-    """Everything that lives on the cluster."""
+    """The controllers of the cluster."""
 
     cluster: Cluster
     store: Path
@@ -107,8 +107,8 @@ class Play:
             reason = {"reason": "ImagePullBackOff", "message": f"can't pull {container['image']}"}
             self._pod_state(name, "Pending", {"waiting": reason})
             return
-        _, _, source, question, given = container["command"]
-        arguments = json.loads(given)
+        _, _, source, question, arguments_json = container["command"]
+        arguments = json.loads(arguments_json)
         scope: dict[str, Any] = {"__name__": "inside"}
         exec(compile(source, "inside.py", "exec"), scope)
         if question == "listen":
@@ -117,7 +117,7 @@ class Play:
         if question == "version":
             answer = {"version": "0.1.0", "uid": 10001, "has": ["ray", "torch"]}
         elif question == "connect":
-            answer = {one["name"]: self._connected(pod, one) for one in arguments["targets"]}
+            answer = {target["name"]: self._connected(pod, target) for target in arguments["targets"]}
         else:
             answer = scope["QUESTIONS"][question](**self._mapped(arguments))
         self.cluster.logs[name] = f"chatter\n{scope['MARK']}{json.dumps(answer)}\n"
@@ -132,8 +132,8 @@ class Play:
         return str(self.local(value)) if isinstance(value, str) and value.startswith("s3://") else value
 
     def _connected(self, pod: Doc, target: Doc) -> str:
-        """Whether the pod's connection is let through by the policies that there are."""
-        listeners = {one.get("status", {}).get("podIP"): one for one in self.cluster.list("pods")}
+        """Return the result of the pod's connection under the network policies of the cluster."""
+        listeners = {item.get("status", {}).get("podIP"): item for item in self.cluster.list("pods")}
         if listener := listeners.get(target["host"]):
             peer, port = Peer(_labels(listener), "imagemill", str(target["host"])), int(target["port"])
         elif (target["host"], target["port"]) in self.hosts:
@@ -141,8 +141,8 @@ class Play:
         else:
             return "name not found"
         policies = self.cluster.list("networkpolicies") if self.faults.policies_hold else []
-        known = [{**one, "metadata": {**one["metadata"], "namespace": "imagemill"}} for one in policies]
-        return "answers" if allowed(known, Peer(_labels(pod), "imagemill"), peer, port) else "no answer"
+        namespaced = [{**item, "metadata": {**item["metadata"], "namespace": "imagemill"}} for item in policies]
+        return "answers" if allowed(namespaced, Peer(_labels(pod), "imagemill"), peer, port) else "no answer"
 
     def _pod_state(self, name: str, phase: str, state: Doc, container: str = "main", **more: Any) -> bool:
         def change(pod: Doc) -> None:
@@ -158,30 +158,34 @@ class Play:
     def _cron(self, document: Doc) -> None:
         time.sleep(0.1)
         name = document["metadata"]["name"]
-        found = self.cluster.get("cronworkflows", name)
-        if found is None or found["spec"].get("suspend") or found["spec"]["schedules"] != ["* * * * *"]:
+        cron_workflow = self.cluster.get("cronworkflows", name)
+        if (
+            cron_workflow is None
+            or cron_workflow["spec"].get("suspend")
+            or cron_workflow["spec"]["schedules"] != ["* * * * *"]
+        ):
             return
-        labels = {**found["spec"].get("workflowMetadata", {}).get("labels", {}),
+        labels = {**cron_workflow["spec"].get("workflowMetadata", {}).get("labels", {}),
                   "workflows.argoproj.io/cron-workflow": name}  # fmt: skip
-        owner = {"kind": "CronWorkflow", "name": name, "uid": found["metadata"]["uid"]}
+        owner = {"kind": "CronWorkflow", "name": name, "uid": cron_workflow["metadata"]["uid"]}
         self.cluster.create("workflows", {
             "metadata": {"name": f"{name}-1", "labels": labels, "ownerReferences": [owner]},
-            "spec": found["spec"]["workflowSpec"],
+            "spec": cron_workflow["spec"]["workflowSpec"],
         })  # fmt: skip
 
     def _workflow(self, document: Doc) -> None:
         name = document["metadata"]["name"]
-        found = self.cluster.get("workflowtemplates", document["spec"]["workflowTemplateRef"]["name"])
-        if found is None:
+        template = self.cluster.get("workflowtemplates", document["spec"]["workflowTemplateRef"]["name"])
+        if template is None:
             self._phase(name, "Error", "workflowtemplate not found")
             return
         if self.faults.unknown_templates:
             self.faults.unknown_templates -= 1
-            wanted = found["metadata"]["name"]
-            self._phase(name, "Error", f'workflowtemplates.argoproj.io "{wanted}" not found')
+            template_name = template["metadata"]["name"]
+            self._phase(name, "Error", f'workflowtemplates.argoproj.io "{template_name}" not found')
             return
-        flow = Flow(self, document, found["spec"])
-        mutex = found["spec"]["synchronization"]["mutexes"][0]["name"]
+        flow = Flow(self, document, template["spec"])
+        mutex = template["spec"]["synchronization"]["mutexes"][0]["name"]
         lock = self._mutexes.setdefault(mutex, threading.Lock())
         if not self.faults.ignores_mutex and not lock.acquire(blocking=False):
             if not self.faults.takes_turns:
@@ -194,24 +198,26 @@ class Play:
                 lock.release()
 
     def _phase(self, name: str, phase: str, message: str = "") -> bool:
-        ended = {"finishedAt": f"{now()}"} if phase in ("Succeeded", "Failed", "Error") else {}
-        status = {"phase": phase, "message": message, **ended, "artifactRepositoryRef": REPOSITORY}
-        return self.cluster.update("workflows", name, lambda one: one.update(status=status))
+        finished = {"finishedAt": f"{now()}"} if phase in ("Succeeded", "Failed", "Error") else {}
+        status = {"phase": phase, "message": message, **finished, "artifactRepositoryRef": REPOSITORY}
+        return self.cluster.update("workflows", name, lambda workflow: workflow.update(status=status))
 
 
 class Flow:
-    """One workflow on its way."""
+    """A running workflow."""
 
     def __init__(self, play: Play, document: Doc, spec: Doc) -> None:
         self.play_, self.cluster, self.spec = play, play.cluster, spec
         self.name, self.uid = document["metadata"]["name"], document["metadata"]["uid"]
-        given = document["spec"].get("arguments", {}).get("parameters", [])
-        self.values = {one["name"]: str(one["value"]) for one in [*spec["arguments"]["parameters"], *given]}
+        parameters = document["spec"].get("arguments", {}).get("parameters", [])
+        self.values = {
+            parameter["name"]: str(parameter["value"]) for parameter in [*spec["arguments"]["parameters"], *parameters]
+        }
         self.workspace = play.local(self.values["workspace"])
         self.ends = time.monotonic() + spec["activeDeadlineSeconds"] * DEADLINE_SCALE
         self.run = self.name
         self.labels = {**spec["podMetadata"]["labels"], RUN: self.run, WORKFLOW: self.name}
-        self.templates = {one["name"]: one for one in spec["templates"]}
+        self.templates = {template["name"]: template for template in spec["templates"]}
         self.tries: dict[str, int] = {}
 
     def play(self) -> None:
@@ -230,7 +236,7 @@ class Flow:
         self.play_._phase(self.name, phase, message)
 
     def tasks(self) -> list[str]:
-        """In the order of the DAG; clean's RayJob only where the cluster file always wants one."""
+        """Return the tasks in the order of the DAG; clean's RayJob only where the cluster file always wants one."""
         tasks = self.templates["training"]["dag"]["tasks"]
         self.templates |= {task["name"]: self.templates[task["template"]] for task in tasks}
         left_out = set() if '"clean":"rayjob"' in json.dumps(self.spec).replace("\\", "") else {"clean-rayjob"}
@@ -259,7 +265,7 @@ class Flow:
         return code in (-1, 75) or (code == 2 and self.play_.faults.retries_wrong_input)
 
     def metadata_of(self, task: str, number: int) -> Doc:
-        """What tells a pod of this task: Argo's annotation."""
+        """Return the pod metadata that identifies this task: Argo's annotation."""
         return {"labels": self.labels, "annotations": {NODE: f"{self.name}.{task}({number})"}}
 
     def _try(self, task: str, template: Doc, number: int) -> int | str:
@@ -269,9 +275,9 @@ class Flow:
         owner = {"kind": "Workflow", "name": self.name, "uid": self.uid}
         metadata = {**self.metadata_of(task, number), "name": pod, "ownerReferences": [owner]}
         self.cluster.create("pods", {"metadata": metadata, "spec": {"containers": [{"name": "main", **container}]}})
-        wanted = [key for key in container.get("resources", {}).get("limits", {}) if "no-such" in key]
-        if wanted:
-            return self._never_scheduled(pod, wanted[0])
+        missing_resources = [key for key in container.get("resources", {}).get("limits", {}) if "no-such" in key]
+        if missing_resources:
+            return self._never_scheduled(pod, missing_resources[0])
         self.play_._pod_state(pod, "Running", {"running": {"startedAt": now()}})
         self.cluster.event("Pod", pod, "Started", "Started container main")
         self.cluster.logs[pod] = f"[{task}] works\n"
@@ -282,19 +288,23 @@ class Flow:
             return "gone" if self.cluster.get("workflows", self.name) is None else lost
         memory = json.dumps(container.get("resources", {}))
         code = 137 if TOO_LITTLE in memory else self._store(task)
-        killed = {"reason": "OOMKilled"} if code == 137 else {}
-        state = {"terminated": {"exitCode": code, "message": f"exit code {code}" if code else "", **killed}}
+        reason = {"reason": "OOMKilled"} if code == 137 else {}
+        state = {"terminated": {"exitCode": code, "message": f"exit code {code}" if code else "", **reason}}
         self.play_._pod_state(pod, "Failed" if code else "Succeeded", state)
         return code
 
     def _seconds(self, task: str) -> float:
         if self.play_.faults.hangs == task:
             return 600.0
-        said = [one[task] for word, one in self.play_.seconds.items() if word in self.name and task in one]
-        return said[0] if said and self.tries[task] == 1 else 0.03
+        durations = [
+            seconds_by_task[task]
+            for word, seconds_by_task in self.play_.seconds.items()
+            if word in self.name and task in seconds_by_task
+        ]
+        return durations[0] if durations and self.tries[task] == 1 else 0.03
 
-    def _never_scheduled(self, pod: str, wanted: str) -> str:
-        condition = {"type": "PodScheduled", "status": "False", "message": f"0/3 nodes: Insufficient {wanted}"}
+    def _never_scheduled(self, pod: str, resource: str) -> str:
+        condition = {"type": "PodScheduled", "status": "False", "message": f"0/3 nodes: Insufficient {resource}"}
         self.play_._pod_state(pod, "Pending", {}, conditions=[condition])
         while time.monotonic() < self.ends and self.cluster.get("pods", pod):
             time.sleep(0.02)
@@ -326,8 +336,8 @@ class Flow:
             if not all(self.cluster.get("pods", f"{job}-{kind}") for kind in ("head", "worker")):
                 break
             time.sleep(0.01)
-        done = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
-        self.cluster.update("rayjobs", job, lambda one: one.update(status=done))
+        status = {"jobDeploymentStatus": "Complete", "jobStatus": "SUCCEEDED"}
+        self.cluster.update("rayjobs", job, lambda rayjob: rayjob.update(status=status))
         return 0
 
     def _owner_of_ray(self, pod: str) -> Doc:
@@ -337,14 +347,16 @@ class Flow:
     def _make_ray(self, step: str, job: str, owner: Doc) -> None:
         labels = {RUN: self.run, "app.kubernetes.io/component": step}
         owners = [] if self.play_.faults.leaves_rayjob else [owner]
-        made = self.cluster.create("rayjobs", {"metadata": {"name": job, "labels": labels, "ownerReferences": owners}})
-        owned = {"ownerReferences": [{"kind": "RayJob", "name": job, "uid": made["metadata"]["uid"]}]}
+        rayjob = self.cluster.create(
+            "rayjobs", {"metadata": {"name": job, "labels": labels, "ownerReferences": owners}}
+        )
+        owned = {"ownerReferences": [{"kind": "RayJob", "name": job, "uid": rayjob["metadata"]["uid"]}]}
         for kind in ("head", "worker"):
             name, container = f"{job}-{kind}", {"name": f"ray-{kind}", "image": "ray"}
             metadata = {"name": name, "labels": {**labels, "ray.io/node-type": kind}, **owned}
             self.cluster.create("pods", {"metadata": metadata, "spec": {"containers": [container]}})
             self.play_._pod_state(name, "Running", {"running": {"startedAt": now()}}, container=f"ray-{kind}")
-        self.cluster.update("rayjobs", job, lambda one: one.update(status={"jobDeploymentStatus": "Running"}))
+        self.cluster.update("rayjobs", job, lambda document: document.update(status={"jobDeploymentStatus": "Running"}))
 
     # The steps.
 
@@ -357,7 +369,7 @@ class Flow:
         return (self.workspace / KIND_OF[task] / self._fingerprint(task) / "_manifest.json").exists()
 
     def _store(self, task: str) -> int:
-        """What a step leaves in the store; its exit code."""
+        """Write a step's outputs to the store; return its exit code."""
         step = STEP_OF.get(task, task)
         if task == "plan":
             return 0
@@ -384,7 +396,7 @@ class Flow:
         return int(record["exit_code"])
 
     def _keep_artifact(self, task: str) -> None:
-        """What Argo keeps of a step."""
+        """Write the artifacts that Argo keeps of a step."""
         if task == "promote":
             file = self.play_.store / "mlpipeline" / "artifacts" / self.name / task / "report.html"
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -392,8 +404,8 @@ class Flow:
 
     def _commit(self, task: str) -> None:
         lost = self.play_.faults.other_tensors_after
-        tries = len([one for _, kind, change, one in self.cluster.history if kind == "pods" and change == "ADDED"
-                     and one["metadata"]["name"].startswith(f"{self.name}-{lost}-")]) if lost else 1  # fmt: skip
+        tries = len([pod for _, kind, change, pod in self.cluster.history if kind == "pods" and change == "ADDED"
+                     and pod["metadata"]["name"].startswith(f"{self.name}-{lost}-")]) if lost else 1  # fmt: skip
         content = f"{STEP_OF.get(task, task)}{'' if KIND_OF[task] != 'tensors' or tries < 2 else ' otherwise'}"
         file = {"role": "data", "split": "train", "rows": 10, "sha256": hashlib.sha256(content.encode()).hexdigest()}
         folder = self.workspace / KIND_OF[task] / self._fingerprint(task)

@@ -1,4 +1,4 @@
-"""For tests of the decoder: a made picture in any mode and format, and why the decoder refuses bytes."""
+"""Helpers for tests of the decoder: a picture in any mode and format, and the reason of a rejection."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def with_orientation(orientation: int) -> Image.Exif:
 
 
 def reason(data: bytes, **options: Any) -> str:
-    with pytest.raises(ImageRejected) as caught:
+    with pytest.raises(ImageRejected) as error:
         decode(data, **options)
-    assert caught.value.reason in REASONS and caught.value.detail
-    return caught.value.reason
+    assert error.value.reason in REASONS and error.value.detail
+    return error.value.reason
 
 
 def png_chunk(kind: bytes, body: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""For tests of experiments: photographs whose classes are colours of one lightness, and steps run in this process."""
+"""Helpers for tests of experiments: photographs whose classes are colours, and steps run in this process."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ QUICK: dict[str, Any] = {
 }  # fmt: skip
 
 
-def make_colors(folder: Path, each: int = 60) -> Path:
+def make_colors(folder: Path, images_per_class: int = 60) -> Path:
     """`<folder>/<class>/<number>.png`: noisy pictures in the class's colour, of any lightness."""
     random = np.random.default_rng(7)
     for name, color in COLORS.items():
         (folder / name).mkdir(parents=True)
-        for number in range(each):
-            light = random.uniform(0.7, 1.1)
-            pixels = np.array(color) * light + random.normal(0, 25, (40, 40, 3))
+        for number in range(images_per_class):
+            brightness = random.uniform(0.7, 1.1)
+            pixels = np.array(color) * brightness + random.normal(0, 25, (40, 40, 3))
             Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(folder / name / f"{number:03d}.png")
     return folder
 
@@ -46,7 +46,7 @@ def write_config(path: Path, **values: Any) -> str:
 
 
 @contextmanager
-def steps_in_this_process(ran: list[str] | None = None) -> Iterator[None]:
+def steps_in_this_process(step_names: list[str] | None = None) -> Iterator[None]:
     """Steps run by their own code in this process, which starts no Python for each; `ran` gets their names.
 
     Models have no ONNX file, which takes longer than these trainings.
@@ -55,8 +55,8 @@ def steps_in_this_process(ran: list[str] | None = None) -> Iterator[None]:
     def run(self: StepRunner, step: str, config: StepConfig, watch: Watch | None = None) -> Record:
         result = self.scratch / "record.json"
         ALL_STEPS[step].execute(config, str(result))
-        if ran is not None:
-            ran.append(step)
+        if step_names is not None:
+            step_names.append(step)
         record: Record = json.loads(result.read_text())
         if record["exit_code"]:
             raise step_process.error_for_exit_code(record["exit_code"], f"{step}: {record['error']}")

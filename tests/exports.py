@@ -43,7 +43,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def shown(data: bytes) -> Pixels:
+def render_rgb(data: bytes) -> Pixels:
     """uint8 [H, W, 3]: what a careful viewer shows of a file; alpha over white, EXIF obeyed. By Pillow alone."""
     from PIL import ImageOps
 
@@ -58,14 +58,14 @@ def shown(data: bytes) -> Pixels:
 
 
 def odd_files() -> dict[str, bytes]:
-    """One file of each kind that a reader may stumble over, by a name for it."""
+    """Make a file of each kind that readers handle differently, by name."""
     random = np.random.default_rng(5)
     base = np.clip(random.normal(120, 30, (24, 31, 3)), 0, 255).astype(np.uint8)
     photo, gray = Image.fromarray(base), Image.fromarray(base[:, :, 0])
     alpha = np.dstack([base, random.integers(0, 256, base.shape[:2], np.uint8)])
     turned = Image.Exif()
     turned[0x0112] = 6
-    made: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
+    images: dict[str, tuple[Image.Image, str, dict[str, Any]]] = {
         "plain.jpg": (photo, "JPEG", {}), "gray.jpg": (gray, "JPEG", {}), "plain.png": (photo, "PNG", {}),
         "gray.png": (gray, "PNG", {}), "palette.png": (photo.quantize(64), "PNG", {}),
         "alpha.png": (Image.fromarray(alpha), "PNG", {}), "turned.jpg": (photo, "JPEG", {"exif": turned}),
@@ -74,7 +74,7 @@ def odd_files() -> dict[str, bytes]:
         "one.gif": (photo.quantize(64), "GIF", {}), "one.bmp": (photo, "BMP", {}), "one.tif": (photo, "TIFF", {}),
         "one.webp": (photo, "WEBP", {"lossless": True}), "progressive.jpg": (photo, "JPEG", {"progressive": True}),
     }  # fmt: skip
-    return {name: _saved(*about) for name, about in made.items()}
+    return {name: _saved(*arguments) for name, arguments in images.items()}
 
 
 def _saved(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
@@ -118,7 +118,7 @@ def clean_multi(uri: str, classes: Sequence[str] = ("cat", "dog", "owl"), each: 
                 ids = [label for label in range(len(classes)) if number >> label & 1]
                 row = Row(f"m/{split}{number}.jpg", classes[0], split).columns(classes)
                 del row["label_id"]
-                writer.add(row | {"label": "|".join(classes[one] for one in ids), "label_ids": ids}, 0)
+                writer.add(row | {"label": "|".join(classes[label_id] for label_id in ids), "label_ids": ids}, 0)
             files.append(writer.publish(f"data/{split}", "data", split))
     totals = Totals(rows=2 * each, by_split={"train": each, "val": each})
     manifest = Manifest(
@@ -166,6 +166,6 @@ def _tensor_row(
 ) -> dict[str, Any]:
     pixels = np.ascontiguousarray(pixels_of(shape, split, n))
     row: dict[str, Any] = {"image": encode_jpeg(pixels, 90, "444") if encoding == "jpeg" else pixels.tobytes()}
-    row |= {"label_ids": [one for one in range(3) if n >> one & 1]} if multi else {"label_id": n % 3}
+    row |= {"label_ids": [label_id for label_id in range(3) if n >> label_id & 1]} if multi else {"label_id": n % 3}
     number, copy = divmod(n, copies + 1)
     return row | {"image_id": f"{split}/{number}.jpg"} | ({"copy": copy} if copies else {})

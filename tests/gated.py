@@ -1,4 +1,4 @@
-"""For tests of the gate: evaluations on disk whose predictions are given, with the models and images they are of."""
+"""Helpers for tests of the gate: evaluations on disk with given predictions, and their models and images."""
 
 from __future__ import annotations
 
@@ -96,15 +96,15 @@ class Gate:
             file = writer.publish("predictions", "data", "test")
         pairs = ConfusionCounts(len(self.classes))
         pairs.add(labels, predicted)
-        found = pairs.per_class()
+        scores = pairs.per_class()
         facts: dict[str, Any] = {
             "dataset_name": "weekly", "metrics": pairs.summary(), "model_task": task,
             "intervals": compute_single_label_intervals(pairs),
             "model_classes": list(known or self.classes), "chance": {"better": True, "why": ""},
             "seen": {"images": int(np.sum(seen)), "unknown": list(unknown)},
             "per_class": [
-                {"class": label, **{key: float(found[key][n]) for key in ("precision", "recall", "f1")}}
-                | {"support": int(found["support"][n])}
+                {"class": label, **{key: float(scores[key][n]) for key in ("precision", "recall", "f1")}}
+                | {"support": int(scores["support"][n])}
                 for n, label in enumerate(self.classes)
             ],
         }  # fmt: skip
@@ -128,7 +128,7 @@ class Gate:
         rerun: bool = False,
         **rule: Any,
     ) -> Any:
-        """What the promote step gives; `alone`: it is not one of a run's steps."""
+        """Run promote and return its outcome; `alone`: it is not one of a run's steps."""
         values = {"workspace": self.workspace.uri, "evaluation": challenger.uri, "name": "weekly"}
         values |= {"run": "" if alone else run}
         values |= {"champion_evaluation": champion.uri if champion else ""}
@@ -137,6 +137,6 @@ class Gate:
 
     def record(self) -> dict[str, Any]:
         """The last record of the promotions log."""
-        found = self.workspace.last_promotion("weekly")
-        assert found is not None
-        return found.to_dict()
+        promotion = self.workspace.last_promotion("weekly")
+        assert promotion is not None
+        return promotion.to_dict()

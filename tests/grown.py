@@ -45,7 +45,7 @@ Photos = Mapping[str, Photo]
 
 
 def several(number: int, prefix: str = "p", label: str = "") -> dict[str, Photo]:
-    """So many photos of three classes, three of five in train."""
+    """Make `number` photos of three classes, three of five in train."""
     return {
         f"{prefix}{n:03d}": Photo(label or CLASSES[n % 2], ("train", "val", "train", "test", "train")[n % 5])
         for n in range(number)
@@ -103,16 +103,16 @@ Tensor = tuple[str, int, bytes]
 
 def content(tensors: Dataset) -> dict[str, Tensor]:
     """(split, label_id, pixels) by image_id; AssertionError for one that is there twice."""
-    found: dict[str, Tensor] = {}
+    tensors_by_id: dict[str, Tensor] = {}
     for file in tensors.files():
         rows = 0
         for table in row_groups(tensors, file):
             rows += table.num_rows
             for row in table.to_pylist():
-                assert row["image_id"] not in found
-                found[row["image_id"]] = (file.split, row["label_id"], row["image"])
+                assert row["image_id"] not in tensors_by_id
+                tensors_by_id[row["image_id"]] = (file.split, row["label_id"], row["image"])
         assert rows == file.rows
-    return found
+    return tensors_by_id
 
 
 def generations(tensors: Dataset, split: str | None = None) -> dict[int, int]:

@@ -32,11 +32,11 @@ def write(folder: Path, demos: int = 4, seed: int = 0) -> int:
     """
     rows = []
     of_test = {p.number for p in plan(seed) if p.split == "test"}
-    wanted = {p.path: p for p in plan(seed) if p.split in ("train", "val") and p.number not in of_test}
+    planned_by_path = {p.path: p for p in plan(seed) if p.split in ("train", "val") and p.number not in of_test}
     for file in generate(seed):
-        if file.path in wanted:
+        if file.path in planned_by_path:
             _save(folder / file.path, file.data)
-            rows.append((file.path, wanted[file.path].label, wanted[file.path].split))
+            rows.append((file.path, planned_by_path[file.path].label, planned_by_path[file.path].split))
     pictures = sound_pictures(demos, seed)
     for number, planned in pictures:
         path = f"test/{planned.label}/{number}-{Path(planned.path).stem}.jpg"
@@ -71,7 +71,7 @@ def _turned(picture: Image.Image, random: np.random.Generator) -> Image.Image:
 
 
 def _coloured(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    """As if in another light and mist: less contrast, and a gain and an offset for each channel."""
+    """Change light and haze: less contrast, and a gain and an offset for each channel."""
     pixels = np.asarray(picture, np.float32)
     gain = random.uniform(0.6, 1.3, 3).astype(np.float32)
     offset = random.uniform(-30, 30, 3).astype(np.float32)

@@ -1,4 +1,4 @@
-"""For tests of `imagemill gc`: datasets of any age, made of small real files, and what is in a workspace."""
+"""Helpers for tests of `imagemill gc`: datasets of any age, made of small real files, and a workspace's content."""
 
 from __future__ import annotations
 

@@ -37,9 +37,9 @@ class Page(HTMLParser):
 
     def pictures(self) -> dict[str, list[Image.Image]]:
         """The pictures by image_id, decoded from their data URIs."""
-        found: dict[str, list[Image.Image]] = {}
+        pictures_by_id: dict[str, list[Image.Image]] = {}
         for tag, attributes in self.tags:
             if tag == "img":
                 data = base64.b64decode((attributes["src"] or "").partition("base64,")[2])
-                found.setdefault(attributes["alt"] or "", []).append(Image.open(io.BytesIO(data)))
-        return found
+                pictures_by_id.setdefault(attributes["alt"] or "", []).append(Image.open(io.BytesIO(data)))
+        return pictures_by_id

@@ -27,9 +27,9 @@ _HOOK = f"mkdir -p $1{_CERTIFICATES} && cp {_CERTIFICATES}/*.crt $1{_CERTIFICATE
 
 
 def missing() -> str:
-    """What keeps the images from being built here; empty when nothing does."""
-    if why := docker_engine.missing():
-        return why
+    """Return why the images can't be built here; empty if they can."""
+    if reason := docker_engine.missing():
+        return reason
     try:
         find_cli()
     except UserError as error:
@@ -46,15 +46,15 @@ def missing() -> str:
 @cache
 def base() -> str:
     """The base image; made, in half a minute, where it is not there yet."""
-    given = os.environ.get("IMAGEMILL_TEST_BASE_IMAGE", "")
-    if given or docker_engine.is_there(BASE):
-        return given or BASE
-    words = ["mmdebstrap", "--quiet", "--variant=minbase", "--include=ca-certificates,python3,python3-venv"]
-    words += [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("man", "locale", "doc")]
-    words += [f"--customize-hook={_HOOK}"] if any(_CERTIFICATES.glob("*.crt")) else []
+    base_image = os.environ.get("IMAGEMILL_TEST_BASE_IMAGE", "")
+    if base_image or docker_engine.is_there(BASE):
+        return base_image or BASE
+    command = ["mmdebstrap", "--quiet", "--variant=minbase", "--include=ca-certificates,python3,python3-venv"]
+    command += [f"--dpkgopt=path-exclude=/usr/share/{folder}/*" for folder in ("man", "locale", "doc")]
+    command += [f"--customize-hook={_HOOK}"] if any(_CERTIFICATES.glob("*.crt")) else []
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "base.tar"
-        subprocess.run([*words, "bookworm", str(archive)], check=True)
+        subprocess.run([*command, "bookworm", str(archive)], check=True)
         with archive.open("rb") as data:
             docker_engine.client().api.import_image_from_stream(data, repository=BASE, tag="latest")
     return BASE
@@ -74,6 +74,6 @@ def built(targets: Sequence[str] = docker_engine.TARGETS, tag: str = "dev") -> d
 
 
 if __name__ == "__main__":
-    if why := missing():
-        sys.exit(why)
+    if reason := missing():
+        sys.exit(reason)
     print("\n".join(built().values()))

@@ -30,8 +30,8 @@ CLUSTER = "images:\n  tags_allowed: true\nstorage:\n  workspace: s3://mill/work\
 
 
 @dataclass
-class Ran:
-    """What a command gave."""
+class CommandResult:
+    """The result of a command."""
 
     code: int
     out: str
@@ -39,8 +39,8 @@ class Ran:
 
     @property
     def json(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self.out.splitlines()[-1])
-        return found
+        parsed: dict[str, Any] = json.loads(self.out.splitlines()[-1])
+        return parsed
 
 
 @dataclass
@@ -51,12 +51,12 @@ class Commands:
     folder: Path
     capsys: pytest.CaptureFixture[str]
 
-    def __call__(self, *words: str, host: str = "") -> Ran:
+    def __call__(self, *words: str, host: str = "") -> CommandResult:
         if words[0] in ("submit", "schedule") and not {"--package", "--cluster"} & {*words}:
             words = (*words, "--package", str(compiled_once()))
         code = cli.main([*words, "--host", host or self.service.url])
         printed = self.capsys.readouterr()
-        return Ran(code, printed.out, printed.err)
+        return CommandResult(code, printed.out, printed.err)
 
 
 @cache
@@ -86,7 +86,7 @@ def _package(cluster: str, parameters: str, bake: bool) -> bytes:
 def commands(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], service: KfpService | None = None
 ) -> Iterator[Commands]:
-    """With the user's own settings out of the way, and without the waits that a person can afford."""
+    """Yield the command line with a fresh environment, configuration and short waits."""
     for name in [name for name in os.environ if name.startswith(("KF_PIPELINES", "AWS_", "KUBE"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -107,31 +107,31 @@ def commands(
 
 @pytest.fixture
 def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Commands]:
-    with commands(tmp_path, monkeypatch, capsys) as made:
-        yield made
+    with commands(tmp_path, monkeypatch, capsys) as mill_commands:
+        yield mill_commands
 
 
 @pytest.fixture
 def records(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
-    """What the steps of every run have recorded, of a workspace that can be read; a real one: test_submit_records."""
-    found: dict[str, dict[str, Any]] = {}
-    monkeypatch.setattr(artifacts, "read_stored_records", lambda workspace, run: found)
-    return found
+    """Records of the steps of every run, as from a readable workspace; test_submit_records has a real one."""
+    records_by_step: dict[str, dict[str, Any]] = {}
+    monkeypatch.setattr(artifacts, "read_stored_records", lambda workspace, run: records_by_step)
+    return records_by_step
 
 
-def script(*ended: str, last: str = "SUCCEEDED") -> list[tuple[str, dict[str, str]]]:
+def script(*step_names: str, last: str = "SUCCEEDED") -> list[tuple[str, dict[str, str]]]:
     """A run in which the steps end one after the other; the last of them as the run does."""
-    steps = ended or STEPS
-    looks: list[tuple[str, dict[str, str]]] = [("PENDING", {})]
-    done: dict[str, str] = {}
+    steps = step_names or STEPS
+    states: list[tuple[str, dict[str, str]]] = [("PENDING", {})]
+    task_states: dict[str, str] = {}
     for step in steps:
-        looks.append(("RUNNING", {**done, step: "RUNNING"}))
-        done[step] = "SUCCEEDED"
-    return [*looks, (last, {**done, steps[-1]: "SUCCEEDED" if last == "SUCCEEDED" else "FAILED"})]
+        states.append(("RUNNING", {**task_states, step: "RUNNING"}))
+        task_states[step] = "SUCCEEDED"
+    return [*states, (last, {**task_states, steps[-1]: "SUCCEEDED" if last == "SUCCEEDED" else "FAILED"})]
 
 
 def record(step: str, **more: Any) -> dict[str, Any]:
-    """What a step records."""
+    """Make a step's record."""
     base = {"uri": f"s3://mill/work/{step}/00", "fingerprint": "00", "state": "ran", "metrics": {}, "error": "",
             "exit_code": 0, "seconds": 2.0}  # fmt: skip
     return base | more

@@ -62,8 +62,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.service.refuse(headers):
             return self._send(401, "Jwt verification fails" if self.service.token else LOGIN_PAGE, "text/html")
         query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
-        if kept := self.service.kept.answer(parts.path, query, content):
-            return self._send_bytes(*kept)
+        if response := self.service.storage.answer(parts.path, query, content):
+            return self._send_bytes(*response)
         try:
             answer = self.service.answer(self.command, parts.path, query, _body(headers, content))
         except Refused as error:
@@ -118,8 +118,8 @@ def _body(headers: dict[str, str], content: bytes) -> Any:
 @contextmanager
 def serving(service: KfpService, port: int = 0) -> Iterator[KfpService]:
     """The service on a port of loopback, until the block ends."""
-    open_ones: set[socket.socket] = set()
-    handler = type("Handler", (_Handler,), {"service": service, "open_ones": open_ones})
+    connections: set[socket.socket] = set()
+    handler = type("Handler", (_Handler,), {"service": service, "open_ones": connections})
     server = ThreadingHTTPServer(("127.0.0.1", port), handler)
     server.daemon_threads = True
     service.url = f"http://127.0.0.1:{server.server_address[1]}"
@@ -131,6 +131,6 @@ def serving(service: KfpService, port: int = 0) -> Iterator[KfpService]:
         server.shutdown()
         server.server_close()
         thread.join()
-        for one in list(open_ones):  # as with a process that ends; clients keep connections
+        for connection in list(connections):  # as with a process that ends; clients keep connections
             with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+                connection.shutdown(socket.SHUT_RDWR)

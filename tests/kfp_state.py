@@ -1,4 +1,4 @@
-"""What the stand-in of Kubeflow Pipelines' service (kfp_server) holds, and how it answers: its API v2beta1.
+"""State and responses of the Kubeflow Pipelines test server (kfp_server): its API v2beta1.
 
 It follows the service's own sources (backend/src/apiserver, August 2026): fields without a value are left
 out, int64 are strings, a time that isn't is 1970, names are unique, lists have filters, orders and page tokens, a run
@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import yaml
-from kfp_kept import Kept
+from kfp_storage import RunStorage
 
 from imagemill.components.dataset.workspace import STEPS
 
@@ -57,7 +57,7 @@ def missing(message: str) -> Refused:
 
 @dataclass
 class Fault:
-    """What happens to the next requests that match: `drop` (the connection), `drop after` (the request had its
+    """A fault of the next requests that match: `drop` (the connection), `drop after` (the request had its
     effect), `hang` (no answer for a second), a status such as `500`, `html` (a login page),
     `404 plain` (another server)."""
 
@@ -77,7 +77,7 @@ class KfpService:
     multi_user: bool = False
     retries: bool = False
     """Whether Argo's controller has the defaults of KFP's installation: each node may be tried again."""
-    kept: Kept = field(default_factory=Kept)
+    storage: RunStorage = field(default_factory=RunStorage)
     token: str = ""
     cookie: str = ""
     url: str = ""
@@ -99,15 +99,19 @@ class KfpService:
         self.faults.append(Fault(kind, times, method, path))
 
     def asked(self, method: str, path: str) -> int:
-        """How many requests there were."""
+        """Count the requests of a method and path."""
         return sum(m == method and re.search(path, p) is not None for m, p, _ in self.requests)
 
     def fire(self, name: str) -> dict[str, Any]:
-        """What the controller does when a recurring run is due."""
+        """Start a run of a recurring run, as the controller does when it is due."""
         with self._lock:
-            one = next(r for r in self.recurring if r["display_name"] == name and r["mode"] == "ENABLE")
-            body = {key: one[key] for key in ("experiment_id", "runtime_config", "pipeline_version_reference")}
-            return self.create_run(body | {"display_name": f"{name}-1", "recurring_run_id": one["recurring_run_id"]})
+            recurring_run = next(r for r in self.recurring if r["display_name"] == name and r["mode"] == "ENABLE")
+            body = {
+                key: recurring_run[key] for key in ("experiment_id", "runtime_config", "pipeline_version_reference")
+            }
+            return self.create_run(
+                body | {"display_name": f"{name}-1", "recurring_run_id": recurring_run["recurring_run_id"]}
+            )
 
     # What the handler calls.
 
@@ -115,28 +119,28 @@ class KfpService:
         path = path.removeprefix(self.prefix)
         with self._lock:
             for pattern, verb, function in self._routes():
-                if verb == method and (found := re.fullmatch(API + pattern, path)):
-                    return function(query, body, *map(unquote, found.groups()))
+                if verb == method and (match := re.fullmatch(API + pattern, path)):
+                    return function(query, body, *map(unquote, match.groups()))
         raise Refused(404, 5, "Not Found")
 
     def _routes(self) -> list[tuple[str, str, Callable[..., dict[str, Any]]]]:
-        one = "([^/:]+)"
+        segment = "([^/:]+)"
         return [
             ("/healthz", "GET", lambda q, b: {"multi_user": True} if self.multi_user else {}),
-            ("/experiments", "GET", lambda q, b: self._list("experiments", self._mine(self.experiments, q), q)),
+            ("/experiments", "GET", lambda q, b: self._list("experiments", self._own_items(self.experiments, q), q)),
             ("/experiments", "POST", self._create_experiment),
-            ("/pipelines", "GET", lambda q, b: self._list("pipelines", self._mine(self.pipelines, q), q)),
+            ("/pipelines", "GET", lambda q, b: self._list("pipelines", self._own_items(self.pipelines, q), q)),
             ("/pipelines", "POST", self._create_pipeline),
             ("/pipelines/upload_version", "POST", self._upload_version),
-            (f"/pipelines/{one}/versions", "GET", self._list_versions),
-            (f"/pipelines/{one}/versions/{one}", "GET", self._get_version),
+            (f"/pipelines/{segment}/versions", "GET", self._list_versions),
+            (f"/pipelines/{segment}/versions/{segment}", "GET", self._get_version),
             ("/runs", "GET", self._list_runs),
             ("/runs", "POST", lambda q, b: self.create_run(b)),
-            (f"/runs/{one}", "GET", self._get_run),
-            ("/recurringruns", "GET", lambda q, b: self._list("recurringRuns", self._mine(self.recurring, q), q)),
+            (f"/runs/{segment}", "GET", self._get_run),
+            ("/recurringruns", "GET", lambda q, b: self._list("recurringRuns", self._own_items(self.recurring, q), q)),
             ("/recurringruns", "POST", self._create_recurring),
-            (f"/recurringruns/{one}:(enable|disable)", "POST", self._change_recurring),
-            (f"/recurringruns/{one}", "DELETE", self._delete_recurring),
+            (f"/recurringruns/{segment}:(enable|disable)", "POST", self._change_recurring),
+            (f"/recurringruns/{segment}", "DELETE", self._delete_recurring),
         ]
 
     def _now(self) -> str:
@@ -145,12 +149,12 @@ class KfpService:
         self._clock += 1
         return f"{datetime.fromtimestamp(self._clock, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
-    def _mine(self, items: list[dict[str, Any]], query: dict[str, str]) -> list[dict[str, Any]]:
+    def _own_items(self, items: list[dict[str, Any]], query: dict[str, str]) -> list[dict[str, Any]]:
         if not self.multi_user:
             return items
         if not query.get("namespace"):
             raise invalid("Failed to list: a namespace cannot be empty in multi-user mode")
-        return [one for one in items if one.get("namespace") == query["namespace"]]
+        return [item for item in items if item.get("namespace") == query["namespace"]]
 
     def _list(self, kind: str, items: list[dict[str, Any]], query: dict[str, str]) -> dict[str, Any]:
         size = min(int(query.get("page_size") or 0) or 20, 200)
@@ -164,38 +168,38 @@ class KfpService:
             if any(criteria) and criteria != then:
                 raise invalid("page token does not match the supplied sort by and/or filtering criteria")
             criteria = then
-        found = [one for one in items if _passes(one, kind, criteria[0])]
+        matching = [item for item in items if _passes(item, kind, criteria[0])]
         key, _, order = (criteria[1] or "created_at").lower().partition(" ")
         if key not in KEYS[kind] or order not in ("", "asc", "desc"):
             raise invalid(f"Invalid sorting field: {key!r}")
-        found.sort(key=lambda one: str(one.get(key, "")), reverse=order == "desc")
-        page = found[start : start + size]
+        matching.sort(key=lambda item: str(item.get(key, "")), reverse=order == "desc")
+        page = matching[start : start + size]
         name = "pipeline_versions" if kind == "versions" else kind
-        answer: dict[str, Any] = {name: page, "total_size": len(found)} if page else {}
-        if start + size < len(found):
+        answer: dict[str, Any] = {name: page, "total_size": len(matching)} if page else {}
+        if start + size < len(matching):
             answer["next_page_token"] = base64.b64encode(json.dumps([start + size, criteria]).encode()).decode()
         return answer
 
     def _create_experiment(self, query: dict[str, str], body: dict[str, Any]) -> dict[str, Any]:
-        name, space = body.get("display_name", ""), body.get("namespace", "")
-        if not name or (self.multi_user and not space):
+        name, namespace = body.get("display_name", ""), body.get("namespace", "")
+        if not name or (self.multi_user and not namespace):
             raise invalid("Experiment has an empty name, or namespace in multi-user mode")
-        if any(e["display_name"] == name and e.get("namespace", "") == space for e in self.experiments):
+        if any(e["display_name"] == name and e.get("namespace", "") == namespace for e in self.experiments):
             raise Refused(409, 6, f"Failed to create a new experiment. The name {name} already exists.")
-        made = {"experiment_id": str(uuid.uuid4()), "display_name": name, "created_at": self._now(),
+        created = {"experiment_id": str(uuid.uuid4()), "display_name": name, "created_at": self._now(),
                 "storage_state": "AVAILABLE"}  # fmt: skip
-        self.experiments.append(made | ({"namespace": space} if space else {}))
+        self.experiments.append(created | ({"namespace": namespace} if namespace else {}))
         return self.experiments[-1]
 
     def _create_pipeline(self, query: dict[str, str], body: dict[str, Any]) -> dict[str, Any]:
-        name, space = body.get("name") or body.get("display_name", ""), body.get("namespace", "")
+        name, namespace = body.get("name") or body.get("display_name", ""), body.get("namespace", "")
         if not name or len(name) > 128:
             raise invalid("pipeline's name cannot be empty")
-        if any(p["name"] == name and p.get("namespace", "") == space for p in self.pipelines):
+        if any(p["name"] == name and p.get("namespace", "") == namespace for p in self.pipelines):
             raise Refused(409, 6, f"Failed to create a new pipeline. The name {name} already exists.")
-        made = {"pipeline_id": str(uuid.uuid4()), "name": name, "display_name": body.get("display_name") or name,
+        created = {"pipeline_id": str(uuid.uuid4()), "name": name, "display_name": body.get("display_name") or name,
                 "description": body.get("description", ""), "created_at": self._now()}  # fmt: skip
-        self.pipelines.append(made | ({"namespace": space} if self.multi_user else {}))
+        self.pipelines.append(created | ({"namespace": namespace} if self.multi_user else {}))
         return self.pipelines[-1]
 
     def _upload_version(self, query: dict[str, str], body: Any) -> dict[str, Any]:
@@ -223,19 +227,19 @@ class KfpService:
         return self._version({"pipeline_id": pipeline, "pipeline_version_id": version})
 
     def _version(self, reference: dict[str, str]) -> dict[str, Any]:
-        mine = [v for v in self.versions if v["pipeline_id"] == reference.get("pipeline_id")]
-        wanted = reference.get("pipeline_version_id", "")
-        found = [v for v in mine if v["pipeline_version_id"] == wanted] if wanted else mine[-1:]
-        if not found:
-            raise missing(f"PipelineVersion {wanted} not found.")
-        return found[0]
+        versions = [v for v in self.versions if v["pipeline_id"] == reference.get("pipeline_id")]
+        version_id = reference.get("pipeline_version_id", "")
+        selected = [v for v in versions if v["pipeline_version_id"] == version_id] if version_id else versions[-1:]
+        if not selected:
+            raise missing(f"PipelineVersion {version_id} not found.")
+        return selected[0]
 
     def _list_runs(self, query: dict[str, str], body: Any) -> dict[str, Any]:
-        place = query.get("experiment_id", "")
-        if place:
-            return self._list("runs", [r for r in self.runs if r["experiment_id"] == place], query)
-        known = {e["experiment_id"] for e in self._mine(self.experiments, query)}
-        return self._list("runs", [r for r in self.runs if r["experiment_id"] in known], query)
+        experiment_id = query.get("experiment_id", "")
+        if experiment_id:
+            return self._list("runs", [r for r in self.runs if r["experiment_id"] == experiment_id], query)
+        experiment_ids = {e["experiment_id"] for e in self._own_items(self.experiments, query)}
+        return self._list("runs", [r for r in self.runs if r["experiment_id"] in experiment_ids], query)
 
     def create_run(self, body: dict[str, Any]) -> dict[str, Any]:
         self._must_have_experiment(body)
@@ -247,14 +251,14 @@ class KfpService:
             reference = {key: version[key] for key in ("pipeline_id", "pipeline_version_id")}
             source = {"pipeline_version_reference": reference}
         _check_parameters(spec, body.get("runtime_config", {}).get("parameters", {}))
-        made = {
+        run = {
             **body, "run_id": str(uuid.uuid4()), "created_at": self._now(), "scheduled_at": NEVER,
             "finished_at": NEVER, "state": "PENDING", "storage_state": "AVAILABLE",
             **source,
             "_script": self.scripts.pop(0) if self.scripts else [("SUCCEEDED", {})],
         }  # fmt: skip
-        self.runs.append(made)
-        return _shown(made)
+        self.runs.append(run)
+        return _response(run)
 
     def _must_have_experiment(self, body: dict[str, Any]) -> None:
         if not any(e["experiment_id"] == body.get("experiment_id") for e in self.experiments):
@@ -263,16 +267,16 @@ class KfpService:
             raise invalid("The run name is empty. Please specify a valid name.")
 
     def _get_run(self, query: dict[str, str], body: Any, run: str) -> dict[str, Any]:
-        found = next((one for one in self.runs if one["run_id"] == run), None)
-        if found is None:
+        entry = next((candidate for candidate in self.runs if candidate["run_id"] == run), None)
+        if entry is None:
             raise missing(f"Run {run} not found.")
-        script: Script = found["_script"]
+        script: Script = entry["_script"]
         state, tasks = script.pop(0) if len(script) > 1 else script[0]
-        found["state"] = state
+        entry["state"] = state
         if state in ("SUCCEEDED", "FAILED", "CANCELED"):
-            found["finished_at"] = self._now()
-        found["run_details"] = {"task_details": list(_nodes(run, tasks, self._now(), self.retries))}
-        return _shown(found)
+            entry["finished_at"] = self._now()
+        entry["run_details"] = {"task_details": list(_nodes(run, tasks, self._now(), self.retries))}
+        return _response(entry)
 
     def _create_recurring(self, query: dict[str, str], body: dict[str, Any]) -> dict[str, Any]:
         self._must_have_experiment(body)
@@ -284,49 +288,51 @@ class KfpService:
         _check_parameters(version["pipeline_spec"], body.get("runtime_config", {}).get("parameters", {}))
         space = next(e.get("namespace", "") for e in self.experiments if e["experiment_id"] == body["experiment_id"])
         now = self._now()
-        made = {
+        recurring_run = {
             **body, "recurring_run_id": str(uuid.uuid4()), "created_at": now, "updated_at": now,
             "max_concurrency": str(body["max_concurrency"]), "namespace": space,
             "status": "ENABLED" if body["mode"] == "ENABLE" else "DISABLED",
         }  # fmt: skip
-        self.recurring.append(made)
-        return made
+        self.recurring.append(recurring_run)
+        return recurring_run
 
-    def _recurring(self, wanted: str) -> dict[str, Any]:
-        found = next((one for one in self.recurring if one["recurring_run_id"] == wanted), None)
-        if found is None:
-            raise missing(f"Job {wanted} not found.")
-        return found
+    def _recurring(self, recurring_run_id: str) -> dict[str, Any]:
+        recurring_run = next(
+            (candidate for candidate in self.recurring if candidate["recurring_run_id"] == recurring_run_id), None
+        )
+        if recurring_run is None:
+            raise missing(f"Job {recurring_run_id} not found.")
+        return recurring_run
 
-    def _change_recurring(self, query: dict[str, str], body: Any, wanted: str, verb: str) -> dict[str, Any]:
-        one = self._recurring(wanted)
-        one |= {"mode": verb.upper(), "status": f"{verb.upper()}D"}
+    def _change_recurring(self, query: dict[str, str], body: Any, recurring_run_id: str, verb: str) -> dict[str, Any]:
+        recurring_run = self._recurring(recurring_run_id)
+        recurring_run |= {"mode": verb.upper(), "status": f"{verb.upper()}D"}
         return {}
 
-    def _delete_recurring(self, query: dict[str, str], body: Any, wanted: str) -> dict[str, Any]:
-        self.recurring.remove(self._recurring(wanted))
+    def _delete_recurring(self, query: dict[str, str], body: Any, recurring_run_id: str) -> dict[str, Any]:
+        self.recurring.remove(self._recurring(recurring_run_id))
         policy = query.get("propagation_policy", "")
-        self.deletions.append((wanted, policy))
+        self.deletions.append((recurring_run_id, policy))
         if policy != "ORPHAN":  # Kubernetes' garbage collection
-            self.runs = [one for one in self.runs if one.get("recurring_run_id") != wanted]
+            self.runs = [run for run in self.runs if run.get("recurring_run_id") != recurring_run_id]
         return {}
 
     def refuse(self, headers: dict[str, str]) -> bool:
-        """Whether the login isn't the one that is asked for."""
+        """Return whether the login is missing or wrong."""
         token = self.token and headers.get("authorization") != f"Bearer {self.token}"
         return bool(token or (self.cookie and headers.get("cookie") != self.cookie))
 
 
 @cache
 def _documents(text: bytes) -> list[dict[str, Any]]:
-    return [one for one in yaml.safe_load_all(text) if one]
+    return [document for document in yaml.safe_load_all(text) if document]
 
 
-def _shown(run: dict[str, Any]) -> dict[str, Any]:
+def _response(run: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in run.items() if not key.startswith("_")}
 
 
-def _passes(one: dict[str, Any], kind: str, text: str) -> bool:
+def _passes(item: dict[str, Any], kind: str, text: str) -> bool:
     if not text:
         return True
     try:
@@ -337,27 +343,27 @@ def _passes(one: dict[str, Any], kind: str, text: str) -> bool:
         if predicate["key"] not in KEYS[kind] or predicate["operation"] not in (1, "EQUALS"):
             raise invalid(f"no support for filtering on unrecognized field {predicate['key']!r}")
         value = predicate.get("stringValue", predicate.get("string_value"))
-        key = "display_name" if predicate["key"] == "name" and "name" not in one else predicate["key"]
-        if one.get(key) != value:
+        key = "display_name" if predicate["key"] == "name" and "name" not in item else predicate["key"]
+        if item.get(key) != value:
             return False
     return True
 
 
-def _check_parameters(spec: dict[str, Any], given: dict[str, Any]) -> None:
-    """As the service does before it makes a workflow: names, types, and what has no default."""
+def _check_parameters(spec: dict[str, Any], parameters: dict[str, Any]) -> None:
+    """Check parameters as the service does before it makes a workflow: names, types, missing values."""
     root = spec.get("pipeline_spec", spec)["root"]
-    known = root.get("inputDefinitions", {}).get("parameters", {})
+    definitions = root.get("inputDefinitions", {}).get("parameters", {})
     kinds = {"STRING": str, "NUMBER_INTEGER": int, "NUMBER_DOUBLE": (int, float), "BOOLEAN": bool}
-    for name, value in given.items():
-        if name not in known:
+    for name, value in parameters.items():
+        if name not in definitions:
             raise invalid(f"parameter {name} is not found in the pipeline's inputs")
-        kind = known[name]["parameterType"]
+        kind = definitions[name]["parameterType"]
         if not isinstance(value, kinds.get(kind, object)):
             raise invalid(f"input parameter {name} requires type {kind}, but the parameter value is not of it")
-        if (choices := known[name].get("literals")) and value not in choices:
+        if (choices := definitions[name].get("literals")) and value not in choices:
             raise invalid(f"input parameter {name!r} value {value} does not match any of the allowed literal values")
-    for name, about in known.items():
-        if name not in given and "defaultValue" not in about and not about.get("isOptional"):
+    for name, definition in definitions.items():
+        if name not in parameters and "defaultValue" not in definition and not definition.get("isOptional"):
             raise invalid(f"parameter {name} is required")
 
 
@@ -377,6 +383,6 @@ def _nodes(run: str, tasks: dict[str, str], now: str, retries: bool) -> Iterator
         yield {"run_id": run, "task_id": str(uuid.uuid4()), "display_name": name, "start_time": now, "end_time": now}
     for name, state in tasks.items():
         for node in (f"{name}-driver", name, "executor", *((f"{name}(0)", "executor(0)") if retries else ())):
-            done = {"end_time": now if state in ("SUCCEEDED", "FAILED") else NEVER}
+            end_fields = {"end_time": now if state in ("SUCCEEDED", "FAILED") else NEVER}
             yield {"run_id": run, "task_id": str(uuid.uuid4()), "display_name": node, "state": state,
-                   "create_time": now, "start_time": now, **done}  # fmt: skip
+                   "create_time": now, "start_time": now, **end_fields}  # fmt: skip

@@ -28,8 +28,8 @@ def status(deployment: str, job: str = "", **more: Any) -> Act:
 
     def act(api: KubeApi, job_made: Json) -> None:
         name = job_made["metadata"]["name"]
-        said = {"jobDeploymentStatus": deployment, "jobId": f"{name}-x7k2p", "rayClusterName": f"{name}-b9w4d"}
-        api.update(RAYJOBS, name, {"status": said | ({"jobStatus": job} if job else {}) | more})
+        job_status = {"jobDeploymentStatus": deployment, "jobId": f"{name}-x7k2p", "rayClusterName": f"{name}-b9w4d"}
+        api.update(RAYJOBS, name, {"status": job_status | ({"jobStatus": job} if job else {}) | more})
 
     return act
 
@@ -53,13 +53,13 @@ def submitter(*lines: str, phase: str = "Running", number: int = 1) -> Act:
     return act
 
 
-def ray_pod(node: str, **about: Any) -> Act:
+def ray_pod(node: str, **pod_status: Any) -> Act:
     """A pod of the job's RayCluster, `head` or `worker`, with this status."""
 
     def act(api: KubeApi, job: Json) -> None:
         cluster = f"{job['metadata']['name']}-b9w4d"
         labels = {**job["metadata"]["labels"], "ray.io/cluster": cluster, "ray.io/node-type": node}
-        api.put(PODS, {"metadata": {"name": f"{cluster}-{node}-x2f7p", "labels": labels}, "status": about})
+        api.put(PODS, {"metadata": {"name": f"{cluster}-{node}-x2f7p", "labels": labels}, "status": pod_status})
 
     return act
 
@@ -87,13 +87,13 @@ def suffered(api: KubeApi) -> bool:
     return not any(fault.times for fault in api.faults if fault.method != "DELETE")
 
 
-def kube_event(reason: str, message: str, kind: str = "RayCluster", cluster: str = "b9w4d", **more: Any) -> Act:
+def kube_event(reason: str, message: str, kind: str = "RayCluster", cluster: str = "b9w4d", **fields: Any) -> Act:
     """KubeRay tells something of a RayCluster of the job, and Kubernetes keeps it."""
 
     def act(api: KubeApi, job: Json) -> None:
         name = f"{job['metadata']['name']}-{cluster}"
-        about = {"reason": reason, "message": message, "involvedObject": {"kind": kind, "name": name}} | more
-        api.put(EVENTS, {"metadata": {"name": f"{name}.{api.version}"}} | about)
+        event = {"reason": reason, "message": message, "involvedObject": {"kind": kind, "name": name}} | fields
+        api.put(EVENTS, {"metadata": {"name": f"{name}.{api.version}"}} | event)
 
     return act
 
@@ -105,7 +105,7 @@ def deleted(api: KubeApi, job: Json) -> None:
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` requests of this method whose path and query have `part` in them.
+    """A fault of the next `times` requests of this method whose path and query have `part` in them.
 
     `status`: an error of the API with this `body`; 0: the connection breaks off after `after` bytes of the answer.
     `wait_s`: before anything. `ignored`: it was done all the same, only the answer is lost.
@@ -132,7 +132,7 @@ class KubeApi:
     objects: dict[str, dict[str, Json]] = field(default_factory=lambda: {RAYJOBS: {}, PODS: {}, EVENTS: {}})
     logs: dict[str, list[bytes]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
-    made: list[Json] = field(default_factory=list)
+    created: list[Json] = field(default_factory=list)
     deletions: list[Json] = field(default_factory=list)
     """The bodies of what was asked to be deleted."""
     events: list[tuple[int, str, str, Json]] = field(default_factory=list)
@@ -164,28 +164,28 @@ class KubeApi:
     def kubeconfig(self, folder: Path) -> Path:
         """A file for KUBECONFIG."""
         path = folder / "kubeconfig"
-        about = {
+        config = {
             "apiVersion": "v1", "kind": "Config", "current-context": "here",
             "clusters": [{"name": "here", "cluster": {"server": self.url}}],
             "users": [{"name": "me", "user": {"token": "the-token"}}],
             "contexts": [{"name": "here", "context": {"cluster": "here", "user": "me", "namespace": NAMESPACE}}],
         }  # fmt: skip
-        path.write_text(json.dumps(about))
+        path.write_text(json.dumps(config))
         return path
 
     # The store
 
-    def put(self, kind: str, made: Json) -> Json:
+    def put(self, kind: str, document: Json) -> Json:
         """Make an object, as the API server does."""
         with self.changed:
             self.version += 1
-            name, about = KINDS[kind][0], made["metadata"]
-            about |= {"uid": f"uid-{self.version}", "resourceVersion": str(self.version), "namespace": NAMESPACE}
-            about |= {"creationTimestamp": now()[:19] + "Z"}
-            made |= {"kind": name, "apiVersion": KINDS[kind][1]}
-            self.objects[kind][about["name"]] = made
-            self._tell(kind, "ADDED", made)
-            return made
+            name, metadata = KINDS[kind][0], document["metadata"]
+            metadata |= {"uid": f"uid-{self.version}", "resourceVersion": str(self.version), "namespace": NAMESPACE}
+            metadata |= {"creationTimestamp": now()[:19] + "Z"}
+            document |= {"kind": name, "apiVersion": KINDS[kind][1]}
+            self.objects[kind][metadata["name"]] = document
+            self._tell(kind, "ADDED", document)
+            return document
 
     def update(self, kind: str, name: str, changes: Json) -> Json | None:
         """Merge changes into an object, if it is there."""
@@ -193,19 +193,21 @@ class KubeApi:
             if name not in self.objects[kind]:
                 return None
             self.version += 1
-            made = _merged(self.objects[kind][name], changes)
-            made["metadata"]["resourceVersion"] = str(self.version)
-            self.objects[kind][name] = made
-            self._tell(kind, "MODIFIED", made)
-            return made
+            document = _merged(self.objects[kind][name], changes)
+            document["metadata"]["resourceVersion"] = str(self.version)
+            self.objects[kind][name] = document
+            self._tell(kind, "MODIFIED", document)
+            return document
 
     def remove(self, kind: str, name: str) -> None:
         with self.changed:
             self.version += 1
-            if made := self.objects[kind].pop(name, None):
-                made["metadata"]["resourceVersion"] = str(self.version)
-                self._tell(kind, "DELETED", made)
-            for pod in [one for one in self.objects[PODS] if kind == RAYJOBS and one.startswith(f"{name}-pod")]:
+            if document := self.objects[kind].pop(name, None):
+                document["metadata"]["resourceVersion"] = str(self.version)
+                self._tell(kind, "DELETED", document)
+            for pod in [
+                pod_name for pod_name in self.objects[PODS] if kind == RAYJOBS and pod_name.startswith(f"{name}-pod")
+            ]:
                 self.remove(PODS, pod)
 
     def forget(self) -> None:
@@ -213,12 +215,12 @@ class KubeApi:
         with self.changed:
             self.version += 1
             self.oldest = self.version
-            for made in self.objects[RAYJOBS].values():
-                made["metadata"]["resourceVersion"] = str(self.version)
+            for document in self.objects[RAYJOBS].values():
+                document["metadata"]["resourceVersion"] = str(self.version)
             self.changed.notify_all()
 
-    def _tell(self, kind: str, what: str, made: Json) -> None:
-        self.events.append((self.version, kind, what, json.loads(json.dumps(made))))
+    def _tell(self, kind: str, change: str, document: Json) -> None:
+        self.events.append((self.version, kind, change, json.loads(json.dumps(document))))
         self.changed.notify_all()
 
     def play(self, job: Json) -> None:
@@ -228,8 +230,8 @@ class KubeApi:
 
         def run() -> None:
             for act in acts:
-                there = self.objects[RAYJOBS].get(job["metadata"]["name"])
-                if self.closed or there is None or there["metadata"]["uid"] != uid:
+                current = self.objects[RAYJOBS].get(job["metadata"]["name"])
+                if self.closed or current is None or current["metadata"]["uid"] != uid:
                     return
                 try:
                     act(self, job)
@@ -253,16 +255,16 @@ class KubeApi:
 
     def asked(self, method: str, part: str) -> list[str]:
         """The requests of a method with this in their path or query."""
-        return [one for one in self.requests if one.startswith(method + " ") and part in one]
+        return [request for request in self.requests if request.startswith(method + " ") and part in request]
 
 
 def _merged(base: Json, changes: Json) -> Json:
     """JSON merge patch (RFC 7386), for objects."""
-    made = dict(base)
+    merged = dict(base)
     for key, value in changes.items():
-        whole = isinstance(value, dict) and isinstance(made.get(key), dict) and key != "status"
-        made[key] = _merged(made[key], value) if whole else value
-    return made
+        is_nested = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "status"
+        merged[key] = _merged(merged[key], value) if is_nested else value
+    return merged
 
 
 def now() -> str:

@@ -1,4 +1,4 @@
-"""How the stand-in of the Kubernetes API answers: one request at a time, with what goes wrong with it."""
+"""Request handler of the Kubernetes API test server, with injected faults."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class Handler(BaseHTTPRequestHandler):
         return None
 
     def _suffer(self, fault: Fault) -> bool:
-        """Whether that was the answer."""
+        """Inject the fault of a request; return whether it was the response."""
         time.sleep(fault.wait_s)
         if fault.ignored:
             self.lost = True
@@ -82,59 +82,67 @@ class Handler(BaseHTTPRequestHandler):
         return False
 
     def _answer(self, method: str, body: Json) -> None:
-        where = urlsplit(self.path)
-        query = {key: values[0] for key, values in parse_qs(where.query).items()}
-        kind, name, more = _place(where.path)
+        url = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        kind, name, subresource = _place(url.path)
         if kind is None:
             return self._send(404, b"404 page not found\n", "text/plain")
-        if more == "/log":
+        if subresource == "/log":
             return self._log(name, query)
         if method == "POST":
             return self._create(kind, body)
         if not name:
             return self._watch(kind, query) if query.get("watch") else self._list(kind, query)
-        found: Json | None = self.kube.objects[kind].get(name)
+        document: Json | None = self.kube.objects[kind].get(name)
         if method == "PATCH" and self.headers["Content-Type"] != "application/merge-patch+json":
             return self._status(415, "the body of the request was in an unknown format")  # as of any custom resource
-        if found is not None and method == "PATCH":
-            found = self.kube.update(kind, name, body)
-        elif found is not None and method == "DELETE":
+        if document is not None and method == "PATCH":
+            document = self.kube.update(kind, name, body)
+        elif document is not None and method == "DELETE":
             self.kube.deletions.append(body)
-            if body.get("preconditions", {}).get("uid", found["metadata"]["uid"]) != found["metadata"]["uid"]:
+            if body.get("preconditions", {}).get("uid", document["metadata"]["uid"]) != document["metadata"]["uid"]:
                 return self._status(409, "Precondition failed: UID in precondition", "Conflict")
-            found = self.kube.delete(name)
-        return self._json(200, found) if found else self._missing(kind, name)
+            document = self.kube.delete(name)
+        return self._json(200, document) if document else self._missing(kind, name)
 
     def _create(self, kind: str, body: Json) -> None:
         name = body["metadata"]["name"]
         if name in self.kube.objects[kind]:
             return self._status(409, f'{KINDS[kind][2]}.ray.io "{name}" already exists', "AlreadyExists")
-        made = self.kube.put(kind, body)
-        self.kube.made.append(made)
-        self.kube.play(made)
-        return self._json(201, made)
+        document = self.kube.put(kind, body)
+        self.kube.created.append(document)
+        self.kube.play(document)
+        return self._json(201, document)
 
     def _list(self, kind: str, query: dict[str, str]) -> None:
-        items = [one for one in self.kube.objects[kind].values() if _matches(one, query)]
-        about = {"resourceVersion": str(self.kube.version)}
-        self._json(200, {"kind": KINDS[kind][0] + "List", "apiVersion": KINDS[kind][1], "metadata": about,
+        items = [document for document in self.kube.objects[kind].values() if _matches(document, query)]
+        metadata = {"resourceVersion": str(self.kube.version)}
+        self._json(200, {"kind": KINDS[kind][0] + "List", "apiVersion": KINDS[kind][1], "metadata": metadata,
                          "items": items})  # fmt: skip
 
     def _watch(self, kind: str, query: dict[str, str]) -> None:
-        api, seen, until = self.kube, int(query["resourceVersion"]), time.monotonic() + int(query["timeoutSeconds"])
+        api, version_seen, until = (
+            self.kube,
+            int(query["resourceVersion"]),
+            time.monotonic() + int(query["timeoutSeconds"]),
+        )
         self._begin_chunks("application/json")
-        if seen < api.oldest:
-            gone = _status_document(410, f"too old resource version: {seen} ({api.oldest})", "Expired")
-            self._chunk(json.dumps({"type": "ERROR", "object": gone}).encode() + b"\n")
+        if version_seen < api.oldest:
+            expired = _status_document(410, f"too old resource version: {version_seen} ({api.oldest})", "Expired")
+            self._chunk(json.dumps({"type": "ERROR", "object": expired}).encode() + b"\n")
             return self._end_chunks()
         while not api.closed and time.monotonic() < until:
             with api.changed:
-                new = [one for one in api.events if one[0] > seen and one[1] == kind and _matches(one[3], query)]
+                new = [
+                    event
+                    for event in api.events
+                    if event[0] > version_seen and event[1] == kind and _matches(event[3], query)
+                ]
                 if not new:
                     api.changed.wait(0.2)
-            for version, _, what, made in new:
-                self._chunk(json.dumps({"type": what, "object": made}).encode() + b"\n")
-                seen = version
+            for version, _, change, document in new:
+                self._chunk(json.dumps({"type": change, "object": document}).encode() + b"\n")
+                version_seen = version
         return self._end_chunks()
 
     def _log(self, pod: str, query: dict[str, str]) -> None:
@@ -144,8 +152,8 @@ class Handler(BaseHTTPRequestHandler):
         self._begin_chunks("text/plain")
         while True:
             with api.changed:
-                lines, there = api.logs.get(pod, [])[sent:], api.objects[PODS].get(pod)
-                over = api.closed or there is None or there["status"]["phase"] in ("Succeeded", "Failed")
+                lines, pod_document = api.logs.get(pod, [])[sent:], api.objects[PODS].get(pod)
+                over = api.closed or pod_document is None or pod_document["status"]["phase"] in ("Succeeded", "Failed")
                 if not lines and not over:
                     api.changed.wait(0.2)
             for line in lines:
@@ -160,14 +168,14 @@ class Handler(BaseHTTPRequestHandler):
         plural = KINDS[kind][2] + (".ray.io" if kind == RAYJOBS else "")
         self._status(404, f'{plural} "{name}" not found', "NotFound", {"name": name, "kind": KINDS[kind][2]})
 
-    def _status(self, code: int, said: str | Json, reason: str = "", details: Json | None = None) -> None:
-        if isinstance(said, dict):
-            self._json(code, said)
+    def _status(self, code: int, message: str | Json, reason: str = "", details: Json | None = None) -> None:
+        if isinstance(message, dict):
+            self._json(code, message)
         elif code in (200, 404) and not reason:
-            self._send(code, said.encode(), "text/plain")
+            self._send(code, message.encode(), "text/plain")
         else:
             reasons = {403: "Forbidden", 422: "Invalid", 500: "InternalError", 503: "ServiceUnavailable"}
-            self._json(code, _status_document(code, said, reason or reasons.get(code, ""), details))
+            self._json(code, _status_document(code, message, reason or reasons.get(code, ""), details))
 
     def _json(self, code: int, document: Json) -> None:
         self._send(code, json.dumps(document).encode(), "application/json")
@@ -194,8 +202,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _chunk(self, data: bytes) -> None:
         if self.broken_after is not None:
-            data, left = data[: self.broken_after], self.broken_after - len(data)
-            self.broken_after = max(left, 0)
+            data, remaining = data[: self.broken_after], self.broken_after - len(data)
+            self.broken_after = max(remaining, 0)
         if data:
             self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
             self.wfile.flush()
@@ -210,17 +218,20 @@ class Handler(BaseHTTPRequestHandler):
 def _place(path: str) -> tuple[str | None, str, str]:
     """The kind, the name and what comes after it."""
     for kind in KINDS:
-        if found := re.fullmatch(rf"{kind}(?:/([^/]+))?(/log)?", path):
-            return kind, found[1] or "", found[2] or ""
+        if match := re.fullmatch(rf"{kind}(?:/([^/]+))?(/log)?", path):
+            return kind, match[1] or "", match[2] or ""
     return None, "", ""
 
 
-def _matches(made: Json, query: dict[str, str]) -> bool:
+def _matches(document: Json, query: dict[str, str]) -> bool:
     """Equality selectors, as they are used here."""
-    labels = made["metadata"].get("labels") or {}
-    wanted = [one.split("=", 1) for one in query.get("labelSelector", "").split(",") if one]
-    named = query.get("fieldSelector", "").partition("metadata.name=")[2]
-    return all(labels.get(key) == value for key, value in wanted) and named in ("", made["metadata"]["name"])
+    labels = document["metadata"].get("labels") or {}
+    label_pairs = [term.split("=", 1) for term in query.get("labelSelector", "").split(",") if term]
+    field_name = query.get("fieldSelector", "").partition("metadata.name=")[2]
+    return all(labels.get(key) == value for key, value in label_pairs) and field_name in (
+        "",
+        document["metadata"]["name"],
+    )
 
 
 def _status_document(code: int, message: str, reason: str, details: Json | None = None) -> Json:

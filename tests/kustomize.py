@@ -26,75 +26,79 @@ def render(folder: Path) -> list[Json]:
 
 
 def key(document: Json) -> tuple[str, str, str]:
-    """What no two documents of one cluster may share."""
+    """Return the identity of a document, unique in a cluster."""
     metadata = document["metadata"]
     return document["kind"], metadata.get("namespace", ""), metadata["name"]
 
 
 def _folder(folder: Path, kind: str, before: list[Json]) -> list[Json]:
     """`before`: what a component adds to and changes; for a kustomization nothing."""
-    said = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))
-    _known(said, FIELDS, folder)
-    assert (said["kind"], said["apiVersion"]) == (kind, KINDS[kind]), f"{folder}: not a {kind}"
+    kustomization = yaml.safe_load((folder / "kustomization.yaml").read_text(encoding="utf-8"))
+    _known(kustomization, FIELDS, folder)
+    assert (kustomization["kind"], kustomization["apiVersion"]) == (kind, KINDS[kind]), f"{folder}: not a {kind}"
     documents = [*before]
-    for name in said.get("resources", ()):
+    for name in kustomization.get("resources", ()):
         path = folder / name
         documents += _folder(path.resolve(), "Kustomization", []) if path.is_dir() else _file(path)
-    documents += [_config_map(one, folder) for one in said.get("configMapGenerator", ())]
-    for name in said.get("components", ()):
+    documents += [_config_map(generator, folder) for generator in kustomization.get("configMapGenerator", ())]
+    for name in kustomization.get("components", ()):
         documents = _folder((folder / name).resolve(), "Component", documents)
-    for patch in said.get("patches", ()):
+    for patch in kustomization.get("patches", ()):
         documents = _patched(documents, patch, folder)
-    if namespace := said.get("namespace"):
+    if namespace := kustomization.get("namespace"):
         documents = _in_namespace(documents, namespace, everyone=False)
-    for text in said.get("transformers", ()):
+    for text in kustomization.get("transformers", ()):
         documents = _transformed(documents, yaml.safe_load(text), folder)
     keys = [key(document) for document in documents]
-    assert len(set(keys)) == len(keys), f"{folder}: twice {sorted(one for one in keys if keys.count(one) > 1)}"
+    assert len(set(keys)) == len(keys), (
+        f"{folder}: twice {sorted(document_key for document_key in keys if keys.count(document_key) > 1)}"
+    )
     return documents
 
 
-def _known(said: Json, fields: frozenset[str], where: object) -> None:
-    assert set(said) <= fields, f"{where}: tests/kustomize.py knows no {sorted(set(said) - fields)}"
+def _known(mapping: Json, fields: frozenset[str], place: object) -> None:
+    assert set(mapping) <= fields, f"{place}: tests/kustomize.py knows no {sorted(set(mapping) - fields)}"
 
 
 def _file(path: Path) -> list[Json]:
-    return [one for one in yaml.load_all(path.read_text(encoding="utf-8"), Loader=_LOADER) if one]
+    return [document for document in yaml.load_all(path.read_text(encoding="utf-8"), Loader=_LOADER) if document]
 
 
-def _config_map(said: Json, folder: Path) -> Json:
-    _known(said, frozenset(("name", "files", "options")), folder)
-    options = dict(said["options"])
+def _config_map(generator: Json, folder: Path) -> Json:
+    _known(generator, frozenset(("name", "files", "options")), folder)
+    options = dict(generator["options"])
     assert options.pop("disableNameSuffixHash"), f"{folder}: tests/kustomize.py makes no suffixes"
     _known(options, frozenset(("labels",)), folder)
-    data = {name: (folder / name).read_text(encoding="utf-8") for name in said["files"]}
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": said["name"], **options}, "data": data}
+    data = {name: (folder / name).read_text(encoding="utf-8") for name in generator["files"]}
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": generator["name"], **options}, "data": data}
 
 
 def _in_namespace(documents: list[Json], namespace: str, *, everyone: bool) -> list[Json]:
     """`everyone`: also accounts that are not among the documents, where a RoleBinding names them."""
-    ours = {document["metadata"]["name"] for document in documents if document["kind"] == "ServiceAccount"}
+    account_names = {document["metadata"]["name"] for document in documents if document["kind"] == "ServiceAccount"}
     result = copy.deepcopy(documents)
     for document in result:
         field = "name" if document["kind"] == "Namespace" else "namespace"
         document["metadata"][field] = namespace
         for subject in document.get("subjects", ()):
-            if subject["kind"] == "ServiceAccount" and (everyone or subject["name"] in ours):
+            if subject["kind"] == "ServiceAccount" and (everyone or subject["name"] in account_names):
                 subject["namespace"] = namespace
     return result
 
 
-def _transformed(documents: list[Json], said: Json, folder: Path) -> list[Json]:
-    assert (said["apiVersion"], said["kind"]) == ("builtin", "NamespaceTransformer"), f"{folder}: {said['kind']}"
-    assert said["setRoleBindingSubjects"] == "allServiceAccounts", folder
-    return _in_namespace(documents, said["metadata"]["namespace"], everyone=True)
+def _transformed(documents: list[Json], transformer: Json, folder: Path) -> list[Json]:
+    assert (transformer["apiVersion"], transformer["kind"]) == ("builtin", "NamespaceTransformer"), (
+        f"{folder}: {transformer['kind']}"
+    )
+    assert transformer["setRoleBindingSubjects"] == "allServiceAccounts", folder
+    return _in_namespace(documents, transformer["metadata"]["namespace"], everyone=True)
 
 
-def _patched(documents: list[Json], said: Json, folder: Path) -> list[Json]:
-    _known(said, frozenset(("target", "patch", "path")), folder)
-    target = said["target"]
+def _patched(documents: list[Json], patch: Json, folder: Path) -> list[Json]:
+    _known(patch, frozenset(("target", "patch", "path")), folder)
+    target = patch["target"]
     _known(target, frozenset(("group", "kind", "name")), folder)
-    text = said["patch"] if "patch" in said else (folder / said["path"]).read_text(encoding="utf-8")
+    text = patch["patch"] if "patch" in patch else (folder / patch["path"]).read_text(encoding="utf-8")
     operations = yaml.safe_load(text)
     result = [*documents]
     for index, document in enumerate(result):

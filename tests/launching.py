@@ -1,4 +1,4 @@
-"""For tests of the launcher: fixtures, a workspace in S3, the step as KFP calls it, what a RayJob's command does."""
+"""Helpers for tests of the launcher: fixtures, a workspace in S3, the step as KFP calls it, a RayJob's command."""
 
 from __future__ import annotations
 
@@ -75,15 +75,15 @@ class Work:
     def copy(self) -> Work:
         """Another workspace with the same clean dataset."""
         prefix = f"work{next(_NUMBERS)}"
-        made = Work(f"s3://{BUCKET}/{prefix}", self.clean.replace(self.workspace, f"s3://{BUCKET}/{prefix}"))
-        place(self, made.workspace, "clean/")
-        return made
+        work = Work(f"s3://{BUCKET}/{prefix}", self.clean.replace(self.workspace, f"s3://{BUCKET}/{prefix}"))
+        place(self, work.workspace, "clean/")
+        return work
 
     def keys(self, under: str = "") -> list[str]:
-        """What lies in the workspace."""
+        """List the keys of the workspace."""
         prefix = self.workspace.removeprefix(f"s3://{BUCKET}/") + f"/{under}"
-        found = client().list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
-        return [one["Key"] for one in found]
+        objects = client().list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
+        return [entry["Key"] for entry in objects]
 
     def record(self, run: str = RUN) -> Json:
         return Workspace.open(self.workspace).step_record(run, "resize") or {}
@@ -91,7 +91,7 @@ class Work:
 
 @lru_cache
 def client() -> Any:
-    """Of the one server: to make it takes a twentieth of a second."""
+    """Make the S3 client once, which takes a twentieth of a second."""
     return boto3.client("s3")
 
 
@@ -125,7 +125,7 @@ def s3_server() -> Iterator[None]:
 @contextmanager
 def served(folder: Path) -> Iterator[KubeApi]:
     """The stand-in, as a pod of the namespace `mill` sees it; all waits are short. No RayJob may be left."""
-    with pytest.MonkeyPatch.context() as patch, KubeApi() as made:
+    with pytest.MonkeyPatch.context() as patch, KubeApi() as api:
         for module, name, seconds in (
             (launcher, "POLL_S", 0.02), (joblog, "POLL_S", 0.05), (launcher, "WATCH_TIMEOUT_S", 2),
             (kube, "RETRY_S", 5.0), (launcher, "LOG_TIMEOUT_S", 5), (launcher, "DELETE_RETRY_S", 2.0),
@@ -136,14 +136,17 @@ def served(folder: Path) -> Iterator[KubeApi]:
             patch.delenv(name, raising=False)
         (folder / "namespace").write_text(NAMESPACE)
         patch.setattr(kube, "SERVICE_ACCOUNT_DIR", folder)
-        about = {"name": "resize-pod", "ownerReferences": [WORKFLOW | {"controller": True, "blockOwnerDeletion": True}]}
-        made.put(PODS, {"metadata": about, "spec": {"serviceAccountName": "default-editor"}})
-        patch.setenv("KUBECONFIG", str(made.kubeconfig(folder)))
+        metadata = {
+            "name": "resize-pod",
+            "ownerReferences": [WORKFLOW | {"controller": True, "blockOwnerDeletion": True}],
+        }
+        api.put(PODS, {"metadata": metadata, "spec": {"serviceAccountName": "default-editor"}})
+        patch.setenv("KUBECONFIG", str(api.kubeconfig(folder)))
         patch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
         patch.setenv("HOSTNAME", "resize-pod")
-        yield made
-        assert not made.errors
-        assert not made.objects[RAYJOBS], "a RayJob was left behind"
+        yield api
+        assert not api.errors
+        assert not api.objects[RAYJOBS], "a RayJob was left behind"
 
 
 def tensors() -> Work:
@@ -164,39 +167,41 @@ def s3() -> Iterator[None]:
 
 @pytest.fixture
 def api(tmp_path: Path) -> Iterator[KubeApi]:
-    with served(tmp_path) as made:
-        yield made
+    with served(tmp_path) as kube_api:
+        yield kube_api
 
 
 @pytest.fixture
-def work(made: Work) -> Work:
-    return made.copy()
+def work(finished_work: Work) -> Work:
+    return finished_work.copy()
 
 
 @pytest.fixture(scope="module")
-def made(s3: None) -> Work:
+def finished_work(s3: None) -> Work:
     """A workspace with tensors, for stand-ins to place."""
     return tensors()
 
 
 @dataclass(frozen=True)
 class Launched:
-    """How a launch ended: the exit code, the record, and what was said."""
+    """The result of a launch: exit code, record and stderr."""
 
     code: int
     record: Json
     stderr: str
 
 
-def launch(work: Work, cluster: Json | None = None, run: str = RUN, told: str = "", **values: Any) -> Launched:
-    """The step as the KFP component calls it. `told`: JSON of the cluster file, instead of `cluster`, in which the
-    mode is rayjob unless it says another."""
+def launch(work: Work, cluster: Json | None = None, run: str = RUN, cluster_json: str = "", **values: Any) -> Launched:
+    """Run the step as the KFP component calls it. The mode is rayjob unless `cluster` has another; `cluster_json` is
+    the cluster file as JSON, used instead of `cluster`."""
     cluster = cluster or {}
-    told = told or parse_cluster(cluster | {"ray": {"mode": "rayjob"} | cluster.get("ray", {})}).to_json()
+    cluster_json = (
+        cluster_json or parse_cluster(cluster | {"ray": {"mode": "rayjob"} | cluster.get("ray", {})}).to_json()
+    )
     arguments = {"workspace": work.workspace, "clean": work.clean, "run": run, "image_size": 16.0} | values
     config = json.dumps(arguments.pop("config", {}))
     with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:
-        patch.setenv(CLUSTER_VARIABLE, told)
+        patch.setenv(CLUSTER_VARIABLE, cluster_json)
         try:
             record, code = run_step(STEP, config, "", **arguments), 0
         except SystemExit as error:
@@ -214,13 +219,13 @@ def words_of(job: Json) -> list[str]:
 
 def config_of(job: Json) -> ResizeConfig:
     """The config that the command line says, read as the step reads it."""
-    words = words_of(job)
-    assert words[:3] == WORDS
+    arguments = words_of(job)
+    assert arguments[:3] == WORDS
     parser = Parser(prog="resize")
-    for one in fields(ResizeConfig):
-        add_flag(parser, one.name, one.default, one.metadata["help"], one.metadata["choices"])
-    found = {k: v for k, v in vars(parser.parse_args(words[3:])).items() if v is not None}
-    return ResizeConfig.from_values(found, prefix="--")
+    for field in fields(ResizeConfig):
+        add_flag(parser, field.name, field.default, field.metadata["help"], field.metadata["choices"])
+    values = {k: v for k, v in vars(parser.parse_args(arguments[3:])).items() if v is not None}
+    return ResizeConfig.from_values(values, prefix="--")
 
 
 def run_for_real(work_folder: Path) -> Act:
@@ -229,20 +234,21 @@ def run_for_real(work_folder: Path) -> Act:
     def act(api: KubeApi, job: Json) -> None:
         line = shlex.join(word for word in words_of(job) if word != "--ray-address=auto")
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        ran = subprocess.run(line, shell=True, cwd=work_folder, env=os.environ | {"PATH": path}, capture_output=True,
-                             text=True)  # fmt: skip
-        assert ran.returncode == 0, ran.stderr
-        submitter(*ran.stderr.splitlines(), phase="Succeeded")(api, job)
+        process = subprocess.run(
+            line, shell=True, cwd=work_folder, env=os.environ | {"PATH": path}, capture_output=True, text=True
+        )
+        assert process.returncode == 0, process.stderr
+        submitter(*process.stderr.splitlines(), phase="Succeeded")(api, job)
 
     return act
 
 
-def job_made(made: Work) -> Act:
+def write_tensors(finished: Work) -> Act:
     """The command makes the tensors: those that were made in another workspace; and writes its record."""
 
     def act(api: KubeApi, job: Json) -> None:
         config = config_of(job)
-        place(made, config.workspace)
+        place(finished, config.workspace)
         workspace = Workspace.open(config.workspace)
         fingerprint = job["metadata"]["name"].rpartition("-")[2]
         _record(job, {"uri": workspace.dataset("tensors", fingerprint), "fingerprint": fingerprint, "state": "ran"})
@@ -250,11 +256,11 @@ def job_made(made: Work) -> Act:
     return act
 
 
-def place(made: Work, workspace: str, kind: str = "tensors/") -> None:
+def place(source: Work, workspace: str, kind: str = "tensors/") -> None:
     """The tensors of one workspace in another, the manifest last."""
-    s3, here = client(), made.workspace.removeprefix(f"s3://{BUCKET}/")
-    for key in sorted(made.keys(kind), key=lambda one: one.endswith("_manifest.json")):
-        target = workspace.removeprefix(f"s3://{BUCKET}/") + key.removeprefix(here)
+    s3, source_prefix = client(), source.workspace.removeprefix(f"s3://{BUCKET}/")
+    for key in sorted(source.keys(kind), key=lambda name: name.endswith("_manifest.json")):
+        target = workspace.removeprefix(f"s3://{BUCKET}/") + key.removeprefix(source_prefix)
         s3.copy_object(Bucket=BUCKET, Key=target, CopySource={"Bucket": BUCKET, "Key": key})
 
 
@@ -263,8 +269,8 @@ def job_failed(code: int, error: str) -> Act:
     return lambda api, job: _record(job, {"state": "failed", "exit_code": code, "error": error})
 
 
-def _record(job: Json, about: Json) -> None:
+def _record(job: Json, overrides: Json) -> None:
     config = config_of(job)
     record: Json = {"uri": "", "fingerprint": "", "metrics": {}, "error": "", "exit_code": 0, "seconds": 1.0}
-    record |= {"inputs": digest({**asdict(config), "step": "resize"})} | about
+    record |= {"inputs": digest({**asdict(config), "step": "resize"})} | overrides
     Workspace.open(config.workspace).write_step_record(config.run, "resize", record)

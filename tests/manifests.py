@@ -35,10 +35,10 @@ def check_custom(document: Json) -> None:
         pytest.skip(f"the CRD schemas are not beside the repository ({SCHEMAS})")
     path = SCHEMAS / f"{document['apiVersion'].replace('/', '_')}_{document['kind']}.json"
     assert path.is_file(), f"no schema of {document['apiVersion']} {document['kind']} in {SCHEMAS}"
-    about = list(_metadata().iter_errors(document.get("metadata")))
-    for error in about:
+    metadata_errors = list(_metadata().iter_errors(document.get("metadata")))
+    for error in metadata_errors:
         error.path.appendleft("metadata")
-    _refuse(document, [*_custom(path).iter_errors(document), *about])
+    _refuse(document, [*_custom(path).iter_errors(document), *metadata_errors])
 
 
 def check_core(document: Json) -> None:
@@ -48,17 +48,17 @@ def check_core(document: Json) -> None:
 
 
 def pod_specs(document: Json) -> Iterator[tuple[str, Json]]:
-    """Where, and the spec, of each pod of a document, as the controllers of Argo and KubeRay make them."""
-    return ((pod.where, pod.spec) for pod in pods(document))
+    """Return (place, spec) of each pod of a document, as the controllers of Argo and KubeRay make them."""
+    return ((pod.owner, pod.spec) for pod in pods(document))
 
 
-def check_restricted(where: str, pod_spec: Json, annotations: Json | None = None) -> None:
+def check_restricted(place: str, pod_spec: Json, annotations: Json | None = None) -> None:
     """Assert that Pod Security `restricted` lets a pod in, with all that it would refuse in the message."""
-    found = pod_security.violations(pod_spec, annotations)
+    violations = pod_security.violations(pod_spec, annotations)
     hint = ""
-    if "Workflow" in where.partition(" ")[0] and re.search(r"ontainers\[(init|wait)\]", str(found)):
+    if "Workflow" in place.partition(" ")[0] and re.search(r"ontainers\[(init|wait)\]", str(violations)):
         hint = "\n(Argo's own containers have no security context unless the template's podSpecPatch gives them one.)"
-    assert not found, f"{where}: Pod Security `restricted` refuses\n  " + "\n  ".join(found) + hint
+    assert not violations, f"{place}: Pod Security `restricted` refuses\n  " + "\n  ".join(violations) + hint
 
 
 class _Plain(yaml.SafeDumper):
@@ -84,9 +84,9 @@ def check_golden(name: str, text: str) -> None:
 
 
 def _refuse(document: Json, errors: Any, version: str = "") -> None:
-    found = [line for error in errors for line in _lines(error)]
-    about = f"{document['kind']} {(document.get('metadata') or {}).get('name')} {version}".rstrip()
-    assert not found, f"{about}: the schema refuses\n  " + "\n  ".join(found)
+    lines = [line for error in errors for line in _lines(error)]
+    title = f"{document['kind']} {(document.get('metadata') or {}).get('name')} {version}".rstrip()
+    assert not lines, f"{title}: the schema refuses\n  " + "\n  ".join(lines)
 
 
 def _lines(error: ValidationError) -> Iterator[str]:
@@ -98,8 +98,8 @@ def _lines(error: ValidationError) -> Iterator[str]:
 def _unique(validator: Any, keys: list[str], instance: Any, schema: Any) -> Iterator[ValidationError]:
     """Lists of `x-kubernetes-list-type: map` may not hold two entries with the same keys."""
     if isinstance(instance, list) and schema.get("x-kubernetes-list-type") == "map":
-        seen = [tuple(str(one.get(key)) for key in keys) for one in instance if isinstance(one, dict)]
-        for twice in sorted({one for one in seen if seen.count(one) > 1}):
+        entry_keys = [tuple(str(entry.get(key)) for key in keys) for entry in instance if isinstance(entry, dict)]
+        for twice in sorted({entry_key for entry_key in entry_keys if entry_keys.count(entry_key) > 1}):
             yield ValidationError(f"twice {', '.join(keys)} = {', '.join(twice)}")
 
 
@@ -118,16 +118,16 @@ def _strict(schema: Any) -> Any:
     """A CRD's schema in which unknown fields are errors, except below x-kubernetes-preserve-unknown-fields."""
     if not isinstance(schema, dict):
         return schema
-    kept = ("x-kubernetes-list-map-keys", "x-kubernetes-list-type")
-    result = {key: value for key, value in schema.items() if key in kept or not key.startswith("x-kubernetes-")}
+    kept_fields = ("x-kubernetes-list-map-keys", "x-kubernetes-list-type")
+    result = {key: value for key, value in schema.items() if key in kept_fields or not key.startswith("x-kubernetes-")}
     for key in ("items", "additionalProperties", "not"):
         if key in result:
             result[key] = _strict(result[key])
     for key in ("anyOf", "oneOf", "allOf"):
         if key in result:
-            result[key] = [_strict(one) for one in result[key]]
+            result[key] = [_strict(subschema) for subschema in result[key]]
     if "properties" in result:
-        result["properties"] = {name: _strict(one) for name, one in result["properties"].items()}
+        result["properties"] = {name: _strict(subschema) for name, subschema in result["properties"].items()}
     if schema.get("nullable") and "type" in schema:
         result["type"] = [schema["type"], "null"]
     preserved = schema.get("x-kubernetes-preserve-unknown-fields")

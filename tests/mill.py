@@ -1,4 +1,4 @@
-"""What the integration tests share: the command as a process, small photographs, and a look into a workspace."""
+"""Helpers of the integration tests: the command as a process, small photographs, the content of a workspace."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
 
 @dataclass(frozen=True)
 class Result:
-    """What a finished command left: exit code, both streams, and how long it took.
+    """The result of a finished command: exit code, both streams and seconds.
 
     `worked`: CPU seconds of it and of those it started (and of whatever else ended meanwhile): what it costs, however
     busy the machine is.
@@ -47,13 +47,13 @@ class Result:
     @property
     def json(self) -> dict[str, Any]:
         """The last line of stdout."""
-        found: dict[str, Any] = json.loads(self.stdout.splitlines()[-1])
-        return found
+        parsed: dict[str, Any] = json.loads(self.stdout.splitlines()[-1])
+        return parsed
 
     @property
     def states(self) -> dict[str, str]:
         """Which steps ran and which were cached."""
-        return {step: about["state"] for step, about in self.json["steps"].items()}
+        return {step: record["state"] for step, record in self.json["steps"].items()}
 
     @property
     def error(self) -> str:
@@ -166,9 +166,9 @@ def wait_for_line(process: subprocess.Popen[str], text: str) -> str:
     raise AssertionError(f"the process ended without a line with {text!r}: {''.join(lines)}")
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 120, every: float = 0.02) -> None:
+def wait_until(condition: Callable[[], bool], description: str, timeout: float = 120, every: float = 0.02) -> None:
     """Poll; AssertionError when it doesn't come true in `timeout` seconds."""
     give_up = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < give_up, f"waited {timeout:g} s in vain for {what}"
+        assert time.monotonic() < give_up, f"waited {timeout:g} s in vain for {description}"
         time.sleep(every)

@@ -31,7 +31,9 @@ def plant(folder: Path, share: float, seed: int, demo_seed: int = 0) -> dict[str
     sound = [p for p in files if p.split == "train" and p.fault is None and copies[p.number] == 1 and not p.damage]
     random = np.random.default_rng([seed, round(1e6 * share)])
     chosen = random.choice(len(sound), round(share * len(sound)), replace=False)
-    given = {sound[i].path: str(random.choice([c for c in CLASSES if c != sound[i].label])) for i in sorted(chosen)}
+    wrong_labels = {
+        sound[i].path: str(random.choice([c for c in CLASSES if c != sound[i].label])) for i in sorted(chosen)
+    }
     folder.mkdir(parents=True, exist_ok=True)
     for file in generate(demo_seed):
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)
@@ -39,14 +41,14 @@ def plant(folder: Path, share: float, seed: int, demo_seed: int = 0) -> dict[str
     with (folder / TABLE).open("w", newline="") as table:
         rows = csv.writer(table)
         rows.writerow(["path", "label", "split"])
-        rows.writerows([p.path, given.get(p.path, p.label), p.split] for p in files)
+        rows.writerows([p.path, wrong_labels.get(p.path, p.label), p.split] for p in files)
     wrong = {p.path: p.shown for p in files if p.split == "train" and p.shown and p.shown != p.label}
-    return wrong | {path: path.split("/")[1] for path in given}
+    return wrong | {path: path.split("/")[1] for path in wrong_labels}
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a search came to: `hits` of `suspects` are wrong indeed, of `wrong` in all; `suggested` of the hits have
+class SearchResult:
+    """The result of a search: `hits` of `suspects` are wrong indeed, of `wrong` in all; `suggested` of the hits have
     the true class as suggestion."""
 
     wrong: int
@@ -63,9 +65,9 @@ class Found:
         return self.hits / self.wrong if self.wrong else 1.0
 
 
-def compare(suspects: Iterable[tuple[str, str]], wrong: dict[str, str], seen: Collection[str]) -> Found:
+def compare(suspects: Iterable[tuple[str, str]], wrong: dict[str, str], seen: Collection[str]) -> SearchResult:
     """(image_id, suggested class) of the suspects against the planted truth, of the images that were `seen`."""
     truth = {image_id: name for image_id, name in wrong.items() if image_id in seen}
     rows = list(suspects)
     hits = [(image_id, name) for image_id, name in rows if image_id in truth]
-    return Found(len(truth), len(rows), len(hits), sum(truth[image_id] == name for image_id, name in hits))
+    return SearchResult(len(truth), len(rows), len(hits), sum(truth[image_id] == name for image_id, name in hits))

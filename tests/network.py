@@ -1,4 +1,5 @@
-"""What network policies let through, by Kubernetes' rules: they add up, and one that selects a pod closes it."""
+"""Connections that network policies allow by Kubernetes' rules: policies add up, and one that selects a pod isolates
+it."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Peer:
-    """One end of a connection. Without a namespace it is no pod: the API server, a host of the internet."""
+    """An end of a connection. Without a namespace it is no pod: the API server, a host of the internet."""
 
     labels: Mapping[str, str] = field(default_factory=dict)
     namespace: str = ""
@@ -20,20 +21,20 @@ class Peer:
 
 
 def allowed(policies: Iterable[Json], source: Peer, target: Peer, port: int, protocol: str = "TCP") -> bool:
-    """Whether `source` may open a connection to `target`: its egress and the other's ingress must both let it."""
-    known = list(policies)
-    return _lets(known, "Egress", source, target, port, protocol) and _lets(
-        known, "Ingress", target, source, port, protocol
+    """Return whether `source` may open a connection to `target`: egress and ingress must both allow it."""
+    all_policies = list(policies)
+    return _lets(all_policies, "Egress", source, target, port, protocol) and _lets(
+        all_policies, "Ingress", target, source, port, protocol
     )
 
 
 def selects(selector: Json, labels: Mapping[str, str]) -> bool:
-    """Whether a label selector (matchLabels, matchExpressions) takes these labels; the empty one takes all."""
+    """Return whether a label selector (matchLabels, matchExpressions) takes these labels; the empty one takes all."""
     unknown = set(selector) - {"matchLabels", "matchExpressions"}
     assert not unknown, unknown
     if any(labels.get(key) != value for key, value in selector.get("matchLabels", {}).items()):
         return False
-    return all(_holds(one, labels) for one in selector.get("matchExpressions", ()))
+    return all(_holds(expression, labels) for expression in selector.get("matchExpressions", ()))
 
 
 def _holds(expression: Json, labels: Mapping[str, str]) -> bool:
@@ -49,7 +50,7 @@ def _holds(expression: Json, labels: Mapping[str, str]) -> bool:
 def _lets(policies: list[Json], direction: str, pod: Peer, other: Peer, port: int, protocol: str) -> bool:
     if not pod.namespace:
         return True
-    mine = [
+    specs = [
         policy["spec"]
         for policy in policies
         if policy["metadata"]["namespace"] == pod.namespace
@@ -57,23 +58,23 @@ def _lets(policies: list[Json], direction: str, pod: Peer, other: Peer, port: in
         and selects(policy["spec"]["podSelector"], pod.labels)
     ]
     side = {"Egress": ("egress", "to"), "Ingress": ("ingress", "from")}[direction]
-    rules = [rule for spec in mine for rule in spec.get(side[0], ())]
+    rules = [rule for spec in specs for rule in spec.get(side[0], ())]
     namespace = pod.namespace
-    return not mine or any(_rule(rule, side[1], other, port, protocol, namespace) for rule in rules)
+    return not specs or any(_rule(rule, side[1], other, port, protocol, namespace) for rule in rules)
 
 
 def _rule(rule: Json, side: str, other: Peer, port: int, protocol: str, namespace: str) -> bool:
     unknown = set(rule) - {side, "ports"}
     assert not unknown, unknown
     ports = rule.get("ports")
-    if ports and not any((one.get("protocol", "TCP"), one["port"]) == (protocol, port) for one in ports):
+    if ports and not any((entry.get("protocol", "TCP"), entry["port"]) == (protocol, port) for entry in ports):
         return False
-    return side not in rule or any(_peer(one, other, namespace) for one in rule[side])
+    return side not in rule or any(_peer(entry, other, namespace) for entry in rule[side])
 
 
-def _peer(one: Json, other: Peer, namespace: str) -> bool:
-    """Whether one entry of `to` or `from` is the other end. A pod is matched by an ipBlock too, as networks differ."""
-    if block := one.get("ipBlock"):
+def _peer(entry: Json, other: Peer, namespace: str) -> bool:
+    """Return whether an entry of `to` or `from` matches the peer. An ipBlock matches pods, too: networks differ."""
+    if block := entry.get("ipBlock"):
         address = ip_address(other.ip)
         return address in ip_network(block["cidr"]) and not any(
             address in ip_network(inner) for inner in block.get("except", ())
@@ -81,5 +82,7 @@ def _peer(one: Json, other: Peer, namespace: str) -> bool:
     if not other.namespace:
         return False
     names = {"kubernetes.io/metadata.name": other.namespace}
-    here = selects(one["namespaceSelector"], names) if "namespaceSelector" in one else other.namespace == namespace
-    return here and selects(one.get("podSelector", {}), other.labels)
+    is_in_namespace = (
+        selects(entry["namespaceSelector"], names) if "namespaceSelector" in entry else other.namespace == namespace
+    )
+    return is_in_namespace and selects(entry.get("podSelector", {}), other.labels)

@@ -65,3 +65,16 @@ def saved(pixels: Any, kind: str = "PNG", **options: Any) -> bytes:
     out = io.BytesIO()
     Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels).save(out, kind, **options)
     return out.getvalue()
+
+
+def exif(orientation: int) -> Image.Exif:
+    """EXIF data with an orientation, 1 to 8."""
+    data = Image.Exif()
+    data[0x0112] = orientation
+    return data
+
+
+def max_difference(first: Any, second: Any) -> int:
+    """Return the largest difference of two images of one shape, in levels."""
+    assert first.shape == second.shape
+    return int(np.abs(first.astype(int) - second.astype(int)).max())

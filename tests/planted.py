@@ -49,7 +49,7 @@ CODINGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Plant:
-    """One row of the source. `data` None: the table names it, but it is not there. `reason`: nothing where it must be
+    """A row of the source. `data` None: the table names it, but it is not there. `reason`: nothing where it must be
     kept, with `size` (width, height) upright. `cells`: more columns of the table; `mask`: a file beside it."""
 
     path: str
@@ -89,7 +89,7 @@ def saved(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 def signed(data: bytes) -> bool:
-    """Whether the bytes begin as one of `FORMATS` does, as far as its specification fixes the beginning."""
+    """Return whether the bytes begin as one of `FORMATS` does, as far as its specification fixes the beginning."""
     if data[:2] == b"BM":  # two letters are no signature: the size of the header behind them is one of seven
         return int.from_bytes(data[14:18], "little") in (12, 40, 52, 56, 64, 108, 124)
     tiff = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -119,8 +119,8 @@ def judge(data: bytes) -> tuple[str, tuple[int, int] | None]:
 
 
 def _strange_bands(data: bytes) -> bool:
-    """Whether Pillow parses the header as that of a TIFF, but knows no mode for its bands, or as that of a JPEG of 9 to
-    16 bits a sample: a flipped bit can say so."""
+    """Return whether Pillow parses the header as that of a TIFF, without a mode for its bands, or as that of a JPEG of
+    9 to 16 bits a sample, which a flipped bit can cause."""
     for reader in (TiffImageFile, JpegImageFile):
         try:
             reader(io.BytesIO(data))
@@ -134,7 +134,7 @@ def _strange_bands(data: bytes) -> bool:
 
 
 class Bed:
-    """Where faults are planted. `bed.picture()` is a new one every time; what is added is numbered."""
+    """A source in which faults are planted. `bed.picture()` is a new one every time; what is added is numbered."""
 
     def __init__(self, seed: int) -> None:
         self.plants: list[Plant] = []
@@ -153,12 +153,14 @@ class Bed:
         return window.convert(mode)
 
     def _window(self, width: int, height: int) -> Image.Image:
-        whole = _photograph(self._pictures // 8)
+        photograph = _photograph(self._pictures // 8)
         self._pictures += 1
-        if whole.width < width or whole.height < height:
-            whole = whole.resize((max(whole.width, width), max(whole.height, height)))
-        left, top = (int(self.random.integers(0, room + 1)) for room in (whole.width - width, whole.height - height))
-        return whole.crop((left, top, left + width, top + height))
+        if photograph.width < width or photograph.height < height:
+            photograph = photograph.resize((max(photograph.width, width), max(photograph.height, height)))
+        left, top = (
+            int(self.random.integers(0, room + 1)) for room in (photograph.width - width, photograph.height - height)
+        )
+        return photograph.crop((left, top, left + width, top + height))
 
     def coded(self, coding: str, mode: str = "RGB") -> bytes:
         """A new picture in one of `CODINGS`."""
@@ -265,8 +267,13 @@ def polyglots(bed: Bed) -> None:
     script, page = b"#!/bin/sh\nrm -rf /tmp/nothing\n" * 20, b"<!DOCTYPE html><html><body>404</body></html>" * 9
     for coding in ("jpeg", "jpeg progressive", "png", "gif", "webp", "bmp", "tiff"):
         ending = ENDINGS[CODINGS[coding][0]]
-        for what, tail in (("zip", archive.getvalue()), ("script", script), ("zeros", bytes(64)), ("html", page)):
-            bed.add("polyglot behind an image", f"{coding}-{what}.{ending}", bed.coded(coding) + tail, "")
+        for description, tail in (
+            ("zip", archive.getvalue()),
+            ("script", script),
+            ("zeros", bytes(64)),
+            ("html", page),
+        ):
+            bed.add("polyglot behind an image", f"{coding}-{description}.{ending}", bed.coded(coding) + tail, "")
     comment = b"\xff\xfe" + struct.pack(">H", 2 + len(page)) + page
     data = bed.coded("jpeg")
     bed.add("polyglot behind an image", "page-in-a-comment.jpg", data[:2] + comment + data[2:], "")
@@ -276,14 +283,14 @@ def polyglots(bed: Bed) -> None:
     bed.add("polyglot, no image", "script.gif", b"GIF89a/*" + b" " * 40 + b"*/=1;alert(1);", "corrupt")
     bed.add("polyglot, no image", "begins.jpg", b"\xff\xd8\xff\xe0" + page, "corrupt")
     bed.add("polyglot, no image", "begins.png", b"\x89PNG\r\n\x1a\n" + page, "corrupt")
-    others = {
+    other_files = {
         "page.jpg": page, "script.png": script, "document.jpg": b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\n" * 9,
         "archive.png": archive.getvalue(), "drawing.jpg": b'<svg xmlns="http://www.w3.org/2000/svg"/>' * 9,
         "text.bmp": b"BMW builds cars and motorcycles. " * 9, "sound.webp": b"RIFF\x24\0\0\0WAVEfmt " + bytes(30),
         "late.jpg": b"\r\n" + bed.coded("jpeg"), "late.gif": b" " + bed.coded("gif"),
         "error.jpg": b'{"error": "access denied"}', "upper.gif": b"gif89a" + bed.coded("gif")[6:],
     }  # fmt: skip
-    for name, data in others.items():
+    for name, data in other_files.items():
         bed.add("other file", name, data, "not_an_image")
 
 
@@ -299,14 +306,14 @@ def too_large(bed: Bed) -> None:
 
 
 def headers(width: int, height: int) -> dict[str, bytes]:
-    """By format, a small file that declares so many pixels; sides of a WebP are at most 2^24, of a JPEG 2^16 - 1."""
+    """Make by format a small file that declares this size; sides of a WebP are at most 2^24, of a JPEG 2^16 - 1."""
     small = Image.new("RGB", (8, 8), "teal")
     png = bytearray(saved(small))
     png[16:24] = struct.pack(">II", width, height)
     png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
     jpeg = bytearray(saved(small, "JPEG"))
-    at = jpeg.index(b"\xff\xc0") + 5
-    jpeg[at : at + 4] = struct.pack(">HH", height, width)
+    offset = jpeg.index(b"\xff\xc0") + 5
+    jpeg[offset : offset + 4] = struct.pack(">HH", height, width)
     gif = bytearray(saved(small, "GIF"))
     gif[6:10] = struct.pack("<HH", width, height)
     frame = gif.index(b",", 13 + 3 * 2 ** ((gif[10] & 7) + 1) if gif[10] & 128 else 13)
@@ -315,12 +322,12 @@ def headers(width: int, height: int) -> dict[str, bytes]:
     bmp[18:26] = struct.pack("<ii", width, height)
     tiff = bytearray(saved(small, "TIFF"))
     for tag, value in ((256, width), (257, height)):
-        at = tiff.index(struct.pack("<H", tag), int.from_bytes(tiff[4:8], "little"))
-        tiff[at : at + 12] = struct.pack("<HHII", tag, 4, 1, value)
+        offset = tiff.index(struct.pack("<H", tag), int.from_bytes(tiff[4:8], "little"))
+        tiff[offset : offset + 12] = struct.pack("<HHII", tag, 4, 1, value)
     webp = bytearray(saved(small, "WEBP", save_all=True, append_images=[Image.new("RGB", (8, 8), "red")]))
     webp[24:30] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
-    made = {"PNG": png, "JPEG": jpeg, "GIF": gif, "BMP": bmp, "TIFF": tiff, "WEBP": webp}
-    return {name: bytes(data) for name, data in made.items()}
+    files = {"PNG": png, "JPEG": jpeg, "GIF": gif, "BMP": bmp, "TIFF": tiff, "WEBP": webp}
+    return {name: bytes(data) for name, data in files.items()}
 
 
 def outcome_table(plants: Sequence[Plant], found: dict[str, str]) -> tuple[str, list[str]]:
@@ -328,10 +335,10 @@ def outcome_table(plants: Sequence[Plant], found: dict[str, str]) -> tuple[str, 
     planted = {plant.path: plant.reason for plant in plants}
     lines = [f"{'reason':24}{'planted':>9}{'found':>9}{'recall':>9}{'precision':>11}"]
     for reason in sorted({*planted.values(), *found.values()}):
-        mine, theirs = ({i for i, r in side.items() if r == reason} for side in (planted, found))
-        both = len(mine & theirs)
-        shares = [f"{both / len(side):.4f}" if side else "-" for side in (mine, theirs)]
-        lines.append(f"{reason or '(kept)':24}{len(mine):9,}{len(theirs):9,}{shares[0]:>9}{shares[1]:>11}")
+        planted_ids, found_ids = ({i for i, r in side.items() if r == reason} for side in (planted, found))
+        common = len(planted_ids & found_ids)
+        shares = [f"{common / len(side):.4f}" if side else "-" for side in (planted_ids, found_ids)]
+        lines.append(f"{reason or '(kept)':24}{len(planted_ids):9,}{len(found_ids):9,}{shares[0]:>9}{shares[1]:>11}")
     kinds = {plant.path: plant.kind for plant in plants}
     wrong = [
         f"{path} ({kinds.get(path, '?')}): planted as {planted.get(path, 'nothing')!r}, found {found.get(path)!r}"

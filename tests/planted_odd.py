@@ -1,4 +1,4 @@
-"""What else is planted: valid images of rare kinds, some that 8 bits can't hold, copies, and wrong annotations."""
+"""More planted rows: valid images of rare kinds, some that 8 bits can't hold, copies, and wrong annotations."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def _of_mode(bed: Bed, mode: str) -> Image.Image:
 
 
 def _by_hand(bed: Bed) -> dict[str, bytes]:
-    """What Pillow reads but does not write."""
+    """Make files that Pillow reads but does not write."""
     sixteen = np.array(bed.picture()).astype(np.uint16) * 257
     webp, tiff = (cv2.cvtColor(np.array(bed.picture()), cv2.COLOR_RGB2BGR) for _ in range(2))
     upside_down = bytearray(saved(bed.picture(), "BMP"))
@@ -195,15 +195,15 @@ def _plant_group(bed: Bed, kind: str, files: list[tuple[str, bytes]], labels: li
     start = len(bed.plants)
     paths = [f"{start + n:04d}" for n in range(len(files))]
     losers = policy != "keep" and len(set(labels)) > 1
-    left = [n for n, label in enumerate(labels) if not losers or label == winner]
-    left.sort(key=lambda n: (KEPT_FIRST.index(splits[n]), paths[n]))
+    remaining = [n for n, label in enumerate(labels) if not losers or label == winner]
+    remaining.sort(key=lambda n: (KEPT_FIRST.index(splits[n]), paths[n]))
     for n, (name, data) in enumerate(files):
-        if n not in left:
+        if n not in remaining:
             reason = "label_conflict"
-        elif n == left[0]:
+        elif n == remaining[0]:
             reason = ""
         else:
-            reason = "duplicate_bytes" if data == files[left[0]][1] else "duplicate_pixels"
+            reason = "duplicate_bytes" if data == files[remaining[0]][1] else "duplicate_pixels"
         bed.add(kind, name, data, reason, label=labels[n], split=splits[n])
 
 
@@ -217,7 +217,7 @@ def unlabelled(bed: Bed) -> None:
 
 
 def against_the_rules(bed: Bed) -> dict[str, Any]:
-    """What only strict options reject; these options. The class list is `cat`, `dog` and `rare`."""
+    """Plant rows that only strict options reject; return these options. The class list is `cat`, `dog` and `rare`."""
     for width, height in ((31, 90), (90, 31), (16, 16), (1, 400)):
         bed.add("too small", "small.png", saved(bed.picture(width=width, height=height)), "too_small")
     bed.add("just large enough", "edge.png", saved(bed.picture(width=32, height=32)), "")
@@ -251,15 +251,15 @@ def _boxes(bed: Bed) -> None:
 def _masks(bed: Bed) -> None:
     half = np.zeros((70, 90), np.uint8)
     half[:, 30:] = 1
-    whole = saved(Image.fromarray(half))
-    flip = bytearray(whole)
-    flip[len(whole) // 2] ^= 4
-    wrong = {
-        "cut": whole[:60], "empty": b"", "text": b"no mask", "size": saved(Image.fromarray(half[:60])),
+    valid = saved(Image.fromarray(half))
+    flip = bytearray(valid)
+    flip[len(valid) // 2] ^= 4
+    invalid = {
+        "cut": valid[:60], "empty": b"", "text": b"no mask", "size": saved(Image.fromarray(half[:60])),
         "background": saved(Image.fromarray(half * 0)), "colour": saved(Image.new("RGB", (90, 70))),
         "jpeg": saved(Image.fromarray(half), "JPEG"), "flip": bytes(flip),
     }  # fmt: skip
-    for name, mask in wrong.items():
+    for name, mask in invalid.items():
         bed.add("bad mask", f"{name}.png", saved(bed.picture(width=90, height=70)), "bad_mask", mask=mask)
     for _ in range(3):
-        bed.add("good mask", "masked.png", saved(bed.picture(width=90, height=70)), "", mask=whole)
+        bed.add("good mask", "masked.png", saved(bed.picture(width=90, height=70)), "", mask=valid)

@@ -29,11 +29,11 @@ GROUPS = {
 
 @dataclass(frozen=True)
 class Member:
-    """A file of a family: its `original` is the family's name, `done` is empty for the original itself."""
+    """A file of a family: its `original` is the family's name, `change` is empty for the original itself."""
 
     path: str
     original: str
-    done: str
+    change: str
     label: str
     split: str
 
@@ -58,15 +58,15 @@ def _resized(low: float, high: float) -> Callable[[Image.Image, Random], bytes]:
     return resized
 
 
-def _cropped(where: str) -> Callable[[Image.Image, Random], bytes]:
+def _cropped(position: str) -> Callable[[Image.Image, Random], bytes]:
     def cropped(picture: Image.Image, random: Random) -> bytes:
         width, height = round(picture.width * 0.95), round(picture.height * 0.95)
         across, down = picture.width - width, picture.height - height
         places = {(x, y) for x in range(across + 1) for y in range(down + 1)}
         corners, centre = {(x, y) for x in (0, across) for y in (0, down)}, (across // 2, down // 2)
         # Three kinds without a common window: equal files would be copies.
-        chosen = {"centre": {centre}, "corner": corners - {centre}, "anywhere": places - corners - {centre}}[where]
-        left, top = sorted(chosen)[random.integers(len(chosen))]
+        offsets = {"centre": {centre}, "corner": corners - {centre}, "anywhere": places - corners - {centre}}[position]
+        left, top = sorted(offsets)[random.integers(len(offsets))]
         return saved(picture.crop((left, top, left + width, top + height)), "JPEG", quality=90)
 
     return cropped
@@ -85,7 +85,7 @@ DONE: dict[str, tuple[str, Callable[[Image.Image, Random], bytes]]] = {
 
 
 def originals(number: int, seed: int) -> dict[str, bytes]:
-    """By name: so many photographs of the sample, chosen by the seed, or made ones where there is none."""
+    """Return by name `number` photographs of the sample, chosen by the seed, or made ones where there is none."""
     random = np.random.default_rng(seed)
     if names := stems():
         chosen = sorted(random.permutation(len(names))[:number].tolist())
@@ -114,23 +114,23 @@ DRESS = ((110, 30), (190, 30), (200, 140), (270, 340), (30, 340), (100, 140))
 
 
 def look_alikes() -> dict[str, bytes]:
-    """By name: clothes of one cut in clearly different colours, and pages of different text in one layout."""
-    made = {}
+    """Draw by name clothes of one cut in clearly different colours, and pages of different text in one layout."""
+    images = {}
     for cut, outline in (("shirt", SHIRT), ("dress", DRESS)):
         for number, colour in enumerate(COLOURS):
             picture = Image.new("RGB", (300, 360), (236, 236, 234))
             ImageDraw.Draw(picture).polygon(outline, fill=colour)
             noise = np.random.default_rng(number).normal(0, 4, (360, 300, 3))
             grainy = Image.fromarray(np.clip(np.array(picture) + noise, 0, 255).astype(np.uint8))
-            made[f"{cut}-{colour}"] = saved(grainy, "JPEG", quality=90)
+            images[f"{cut}-{colour}"] = saved(grainy, "JPEG", quality=90)
     for number in range(12):
         page = Image.new("RGB", (420, 594), "white")
         random = np.random.default_rng(number)
         for top in range(50, 540, 18):
             line = "".join(random.choice(list("etaoinshrdlucmfwypvbgk    "), 46))
             ImageDraw.Draw(page).text((40, top), line, fill="black", font=ImageFont.load_default(13))
-        made[f"page-{number}"] = saved(page)
-    return made
+        images[f"page-{number}"] = saved(page)
+    return images
 
 
 def plant_families(folder: Path, number: int, seed: int) -> tuple[Path, list[Member]]:
@@ -159,13 +159,15 @@ def _plant(folder: Path, number: int, name: str, data: bytes, seed: int) -> list
     label = ("cat", "dog")[number % 2]
     members: list[Member] = []
     (folder / name).mkdir(parents=True)
-    made = {"": ("jpg", data)} | {done: (ending, do(picture, random)) for done, (ending, do) in DONE.items()}
-    for place, (done, (ending, content)) in enumerate(made.items()):
+    variants = {"": ("jpg", data)} | {
+        change: (ending, transform(picture, random)) for change, (ending, transform) in DONE.items()
+    }
+    for place, (change, (ending, content)) in enumerate(variants.items()):
         path = f"{name}/{place}.{ending}"
         (folder / path).write_bytes(content)
         in_test = place == number % 3 if number % 3 < 2 else False
         split = "test" if in_test else "val" if number % 3 == 2 and place == 1 else "train"
-        members.append(Member(path, name, done, label, split))
+        members.append(Member(path, name, change, label, split))
     return members
 
 
@@ -176,26 +178,26 @@ def twin_table(members: Sequence[Member], pairs: set[frozenset[str]]) -> tuple[s
     pair of one family.
     """
     family = {member.path: member.original for member in members}
-    first = {member.original: member.path for member in members if not member.done}
+    first = {member.original: member.path for member in members if not member.change}
     shares: dict[str, float] = {}
     lines = [f"{'done to the original':26}{'planted':>9}{'found':>9}{'recall':>9}"]
     for group, names in GROUPS.items():
         hits: list[bool] = []
         for name in names:
-            here = [frozenset((m.path, first[m.original])) in pairs for m in members if m.done == name]
-            lines.append(f"  {name:24}{len(here):9,}{sum(here):9,}{np.mean(here):9.4f}")
-            hits += here
+            is_listed = [frozenset((m.path, first[m.original])) in pairs for m in members if m.change == name]
+            lines.append(f"  {name:24}{len(is_listed):9,}{sum(is_listed):9,}{np.mean(is_listed):9.4f}")
+            hits += is_listed
         shares[group] = float(np.mean(hits))
         lines.append(f"{group:26}{len(hits):9,}{sum(hits):9,}{shares[group]:9.4f}")
     right = sum(len({family[path] for path in pair}) == 1 for pair in pairs)
     shares["precision"] = right / len(pairs) if pairs else 0.0
     lines.append(f"{len(pairs):,} pairs listed, {right:,} of one original: precision {shares['precision']:.4f}")
-    strangers = {member.path.partition("-")[0]: set[str]() for member in members if member.done == LOOK_ALIKE}
+    strangers = {member.path.partition("-")[0]: set[str]() for member in members if member.change == LOOK_ALIKE}
     for member in members:
-        if member.done == LOOK_ALIKE:
+        if member.change == LOOK_ALIKE:
             strangers[member.path.partition("-")[0]].add(member.path)
-    for what, alike in strangers.items():
+    for kind, alike in strangers.items():
         listed = sum(pair <= alike for pair in pairs)
-        lines.append(f"look-alikes, {what}: {len(alike) * (len(alike) - 1) // 2} pairs, {listed} listed")
+        lines.append(f"look-alikes, {kind}: {len(alike) * (len(alike) - 1) // 2} pairs, {listed} listed")
     wrong = [" + ".join(sorted(pair)) for pair in pairs if len({family[path] for path in pair}) > 1]
     return "\n".join([*lines, *(f"  wrong: {pair}" for pair in sorted(wrong)[:10])]), shares

@@ -27,16 +27,16 @@ Json = Mapping[str, Any]
 
 
 def violations(spec: Json, annotations: Json | None = None) -> list[str]:
-    """What `restricted` forbids in a pod, each as `field: what is wrong`; empty for a pod that it lets in."""
+    """List what `restricted` forbids in a pod, each as `field: what is wrong`; empty for a pod that it lets in."""
     pod = _context(spec)
-    found = [*_of_pod(spec, pod), *_of_annotations(annotations or {})]
+    messages = [*_of_pod(spec, pod), *_of_annotations(annotations or {})]
     if not spec.get("containers"):
-        found.append("containers: none")
+        messages.append("containers: none")
     for name in LISTS:
         for index, container in enumerate(spec.get(name) or ()):
             place = f"{name}[{container.get('name', index)}]"
-            found += [f"{place}.{wrong}" for wrong in _of_container(container, pod)]
-    return found
+            messages += [f"{place}.{message}" for message in _of_container(container, pod)]
+    return messages
 
 
 def _context(owner: Json) -> Json:
@@ -63,7 +63,7 @@ def _of_annotations(annotations: Json) -> Iterator[str]:
 
 
 def _of_both(context: Json) -> Iterator[str]:
-    """What a security context may not say, be it a pod's or a container's."""
+    """Yield violations of a pod's or a container's security context."""
     if (context.get("windowsOptions") or {}).get("hostProcess"):
         yield "windowsOptions.hostProcess: true"
     profile = context.get("appArmorProfile")

@@ -40,7 +40,7 @@ STARTED = "Ray runtime started"
 
 @dataclass
 class Raylet:
-    """One `ray start --block`, the leader of a process group."""
+    """A `ray start --block` process, the leader of a process group."""
 
     process: subprocess.Popen[bytes]
     mark: str
@@ -57,9 +57,9 @@ class Raylet:
     def kill(self) -> None:
         """SIGKILL for all of it at once, as when a machine is gone."""
         for _ in range(50):
-            if not (left := self.pids()):
+            if not (pids := self.pids()):
                 break
-            for pid in left:
+            for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.05)
@@ -90,7 +90,7 @@ class RayCluster:
         return self
 
     def add(self, cpus: int = 1) -> Raylet:
-        """One more raylet; it is there when its process says so."""
+        """Start a further raylet and wait until it is ready."""
         (agent,) = free_ports(1)
         return self.start("--address", self.gcs, "--dashboard-agent-listen-port", agent, cpus=cpus)
 
@@ -102,8 +102,8 @@ class RayCluster:
         ray = Path(self.python).with_name("ray")
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [str(one) for one in (ray, "start", *arguments, *common)],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self._its_environment(mark), cwd=self.folder,
+                [str(argument) for argument in (ray, "start", *arguments, *common)],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=self._make_environment(mark), cwd=self.folder,
                 start_new_session=True,
             )  # fmt: skip
         node = Raylet(process, mark, log)
@@ -116,16 +116,20 @@ class RayCluster:
         mill.wait_until(started, "a raylet", 180)
         return node
 
-    def _its_environment(self, mark: str) -> dict[str, str]:
-        """This one without what belongs to a test's run; `python` is the one whose Ray it is, as in an image."""
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "IMAGEMILL_", "PYTEST_"))}
-        kept["PATH"] = f"{Path(self.python).parent}:{kept['PATH']}"
-        kept |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "RAY_USAGE_STATS_ENABLED": "0"}
-        kept |= {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TMPDIR": str(self.folder / "r")}
+    def _make_environment(self, mark: str) -> dict[str, str]:
+        """Return this environment without variables of the tests; `python` is the one whose Ray is started."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "IMAGEMILL_", "PYTEST_"))}
+        environment["PATH"] = f"{Path(self.python).parent}:{environment['PATH']}"
+        environment |= {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self.token),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        environment |= {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TMPDIR": str(self.folder / "r")}
         # A raylet that is gone is missed within seconds, not after half a minute.
-        kept |= {"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000"}
-        kept |= {"RAY_health_check_timeout_ms": "3000", "RAY_health_check_failure_threshold": "3"}
-        return kept | {MARK: mark} | self.environment
+        environment |= {"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000"}
+        environment |= {"RAY_health_check_timeout_ms": "3000", "RAY_health_check_failure_threshold": "3"}
+        return environment | {MARK: mark} | self.environment
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -142,8 +146,8 @@ class RayCluster:
         import requests
 
         login = {"Authorization": f"Bearer {self.token.read_text()}"}
-        found: dict[str, Any] = requests.request(method, self.jobs + path, headers=login, timeout=30).json()
-        return found
+        response: dict[str, Any] = requests.request(method, self.jobs + path, headers=login, timeout=30).json()
+        return response
 
     @property
     def gcs(self) -> str:
@@ -163,24 +167,20 @@ class RayCluster:
         """The environment of a command that is let in."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
 
-    def login_on_a_node(self) -> dict[str, str]:
-        """The same for one that joins from a node, by `auto`."""
-        return self.login | {"RAY_TMPDIR": str(self.folder / "r")}
-
 
 def free_ports(number: int) -> list[int]:
     """Ports that were free a moment ago, all different; from below those that the kernel gives to outgoing connections,
     and above those that Ray Client's servers take by themselves (23000 to 23999)."""
     with contextlib.ExitStack() as stack:
-        found: list[int] = []
-        while len(found) < number:
+        ports: list[int] = []
+        while len(ports) < number:
             port = 24000 + secrets.randbelow(8000)
             try:
                 stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
             except OSError:
                 continue
-            found.append(port)
-        return found
+            ports.append(port)
+        return ports
 
 
 # Work for it
@@ -204,12 +204,12 @@ def slow_clean(folder: Path, rows: int, size: tuple[int, int] = (600, 450), **mo
     """Rows of a few pictures, each with bytes of its own (after a JPEG's end), in the order that clean writes."""
     pictures = [picture(f"slow {n}", size) for n in range(4)]
     splits = ("train", "train", "train", "train", "train", "train", "val", "test")
-    made = [
+    clean_rows = [
         Row(f"{n:05d}.jpg", ("cat", "dog")[n % 2], splits[n % 8], pictures[n % 4] + b"%08d" % n) for n in range(rows)
     ]
-    made.sort(key=lambda row: compute_shuffle_index(hashlib.sha256(row.data).hexdigest()))
-    found = cleaned(f"{folder}/clean/0123456789abcdef", made, classes=("cat", "dog"), row_group_rows=5, **more)
-    return Slow(folder, found.uri)
+    clean_rows.sort(key=lambda row: compute_shuffle_index(hashlib.sha256(row.data).hexdigest()))
+    dataset = cleaned(f"{folder}/clean/0123456789abcdef", clean_rows, classes=("cat", "dog"), row_group_rows=5, **more)
+    return Slow(folder, dataset.uri)
 
 
 def descendants(pid: int) -> list[tuple[int, str]]:
@@ -217,24 +217,26 @@ def descendants(pid: int) -> list[tuple[int, str]]:
     process whose parent is gone is nobody's: so who is to end has to be known before."""
     children: dict[int, list[tuple[int, str]]] = {}
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and (about := _stat(int(entry.name))):
-            children.setdefault(int(about[1]), []).append((int(entry.name), about[19]))
-    found, above = [], [pid]
-    while above:
-        below = children.get(above.pop(), [])
-        found += below
-        above += [one for one, _ in below]
-    return found
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
+            children.setdefault(int(fields[1]), []).append((int(entry.name), fields[19]))
+    processes, pending = [], [pid]
+    while pending:
+        child_processes = children.get(pending.pop(), [])
+        processes += child_processes
+        pending += [child for child, _ in child_processes]
+    return processes
 
 
 def still_there(processes: list[tuple[int, str]]) -> list[str]:
     """The command lines of those that have not ended."""
-    left = []
+    command_lines = []
     for pid, started in processes:
-        if (about := _stat(pid)) and about[19] == started and about[0] not in "ZX":
+        if (fields := _stat(pid)) and fields[19] == started and fields[0] not in "ZX":
             with contextlib.suppress(OSError):
-                left.append(Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ").strip())
-    return left
+                command_lines.append(
+                    Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ").strip()
+                )
+    return command_lines
 
 
 def _stat(pid: int) -> list[str]:
@@ -255,7 +257,7 @@ sys.exit(STEP.main())
 
 
 def without_ray(slow: Slow, folder: Path, file_rows: int = 0) -> list[tuple[str, str, int, str]]:
-    """What the same jobs give, one after the other in one process; made in another workspace."""
+    """Run the same jobs one after the other in one process and another workspace."""
     copy = slow.copy(folder)
     result = mill.finish(start_resize(copy, str(file_rows), script=WITHOUT_RAY), time.monotonic())
     return content(copy, result)
@@ -283,11 +285,11 @@ def start_resize(
             f"plan.MAX_SHARD_ROWS = {file_rows}\nsys.exit(STEP.main())"
         )
     start = ["-c", script] if script else ["-m", "imagemill.components.resize"]
-    usual = ["--workspace", str(slow.workspace), "--clean", slow.clean, "--image-size", "32", "--executor", "ray"]
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    arguments = ["--workspace", str(slow.workspace), "--clean", slow.clean, "--image-size", "32", "--executor", "ray"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return subprocess.Popen(
-        [sys.executable, *start, *usual, *more], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env=kept | dict(env or {}), cwd=cwd, start_new_session=True,
+        [sys.executable, *start, *arguments, *more], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env=environment | dict(env or {}), cwd=cwd, start_new_session=True,
     )  # fmt: skip
 
 
@@ -323,9 +325,9 @@ def start_clean(
     workspace: Path, raw: str, *more: str, env: Mapping[str, str] | None = None, seconds: float = 0
 ) -> subprocess.Popen[str]:
     """The step as a process of its own."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return subprocess.Popen(
         [sys.executable, "-c", CLEAN_SLOWLY, "--workspace", str(workspace), "--raw", raw, *more, str(seconds)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=kept | dict(env or {}), start_new_session=True,
+        env=environment | dict(env or {}), start_new_session=True,
     )  # fmt: skip

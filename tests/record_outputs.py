@@ -107,10 +107,10 @@ def contents(workspace: Path, scratch: Path) -> dict[str, list[str]]:
 def execute(arguments: list[str], folder: Path) -> str:
     """Run the command in `folder` and return its standard output; its own output is shown if it fails."""
     environment = {**os.environ, "PYTHONHASHSEED": "0"}
-    done = subprocess.run([*COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        sys.exit(f"imagemill {' '.join(arguments)} ended with {done.returncode}:\n{done.stderr[-3000:]}")
-    return done.stdout
+    process = subprocess.run([*COMMAND, *arguments], cwd=folder, env=environment, capture_output=True, text=True)
+    if process.returncode:
+        sys.exit(f"imagemill {' '.join(arguments)} ended with {process.returncode}:\n{process.stderr[-3000:]}")
+    return process.stdout
 
 
 def record(pets: Path | None) -> dict[str, Any]:

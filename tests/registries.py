@@ -1,4 +1,4 @@
-"""Stand-ins of MLflow's model registry and of Kubeflow's Model Registry, with the few requests that imagemill makes.
+"""Stand-ins of MLflow and of Kubeflow's Model Registry, with the few requests that imagemill makes.
 
 They hold what they are told and refuse what the real ones refuse: names that are there already, things that are not.
 """
@@ -18,7 +18,7 @@ Answer = tuple[int, Json]
 
 
 class Registry:
-    """One server. `out_of_order`: so many requests are answered with 503 first; `requests`: methods and paths."""
+    """A registry server. `out_of_order`: how many requests are answered with 503 first; `requests`: methods, paths."""
 
     prefix = ""
 
@@ -84,15 +84,15 @@ class ModelRegistry(Registry):
         parts = path.strip("/").split("/")
         match method, parts:
             case "GET", ["registered_model"]:
-                return _one([m for m in self.models if m["name"] == query["name"]])
+                return _find_only([m for m in self.models if m["name"] == query["name"]])
             case "POST", ["registered_models"]:
                 return self._create(self.models, body, [m["name"] for m in self.models])
             case "PATCH", ["registered_models", number]:
                 self.models[int(number) - 1] |= body
                 return 200, self.models[int(number) - 1]
             case "GET", ["model_version"]:
-                wanted = (query["name"], query["parentResourceId"])
-                return _one([v for v in self.versions if (v["name"], v["registeredModelId"]) == wanted])
+                key = (query["name"], query["parentResourceId"])
+                return _find_only([v for v in self.versions if (v["name"], v["registeredModelId"]) == key])
             case "POST", ["model_versions"]:
                 assert int(body["registeredModelId"]) <= len(self.models)
                 names = [v["name"] for v in self.versions if v["registeredModelId"] == body["registeredModelId"]]
@@ -100,8 +100,8 @@ class ModelRegistry(Registry):
             case "GET", ["model_versions", number, "artifacts"]:
                 return 200, {"items": [a for a in self.artifacts.get(number, []) if a["name"] == query["name"]]}
             case "POST", ["model_versions", number, "artifacts"]:
-                there = [a["name"] for artifacts in self.artifacts.values() for a in artifacts]
-                return self._create(self.artifacts.setdefault(number, []), body, there)
+                existing_names = [a["name"] for artifacts in self.artifacts.values() for a in artifacts]
+                return self._create(self.artifacts.setdefault(number, []), body, existing_names)
         return 405, {}
 
     def _create(self, items: list[Json], body: Json, names: list[str]) -> Answer:
@@ -111,8 +111,59 @@ class ModelRegistry(Registry):
         return 201, items[-1]
 
 
-def _one(found: list[Json]) -> Answer:
-    return (200, found[0]) if found else (404, {"message": "not found"})
+class Tracking(Registry):
+    """MLflow's experiments and runs."""
+
+    prefix = "/api/2.0/mlflow"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experiments: list[str] = []
+        self.runs: list[Json] = []
+
+    def answer(self, method: str, path: str, query: dict[str, str], body: Json) -> Answer:
+        match method, path:
+            case "GET", "/experiments/get-by-name":
+                name = query["experiment_name"]
+                if name not in self.experiments:
+                    return 404, {"error_code": "RESOURCE_DOES_NOT_EXIST"}
+                return 200, {"experiment": {"experiment_id": str(self.experiments.index(name)), "name": name}}
+            case "POST", "/experiments/create":
+                self.experiments.append(body["name"])
+                return 200, {"experiment_id": str(len(self.experiments) - 1)}
+            case "POST", "/runs/create":
+                info = {"run_id": f"run{len(self.runs)}", "run_name": body["run_name"], "status": "RUNNING"}
+                data: Json = {"params": [], "tags": body["tags"]}
+                self.runs.append({"info": info | {"experiment_id": body["experiment_id"]}, "data": data, "points": []})
+                return 200, {"run": self.runs[-1]}
+            case "POST", "/runs/search":
+                value = body.get("filter", "").partition("= '")[2].partition("'")[0]
+                runs = [
+                    run
+                    for run in self.runs
+                    if run["info"]["experiment_id"] in body["experiment_ids"]
+                    and (not value or value in (tag["value"] for tag in run["data"]["tags"]))
+                    and not (value and run["info"]["status"] == "FINISHED")
+                ]
+                return 200, {"runs": runs} if runs else {}
+        run_id = query.get("run_id") or body.get("run_id")
+        run = next((run for run in self.runs if run["info"]["run_id"] == run_id), None)
+        if run is None:
+            return 404, {"error_code": "RESOURCE_DOES_NOT_EXIST"}
+        match method, path:
+            case "POST", "/runs/update":
+                run["info"]["status"] = body["status"]
+            case "POST", "/runs/log-batch":
+                run["data"]["params"] += body.get("params", [])
+                run["data"]["tags"] += body.get("tags", [])
+                run["points"] += body.get("metrics", [])
+            case "GET", "/metrics/get-history":
+                return 200, {"metrics": [point for point in run["points"] if point["key"] == query["metric_key"]]}
+        return 200, {}
+
+
+def _find_only(items: list[Json]) -> Answer:
+    return (200, items[0]) if items else (404, {"message": "not found"})
 
 
 @contextmanager

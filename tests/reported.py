@@ -1,4 +1,4 @@
-"""For tests of the report: a whole tiny run whose datasets are on disk, and its page."""
+"""Helpers for tests of the report: a tiny run whose datasets are on disk, and its page."""
 
 from __future__ import annotations
 
@@ -75,15 +75,17 @@ def clean_dataset(
     uri = workspace.dataset("clean", "00000000000000bb")
     by_split = {split: [r for r in rows if r["split"] == split] for split in report.SPLITS}
     files: list[File] = [
-        write_rows(uri, split, found, make_clean_layout(CLEAN)) for split, found in by_split.items() if found
+        write_rows(uri, split, split_rows, make_clean_layout(CLEAN))
+        for split, split_rows in by_split.items()
+        if split_rows
     ]
     files += [write_rejected(uri, rejected)] if rejected else []
-    counted = {s: {c: sum(r["label"] == c for r in found) for c in classes} for s, found in by_split.items()}
+    counts = {s: {c: sum(r["label"] == c for r in split_rows) for c in classes} for s, split_rows in by_split.items()}
     totals = Totals(
-        rows=len(rows), rejected=len(rejected), by_split={s: len(found) for s, found in by_split.items()},
+        rows=len(rows), rejected=len(rejected), by_split={s: len(split_rows) for s, split_rows in by_split.items()},
         by_class=dict(Counter(r["label"] for r in rows)), by_reason=dict(Counter(r["reason"] for r in rejected)),
     )  # fmt: skip
-    extra = CleanExtra(dataset_name="tiny", by_class_and_split=counted)
+    extra = CleanExtra(dataset_name="tiny", by_class_and_split=counts)
     return commit(
         uri,
         Manifest(
@@ -124,9 +126,9 @@ def evaluated(
     per_class = []
     for number, name in enumerate(classes):
         support = sum(p["label_id"] == number for p in predictions)
-        said = sum(p["predicted_id"] == number for p in predictions)
+        predicted = sum(p["predicted_id"] == number for p in predictions)
         right = sum(p["label_id"] == p["predicted_id"] == number for p in predictions)
-        precision, recall = right / max(1, said), right / max(1, support)
+        precision, recall = right / max(1, predicted), right / max(1, support)
         f1 = 2 * precision * recall / (precision + recall) if right else 0.0
         per_class.append(ClassScores(name=name, precision=precision, recall=recall, f1=f1, support=support))
     top1 = sum(p["label_id"] == p["predicted_id"] for p in predictions) / max(1, len(predictions))
@@ -177,7 +179,7 @@ class Mill:
         return rejected
 
     def predictions(self, clean: Dataset) -> list[dict[str, Any]]:
-        """One test image a class: the first is mistaken for the second, with the highest confidence."""
+        """Make one test image a class: the first is mistaken for the second, with the highest confidence."""
         n = len(self.classes)
         ids = [f"test/{label}/{6 * number + 5}.jpg" for number, label in enumerate(clean.manifest.classes)]
         return [

@@ -91,7 +91,7 @@ rgw_gc_max_objs = 2
 
 
 class CephRGW:
-    """One running server with one user; `stop()`, or the end of the `with` block, leaves nothing behind."""
+    """A running server with one user; `stop()`, or the end of the `with` block, leaves nothing behind."""
 
     def __init__(self, timeout: float = 90.0) -> None:
         """Start a server; RuntimeError, with the ends of its logs, if it is not up in `timeout` seconds."""
@@ -230,17 +230,17 @@ class CephRGW:
 
 def _free_ports(count: int) -> list[int]:
     """Ports that are free now, from below the range the kernel hands out to outgoing connections."""
-    found: list[int] = []
-    while len(found) < count:
+    ports: list[int] = []
+    while len(ports) < count:
         port = 20000 + secrets.randbelow(12000)
         with socket.socket() as probe:
             try:
                 probe.bind((HOST, port))
             except OSError:
                 continue
-        if port not in found:
-            found.append(port)
-    return found
+        if port not in ports:
+            ports.append(port)
+    return ports
 
 
 def _keyring_entry(user: str) -> str:

@@ -31,7 +31,7 @@ def zipf_counts(classes: int, images: int) -> Ids:
 
 
 def geometric_counts(classes: int, low: int, high: int) -> Ids:
-    """From `low` to `high` images, each class with the same factor more than the one before."""
+    """Return counts from `low` to `high` images, each class with the same factor more than the one before."""
     return np.round(np.geomspace(low, high, classes)).astype(np.int64)
 
 
@@ -42,9 +42,9 @@ def labels_of(counts: Ids) -> Ids:
 def predict(labels: Ids, error: Floats, random: np.random.Generator) -> Ids:
     """Predictions of `labels`, [images], with the probability of an error by class, [classes]."""
     classes, images = len(error), len(labels)
-    following = (labels + 1) % classes
-    anything = (labels + random.integers(1, max(2, classes), images)) % classes
-    wrong = np.where(random.random(images) < NEAR, following, anything)
+    next_class = (labels + 1) % classes
+    any_other = (labels + random.integers(1, max(2, classes), images)) % classes
+    wrong = np.where(random.random(images) < NEAR, next_class, any_other)
     return np.where(random.random(images) < error[labels], wrong, labels)
 
 

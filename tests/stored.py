@@ -41,7 +41,7 @@ def numbered(workspace: Path | str, rows: int, group: int, files: int = 1, gener
     """
     uri = f"{workspace}/tensors/01"
     parts = [np.arange(start, rows, files) for start in range(files)]
-    made = [
+    files = [
         write_split(
             uri,
             "train",
@@ -54,10 +54,10 @@ def numbered(workspace: Path | str, rows: int, group: int, files: int = 1, gener
     ]
     image = ImageSpec(SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
     classes = tuple(str(n) for n in range(rows))
-    numbers = zip(made, generations or [0] * len(made), strict=True)
+    numbers = zip(files, generations or [0] * len(files), strict=True)
     extra = TensorsExtra(shards={file.uri: {"generation": generation} for file, generation in numbers})
-    return commit(uri, Manifest("tensors", "01", classes=classes, files=tuple(made), image=image, extra=extra))
+    return commit(uri, Manifest("tensors", "01", classes=classes, files=tuple(files), image=image, extra=extra))
 
 
-def rows_of(found: Iterator[Batch]) -> list[int]:
-    return [label for batch in found for label in batch.labels.tolist()]
+def rows_of(batches: Iterator[Batch]) -> list[int]:
+    return [label for batch in batches for label in batch.labels.tolist()]

@@ -91,9 +91,9 @@ def history_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def command(tensors: Dataset, **values: Any) -> list[str]:
     """The step's command line on a dataset of a workspace."""
     workspace = str(Path(tensors.uri).parent.parent)
-    given = {"tensors": tensors.uri, "workspace": workspace, "device": "cpu", "load_threads": 1} | values
+    options = {"tensors": tensors.uri, "workspace": workspace, "device": "cpu", "load_threads": 1} | values
     flags = [f"--{name.replace('_', '-')}={str(value).lower()}" if isinstance(value, bool)
-             else f"--{name.replace('_', '-')}={value}" for name, value in given.items()]  # fmt: skip
+             else f"--{name.replace('_', '-')}={value}" for name, value in options.items()]  # fmt: skip
     return [*STEP, *flags]
 
 
@@ -109,12 +109,12 @@ def start(arguments: list[str], **environment: str) -> subprocess.Popen[str]:
 def finish(process: subprocess.Popen[str], timeout: float = 420) -> tuple[int, str]:
     """(exit code, all that it said)."""
     try:
-        _, said = process.communicate(timeout=timeout)
+        _, output = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, 9)
         process.communicate()
         raise
-    return process.returncode, said
+    return process.returncode, output
 
 
 def model_of(workspace: Path) -> Dataset:

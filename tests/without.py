@@ -21,11 +21,11 @@ class Message:
     product: str
     extra: str
 
-    def check(self, done: subprocess.CompletedProcess[str]) -> None:
-        assert done.returncode == 2, done.stderr
-        (line,) = done.stderr.splitlines()
-        wanted = f"error: imagemill {self.command} needs {self.product}: pip install 'imagemill[{self.extra}]'"
-        assert line.endswith(wanted), line
+    def check(self, process: subprocess.CompletedProcess[str]) -> None:
+        assert process.returncode == 2, process.stderr
+        (line,) = process.stderr.splitlines()
+        message = f"error: imagemill {self.command} needs {self.product}: pip install 'imagemill[{self.extra}]'"
+        assert line.endswith(message), line
 
 
 _STEPS = {
@@ -37,7 +37,7 @@ _STEPS = {
 }
 COMMANDS: dict[str, tuple[str, list[str], Message]] = {
     **{step: (CLI, [step, *words], message) for step, (words, message) in _STEPS.items()},
-    **{f"python -m {step}": (f"imagemill.components.{step}", *about) for step, about in _STEPS.items()},
+    **{f"python -m {step}": (f"imagemill.components.{step}", *arguments) for step, arguments in _STEPS.items()},
     "predict": (CLI, ["predict", "photo.jpg"], Message("predict", "PyTorch", "train")),
     "run": (CLI, ["run"], Message("run", KFP, "all")),
     "compare": (CLI, ["compare", "{}", "{}"], Message("compare", "Jinja", "all")),

@@ -54,13 +54,8 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class Balance:
-    """The balance of classes.
-
-    Attributes:
-        classes: the largest first.
-        ratio: images of the largest class by those of the smallest that has any.
-        without: names of the classes with no image at all (`any`), and with none in a split (by its name).
-    """
+    """The balance of classes, the largest first. `ratio`: images of the largest class by those of the smallest that has
+    any; `without`: names of the classes with no image at all (`any`), and with none in a split (by its name)."""
 
     classes: tuple[ClassCount, ...]
     ratio: float | None
@@ -148,14 +143,8 @@ class Pair:
 
 @dataclass(frozen=True)
 class ExactDuplicates:
-    """The groups of images with equal pixels.
-
-    Attributes:
-        groups: number of groups.
-        copies: number of images that were rejected.
-        conflicts: number of groups with different labels.
-        examples: some of those groups, as {image_id, label} of each image.
-    """
+    """The groups of images with equal pixels: their number, how many images were rejected as `copies`, groups with
+    different labels (`conflicts`), and some of those as {image_id, label} of each image."""
 
     groups: int
     copies: int
@@ -165,15 +154,9 @@ class ExactDuplicates:
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """The verified pairs of near-duplicates.
-
-    Attributes:
-        counts: the numbers of the manifest.
-        closest: the most similar pairs.
-        conflicting: pairs with different labels.
-        leaking: pairs of which one image is in test and the other is not.
-        note: why there are none, or not all.
-    """
+    """The verified pairs of near-duplicates: the manifest's numbers, the most similar pairs, those with different
+    labels, and those of which one image is in test and the other is not (`leaking`). `note`: why there are none, or not
+    all."""
 
     counts: dict[str, Any]
     closest: tuple[Pair, ...]
@@ -196,13 +179,8 @@ class Leakage:
 
 @dataclass(frozen=True)
 class Provenance:
-    """The origin of the dataset.
-
-    Attributes:
-        parents: relative URIs.
-        bytes: size of all images.
-        settings: `value` and `default` of the options that differ from their defaults.
-    """
+    """The origin of the dataset; `parents` are relative URIs, `bytes` is the size of all images, and `settings` has
+    `value` and `default` of the options that differ from their defaults."""
 
     fingerprint: str
     parents: tuple[str, ...]

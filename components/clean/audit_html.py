@@ -50,9 +50,7 @@ def write_audit(dataset: Dataset, scan: Scan | None = None, find: FindPictures |
 def render(dataset: Dataset, scan: Scan | None = None, find: FindPictures | None = None) -> str:
     """Render the page; everything is escaped but the histograms, which are made of numbers.
 
-    Args:
-        scan: numbers of the kept rows (default: read from the dataset's files).
-        find: returns the pictures of images, by image_id (default: found by searching the files).
+    By default the numbers of the kept rows (`scan`) and the pictures of images by image_id (`find`) are from its files.
     """
     find = find or partial(find_pictures, dataset)
     return str(_load_template().render(_make_values(gather(dataset, scan), find)))
@@ -148,13 +146,8 @@ MAX_RAW_GROUPS = 2_000
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture of the page.
-
-    Attributes:
-        src: data URI, or empty.
-        small: whether it is the stored thumbnail.
-        raw: whether it is from the raw dataset, because cleaning dropped the image.
-    """
+    """A picture of the page: its data URI, or empty; whether it is the stored thumbnail (`small`); and whether it is
+    from the raw dataset, because cleaning dropped the image."""
 
     src: str = ""
     small: bool = False
@@ -168,13 +161,11 @@ Places = Mapping[str, tuple[File, range]]
 def find_pictures(
     dataset: Dataset, ids: Sequence[str], kept: Places | None = None, dropped: Places | None = None
 ) -> dict[str, Picture]:
-    """Make a picture of each image that is found, the first `MAX_LARGE` of `ids` as large ones.
+    """Make a picture of each image that is found, the first `MAX_LARGE` of `ids` as large ones. Holds one row group at
+    a time.
 
-    Holds one row group at a time.
-
-    Args:
-        kept: places of the images in `dataset`; by default all of it is searched.
-        dropped: places of the others in the raw dataset.
+    `kept` and `dropped` are the places of the images in `dataset`, which by default is searched, and in the raw
+    dataset.
     """
     unique = list(dict.fromkeys(ids))
     maker = _PictureMaker(frozenset(unique[:MAX_LARGE]))

@@ -89,13 +89,8 @@ def format_heading(title: str) -> str:
 
 
 def format_table(rows: Sequence[Sequence[str]], alignment: str, indent: int = 2) -> list[str]:
-    """Format rows as lines of aligned columns; the widest columns are cut so that lines are at most `WIDTH` wide.
-
-    Args:
-        rows: cells of each row.
-        alignment: a letter per column: `l` or `r`.
-        indent: columns before each line.
-    """
+    """Format rows of cells as lines of aligned columns (`alignment`: a letter per column, `l` or `r`); the widest
+    columns are cut so that lines are at most `WIDTH` wide."""
     widths = [
         max((count_columns(escape_unprintable(row[i])) for row in rows), default=0) for i in range(len(alignment))
     ]

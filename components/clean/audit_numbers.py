@@ -77,13 +77,9 @@ class Scan:
     """The numbers of the N kept rows, in their order.
 
     Attributes:
-        read_infos: reads the infos of some rows.
-        rows: N.
-        by_split: rows by split.
         values: [N] array by column, NaN where a measure is missing; columns that the files lack are absent.
         counted: rows by value, by column.
-        warnings: number of rows with a decoder's warning.
-        warned: the first of those: row and warning.
+        warnings, warned: number of rows with a decoder's warning, and the first of them: row and warning.
     """
 
     read_infos: ReadInfos

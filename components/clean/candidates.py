@@ -157,9 +157,8 @@ def read_candidates(
 ) -> Candidates:
     """Read the columns of candidate rows from files below the folder `uri`.
 
-    Args:
-        data_files: the files of the same rows, in the same order, with their images (default: `candidate_files`).
-        removed: ids of images that are no longer in the source, by index of the candidate file.
+    `data_files`: the files of the same rows, in the same order, with their images, by default the same. `removed`: ids
+    of images that are no longer in the source, by index of the candidate file.
     """
     data_files, removed = data_files or candidate_files, removed or {}
     candidate_file_starts, data_file_starts = (
@@ -278,14 +277,8 @@ class DropReason(NamedTuple):
 
 @dataclass
 class RowDecisions:
-    """State of all candidate rows while they are judged.
-
-    Attributes:
-        is_kept: bool [N], rows that are kept.
-        splits: uint8 [N], split codes.
-        dropped: reason by row; about 300 bytes each.
-        findings: goes to the manifest as `found`.
-    """
+    """State of all candidate rows while they are judged: bool and split codes [N], and the reason by dropped row, some
+    300 bytes each. `findings` goes to the manifest as `found`."""
 
     candidates: Candidates
     is_kept: npt.NDArray[np.bool_]

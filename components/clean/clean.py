@@ -203,6 +203,7 @@ def make_manifest(
             rows_in=raw.manifest.totals.rows,
             found=findings,
             image_size=RawExtra.of(raw.manifest).image_size,
+            epochs=RawExtra.of(raw.manifest).epochs,
         ),
     )
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from ..engine.tasks import EXECUTOR_HELP, EXECUTORS, RAY_ADDRESS_HELP
 from ..imaging.pixel_options import CHOICES, DecodeLimits, PixelOptions
-from ..step.config import StepConfig, option, preset_option
+from ..step.config import StepConfig, drift_warning_option, option, preset_option
 from ..storage.errors import wrong
 
 VERSION = 3
@@ -165,10 +165,7 @@ class CleanConfig(StepConfig, PixelOptions):
     )
 
     # Drift: the data against that which the champion was trained on.
-    drift_warning: float = option(
-        0.1, "PSI above which a change since the champion's data is named, if it is more than chance gives",
-        in_fingerprint=False, low=0,
-    )  # fmt: skip
+    drift_warning: float = drift_warning_option()
     max_drift: float = option(
         0.25, "PSI above which stop_on_drift ends the run, if it is more than chance gives", in_fingerprint=False, low=0
     )

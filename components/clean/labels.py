@@ -50,13 +50,10 @@ def read_class_list(uri: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class LabelRules:
-    """Rules that map a row's label text to classes.
+    """Rules that map a row's label text to classes, whose `ids` are by name.
 
-    Attributes:
-        ids: id of each class, by name.
-        separator: text between several labels of one row; empty for a single-label dataset.
-        rare: classes that are replaced by `other`, or rejected where `other` is empty.
-        other: class that rare ones are merged into.
+    Several labels of one row have `separator` between; it is empty for a single-label dataset. `rare` classes are
+    merged into `other`, or rejected where that is empty.
     """
 
     ids: dict[str, int]
@@ -105,13 +102,9 @@ def split_labels(text: str, separator: str) -> list[str]:
 def make_label_rules(
     by_label: Mapping[str, int], base: tuple[str, ...], config: CleanConfig, source: str
 ) -> LabelRules:
-    """Make the rules for a source; UserError where fewer than two classes are left.
+    """Make the rules for a source, named `source` in messages; UserError where fewer than two classes are left.
 
-    Args:
-        by_label: number of images by label text.
-        base: classes that have ids already; they are never renumbered.
-        config: options for rare and unknown labels.
-        source: name of the source for messages.
+    `by_label`: number of images by label text. `base`: classes that have ids already; they are never renumbered.
     """
     counts: Counter[str] = Counter()
     for text, number in by_label.items():

@@ -43,7 +43,7 @@ class Measures:
         colorfulness: M of Hasler and Süsstrunk 2003, 0 (grey) to about 110 (extremely colourful), from the picture
             halved until its shorter side is below 160 pixels.
         phash: the perceptual hash, unsigned, 64 bits; see `compute_phash`.
-        thumbnail: 864 bytes to verify a twin by; see `phash.compare_thumbnails`.
+        thumbnail: 864 bytes to verify a twin by; see `compare_thumbnails`.
     """
 
     brightness: float

@@ -41,12 +41,7 @@ _CHUNK = 2**20
 
 @dataclass(frozen=True)
 class NearPairs:
-    """Result of `find_near_pairs`.
-
-    Attributes:
-        pairs: int64 [P, 2], row numbers, first < second, sorted, each once.
-        complete: whether no pair was left out.
-    """
+    """The `pairs`: int64 [P, 2], row numbers, first < second, sorted, each once; and whether no pair was left out."""
 
     pairs: Ints
     complete: bool

@@ -33,11 +33,8 @@ from .shard import SLICE_BYTES, CleanedShard, RowRules, Slice, clean_shard
 
 @dataclass(frozen=True)
 class FinishedWork:
-    """The pool of a workspace and its records.
-
-    Attributes:
-        attempt: further values of a slice's key, by which `--rerun` cleans anew.
-    """
+    """The pool of a workspace and its records. `attempt`: further values of a slice's key, by which `--rerun` cleans
+    anew."""
 
     workspace: Workspace
     attempt: Mapping[str, str] = field(default_factory=dict)

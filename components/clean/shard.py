@@ -32,15 +32,8 @@ UNSPLIT = ""
 
 @dataclass(frozen=True)
 class Slice:
-    """The unit of cleaning's work: the row groups `first` (inclusive) to `last` (exclusive) of one raw shard.
-
-    Attributes:
-        file: the raw shard.
-        first, last: range of row groups.
-        rows: number of rows.
-        bytes: uncompressed size of the row groups.
-        labels: the label texts that occur, sorted; empty text for rows without one.
-    """
+    """The unit of cleaning's work: the row groups `first` (inclusive) to `last` (exclusive) of one raw shard, of
+    `bytes` uncompressed. `labels`: the label texts that occur, sorted; empty text for rows without one."""
 
     file: File
     first: int
@@ -87,13 +80,8 @@ def _plan_file(raw: Dataset, file: File) -> list[Slice]:
 
 @dataclass(frozen=True)
 class CleanedShard:
-    """The files that one slice resulted in, with URIs relative to the folder that it was cleaned into.
-
-    Attributes:
-        candidates: the valid rows without their images, in the order of the rows in `data`; none without such rows.
-        data: the valid rows, a file per split.
-        rejected: the other rows; none if there are none.
-    """
+    """The files that one slice resulted in, with URIs relative to the folder that it was cleaned into: the valid rows
+    (a file per split), the same rows without images, in that order, and the rejected ones; none for no rows."""
 
     candidates: tuple[File, ...]
     data: tuple[File, ...]
@@ -148,12 +136,7 @@ class CleanedRows:
 
 
 def clean_shard(part: Slice, raw_uri: str, uri: str, rules: RowRules, threads: int) -> dict[str, Any]:
-    """Clean one slice into files below the folder `uri`; return the record of its `CleanedShard`.
-
-    Args:
-        raw_uri: of the raw dataset.
-        threads: number of decoding threads.
-    """
+    """Clean one slice of the raw dataset into files below the folder `uri`; return the record of its `CleanedShard`."""
     return write_shard(clean_rows(part, raw_uri, rules, threads), uri, rules).to_record()
 
 

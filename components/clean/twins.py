@@ -30,12 +30,8 @@ CHUNK = 32_768
 class Twins:
     """P verified pairs of near-duplicates; 21 bytes a pair.
 
-    Attributes:
-        first, second: int64 [P], rows.
-        distance: uint8 [P], bits in which the perceptual hashes differ.
-        difference: float32 [P], of the thumbnails.
-        checked: number of pairs that were verified to find these.
-        complete: whether no pair within the radius was left out.
+    `distance` is the number of bits in which the perceptual hashes differ, `difference` that of the thumbnails;
+    `checked` pairs were verified to find these. `complete`: no pair within the radius was left out.
     """
 
     first: RowNumbers

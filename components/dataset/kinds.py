@@ -96,6 +96,7 @@ class RawExtra(Extra):
         missing_masks: masks that the source names but does not have.
         planted: the faults of the demo's files.
         image_size: recommended side of the model's input in pixels.
+        epochs: recommended for a training from scratch.
     """
 
     source: str = ""
@@ -105,19 +106,13 @@ class RawExtra(Extra):
     missing_masks: FileList | None = None
     planted: list[dict[str, Any]] | None = None
     image_size: int | None = None
+    epochs: int | None = None
 
 
 @dataclass(frozen=True)
 class CleanExtra(Extra):
-    """Fields of clean.
-
-    Attributes:
-        by_class_and_split: number of images by split and class.
-        decoder_warnings: number of images that decode with a warning.
-        rows_in: rows of the raw dataset.
-        found: duplicates, leaks and outliers (`clean.findings`).
-        image_size: as in raw.
-    """
+    """Fields of clean. `rows_in`: rows of the raw dataset; `found`: duplicates, leaks and outliers (`clean.decide`);
+    `image_size`, `epochs`: as in raw."""
 
     dataset_name: str = ""
     by_class_and_split: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -125,6 +120,7 @@ class CleanExtra(Extra):
     rows_in: int = 0
     found: dict[str, Any] = field(default_factory=dict)
     image_size: int | None = None
+    epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -139,17 +135,14 @@ class StoredCopies(JsonObject):
 
 @dataclass(frozen=True)
 class TensorsExtra(Extra):
-    """Fields of tensors.
-
-    Attributes:
-        shards: by URI, what is known of a listed file (`resize.tensor_shards.FinishedShard`).
-        device: where the images were decoded, unless on the CPU.
-    """
+    """Fields of tensors. `shards`: by URI, what is known of a listed file (`resize.tensor_shards.FinishedShard`);
+    `device`: where the images were decoded, unless on the CPU; `epochs`: as in raw."""
 
     dataset_name: str = ""
     shards: dict[str, dict[str, Any]] = field(default_factory=dict)
     copies: StoredCopies | None = None
     device: str | None = None
+    epochs: int | None = None
 
     def generation(self, uri: str) -> int:
         """Return the generation of a listed file: 0 where all rows were built, then one for each time that some were
@@ -167,12 +160,8 @@ class FeaturesExtra(Extra):
 
 @dataclass(frozen=True)
 class NetworkExtra(OpenJsonObject):
-    """Fields of a model's description that few models or only newer ones have.
-
-    Attributes:
-        transform_input: the network converts ImageNet's normalization itself.
-        preprocessing: clean's pixel options (`models.preprocessing.describe_preprocessing`).
-        temperature: logits are divided by it.
+    """Fields of a model's description that few models or only newer ones have: whether the network converts ImageNet's
+    normalization itself, clean's pixel options (`models.artifact.describe_preprocessing`), and what divides the logits.
     """
 
     transform_input: bool | None = None
@@ -382,6 +371,15 @@ class CrossValidation(JsonObject):
 
 
 @dataclass(frozen=True)
+class UnlikeImages(JsonObject):
+    """Number of test `images` whose `ood_score` is above 1, and the share `rate` that is expected of images like the
+    validation images."""
+
+    images: int
+    rate: float
+
+
+@dataclass(frozen=True)
 class EvaluationExtra(Extra):
     """Fields of an evaluation.
 
@@ -409,6 +407,7 @@ class EvaluationExtra(Extra):
     seen: SeenImages = field(default_factory=SeenImages)
     baseline: Baseline | None = None
     cross_validation: CrossValidation | None = None
+    unlike: UnlikeImages | None = None
 
 
 EXTRAS: dict[str, type[Extra]] = {

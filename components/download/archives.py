@@ -58,14 +58,8 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Member:
-    """A file of an archive or source.
-
-    Attributes:
-        path: as the archive has it, or in the normal form of a source.
-        data: the bytes; None for a file that the source names but does not have.
-        mask: bytes of the mask, where the source names one.
-        missing_mask: the mask that the source names but does not have.
-    """
+    """A file of an archive or source, with its mask. `path`: as the archive has it, or in the normal form of a source;
+    `data` is None, and the mask a `missing_mask`, where the source names what it does not have."""
 
     path: str
     data: bytes | None

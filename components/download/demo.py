@@ -53,12 +53,7 @@ _RARE_FORMS = {
 
 @dataclass(frozen=True)
 class DemoFile:
-    """One file of the demo.
-
-    Attributes:
-        path: unique and normalized, with '/' between its parts; says split and class.
-        data: the file's bytes.
-    """
+    """One file of the demo. `path`: unique and normalized, with '/' between its parts; says split and class."""
 
     path: str
     data: bytes
@@ -107,11 +102,7 @@ class PlannedFile:
 
 
 def plan(seed: int = 0) -> list[PlannedFile]:
-    """List all files in path order, without drawing pictures.
-
-    Args:
-        seed: 0 or more.
-    """
+    """List all files in path order, without drawing pictures; `seed` is 0 or more."""
     rng = _make_rng(seed, 0)
     pictures = _mislabel(_plan_pictures(rng), rng)
     copies = _plan_copies(pictures, rng)

@@ -37,16 +37,7 @@ Rng = np.random.Generator
 
 
 def render(shape: str, rng: Rng, width: int, height: int) -> Image.Image:
-    """Draw the picture of a class.
-
-    Args:
-        shape: one of `CLASSES`.
-        rng: this picture's own stream.
-        width, height: size in pixels.
-
-    Returns:
-        An RGB image of that size.
-    """
+    """Draw the picture of a class of `CLASSES` from its own stream of random numbers, in RGB."""
     back, tones = _choose_colors(rng)
     scene = _draw_background(rng, width, height, back)
     short = min(width, height)
@@ -210,16 +201,8 @@ def _add_grain(rng: Rng, scene: Image.Image) -> Image.Image:
 
 
 def encode(image: Image.Image, form: str, rng: Rng) -> bytes:
-    """Write an RGB picture in one of the demo's forms.
-
-    Args:
-        image: an RGB image, upright.
-        form: a key of `FORMS`.
-        rng: where a form leaves a choice (JPEG quality, subsampling, lossy or not), this decides.
-
-    Returns:
-        The file's bytes.
-    """
+    """Write an upright RGB picture in a form of `FORMS`. `rng` decides where that leaves a choice (JPEG quality,
+    subsampling, lossy or not)."""
     out = io.BytesIO()
     FORMS[form][1](image, out, rng)
     return out.getvalue()

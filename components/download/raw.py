@@ -113,13 +113,8 @@ def _report(dataset: Dataset, state: str, config: DownloadConfig, context: Conte
 
 @dataclass
 class _Snapshot:
-    """What is read and reused for one raw dataset.
-
-    Attributes:
-        files: the source's files; None for a source that is read as a whole.
-        earlier: rows of earlier shards.
-        num_attempted: shards that earlier attempts under the same listing recorded.
-    """
+    """What is read and reused for one raw dataset: the source's files (None: it is read as a whole), rows of earlier
+    shards, and the number of shards that earlier attempts under the same listing recorded."""
 
     files: SourceFiles | None
     earlier: EarlierRows
@@ -268,6 +263,7 @@ def _make_manifest(
         missing_masks=contents.missing_masks.freeze() if contents.missing_masks.count else None,
         planted=source.list_faults() if isinstance(source, DemoSource) else None,
         image_size=source.IMAGE_SIZE if isinstance(source, DemoSource) else None,
+        epochs=source.EPOCHS if isinstance(source, DemoSource) else None,
     )
     return Manifest(
         kind="raw",

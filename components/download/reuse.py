@@ -101,9 +101,8 @@ class EarlierRows:
     ) -> EarlierRows:
         """Read the rows, and match those of unchanged files; DatasetError for a shard that can't be read.
 
-        Args:
-            files: the source's files, whose `has_row` is set; None for a source without listing.
-            trusts_attempt: whether the files that an attempt read are known to be unchanged.
+        `files`: the source's, whose `has_row` is set; None for a source without listing. `trusts_attempt`: the files
+        that an attempt read are known to be unchanged.
         """
         earlier = cls()
         states: list[npt.NDArray[np.uint8]] = []

@@ -32,13 +32,10 @@ MAX_FILE_BYTES = DecodeLimits().bytes
 
 
 class Source(Protocol):
-    """A source of images.
+    """A source of images: its URI without passwords, for messages, and its number of files, 0 while unknown.
 
-    Attributes:
-        where: its URI without passwords, for messages.
-        total: number of files, 0 while unknown.
-        checks_reads: whether a file that is no longer as it was listed is an error when it is read, so that the listing
-            describes what was read without another look at the source.
+    `checks_reads`: whether a file that is no longer as it was listed is an error when it is read, so that the listing
+    describes what was read without another look at the source.
     """
 
     where: str
@@ -173,6 +170,9 @@ class DemoSource:
     """Default image size of resize for the demo, in pixels a side: it gives a macro-F1 above 0.9, in half of the time
     that 128 take to train."""
     checks_reads = True
+    EPOCHS = 8
+    """Default epochs of training on the demo: enough for that, and its whole run is done within two minutes on two CPU
+    cores. Other images of that number are trained on for longer (`train/recipes.py:choose_epochs`)."""
 
     def __init__(self, seed: int) -> None:
         from . import demo

@@ -31,14 +31,7 @@ class TableSource:
     checks_reads = False
 
     def __init__(self, table_uri: str, data: bytes, table: Any, workers: int) -> None:
-        """Make a source of a table.
-
-        Args:
-            table_uri: URI of the table.
-            data: bytes of the table, of which a hash is kept.
-            table: result of `read_table` for `data`.
-            workers: number of files that are read at a time.
-        """
+        """Make a source of a table of these bytes, which `read_table` parsed; `workers` files are read at a time."""
         self.where, self.total, self._workers = uris.redact(table_uri), table.num_rows, workers
         self._hash, self._uri, self._paths = hashlib.sha256(data), table_uri, table.column("path")
         self._files: pa.Table | None = None

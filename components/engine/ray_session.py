@@ -53,12 +53,10 @@ RAY_INIT_DEFAULTS: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_dri
 
 @dataclass
 class RaySession:
-    """A connection to Ray, on which tasks run: an executor.
+    """A connection to the Ray cluster at `address`, or to Ray in this process, on which tasks of `step` run: an
+    executor.
 
-    Args:
-        step: name of the step that the tasks belong to.
-        address: of the cluster; empty for Ray in this process.
-        probe_file: a file on a local disk that every node must be able to read; empty if there is none to check.
+    `probe_file`: a file on a local disk that every node must be able to read; empty if there is none to check.
     """
 
     step: str
@@ -159,7 +157,6 @@ def open_ray_session(
 
     Args:
         step: name of the step that the tasks belong to; the nodes must have the same version of it.
-        address: of a cluster; empty for Ray in this process.
         workers: CPU cores for Ray in this process; None for as many as memory allows.
         probe_uri: a workspace file that every node must be able to read.
         gpus: GPUs of this machine that actors may use.

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..step.config import StepConfig, device_option, option
+from ..step.config import StepConfig, device_option, drift_warning_option, option
 
 VERSION = 4
 """Raised when the same model and images must give other predictions, metrics or suspects."""
+TTA_VERSION = 2
+"""Counts in the fingerprint where views are averaged: 2 fits a temperature on them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,3 +51,4 @@ class EvaluateConfig(StepConfig):
         low=0,
         high=24,
     )
+    drift_warning: float = drift_warning_option()

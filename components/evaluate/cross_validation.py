@@ -26,7 +26,7 @@ from ..dataset.manifest import Dataset
 from ..dataset.shards import read_columns
 from ..metrics.classification import ConfusionCounts
 from ..metrics.logistic_regression import predict_out_of_fold
-from ..models.features import read_features
+from ..models.features import read_features, read_image_ids
 from .intervals import compute_single_label_intervals
 
 FOLDS = 5
@@ -88,12 +88,6 @@ def describe_cross_validation(result: CrossValidation, test_images: int) -> str:
         f"beside {test_images:,} test images, the probe on frozen features is cross-validated on all {result.images:,} "
         f"in {result.folds} folds: {scores}"
     )
-
-
-def read_image_ids(features: Dataset, splits: Sequence[str] = ("train", "val", "test")) -> list[str]:
-    """Return the ids of a dataset's images, split by split in stored order."""
-    tables = (table for split in splits for table in read_columns(features, "data", ["image_id"], split))
-    return [image_id for table in tables for image_id in table.column("image_id").to_pylist()]
 
 
 def find_units(clean: Dataset, image_ids: Sequence[str]) -> Ids:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from ..dataset.fingerprint import fingerprint
-from ..dataset.kinds import ClassScores, EvaluationExtra
+from ..dataset.kinds import ClassScores, EvaluationExtra, UnlikeImages
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, find_dataset
 from ..dataset.shards import Layout, ShardWriter, read_columns
@@ -17,11 +18,12 @@ from ..storage import uri as uris
 from ..storage.errors import MillError
 from .baseline import describe_baseline, score_baseline
 from .chance import ChanceTest, ClassTotals
-from .config import VERSION, EvaluateConfig
+from .config import TTA_VERSION, VERSION, EvaluateConfig
 from .cross_validation import cross_validate_probe, describe_cross_validation
 from .curves import describe_curves
+from .feature_drift import check_feature_drift
 from .grad_cam import SurestMistakes, write_overlays
-from .inference import FLIP, InferenceRunner, describe_throughput
+from .inference import FLIP, NONE, InferenceRunner, describe_throughput, describe_unlike
 from .inputs import find_tensors
 from .intervals import FEW_IMAGES, count_unreliable_classes
 from .overlap import TrainingOverlap
@@ -40,27 +42,30 @@ def evaluate(config: EvaluateConfig, context: Context) -> Outcome:
     extra = EvaluationExtra.of(evaluation.manifest)
     for line in describe_review(extra.review, extra.metrics["top1"]):
         context.say(line)
-    champion_uri, is_champion_cached = _evaluate_champion(name, model, clean, config, context)
+    champion_uri, is_champion_cached, drift = _evaluate_champion(name, model, clean, config, context)
     state = CACHED if is_cached and is_champion_cached else RAN
-    return Outcome(evaluation.uri, evaluation.fingerprint, state, extra.metrics | {"champion_evaluation": champion_uri})
+    metrics: dict[str, Any] = extra.metrics | drift | {"champion_evaluation": champion_uri}
+    return Outcome(evaluation.uri, evaluation.fingerprint, state, metrics)
 
 
 def _evaluate_champion(
     name: str, model: Dataset, clean: Dataset, config: EvaluateConfig, context: Context
-) -> tuple[str, bool]:
-    """Return (URI, whether it was cached) of the champion's evaluation; ("", True) where it is this model, or none."""
+) -> tuple[str, bool, dict[str, Any]]:
+    """Return (URI, whether it was cached, metrics on drift of features) of the champion's evaluation; ("", True, {})
+    where the champion is this model, or there is none."""
     promotion = context.workspace.last_promotion(name)
     if promotion is None:
-        return "", True
+        return "", True, {}
     champion = find_dataset(context.workspace.absolute(promotion.model))
     if champion is None or champion.missing():
         context.say(f"the champion's model {promotion.model} is gone or damaged: there is nothing to compare with")
-        return "", True
+        return "", True, {}
     if champion.fingerprint == model.fingerprint:
-        return "", True
+        return "", True, {}
     title = f"the champion (promotion {promotion.n})"
     evaluation, is_cached = _find_or_evaluate(champion, clean, title, config, context)
-    return evaluation.uri, is_cached
+    drift = check_feature_drift(model, champion, promotion.n, name, config.drift_warning, context)
+    return evaluation.uri, is_cached, drift
 
 
 def _find_or_evaluate(
@@ -69,6 +74,8 @@ def _find_or_evaluate(
     """Return one model's evaluation, and whether it was cached."""
     parents = [model.fingerprint, clean.fingerprint]
     counting = config.fingerprint_values() | context.rerun_salt()
+    if config.tta != NONE:
+        counting |= {"tta_version": TTA_VERSION}
     uri = context.workspace.dataset("evaluation", fingerprint("evaluation", VERSION, parents, counting))
     cached = context.find(uri)
     evaluation = cached or _evaluate_model(model, clean, uri, config, context)
@@ -89,6 +96,8 @@ def _log_scores(evaluation: Dataset, title: str, context: Context) -> None:
         context.say(describe_baseline(extra.baseline))
     if extra.cross_validation:
         context.say(describe_cross_validation(extra.cross_validation, rows))
+    if extra.unlike:
+        context.say(describe_unlike(extra.unlike, rows))
     if extra.chance and extra.chance.why:
         context.say(f"warning: {extra.chance.why}")
     if number := extra.seen.images:
@@ -128,6 +137,7 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
 
     from ..models.artifact import load_model, pick_device, set_torch_threads
     from ..models.features import find_features
+    from ..models.ood import OodDetector
 
     slice_columns = parse_columns(config.slices, clean)
     network, spec = load_model(model)
@@ -140,10 +150,13 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
     overlap = TrainingOverlap.find(model, clean)
     if config.tta == FLIP and model.manifest.config.get("flip") == "false":
         context.say("warning: this model never saw a mirrored image in training, and tta flip shows it some")
-    runner = InferenceRunner(network, spec, device, config.tta)
+    detector = OodDetector.read(model)
+    runner = InferenceRunner(network, spec, device, config.tta, detector)
     images = clean.manifest.totals.by_split["test"]
     progress, mistakes = Progress("evaluate", total=images), SurestMistakes(config.grad_cam, spec.image.side)
     with ShardWriter(uri, Layout(scorer.SCHEMA, row_group_rows=100_000)) as writer, torch.inference_mode():
+        if config.tta != NONE and (problem := runner.fit_temperature(model, config.eval_batch_size)):
+            context.say(f"warning: probabilities with tta {config.tta} have the temperature of one view: {problem}")
         for batch in runner.read_batches(model, clean, config.eval_batch_size):
             logits, calibrated = runner.predict(batch)
             rows = scorer.add(logits, batch, calibrated)
@@ -175,6 +188,7 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
         seen=overlap.summarize(),
         baseline=score_baseline(model, clean),
         cross_validation=cross_validate_probe(features if tensors else None, clean, config.cross_validate),
+        unlike=UnlikeImages(runner.num_unlike, detector.rate) if detector else None,
     )
     files = (file, *(other for other in (suspects, overlays) if other))
     return commit(uri, _build_manifest(model, clean, uri, config, scorer, slices, files, extra))

@@ -6,16 +6,23 @@ import math
 import platform
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..dataset.kinds import Throughput
+import numpy as np
+import numpy.typing as npt
+
+from ..dataset.kinds import ModelExtra, Throughput, UnlikeImages
 from ..dataset.labels import MULTI
-from ..dataset.manifest import Dataset
+from ..dataset.manifest import Dataset, find_dataset
+from ..metrics.calibration import fit_temperature
 from ..models.artifact import ModelSpec, Normalize
+from ..models.features import HeadInputs
+from ..models.ood import OodDetector
 from ..storage.errors import MillError
 from ..storage.parallel import cores
-from .inputs import InputBatch, find_stored_geometry, find_tensors, read_test_batches
+from .inputs import InputBatch, find_stored_geometry, find_tensors, read_tensor_batches, read_test_batches
 
 if TYPE_CHECKING:
     import torch
@@ -23,16 +30,25 @@ if TYPE_CHECKING:
 NONE, FLIP, FIVE_CROPS = "none", "flip", "five_crops"
 CROP = 0.875
 """Side of the five crops where the tensors store no margin, as a share of the image's (224 / 256)."""
+MAX_CALIBRATION_IMAGES = 20_000
+"""Validation images that the temperature of averaged views is fitted on, at most, as in training."""
 
 
 class InferenceRunner:
-    """A network on its device with its own preprocessing, temperature and test-time augmentation (`tta`)."""
+    """A network on its device with its own preprocessing, temperature and test-time augmentation (`tta`).
 
-    def __init__(self, network: torch.nn.Module, spec: ModelSpec, device: torch.device, tta: str) -> None:
+    `detector`: counts in `num_unlike` the images that are unlike the training images.
+    """
+
+    def __init__(
+        self, network: torch.nn.Module, spec: ModelSpec, device: torch.device, tta: str,
+        detector: OodDetector | None = None,
+    ) -> None:  # fmt: skip
         self.network, self.spec, self.device, self.tta = network, spec, device, tta
         self.normalize, self.size = Normalize(spec.image, device), spec.image.side
         self.temperature = spec.extra.temperature or 1.0
         self.throughput = ThroughputMeter(device)
+        self.detector, self.num_unlike = detector, 0
 
     def read_batches(self, model: Dataset, clean: Dataset, batch_size: int) -> Iterator[InputBatch]:
         """Yield the test images, with the stored margin where the crops are of it."""
@@ -40,25 +56,62 @@ class InferenceRunner:
         geometry = find_stored_geometry(model, self.spec.geometry) if with_margin else self.spec.geometry
         return read_test_batches(find_tensors(model, clean), clean, geometry, batch_size, with_margin)
 
+    def fit_temperature(self, model: Dataset, batch_size: int) -> str:
+        """Set the temperature to that of the averaged views on the model's validation images.
+
+        The mean of several views is less sure than one view, which the model's own temperature was fitted on. Return
+        why that one stays, or an empty text.
+        """
+        tensors = find_dataset(model.parent_uri("tensors"))
+        if tensors is None or tensors.missing():
+            return "the tensors with its validation images are gone"
+        rows, probe = tensors.manifest.totals.by_split, ModelExtra.of(model.manifest).probe
+        if not rows.get("val"):
+            return "there are no validation images"
+        if probe and probe.images > rows.get("train", 0):
+            return "its head was fitted to the validation images as well"
+        logits: list[npt.NDArray[np.float32]] = []
+        labels: list[npt.NDArray[Any]] = []
+        for batch in read_tensor_batches(tensors, "val", batch_size, with_margin=self.tta == FIVE_CROPS):
+            logits.append(self.predict(batch)[0].cpu().numpy())
+            labels.append(batch.labels)
+            if sum(map(len, labels)) >= MAX_CALIBRATION_IMAGES:
+                break
+        self.temperature = fit_temperature(np.concatenate(logits), np.concatenate(labels))
+        self.throughput = ThroughputMeter(self.device)
+        return ""
+
     def predict(self, batch: InputBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (logits, logits calibrated with the temperature), float [B, C] each."""
+        """Return (logits of the mean of the views, these calibrated with the temperature), float [B, C] each."""
         import torch
 
         start = self.throughput.read_clock()
         images = self.normalize(torch.from_numpy(batch.images).to(self.device))
         logits_of_views: list[torch.Tensor] = []
+        features: list[torch.Tensor] = []
         first_view = seconds = 0.0
-        for view in make_views(images, self.size, self.tta):
-            logits_of_views.append(self.network(view.contiguous(memory_format=torch.channels_last)).float())
-            seconds = self.throughput.read_clock() - start
-            first_view = first_view or seconds
+        with HeadInputs(self.network) if self.detector else nullcontext() as head_inputs:
+            for view in make_views(images, self.size, self.tta):
+                logits_of_views.append(self.network(view.contiguous(memory_format=torch.channels_last)).float())
+                seconds = self.throughput.read_clock() - start
+                first_view = first_view or seconds
+                if head_inputs:
+                    features.append(head_inputs.read())
         self.throughput.add(len(batch.ids), first_view, seconds)
+        if self.detector:  # of the center crop, as predict sees the image
+            self.num_unlike += int((self.detector.score(features[0].cpu().numpy()) > 1).sum())
         logits = average_views(logits_of_views, self.spec.task)
         if not bool(torch.isfinite(logits).all()):
             raise MillError("model: expected finite numbers of the network, found others")
-        return logits, average_views(
-            [view_logits / self.temperature for view_logits in logits_of_views], self.spec.task
-        )
+        return logits, logits / self.temperature
+
+
+def describe_unlike(unlike: UnlikeImages, images: int) -> str:
+    """Return a line for the log and the report."""
+    return (
+        f"{unlike.images:,} of {images:,} test images are unlike the training images (ood_score above 1); "
+        f"{unlike.rate:.1%} of images like the validation images are"
+    )
 
 
 def make_views(images: torch.Tensor, size: int, tta: str) -> Iterator[torch.Tensor]:

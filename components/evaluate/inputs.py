@@ -59,10 +59,19 @@ def read_test_batches(
     `with_margin`: with the margin around the model's input that the tensors, or `geometry`, have.
     """
     if tensors:
-        rows = _read_tensors(tensors, with_margin)
-    else:
-        rows = _decode_clean(clean, geometry if with_margin else geometry.input)
-    classes = len(clean.manifest.classes) if clean.manifest.task == MULTI else 0
+        return read_tensor_batches(tensors, "test", batch_size, with_margin)
+    return _batch_rows(_decode_clean(clean, geometry if with_margin else geometry.input), clean, batch_size)
+
+
+def read_tensor_batches(
+    tensors: Dataset, split: str, batch_size: int, with_margin: bool = False
+) -> Iterator[InputBatch]:
+    """Yield a split of a tensors dataset, as `read_test_batches` does."""
+    return _batch_rows(_read_tensors(tensors, split, with_margin), tensors, batch_size)
+
+
+def _batch_rows(rows: Iterator[Row], dataset: Dataset, batch_size: int) -> Iterator[InputBatch]:
+    classes = len(dataset.manifest.classes) if dataset.manifest.task == MULTI else 0
     batch: list[Row] = []
     for row in rows:
         batch.append(row)
@@ -79,10 +88,10 @@ def _collate(rows: list[Row], classes: int) -> InputBatch:
     return InputBatch(np.stack(images), multi_hot(labels, classes) if classes else np.array(labels, np.int64), [*ids])
 
 
-def _read_tensors(tensors: Dataset, with_margin: bool) -> Iterator[Row]:
+def _read_tensors(tensors: Dataset, split: str, with_margin: bool) -> Iterator[Row]:
     image, label_name = tensors.manifest.image_spec, label_column(tensors.manifest.task)
     side = image.shape[0] if with_margin else image.side
-    for file in tensors.files("data", "test"):
+    for file in tensors.files("data", split):
         for table in row_groups(tensors, file):
             pixels = center_crop(decode_column(table.column("image"), image), side)
             columns = (table.column(name).to_pylist() for name in (label_name, "image_id"))

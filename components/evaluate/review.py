@@ -22,10 +22,9 @@ from ..dataset.manifest import Dataset, File
 from ..dataset.shards import Layout, ShardWriter, row_groups
 from ..imaging.tensors import center_crop, decode_column
 from ..models.artifact import ModelSpec, Normalize
-from ..models.blocks import head_modules
-from ..models.features import iter_features
+from ..models.features import HeadInputs, iter_features, read_image_ids
 from ..step.progress import Progress
-from .cross_validation import assign_folds, find_units, read_image_ids
+from .cross_validation import assign_folds, find_units
 from .label_issues import MIN_CLASS_IMAGES, LabelIssues, find_label_issues
 
 if TYPE_CHECKING:
@@ -209,37 +208,23 @@ def make_projection(dimensions: int) -> npt.NDArray[np.float32]:
     return np.asarray(random / np.sqrt(np.float32(MAX_FEATURES)))
 
 
-class FeatureExtractor:
-    """Context manager that keeps the input of a network's head at each call.
+class FeatureExtractor(HeadInputs):
+    """The inputs of a network's head as they are stored while all training images pass.
 
-    Feature maps are averaged over their positions. More than `MAX_FEATURES` are projected by `make_projection`; one
+    More than `MAX_FEATURES` are projected by `make_projection`; one
     scale for all, that of the first batch, keeps them where float16 is exact to three digits.
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
-        self._module = network.get_submodule(head_modules(network)[0])
-        self._input: torch.Tensor | None = None
+        super().__init__(network)
         self._projection: torch.Tensor | None = None
         self._scale = 0.0
-
-    def __enter__(self) -> FeatureExtractor:
-        self._handle = self._module.register_forward_pre_hook(self._keep_input)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._handle.remove()
-
-    def _keep_input(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        self._input = inputs[0]
 
     def read_features(self) -> npt.NDArray[np.float16]:
         """Return the features of the last call, [B, D]; D is the same in all calls."""
         import torch
 
-        assert self._input is not None
-        x = self._input.float()
-        if x.ndim > 2:  # a convolution has its channels in front, a linear layer has them last
-            x = x.flatten(2).mean(2) if isinstance(self._module, torch.nn.Conv2d) else x.flatten(1, -2).mean(1)
+        x = self.read()
         if x.shape[1] > MAX_FEATURES:
             if self._projection is None:
                 self._projection = torch.from_numpy(make_projection(x.shape[1])).to(x.device)

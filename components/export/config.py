@@ -19,13 +19,10 @@ SHARD_BYTES = 256 * 10**6
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Configuration of an export: dataset, format and output.
+    """Configuration of an export: URI of a clean or tensors dataset or its manifest, one of `FORMATS`, and a folder or
+    prefix.
 
-    Args:
-        dataset: URI of a clean or tensors dataset, or of its manifest.
-        format: one of `FORMATS`.
-        output: a folder or s3:// prefix.
-        shard_bytes: approximate size of a shard (imagefolder has none).
+    `shard_bytes`: approximate size of a shard (imagefolder has none).
     """
 
     dataset: str

@@ -39,13 +39,9 @@ COPY = "copy"
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with its labels.
+    """One image with its labels: the bytes of its file, or uint8 [H, W, C] of raw tensors.
 
-    Args:
-        number: its position in the split, 0-based.
-        data: the bytes of an image file, or uint8 [H, W, C] of raw tensors.
-        copy: number of an augmented copy; 0 for the image itself.
-        has_warning: whether its decoder gave a warning.
+    `number`: its position in the split, 0-based; `copy`: number of an augmented copy, 0 for the image itself.
     """
 
     image_id: str
@@ -284,11 +280,7 @@ def read_in_order(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Yield rows as Python objects, sorted by `shuffle_index` and then by `image_id`.
 
-    Args:
-        columns: to read, beside `shuffle_index`.
-        scratch: a folder for spilled rows.
-        window: bytes of images that are sorted in memory at a time.
-        spill: bytes of images that may be in `scratch`.
+    At most `window` bytes of images are sorted in memory at a time, and `spill` bytes are in the folder `scratch`.
     """
     scratch_bytes = max(window, min(spill, shutil.disk_usage(scratch).free // 4))
     columns = [*columns, "shuffle_index"]

@@ -1,6 +1,6 @@
 """Write shards of many images in scratch space, cut by bytes; each is published while the next one is written.
 
-At most three shards are in scratch space, and the images that `store.parallel.map_ordered` has in flight in memory.
+At most three shards are in scratch space, and the images that `storage.parallel.map_ordered` has in flight in memory.
 """
 
 from __future__ import annotations

@@ -26,12 +26,8 @@ def find_images(
 ) -> Iterator[tuple[str, dict[str, Any]]]:  # fmt: skip
     """Yield (image_id, columns of its row) of the images with these ids, in the dataset's order, each once.
 
-    Ids are read alone first, so that only row groups with a hit are read with their images.
-
-    Args:
-        groups: the files to search, and the row groups of each; None for all of them.
-        max_searched: maximum number of row groups that are searched by image_id alone.
-        max_read: maximum number that are read with their images.
+    Ids are read alone first, in at most `max_searched` of the row groups of `groups` (None: all of a file), so that
+    only those with a hit, at most `max_read`, are read with their images.
     """
     missing, searched, read = set(ids), 0, 0
     for file, indices in groups:

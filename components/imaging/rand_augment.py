@@ -1,9 +1,10 @@
-"""RandAugment on one uint8 image, with a record of the sampled operations: for offline copies and for training.
+"""RandAugment's operations and magnitudes, which offline copies and training share, and its pixels on one image.
 
 Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space", 2019, as torchvision's
 `transforms.v2.RandAugment` has it: its operations, its 31 bins of magnitude, a sign drawn where an operation has
-one; bilinear, and black where a picture is moved away. The sampling is our own, from a generator that is
-passed in; the pixels are torchvision's.
+one; bilinear, and black where a picture is moved away. Copies are sampled image by image, each with a generator of its
+own, and their pixels are torchvision's. Training samples whole batches and folds their geometry into one transform
+(components/train/augment/policy.py).
 """
 
 from __future__ import annotations
@@ -46,20 +47,29 @@ class Operation:
 _WITHOUT_VALUE = ("Identity", "AutoContrast", "Equalize")
 
 
-@cache
-def operation_value(name: str, magnitude: int, height: int, width: int) -> float:
-    """Return an operation's value at a magnitude (0 to 30), before its sign; pixels for translations. 0 without one.
+def list_magnitudes(name: str, largest: float, bins: int = BINS, dropped_bits: int = 4) -> list[float]:
+    """Return an operation's magnitude at each bin, before its sign; zeros for one without.
 
     In float32 as torchvision computes it: a translation is cut to whole pixels, so the last digit counts.
+
+    Args:
+        largest: of an operation in `SIGNED`.
+        dropped_bits: of Posterize at the largest magnitude.
     """
     import torch
 
-    if name in SIGNED:
-        side = {"TranslateX": width, "TranslateY": height}.get(name, 1)
-        return float(torch.linspace(0.0, SIGNED[name] * side, BINS)[magnitude])
     if name == "Posterize":
-        return float((8 - torch.arange(BINS) / ((BINS - 1) / 4)).round()[magnitude])
-    return float(torch.linspace(1.0, 0.0, BINS)[magnitude]) if name == "Solarize" else 0.0
+        return (8 - torch.arange(bins) / ((bins - 1) / dropped_bits)).round().tolist()
+    if name == "Solarize":
+        return torch.linspace(1.0, 0.0, bins).tolist()
+    return torch.linspace(0.0, largest if name in SIGNED else 0.0, bins).tolist()
+
+
+@cache
+def operation_value(name: str, magnitude: int, height: int, width: int) -> float:
+    """Return an operation's value at a magnitude (0 to 30), before its sign; pixels for translations. 0 without one."""
+    side = {"TranslateX": width, "TranslateY": height}.get(name, 1)
+    return list_magnitudes(name, SIGNED.get(name, 0.0) * side)[magnitude]
 
 
 def sample_operations(

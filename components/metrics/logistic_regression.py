@@ -85,14 +85,10 @@ def select_penalty(
 def predict_out_of_fold(
     features: torch.Tensor, labels: torch.Tensor, folds: npt.NDArray[np.int64], classes: int
 ) -> torch.Tensor:
-    """Return logits float32 [N, classes] of each image by weights that were fitted to the other folds.
+    """Return logits float32 [N, classes] of each image by weights that were fitted to the other folds, from 0, without
+    gaps.
 
     The penalty is chosen among these by the fold that follows, so that an image has no part in it either.
-
-    Args:
-        features: float32 [N, D].
-        labels: int64 [N].
-        folds: [N], numbers from 0, without gaps.
     """
     import torch
 

@@ -6,9 +6,9 @@ and evaluate read it. Rows are in the tensors' order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,10 @@ from ..dataset.manifest import Dataset, File, find_intact_dataset
 from ..dataset.shards import publish_bytes, read_columns
 from ..storage.errors import DatasetError
 from ..storage.store import get_store
+from .blocks import head_modules
+
+if TYPE_CHECKING:
+    import torch
 
 KIND = "features"
 PROBE = "probe"
@@ -43,6 +47,34 @@ def make_table(image_ids: pa.Array, labels: Labels, features: Floats) -> pa.Tabl
     data = np.ascontiguousarray(features, "<f4")
     column = pa.Array.from_buffers(pa.binary(4 * data.shape[1]), len(data), [None, pa.py_buffer(data)])
     return pa.table([image_ids, pa.array(labels, pa.int32()), column], schema=make_schema(data.shape[1]))
+
+
+class HeadInputs:
+    """Context manager that keeps the input of a network's head at each call."""
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        self._module = network.get_submodule(head_modules(network)[0])
+        self._input: torch.Tensor | None = None
+
+    def __enter__(self) -> HeadInputs:
+        self._handle = self._module.register_forward_pre_hook(self._keep_input)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._handle.remove()
+
+    def _keep_input(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._input = inputs[0]
+
+    def read(self) -> torch.Tensor:
+        """Return the features of the last call, float32 [B, D]; feature maps are averaged over their positions."""
+        import torch
+
+        assert self._input is not None
+        x = self._input.float()
+        if x.ndim > 2:  # a convolution has its channels in front, a linear layer has them last
+            x = x.flatten(2).mean(2) if isinstance(self._module, torch.nn.Conv2d) else x.flatten(1, -2).mean(1)
+        return x
 
 
 def find_features(model: Dataset) -> Dataset | None:
@@ -71,6 +103,12 @@ def read_features(features: Dataset, split: str, max_rows: int | None = None) ->
         if max_rows is not None and sum(map(len, labels)) >= max_rows:
             break
     return np.concatenate(parts)[:max_rows], np.concatenate(labels)[:max_rows]
+
+
+def read_image_ids(features: Dataset, splits: Sequence[str] = ("train", "val", "test")) -> list[str]:
+    """Return the ids of a dataset's images, split by split in stored order."""
+    tables = (table for split in splits for table in read_columns(features, "data", ["image_id"], split))
+    return [image_id for table in tables for image_id in table.column("image_id").to_pylist()]
 
 
 @dataclass(frozen=True)

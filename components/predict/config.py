@@ -17,18 +17,11 @@ OUTPUTS = (".parquet", ".csv")
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """The images to classify, the model, and the form of the output.
+    """The images to classify (files, folders, s3:// URIs, or `-` for a list on stdin), the model, and the form of the
+    output.
 
-    Args:
-        images: files, folders, s3:// URIs, or `-` for a list of them on stdin, one a line.
-        model: URI of a model or its manifest; empty for the champion of `name` in `workspace`.
-        workspace: of the champion; empty for `./imagemill-data`.
-        name: whose champion is used; may be empty if only one name has a champion.
-        top: number of classes to report for each image.
-        device: `auto`, `cpu` or `cuda`.
-        batch_size: images that pass through the network together.
-        output: a local .parquet or .csv file; empty for none.
-        json: print one JSON object for each image.
+    `model`: URI of a model or its manifest; empty for the champion of `name` (which may be empty if only one name has
+    one) in `workspace`. `output`: a local .parquet or .csv file; empty for none.
     """
 
     images: tuple[str, ...]
@@ -80,7 +73,8 @@ class PredictConfig:
     def _find_champion(self) -> Dataset:
         # `Workspace.open` would write to the workspace, for which a user who only predicts may lack permission.
         workspace = Workspace(uris.normalize(self.workspace or "./imagemill-data", "--workspace"))
-        name = self.name or _find_only_name(workspace)
+        expected = "--model: expected the URI of a model, or a --workspace with a champion"
+        name = self.name or find_only_name(workspace, expected)
         promotion = workspace.last_promotion(name)
         if promotion is None or not promotion.model:
             names = ", ".join(workspace.names_with_champion()) or "no name has one"
@@ -90,12 +84,11 @@ class PredictConfig:
         return read_dataset(workspace.absolute(promotion.model), "model")
 
 
-def _find_only_name(workspace: Workspace) -> str:
-    """Return the only name with a champion; UserError if there is none, or more than one."""
+def find_only_name(workspace: Workspace, expected: str = "--name: expected the name of a champion") -> str:
+    """Return the only name with a champion; UserError, which says what was `expected`, if there is none or several."""
     names = workspace.names_with_champion()
     if not names:
-        raise UserError(f"--model: expected the URI of a model, or a --workspace with a champion, found neither (no "
-                        f"champion in {workspace.uri})")  # fmt: skip
+        raise UserError(f"{expected}, found no champion in {workspace.uri}")
     if len(names) > 1:
         raise wrong("--name", f"one of {', '.join(names)}, which have a champion in {workspace.uri}", "")
     return names[0]

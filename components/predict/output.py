@@ -23,7 +23,7 @@ ROW_GROUP_ROWS = 10_000
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction for one image, or the reason why it could not be read.
+    """The prediction for one image, named as the user wrote it, or a code and detail of why it could not be read.
 
     Args:
         name: of the image, as the user wrote it.
@@ -31,6 +31,7 @@ class Prediction:
         present: of a multi-label model, the classes with a probability of at least 0.5.
         error: code of the reason; empty for an image that was read.
         detail: of the reason.
+        ood_score: distance from the training images, above 1 beyond the model's threshold; None without a detector.
     """
 
     name: str
@@ -38,20 +39,24 @@ class Prediction:
     present: tuple[str, ...] = ()
     error: str = ""
     detail: str = ""
+    ood_score: float | None = None
 
 
 Write = Callable[[Prediction], None]
 
 
 @contextmanager
-def open_writer(config: PredictConfig, task: str) -> Iterator[Write]:
-    """Open a function that writes a prediction to all outputs of the config. A file appears when it is complete."""
+def open_writer(config: PredictConfig, task: str, has_ood: bool = False) -> Iterator[Write]:
+    """Open a function that writes a prediction to all outputs of the config. A file appears when it is complete.
+
+    `has_ood`: whether the model gives images an `ood_score`, which is a column then.
+    """
     with ExitStack() as stack:
         outputs: list[Write] = []
         if config.output:
             path = Path(config.output).expanduser().absolute()
             open_file = _open_parquet if path.suffix.lower() == ".parquet" else _open_csv
-            outputs.append(stack.enter_context(_open_atomically(path, open_file, config.top, task)))
+            outputs.append(stack.enter_context(_open_atomically(path, open_file, config.top, task, has_ood)))
         if config.json or not config.output:
             if isinstance(sys.stdout, io.TextIOWrapper):
                 sys.stdout.reconfigure(errors="replace")  # the terminal may lack a character
@@ -82,6 +87,7 @@ def to_json(prediction: Prediction, task: str) -> str:
     else:
         entry["predictions"] = [{"class": name, "probability": round(value, 6)} for name, value in prediction.best]
         entry |= {"labels": list(prediction.present)} if task == MULTI else {}
+        entry |= {} if prediction.ood_score is None else {"ood_score": round(prediction.ood_score, 6)}
     return json.dumps(entry, ensure_ascii=False)
 
 
@@ -90,16 +96,16 @@ def _decode(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-OpenFile = Callable[[Path, int, str], Any]
+OpenFile = Callable[[Path, int, str, bool], Any]
 
 
 @contextmanager
-def _open_atomically(path: Path, open_file: OpenFile, top: int, task: str) -> Iterator[Write]:
+def _open_atomically(path: Path, open_file: OpenFile, top: int, task: str, has_ood: bool) -> Iterator[Write]:
     """Open a temporary file, and rename it to `path` at the end."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     try:
         with map_disk_errors(str(path)):
-            with open_file(temporary, top, task) as write:
+            with open_file(temporary, top, task, has_ood) as write:
                 yield write
             temporary.replace(path)
     finally:
@@ -107,33 +113,41 @@ def _open_atomically(path: Path, open_file: OpenFile, top: int, task: str) -> It
 
 
 @contextmanager
-def _open_csv(path: Path, top: int, task: str) -> Iterator[Write]:
-    """Columns: `image`, `class_1`, `probability_1`, …, `labels` (multi-label, joined by `|`), `error`, `detail`."""
+def _open_csv(path: Path, top: int, task: str, has_ood: bool) -> Iterator[Write]:
+    """Columns: `image`, `class_1`, `probability_1`, …, `labels` (multi-label, joined by `|`), `ood_score` (of a model
+    that has a detector), `error`, `detail`."""
     names = [f"{column}_{rank}" for rank in range(1, top + 1) for column in ("class", "probability")]
     label_columns = ["labels"] if task == MULTI else []
     with path.open("w", newline="", encoding="utf-8", errors="replace") as file:
         writer = csv.writer(file)
-        writer.writerow(["image", *names, *label_columns, "error", "detail"])
+        ood_columns = ["ood_score"] if has_ood else []
+        writer.writerow(["image", *names, *label_columns, *ood_columns, "error", "detail"])
 
         def write(prediction: Prediction) -> None:
             cells = [cell for name, value in prediction.best for cell in (name, f"{value:.6f}")]
             cells += [""] * (len(names) - len(cells))
             labels = ["|".join(prediction.present)] if label_columns else []
-            writer.writerow([_decode(prediction.name), *cells, *labels, prediction.error, prediction.detail])
+            score = "" if prediction.ood_score is None else f"{prediction.ood_score:.6f}"
+            writer.writerow([
+                _decode(prediction.name), *cells, *labels, *([score] if has_ood else []), prediction.error,
+                prediction.detail,
+            ])  # fmt: skip
 
         yield write
 
 
 @contextmanager
-def _open_parquet(path: Path, top: int, task: str) -> Iterator[Write]:
+def _open_parquet(path: Path, top: int, task: str, has_ood: bool) -> Iterator[Write]:
     """Columns: `image`, `class` and `probability` of the best class, `classes` and `probabilities` of the `top` best,
-    `labels` (multi-label only), `error` and `detail`; null without a value."""
+    `labels` (multi-label only), `ood_score` (of a model that has a detector), `error` and `detail`; null without a
+    value."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     text, texts = pa.string(), pa.list_(pa.string())
     columns = [("image", text), ("class", text), ("probability", pa.float32()), ("classes", texts)]
     columns += [("probabilities", pa.list_(pa.float32())), *([("labels", texts)] if task == MULTI else [])]
+    columns += [("ood_score", pa.float32())] if has_ood else []
     schema = pa.schema([*columns, ("error", text), ("detail", text)])
     rows: list[dict[str, Any]] = []
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
@@ -157,4 +171,9 @@ def _make_row(prediction: Prediction) -> dict[str, Any]:
         return {"image": _decode(prediction.name), "error": prediction.error, "detail": prediction.detail}
     classes, probabilities = zip(*prediction.best, strict=True)
     best = {"class": classes[0], "probability": probabilities[0], "classes": classes, "probabilities": probabilities}
-    return {"image": _decode(prediction.name), **best, "labels": list(prediction.present)}
+    return {
+        "image": _decode(prediction.name),
+        **best,
+        "labels": list(prediction.present),
+        "ood_score": prediction.ood_score,
+    }

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ from ..models.artifact import (
     pick_device,
     set_torch_threads,
 )
+from ..models.features import HeadInputs
+from ..models.ood import OodDetector
 from ..step.progress import Progress, say
 from ..storage import uri as uris
 from ..storage.errors import MillError, UserError, wrong
@@ -45,14 +48,8 @@ MAX_BYTES = DecodeLimits().bytes
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file to classify.
-
-    Args:
-        name: as the user would write it.
-        uri: of the file.
-        size: in bytes; -1 if it was not listed.
-        is_expected_image: whether an argument names the file itself, or its name has an image's extension.
-    """
+    """A file to classify, named as the user would write it; its size is -1 if it was not listed. `is_expected_image`:
+    an argument names the file itself, or its name has an image's extension."""
 
     name: str
     uri: str
@@ -127,6 +124,7 @@ def _list_files(argument: str, uri: str) -> Iterator[InputFile]:
 
 
 Probabilities = npt.NDArray[np.float32]
+OodScores = npt.NDArray[np.float32]
 
 
 def predict(config: PredictConfig) -> dict[str, int]:
@@ -140,8 +138,8 @@ def predict(config: PredictConfig) -> dict[str, int]:
     predictor = Predictor.load(model, config.device)
     if missing := predictor.preprocessing.skipped_steps():
         say("predict", f"new images have no boxes and masks, so that {' and '.join(missing)} is left out")
-    progress, read, rejected = Progress("predict"), 0, 0
-    with open_writer(config, predictor.spec.task) as write:
+    progress, read, rejected, unlike = Progress("predict"), 0, 0, 0
+    with open_writer(config, predictor.spec.task, predictor.detector is not None) as write:
         for prediction in predict_files(predictor, find_inputs(config.images, sys.stdin), config):
             write(prediction)
             if prediction.error:
@@ -149,11 +147,15 @@ def predict(config: PredictConfig) -> dict[str, int]:
                 say("predict", f"{prediction.name}: {prediction.error}: {prediction.detail}")
             else:
                 read += 1
+                unlike += prediction.ood_score is not None and prediction.ood_score > 1
             progress.add(1, f"{rejected:,} not read" if rejected else "")
         if not read:
             raise wrong("IMAGE", "at least one image that can be read", _describe_unread(config.images, rejected))
     if read + rejected > 1:
         say("predict", progress.line(f"{rejected:,} not read" if rejected else ""))
+    if predictor.detector:
+        say("predict", f"{unlike:,} of {read:,} images are unlike the training images (ood_score above 1; of images "
+            f"like the validation images {predictor.detector.rate:.1%} are)")  # fmt: skip
     return {"read": read, "rejected": rejected}
 
 
@@ -164,12 +166,16 @@ def _describe_unread(images: Sequence[str], rejected: int) -> str:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A loaded model: `preprocessing` turns a file into the network's input, a call returns probabilities."""
+    """A loaded model: `preprocessing` turns a file into the network's input, a call returns probabilities.
+
+    `detector`: of images unlike the training images, None for a model without one.
+    """
 
     network: torch.nn.Module
     spec: ModelSpec
     preprocessing: Preprocessing
     device: torch.device
+    detector: OodDetector | None = None
 
     @classmethod
     def load(cls, model: Dataset, device: str = "auto") -> Predictor:
@@ -182,17 +188,23 @@ class Predictor:
         network.to(torch_device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         preprocessing = Preprocessing.from_record(_find_preprocessing(model, spec), spec.geometry, model.uri)
         say("predict", f"{spec.backbone} {model.fingerprint}, {len(spec.classes):,} classes, on {torch_device}")
-        return cls(network, spec, preprocessing, torch_device)
+        return cls(network, spec, preprocessing, torch_device, OodDetector.read(model))
 
     def __call__(self, images: Pixels) -> Probabilities:
         """uint8 [B, H, W, C] → float32 [B, classes]: softmax or sigmoid of logits / temperature."""
+        return self.classify(images)[0]
+
+    def classify(self, images: Pixels) -> tuple[Probabilities, OodScores | None]:
+        """Return the probabilities, and the out-of-distribution scores float32 [B] where there is a detector."""
         import torch
 
-        with torch.inference_mode():
+        with torch.inference_mode(), HeadInputs(self.network) if self.detector else nullcontext() as head_inputs:
             inputs = Normalize(self.spec.image, self.device)(torch.from_numpy(images).to(self.device))
             logits = self.network(inputs).float() / (self.spec.extra.temperature or 1.0)
             scores: Probabilities = probabilities(logits, self.spec.task).cpu().numpy()
-            return scores
+            if not self.detector or not head_inputs:
+                return scores, None
+            return scores, self.detector.score(head_inputs.read().cpu().numpy())
 
 
 def _find_preprocessing(model: Dataset, spec: ModelSpec) -> dict[str, Any]:
@@ -243,12 +255,15 @@ def predict_files(predictor: Predictor, files: Iterable[InputFile], config: Pred
 
 def _predict_batch(predictor: Predictor, batch: list[_PreparedImage], top: int) -> Iterator[Prediction]:
     inputs = [image.pixels for image in batch if image.pixels is not None]
-    scores = iter(predictor(np.stack(inputs)) if inputs else ())
+    scores, ood_scores = predictor.classify(np.stack(inputs)) if inputs else (np.empty((0, 0), np.float32), None)
+    row = 0
     for image in batch:
         if image.pixels is None:
             yield Prediction(image.name, error=image.error, detail=image.detail)
         else:
-            yield _make_prediction(image.name, next(scores), predictor.spec, top)
+            prediction = _make_prediction(image.name, scores[row], predictor.spec, top)
+            yield prediction if ood_scores is None else replace(prediction, ood_score=float(ood_scores[row]))
+            row += 1
 
 
 def _make_prediction(name: str, scores: Probabilities, spec: ModelSpec, top: int) -> Prediction:

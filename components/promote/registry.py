@@ -8,30 +8,25 @@ up to date, also after one that could not reach it.
 
 from __future__ import annotations
 
-import base64
-import json
 import os
 from collections.abc import Mapping
-from typing import Any, NamedTuple
-from urllib.parse import urlencode, urlsplit
+from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from ..dataset.workspace import Workspace
-from ..storage.errors import MillError, TransientError, UserError, with_retry, wrong
+from ..storage.errors import UserError, wrong
+from ..storage.json_client import Json, JsonClient, MlflowClient, find_tracking_server
 from ..storage.uri import redact, scheme
 
 MLFLOW, KUBEFLOW = "mlflow+", "kubeflow+"
 FORMAT = f"{MLFLOW}http(s)://… or {KUBEFLOW}http(s)://…"
 ALIAS = "champion"
 _KUBEFLOW_API = "/api/model_registry/v1alpha3"
-_TIMEOUT_S = 30.0
-_RETRY_S = 20.0
-"""How long requests are retried; what is not registered then, the next promote step adds."""
 _RECORD_KEYS = {
     "verdict": "verdict", "metric": "metric", "challenger": "score", "images": "images", "created": "created",
     "run": "run",
 }  # fmt: skip
 """Keys of a promotion's record that are registered, and the names of their properties."""
-Json = dict[str, Any]
 
 
 class ModelVersion(NamedTuple):
@@ -59,8 +54,8 @@ def read_version(workspace: Workspace, name: str, promotion: int) -> ModelVersio
 
 def resolve_registry(option: str) -> str:
     """Return the configured registry: the option, else MLFLOW_TRACKING_URI where it is an http(s) URL; or empty."""
-    tracking = os.environ.get("MLFLOW_TRACKING_URI", "")
-    return option or (f"{MLFLOW}{tracking}" if tracking.startswith(("http://", "https://")) else "")
+    tracking = find_tracking_server()
+    return option or (f"{MLFLOW}{tracking}" if tracking else "")
 
 
 def check_registry(option: str) -> None:
@@ -81,59 +76,8 @@ def register(registry: str, version: ModelVersion) -> bool:
         raise UserError(f"{redact(registry)}: expected a model registry's answer, found another ({error!r})") from None
 
 
-class _JsonClient:
-    """Client of one server's JSON API, which retries transient errors."""
-
-    def __init__(self, url: str, prefix: str, headers: Mapping[str, str]) -> None:
-        import urllib3
-
-        self._url, self._prefix = url.rstrip("/"), prefix
-        self._pool = urllib3.PoolManager(timeout=_TIMEOUT_S, retries=False, headers=dict(headers))
-
-    def call(self, method: str, path: str, body: Json | None = None, **query: str) -> Json | None:
-        """Return the JSON object of the response, None for 404."""
-        url = f"{self._url}{self._prefix}{path}{f'?{urlencode(query)}' if query else ''}"
-
-        def send() -> Json | None:
-            from urllib3.exceptions import HTTPError
-
-            try:
-                response = self._pool.request(method, url, json=body)
-            except HTTPError as error:
-                raise TransientError(f"{redact(self._url)}: no answer ({type(error).__name__})") from None
-            if response.status == 404:
-                return None
-            if response.status >= 500 or response.status == 429:
-                raise TransientError(f"{method} {redact(url)}: status {response.status}")
-            if response.status >= 400:
-                text = response.data.decode("utf-8", "replace")[:300]
-                raise UserError(f"{method} {redact(url)}: status {response.status}: {' '.join(text.split())}")
-            try:
-                content = json.loads(response.data or b"{}")
-            except ValueError:
-                raise UserError(f"{method} {redact(url)}: expected JSON, found something else") from None
-            return content if isinstance(content, dict) else {}
-
-        return with_retry(send, f"{method} {redact(url)}", _RETRY_S, service="registry")
-
-    def require(self, method: str, path: str, body: Json | None = None, **query: str) -> Json:
-        """Return the JSON object of the response; MillError for 404."""
-        content = self.call(method, path, body, **query)
-        if content is None:
-            raise MillError(f"{method} {redact(self._url)}{self._prefix}{path}: status 404")
-        return content
-
-
-class _MlflowRegistry(_JsonClient):
-    """Client of MLflow's model registry (docs: REST API 2.0)."""
-
-    def __init__(self, url: str) -> None:
-        token, user = (os.environ.get(f"MLFLOW_TRACKING_{name}", "") for name in ("TOKEN", "USERNAME"))
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        if user:
-            password = os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
-            headers = {"Authorization": f"Basic {base64.b64encode(f'{user}:{password}'.encode()).decode()}"}
-        super().__init__(url, "/api/2.0/mlflow", headers)
+class _MlflowRegistry(MlflowClient):
+    """MLflow's model registry."""
 
     def register(self, version: ModelVersion) -> bool:
         if not scheme(version.uri):
@@ -159,7 +103,7 @@ class _MlflowRegistry(_JsonClient):
         return next((registered for registered in versions if _has_promotion(registered, version)), {})
 
 
-class _KubeflowRegistry(_JsonClient):
+class _KubeflowRegistry(JsonClient):
     """Client of Kubeflow's Model Registry (api/openapi/model-registry.yaml, v1alpha3)."""
 
     def __init__(self, url: str) -> None:

@@ -30,6 +30,7 @@ from .gate import (
     WORSE,
 )
 from .mistakes import describe_suspects, describe_test_split, make_highest_losses
+from .near_pairs_section import describe_near_pairs
 from .score_sections import END_ROWS, compare_with_champion, describe_drift, describe_recipe, describe_scores, take_ends
 from .thumbnails import read_rejects, sample_classes
 
@@ -118,6 +119,7 @@ def gather_facts(
         **describe_scores(evaluation),
         **test_split,
         "losses": make_highest_losses(evaluation, clean, {m.image_id for m in test_split["mistakes"]}),
+        "near_pairs": describe_near_pairs(lineage.model, lineage.tensors, clean),
         "suspects": describe_suspects(evaluation, clean),
         "comparison": compare_with_champion(evaluation, champion) if champion else None,
         "provenance": describe_provenance(workspace, datasets, champion),

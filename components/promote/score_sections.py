@@ -58,6 +58,7 @@ def describe_scores(evaluation: Dataset) -> dict[str, Any]:
         "slices": group_slices(extra),
         "each_class": list_classes(extra),
         "throughput": extra.throughput,
+        "unlike": extra.unlike,
     }
 
 
@@ -164,12 +165,14 @@ def describe_drift(workspace: Workspace, run: str, name: str) -> dict[str, Any] 
     if comparison is None:
         return None
     threshold, balance = metrics["drift_warning"], comparison["classes"]
+    features, lines = _read_feature_drift(workspace, run, name, threshold)
     return {
         "comparison": comparison,
         "promotion": metrics["drift_promotion"],
         "warning": threshold,
-        "findings": metrics["drift"],
-        "has_new": any("new" in numbers for numbers in (balance, *comparison["measures"].values())),
+        "findings": [*metrics["drift"], *lines],
+        "has_new": any("new" in numbers for numbers in (balance, *comparison["measures"].values(), features or {})),
+        "features": features,
         "balance": _mark(balance, threshold) if balance else None,
         "measures": [
             {
@@ -181,6 +184,19 @@ def describe_drift(workspace: Workspace, run: str, name: str) -> dict[str, Any] 
         ],
         "classes": [_describe_class(entry) for entry in balance.get("classes", [])[:MAX_CLASSES]],
     }  # fmt: skip
+
+
+def _read_feature_drift(
+    workspace: Workspace, run: str, name: str, threshold: float
+) -> tuple[dict[str, Any] | None, list[str]]:
+    """Return the comparison of features that evaluate made in this run, and its lines; (None, []) without one."""
+    record = workspace.step_record(run, "evaluate")
+    metrics = record["metrics"] if record else {}
+    key = metrics.get("feature_drift_comparison")
+    comparison = workspace.drift(name, key) if key else None
+    if comparison is None:
+        return None, []
+    return {"backbone": comparison["backbone"]} | _mark(comparison, threshold), metrics["feature_drift"]
 
 
 def _mark(numbers: dict[str, Any], threshold: float) -> dict[str, dict[str, Any]]:

@@ -43,14 +43,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RewriteTask:
-    """One tensor shard to write without the rows that were removed from the dataset.
-
-    Args:
-        uri: of the shard as it is, absolute.
-        rows: number of rows that stay, augmented copies included.
-        removed_ids: the image_ids of the others.
-        generation: of the shard.
-    """
+    """One tensor shard, at an absolute `uri`, to write without the rows that were removed from the dataset; `rows`
+    stay, augmented copies included."""
 
     key: str
     split: str

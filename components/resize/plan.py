@@ -139,11 +139,8 @@ def plan_split(
 ) -> SplitPlan:
     """Plan one split, without the places of its rows.
 
-    Args:
-        row_bytes: bytes of one tensor.
-        copies: augmented copies of each training image.
-        chosen: of each clean file, by its URI in the manifest, the rows to plan for: int64, ascending; None for all.
-        prefix: of the shards' keys, which tells plans for different rows apart.
+    `chosen`: of each clean file, by its URI in the manifest, the rows to plan for: int64, ascending; None for all.
+    `prefix`: of the shards' keys, which tells plans for different rows apart.
     """
     sources = index_files(clean, split, chosen)
     totals = clean.manifest.totals

@@ -41,12 +41,8 @@ Planned = TypeVar("Planned", ShardPlan, RewriteTask)
 class Target:
     """The tensors dataset of a clean dataset and a config, which may exist or not.
 
-    Args:
-        uri: of the tensors.
-        clean: their parent.
-        config: with the device that was chosen, so that whoever makes the tensors need not choose again.
-        copies: augmented copies of training images.
-        fields: the values beside the parent that the fingerprint is made of.
+    The config has the device that was chosen, so that whoever makes the tensors need not choose again. `fields`: what
+    the fingerprint is made of beside the parent.
     """
 
     uri: str
@@ -320,5 +316,6 @@ def _make_manifest(target: Target, spec: TensorSpec, shards: list[FinishedShard]
             shards={shard.file.uri: shard.to_entry() for shard in shards},
             copies=_describe_copies(spec.copies, copies),
             device=config.device if config.device != CPU else None,
+            epochs=CleanExtra.of(clean.manifest).epochs,
         ),
     )

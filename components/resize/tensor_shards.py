@@ -31,13 +31,8 @@ _ORIGINAL: dict[str, Any] = {"copy": 0, "augmentation": ""}
 class TensorSpec:
     """Form of the tensors of a dataset, and what is computed while they are written. It travels to the workers.
 
-    Args:
-        geometry: shape, crop, color and edges of an image.
-        encoding: `raw` or `jpeg`.
-        jpeg_quality: 1 to 100, for `jpeg`.
-        jpeg_subsampling: `420` or `444`, for `jpeg`.
-        with_sums: whether to sum every channel of the training images, copies excluded.
-        copies: augmented copies of training images; None for none.
+    `with_sums`: every channel of the training images is summed, copies excluded. The other fields are options of
+    resize.
     """
 
     geometry: Geometry

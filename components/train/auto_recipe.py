@@ -33,6 +33,7 @@ class DatasetTraits:
         val_images: validation images.
         imbalance: images of the largest class for each of the smallest, in all splits; 1 where it is unknown.
         is_multi: images may have several labels.
+        epochs: that the source recommends for a training from scratch.
     """
 
     images: int
@@ -44,11 +45,13 @@ class DatasetTraits:
     val_images: int = 0
     imbalance: float = 1.0
     is_multi: bool = False
+    epochs: int | None = None
 
     @classmethod
     def of(cls, tensors: Manifest) -> DatasetTraits:
         totals, image = tensors.totals, tensors.image_spec
-        copies = TensorsExtra.of(tensors).copies or StoredCopies()
+        extra = TensorsExtra.of(tensors)
+        copies = extra.copies or StoredCopies()
         num_copies = copies.rows
         images = max(0, totals.by_split.get("train", 0) - num_copies)
         classes = max(1, len(tensors.classes))
@@ -66,6 +69,7 @@ class DatasetTraits:
             val_images=totals.by_split.get("val", 0),
             imbalance=max(counts) / min(counts) if counts else 1.0,
             is_multi=is_multi,
+            epochs=extra.epochs,
         )
 
 

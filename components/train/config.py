@@ -38,8 +38,8 @@ class TrainConfig(StepConfig):
     }  # fmt: skip
     SHORT_HELP: ClassVar[tuple[str, ...]] = (
         "help", "workspace", "name", "tensors", "preset", "backbone", "weights", "start", "recipe", "metric", "time",
-        "epochs", "batch_size", "learning_rate", "seed", "class_balance", "domain_adversarial", "policy", "device",
-        "processes",
+        "epochs", "batch_size", "learning_rate", "seed", "class_balance", "ood_rate", "domain_adversarial", "policy",
+        "device", "processes",
     )  # fmt: skip
 
     tensors: str = option("", "URI of the tensors", in_fingerprint=False)
@@ -144,6 +144,11 @@ class TrainConfig(StepConfig):
         choices=("none", "weights", "sampling"),
     )
 
+    ood_rate: float = option(
+        0.0, "store a detector of images unlike the training images, by which predict gives an ood_score: so large a "
+        "share of images like the validation images is taken for unlike, 0.01 for 1%; 0 for none", low=0, high=0.5,
+    )  # fmt: skip
+
     domain_adversarial: str = option(
         "", "URI of tensors of images as the model will see them, of which no label is used: features are trained by "
         "which a classifier cannot tell them from the training images (DANN, Ganin et al., 2016) (default: none)",
@@ -192,7 +197,12 @@ class TrainConfig(StepConfig):
         None, f"share of the images with a box erased (area 0.02 to 0.2, ratio 0.3 to 3.3) {_RECIPE}", low=0, high=1
     )
     # a policy of drawn operations, after the geometry above and before the colours
-    policy: str = option(None, f"none, randaugment, trivialaugment or autoaugment {_RECIPE}", choices=POLICIES)
+    policy: str = option(
+        None,
+        "none, randaugment, trivialaugment or autoaugment, as torchvision's but for the order: what they shear, shift "
+        f"and rotate comes before their colours {_RECIPE}",
+        choices=POLICIES,
+    )
     policy_ops: int = option(2, "randaugment: operations an image (N)", low=1, high=14)
     policy_magnitude: int = option(9, "randaugment: their magnitude (M) of 30", low=0, high=30)
     policy_set: str = option(
@@ -221,7 +231,7 @@ class TrainConfig(StepConfig):
     )
     processes: int | None = option(
         None,
-        "of one training in this pod, by torchrun (default: one for each GPU)",
+        "of one training in this pod, by torchrun; several count in the fingerprint (default: one for each GPU)",
         in_fingerprint=False,
         low=1,
         high=64,
@@ -240,6 +250,12 @@ class TrainConfig(StepConfig):
         in_fingerprint=False, low=0,
     )  # fmt: skip
     tensorboard: bool = option(True, "write TensorBoard event files to runs/<run>/tensorboard/", in_fingerprint=False)
+    mlflow: str = option(
+        "",
+        "MLflow server that trainings are logged to: https://…, or none (default: MLFLOW_TRACKING_URI, where it is an "
+        "address)",
+        in_fingerprint=False,
+    )
 
     def check(self) -> None:
         super().check()
@@ -265,6 +281,8 @@ class TrainConfig(StepConfig):
                 raise wrong(name, f"no value without --start {CHAMPION}, to whose weights it applies", value)
 
         parse_time(self.time)
+        if self.mlflow not in ("", "none") and uris.scheme(self.mlflow) not in ("http", "https"):
+            raise wrong("mlflow", "http(s)://… or none", uris.redact(self.mlflow))
 
     def fingerprint_values(self) -> dict[str, Scalar]:
         return {name: value for name, value in super().fingerprint_values().items() if name != "metric"}

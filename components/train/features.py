@@ -20,8 +20,7 @@ from ..dataset.labels import MULTI
 from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, find_damaged, find_intact_dataset
 from ..dataset.shards import Layout, ShardWriter, read_columns
 from ..dataset.workspace import POOL
-from ..models.blocks import head_modules
-from ..models.features import KIND, make_schema, make_table
+from ..models.features import KIND, HeadInputs, make_schema, make_table
 from ..step.progress import Progress
 from ..step.step import Context
 from ..storage import uri as uris
@@ -141,18 +140,13 @@ class FeatureComputer:
             pa.string(),
         ).combine_chunks()
         validator = Validator(single, BATCH_SIZE, self.device, contextlib.nullcontext, self.threads, self.cache)
-        inputs: list[torch.Tensor] = []
         features, labels = [], []
-        module = self.network.get_submodule(head_modules(self.network)[0])
-        hook = module.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
-        try:
-            with contextlib.closing(validator.predict(self.network, self.before_batch, file.split)) as predictions:
-                for _, batch_labels in predictions:
-                    features.append(inputs.pop().float().cpu().numpy())
-                    labels.append(batch_labels)
-                    self._progress.add(len(batch_labels), "features of the frozen network")
-        finally:
-            hook.remove()
+        predictions = validator.predict(self.network, self.before_batch, file.split)
+        with HeadInputs(self.network) as inputs, contextlib.closing(predictions):
+            for _, batch_labels in predictions:
+                features.append(inputs.read().cpu().numpy())
+                labels.append(batch_labels)
+                self._progress.add(len(batch_labels), "features of the frozen network")
         matrix = np.concatenate(features)
         with ShardWriter(pool, Layout(make_schema(matrix.shape[1]), plain=True)) as writer:
             for start in range(0, len(matrix), ROW_GROUP):

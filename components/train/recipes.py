@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import fields, replace
 
@@ -48,7 +49,11 @@ def resolve(config: TrainConfig, tensors: Manifest) -> TrainConfig:
 def _choose_values(name: str, config: TrainConfig, traits: DatasetTraits) -> Values:
     """Return the recipe's values, adapted to weights, network and images. `plain` is the same everywhere."""
     with_weights = tables.WARM if config.start == CHAMPION else tables.PRETRAINED
-    values = tables.RECIPES[name] | (with_weights[name] if config.weights else {})
+    changes = with_weights[name] if config.weights else {}
+    values = tables.RECIPES[name] | changes
+    if name in ("standard", "finetune") and "epochs" not in changes:
+        epochs = traits.epochs or choose_epochs(traits.images)
+        values |= {"epochs": math.ceil(epochs / 3) if config.start == CHAMPION else epochs}
     by_optimizer: Values = {"weight_decay": tables.SGD_DECAY} if config.optimizer == "sgd" else {}
     if name == "plain":
         return values | by_optimizer
@@ -71,6 +76,28 @@ def _choose_values(name: str, config: TrainConfig, traits: DatasetTraits) -> Val
     if config.augment_pipeline:
         values |= {key: PLAIN[key] for key in tables.PER_IMAGE}
     return values
+
+
+def choose_epochs(images: int) -> int:
+    """Return the epochs of `standard` from scratch on so many images: 30, and for fewer images as many more as give a
+    thousand batches of 32, up to 90."""
+    updates_per_epoch = max(1, images) / tables.UPDATE_IMAGES
+    return max(tables.MIN_EPOCHS, min(tables.MAX_EPOCHS, math.ceil(tables.MIN_UPDATES / updates_per_epoch)))
+
+
+def explain_epochs(requested: TrainConfig, config: TrainConfig, tensors: Manifest) -> list[str]:
+    """Return a line on the epochs that the number of images chose, none where something else did."""
+    traits = DatasetTraits.of(tensors)
+    if requested.epochs is not None or config.recipe != "standard" or (config.weights and config.start != CHAMPION):
+        return []
+    if traits.epochs:
+        reason = "the source of these images recommends them"
+    elif choose_epochs(traits.images) == tables.MIN_EPOCHS:
+        reason = f"what a training from scratch takes at least; {traits.images:,} images make them long enough"
+    else:
+        reason = f"{traits.images:,} images make short ones, and a training takes {tables.MIN_UPDATES:,} batches"
+    start = ", and from the champion a third of them does" if config.start == CHAMPION else ""
+    return [f"{config.epochs} epochs: {reason}{start} (--epochs)"]
 
 
 def choose_layer_decay(backbone: str) -> float:

@@ -19,6 +19,7 @@ from ..models.artifact import (
     pick_device,
     set_torch_threads,
 )
+from ..models.ood import OodDetector
 from ..step.step import CACHED, RAN, RANK_RECORDS, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import UserError
@@ -34,10 +35,12 @@ from .loop.domain_adversary import describe_target, open_target
 from .loop.head_solver import VERSION as SOLVER_VERSION
 from .loop.head_solver import HeadSolution, solve_head
 from .loop.history import diagnose, publish_history
+from .loop.ood import fit_detector
 from .loop.torchrun import choose_processes, run_processes
+from .mlflow_run import NONE, MlflowRun, choose_experiment, open_run
 from .preflight import find_warnings
 from .pretrained_weights import find_initial_model, identify_weights, load_pretrained
-from .recipes import describe_recipe, resolve
+from .recipes import describe_recipe, explain_epochs, resolve
 from .warm_start import apply_start, check_exists, find_start
 
 if TYPE_CHECKING:
@@ -59,16 +62,22 @@ def train(config: TrainConfig, context: Context) -> Outcome:
     target = open_target(config, tensors, context)
     if target:
         counting |= {"domain_adversarial": target.fingerprint}
+    number = choose_processes(config)
+    if number > 1:  # gives other weights
+        counting |= {"processes": number}
     uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], counting))
     stop = StopRequest()
     with stop.handle_signals():
         comm = Communicator.join(config.device, stop)
         is_cached = bool(comm.broadcast(float(context.find(uri) is not None))[0])
-        if not is_cached and (number := choose_processes(config)) > 1:
+        if not is_cached and number > comm.world_size:
             run_processes(requested, context.run, number, stop)
         elif not is_cached:
             reasons = explain_choice(apply_start(requested, start, context), tensors.manifest)
-            _train_and_commit(tensors, target, start, uri, config, context, comm, reasons)
+            reasons += explain_epochs(requested, config, tensors.manifest)
+            mlflow = open_run(config.mlflow if comm.is_main else NONE, uris.basename(uri))
+            with mlflow.mark_failures():
+                _train_and_commit(tensors, target, start, uri, config, context, comm, reasons, mlflow)
         comm.close()
     dataset = read_dataset(uri, "model")
     extra = ModelExtra.of(dataset.manifest)
@@ -90,6 +99,7 @@ def _train_and_commit(
     context: Context,
     comm: Communicator,
     reasons: list[str],
+    mlflow: MlflowRun,
 ) -> None:
     """Train a network, and let the main process commit the model.
 
@@ -123,6 +133,8 @@ def _train_and_commit(
     for line in find_warnings(config, tensors.manifest, spec):
         context.say(f"warning: {line}")
     events_uri = context.workspace.run_file(context.run, "tensorboard") if config.tensorboard else ""
+    tags = {"imagemill.run": context.run, "imagemill.tensors": tensors.uri}
+    mlflow.start(choose_experiment(config.name or tensors.name), context.run, config.manifest_values(), tags)
     started = time.monotonic()
     features = make_features(network, tensors, config, device, context, comm) if comm.is_main else None
     is_final = config.head == "solved" and config.epochs == 1 and comm.world_size == 1
@@ -131,6 +143,7 @@ def _train_and_commit(
         recipe.append(solution.describe())
         context.say(recipe[-1])
     trainer = Trainer(network, tensors, config, device, uri, context, comm, events_uri, solution, target)
+    trainer.log_epoch = mlflow.log_epoch
     trainer.preparation_seconds = time.monotonic() - started
     state = trainer.run()
     if comm.is_main:
@@ -139,17 +152,23 @@ def _train_and_commit(
         has_hard_targets = not (config.label_smoothing or config.mixup_probability or config.cutmix_probability)
         if diagnosis := diagnose(state.history, state.best_epoch, has_hard_targets):
             context.say(f"warning: {diagnosis}")
+        if comm.world_size > 1:  # one without SyncBatchNorm, to be exported
+            network = build_network(spec, config.dropout, config.drop_path).to(device)
         network.load_state_dict(state.best_weights)
         if solution and solution.out_of_fold:
             temperature = solution.out_of_fold.temperature
         else:
             temperature = trainer.validator.fit_temperature(network)
         spec = replace(spec, extra=replace(spec.extra, temperature=temperature))
+        detector = fit_detector(network, trainer.validator, config.ood_rate, context)
         training = replace(training, recipe=recipe, probe=solution.summarize() if solution else None)
         parents = tuple(dataset.as_parent(uri) for dataset in (tensors, target, initial, features) if dataset)
-        manifest = _publish_files(tensors, initial, uri, config, spec, state, training, network, solution)
+        manifest = _publish_files(
+            tensors, initial, uri, config, spec, state, training, network, solution, detector, comm.world_size
+        )
         commit(uri, replace(manifest, parents=parents))
         discard_checkpoints(uri)
+        mlflow.finish(uri, ModelExtra.of(manifest).metrics, state.best_epoch)
     comm.wait_for_main()  # it has committed
 
 
@@ -189,7 +208,8 @@ def _check_image_size(network: Any, spec: ModelSpec) -> None:
 
 def _publish_files(
     tensors: Dataset, initial: Dataset | None, uri: str, config: TrainConfig, spec: ModelSpec, state: TrainingState,
-    training: ModelExtra, network: torch.nn.Module, solution: HeadSolution | None,
+    training: ModelExtra, network: torch.nn.Module, solution: HeadSolution | None, detector: OodDetector | None,
+    processes: int,
 ) -> Manifest:  # fmt: skip
     """Write all files of the model, and return its manifest, without parents.
 
@@ -209,11 +229,12 @@ def _publish_files(
         publish_history(uri, state.history),
         *publish_onnx_and_card(uri, network, spec, facts, read_samples(tensors)),
         *([solution.probe.publish(uri)] if solution else []),
+        *([detector.publish(uri)] if detector else []),
     )
     return Manifest(
         kind="model",
         fingerprint=uris.basename(uri),
-        config=config.manifest_values(),
+        config=config.manifest_values() | ({"processes": processes} if processes > 1 else {}),
         task=spec.task,
         classes=spec.classes,
         files=files,

@@ -11,6 +11,7 @@ from typing import Any
 from ...components.dataset.manifest import find_dataset, find_intact_dataset, normalize_dataset_uri, read_dataset
 from ...components.dataset.records import Promotion
 from ...components.dataset.workspace import Workspace
+from ...components.predict.config import find_only_name
 from ...components.promote.registry import check_registry, read_version, register, resolve_registry
 from ...components.step.command_line import add_flag, add_workspace_flag
 from ...components.step.step import new_run
@@ -77,22 +78,12 @@ def run(flags: dict[str, Any]) -> int:
     if verb == "list":
         return _list(workspace, name, as_json)
     if verb == "show":
-        return _show(workspace, name or _find_only_name(workspace), flags["number"], as_json)
+        return _show(workspace, name or find_only_name(workspace), flags["number"], as_json)
     if verb == ROLLBACK:
         check_registry(flags["registry"])
-        name, registry = name or _find_only_name(workspace), resolve_registry(flags["registry"])
+        name, registry = name or find_only_name(workspace), resolve_registry(flags["registry"])
         return _rollback(workspace, name, flags["to"], registry, as_json)
     return _promote(workspace, name, as_json, flags)
-
-
-def _find_only_name(workspace: Workspace) -> str:
-    """Return the only name that has a champion; UserError where there is none, or more than one."""
-    names = workspace.names_with_champion()
-    if not names:
-        raise UserError(f"--name: expected the name of a champion, found no champion in {workspace.uri} (--workspace)")
-    if len(names) > 1:
-        raise wrong("--name", f"one of {', '.join(names)}, which have a champion in {workspace.uri}", "")
-    return names[0]
 
 
 def _read_promotions(workspace: Workspace, name: str) -> list[Promotion]:
@@ -234,7 +225,7 @@ def _promote(workspace: Workspace, name: str, as_json: bool, flags: dict[str, An
     if dataset.manifest.kind == "evaluation":
         model, clean = dataset.parent_uri("model"), clean or dataset.parent_uri("clean")
         name = name or dataset.name
-    name = name or _find_only_name(workspace)
+    name = name or find_only_name(workspace)
     clean = normalize_dataset_uri(clean, "--clean") if clean else workspace.latest(name, "clean")
     if not clean:
         raise wrong("--clean", f"the URI of a clean dataset, since {name} has none in {workspace.uri}", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,13 @@ from ..cluster.cluster_file import load_cluster
 from ..finish import make_failed_result, read_record_facts
 from ..kfp import following
 from ..kfp.artifacts import PipelineSpecs, RunRecords, read_log, read_report
-from ..kfp.client import Connection, KfpService, add_connection_flags
+from ..kfp.client import PAGE_SIZE, Connection, KfpService, add_connection_flags
 from ..kfp.ui import KfpUi
 from ..kfp.uploads import PIPELINE_NAME, find_pipeline
 
 HELP = "the runs in Kubeflow Pipelines, or the steps of one, its report and logs"
-PAGE_SIZE, MAX_PAGES = 100, 20
-"""Of the lists of runs that are searched: the service can't filter them by pipeline."""
+MAX_PAGES = 20
+"""Of the list of runs that is searched: the service can't filter it by pipeline."""
 
 
 def add_command(commands: Any) -> None:
@@ -81,21 +82,10 @@ def _list_newest(service: KfpService, specs: PipelineSpecs, pipeline_name: str, 
             return True
         return not pipeline_name and specs.read_name(run) == PIPELINE_NAME
 
-    newest: list[Any] = []
-    token = ""
-    for _ in range(MAX_PAGES if pipeline or not pipeline_name else 0):
-        namespace = {"namespace": service.namespace} if service.namespace else {}
-        page = service.call(
-            "listing the runs", service.client.runs.run_service_list_runs,
-            page_size=PAGE_SIZE, page_token=token, sort_by="created_at desc", **namespace,
-        )  # fmt: skip
-        for run in page.runs or []:
-            if len(newest) < last and is_wanted(run):
-                newest.append(run)
-        token = page.next_page_token or ""
-        if len(newest) >= last or not token:
-            break
-    return newest
+    list_runs = service.client.runs.run_service_list_runs
+    pages = service.iterate_pages("listing the runs", list_runs, sort_by="created_at desc")
+    searched = (run for page in islice(pages, MAX_PAGES) for run in page.runs or [])
+    return list(islice(filter(is_wanted, searched), last)) if pipeline or not pipeline_name else []
 
 
 def _describe_run(service: KfpService, run: Any, records: RunRecords) -> dict[str, Any]:

@@ -280,16 +280,9 @@ def _is_ours(schedule: Any) -> bool:
 
 
 def _iterate_recurring_runs(service: KfpService, **arguments: Any) -> Iterator[Any]:
-    namespace = {"namespace": service.namespace} if service.namespace else {}
-    function, token = service.client.recurring_runs.recurring_run_service_list_recurring_runs, ""
-    while True:
-        page = service.call(
-            "listing the schedules", function, page_size=100, page_token=token, **arguments, **namespace
-        )  # fmt: skip
+    function = service.client.recurring_runs.recurring_run_service_list_recurring_runs
+    for page in service.iterate_pages("listing the schedules", function, **arguments):
         yield from page.recurring_runs or []
-        token = page.next_page_token or ""
-        if not token:
-            return
 
 
 def _print_schedules(schedules: list[Any], pipeline: str, as_json: bool) -> int:

@@ -19,8 +19,8 @@ from ...components.storage.errors import UserError, wrong
 from ..settings import dump_documented, override, setting, to_plain
 from . import validation
 from .cron import load_timezone, parse_cron
-from .pod_size import Place, Size
-from .pod_size import Pod as Pod  # the file's, and so imported from here
+from .validation import Place, Size
+from .validation import Pod as Pod  # the file's, and so imported from here
 
 _IMAGE_WITH_DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
 STEP_IMAGES = {"download": "cpu", "clean": "cpu", "resize": "ray", "train": "gpu", "evaluate": "gpu", "promote": "cpu"}

@@ -1,4 +1,4 @@
-"""Validation of names, labels, tolerations and addresses, so that a mistake is found before a run begins.
+"""Validation of names, labels, tolerations, addresses and pod sizes, so that a mistake is found before a run begins.
 
 The rules are Kubernetes' own (apimachinery's util/validation, core's ValidateTolerations). `field` is the name of the
 checked field in the message of the UserError.
@@ -7,12 +7,14 @@ checked field in the message of the UserError.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
 from ...components.storage import uri as uris
 from ...components.storage.errors import wrong
+from ..settings import parse_quantity, setting
 
 _PART = r"[A-Za-z0-9](?:[-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
 _DOMAIN = r"[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?(?:\.[a-z0-9](?:[-a-z0-9]{0,61}[a-z0-9])?)*"
@@ -113,3 +115,73 @@ def check_toleration(field: str, toleration: Mapping[str, Any]) -> None:
         raise wrong(field, f"effect {', '.join(_EFFECTS)}, or none for all", effect)
     if "tolerationSeconds" in toleration and effect != "NoExecute":
         raise wrong(field, "tolerationSeconds only with NoExecute", effect)
+
+
+Place = Callable[..., str]
+"""Returns the name of a field of the file for a message."""
+_MEBIBYTE = 2**20
+
+
+@dataclass(frozen=True)
+class Size:
+    """The resources of a container: requests, and limits, which for CPU are optional."""
+
+    cpu: str = setting("1", "cores that it is promised", quantity=True)
+    cpu_limit: str = setting("", "cores that it may take (empty: as many as are free)", quantity=True)
+    memory: str = setting("2Gi", "memory that it is promised, and that it may take", quantity=True)
+    memory_limit: str = setting("", "memory that it may take, if more than promised", quantity=True)
+    ephemeral_storage: str = setting("4Gi", "disk of the node that it is promised, and may take for scratch "
+                                     "(KFP: only the latter)", quantity=True)  # fmt: skip
+
+    def check(self, place: Place) -> None:
+        for name, limit in (("cpu", self.cpu_limit), ("memory", self.memory_limit)):
+            request = getattr(self, name)
+            if not request or not parse_quantity(request):
+                raise wrong(place(name), "a quantity above 0", request)
+            if limit and parse_quantity(limit) < parse_quantity(request):
+                raise wrong(place(f"{name}_limit"), f"at least {name}, {request}", limit)
+        for name in ("memory", "ephemeral_storage"):
+            _check_bytes(place(name), getattr(self, name))
+
+    def resources(self) -> dict[str, dict[str, str]]:
+        """Return requests and limits as the `resources` of a container."""
+        disk = {"ephemeral-storage": self.ephemeral_storage} if self.ephemeral_storage else {}
+        cpu_limit = {"cpu": self.cpu_limit} if self.cpu_limit else {}
+        return {
+            "requests": {"cpu": self.cpu, "memory": self.memory, **disk},
+            "limits": {**cpu_limit, "memory": self.memory_limit or self.memory, **disk},
+        }
+
+
+@dataclass(frozen=True)
+class Pod(Size):
+    """The resources of a pod of one container, and the nodes that it may run on."""
+
+    gpu: int = setting(0, "GPUs")
+    gpu_type: str = setting("nvidia.com/gpu", "which: the resource's name")
+    shm: str = setting("", "size of /dev/shm, as a part of the memory (empty: by the batch for train, else none)",
+                       quantity=True)  # fmt: skip
+    node_selector: dict[str, str] = setting(dict, "labels that the node must have")
+    tolerations: tuple[dict[str, Any], ...] = setting(
+        tuple, "taints that it tolerates, as Kubernetes writes them: {key, operator, value, effect}"
+    )
+    deadline_seconds: int = setting(0, "the longest that one try may take (0: as long as the run)")
+
+    def check(self, place: Place) -> None:
+        super().check(place)
+        _check_bytes(place("shm"), self.shm)
+        if self.shm and parse_quantity(self.shm) >= parse_quantity(self.memory_limit or self.memory):
+            raise wrong(place("shm"), f"less than memory, {self.memory}, which it is a part of", self.shm)
+        check_resource(place("gpu_type"), self.gpu_type)
+        check_labels(place("node_selector"), self.node_selector)
+        for toleration in self.tolerations:
+            check_toleration(place("tolerations"), toleration)
+
+    def resources(self) -> dict[str, dict[str, str]]:
+        gpu = {self.gpu_type: str(self.gpu)} if self.gpu else {}
+        return {kind: {**sizes, **gpu} for kind, sizes in super().resources().items()}
+
+
+def _check_bytes(place: str, size: str) -> None:
+    if size and parse_quantity(size) < _MEBIBYTE:  # the usual mistake: 512m, which is half a byte
+        raise wrong(place, "at least 1Mi (Mi: 2²⁰ bytes; m: a thousandth of one)", size)

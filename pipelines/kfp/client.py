@@ -12,7 +12,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
 """The pod's namespace, as Kubernetes mounts it."""
 TIMEOUT_S = (10, 60)
 """Seconds to connect and to wait for an answer; KFP's client has no timeout of its own."""
+PAGE_SIZE = 100
 RETRY_S = 20.0
 """Seconds for which an operation that the service doesn't answer is tried again."""
 CONNECTION_HELP = (
@@ -196,6 +197,21 @@ class KfpService:
             if pod_namespace := Path(NAMESPACE_FILE).read_text().strip():
                 return pod_namespace
         raise wrong("--namespace", "the namespace of your profile, for this Kubeflow has several users", "none")
+
+    @property
+    def scope(self) -> dict[str, str]:
+        """The argument that names the user's profile in a request, where Kubeflow has several users."""
+        return {"namespace": self.namespace} if self.namespace else {}
+
+    def iterate_pages(self, operation: str, function: Callable[..., Any], **arguments: Any) -> Iterator[Any]:
+        """Yield the pages of a listing, of up to PAGE_SIZE objects each."""
+        token = ""
+        while True:
+            page = self.call(operation, function, page_size=PAGE_SIZE, page_token=token, **arguments, **self.scope)
+            yield page
+            token = page.next_page_token or ""
+            if not token:
+                return
 
     def get_run_url(self, run: str) -> str:
         """Return the address of a run's page in the UI; where the UI's address isn't known, through PORT_FORWARD."""

@@ -119,17 +119,16 @@ def ensure_experiment(service: KfpService, name: str) -> str:
     from kfp_server_api import V2beta1Experiment
 
     api = service.client.experiments
-    namespace = {"namespace": service.namespace} if service.namespace else {}
 
     def find() -> Any:
         listing = service.request(
-            api.experiment_service_list_experiments, filter=build_filter("display_name", name), **namespace
+            api.experiment_service_list_experiments, filter=build_filter("display_name", name), **service.scope
         )
         return (listing.experiments or [None])[0]
 
     experiment, _ = service.find_or_create(
         "the experiment", find, api.experiment_service_create_experiment,
-        experiment=V2beta1Experiment(display_name=name, **namespace),
+        experiment=V2beta1Experiment(display_name=name, **service.scope),
     )  # fmt: skip
     return str(experiment.experiment_id)
 
@@ -141,9 +140,8 @@ def find_pipeline(service: KfpService, name: str) -> str:
 
 
 def _bind_list_pipelines(service: KfpService, name: str) -> Callable[..., Any]:
-    namespace = {"namespace": service.namespace} if service.namespace else {}
     function = service.client.pipelines.pipeline_service_list_pipelines
-    return functools.partial(function, filter=build_filter("name", name), **namespace)
+    return functools.partial(function, filter=build_filter("name", name), **service.scope)
 
 
 @dataclass(frozen=True)

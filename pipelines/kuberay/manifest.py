@@ -109,15 +109,11 @@ def build_rayjob(
     cluster: Cluster, step: str, name: str, command: Sequence[str], run: str, owner: Mapping[str, Any] | None = None,
     identity: str = "", retries: int = 0,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the manifest of a RayJob.
+    """Return the manifest of a RayJob for clean, whose workers have no GPU, or resize.
 
     Everyone who may read RayJobs can read the command: nothing secret may be in it.
 
     Args:
-        cluster: the cluster file.
-        step: `clean`, whose workers have no GPU, or `resize`.
-        name: the name of the RayJob.
-        command: the command line that the head runs.
         run: the run, whose label the RayJob and its pods have.
         owner: an owner reference, with which the RayJob is deleted.
         identity: the service account by which Ray's pods reach the store where there is no secret.

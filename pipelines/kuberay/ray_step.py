@@ -77,14 +77,8 @@ def find_target(config: StepConfig, context: Context, cluster: Cluster) -> Targe
 
 
 def choose_mode(cluster: Cluster, step: str, core_seconds: float, device: str = "cpu") -> Mode:
-    """Return where clean or resize runs: as the cluster file says, or if that is `auto` by the size of the work.
-
-    Args:
-        cluster: the cluster file.
-        step: `clean` or `resize`.
-        core_seconds: of the work, without the start of anything (`Target.estimate_core_seconds`).
-        device: `cpu`, or `cuda` where the workers' GPUs are used: the step's own pod has none.
-    """
+    """Return where clean or resize runs: as the cluster file says, or if that is `auto` by the size of the work, which
+    does not count the start of anything (`Target.estimate_core_seconds`). The step's own pod has no GPU for `cuda`."""
     if (mode := cluster.ray.get_mode(step)) != "auto":
         return mode
     seconds = core_seconds / parse_quantity(cluster.steps[step].cpu)

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/drift.py equal [--weeks 500]
     python tests/benchmarks/drift.py changed [--weeks 100]
+    python tests/benchmarks/drift.py features [--weeks 500]
 
 Weeks are simulated (`tests/drifting.py`): so many images, of which the champion has seen all but the new ones; nine
 measures and ten classes. `equal`: the new images are drawn as the others were. `changed`: they are darker, or have more
-of one class. The tables of README.md are printed.
+of one class. `features`: both, of 256 features in ten groups, with heavy tails. The tables of README.md are printed.
 """
 
 from __future__ import annotations
@@ -19,15 +20,19 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from drifting import draw_week
+from drifting import draw_features, draw_week
 
 from imagemill.components.clean.drift import Finding, find_drift
 from imagemill.components.clean.drift_numbers import Comparison
+from imagemill.components.evaluate.feature_drift import LEVEL
+from imagemill.components.metrics.feature_shift import compare_means, whiten
+from imagemill.components.metrics.two_sample import ALL, NEW
 
 WARNING, MAX_DRIFT = 0.1, 0.25
 SIZES = ((560, 20), (560, 200), (5_000, 50), (5_000, 500), (12_000, 120))
 DARKER = (0.25, 0.5, 1.0, 2.0)
 MORE = (0.05, 0.1, 0.2, 0.4)
+SHIFTS = (0.0, 0.5, 1.0, 2.0)
 TRUE_FACTOR = 60
 """A week with so many times the images has the true PSI."""
 
@@ -72,6 +77,25 @@ def measure_changed(weeks: int) -> None:
             print(f"| {rows:,} + {new:,} | {words} | {numbers} |", flush=True)
 
 
+def measure_features(weeks: int) -> None:
+    print("| images, new ones | shift of the new images | mean distance | beyond chance | and above 0.1 |")
+    print("|---|---|---|---|---|")
+    for rows, new in SIZES:
+        for shift in SHIFTS:
+            rng = np.random.default_rng([rows, new, int(100 * shift)])
+            number = weeks if not shift else max(1, weeks // 10)
+            results = []
+            for _ in range(number):
+                matrix = np.concatenate([draw_features(rng, rows), draw_features(rng, new, shift)])
+                white = whiten(lambda matrix=matrix: [matrix])  # type: ignore[misc]
+                shifts = compare_means(white, (rows, 0, new), (ALL, NEW), LEVEL / 2)
+                is_drift = [s.is_significant and s.psi > WARNING for s in shifts.values()]
+                is_beyond = any(s.is_significant for s in shifts.values())
+                results.append((shifts[NEW].psi, is_beyond, any(is_drift)))
+            numbers = [f"{value:.3f}" for value in np.mean(results, 0)]
+            print(f"| {rows:,} + {new:,} | {shift:g} | {' | '.join(numbers)} |", flush=True)
+
+
 def read_psi(comparison: Comparison, title: str) -> tuple[float, float]:
     """Return PSI of the new images, and its error."""
     numbers = comparison["classes"] if title == "class balance" else comparison["measures"][title]
@@ -80,11 +104,13 @@ def read_psi(comparison: Comparison, title: str) -> tuple[float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("equal", "changed"))
+    parser.add_argument("what", choices=("equal", "changed", "features"))
     parser.add_argument("--weeks", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.what == "equal":
         measure_equal(arguments.weeks or 500)
+    elif arguments.what == "features":
+        measure_features(arguments.weeks or 500)
     else:
         measure_changed(arguments.weeks or 100)
 

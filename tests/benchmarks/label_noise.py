@@ -24,13 +24,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import mill
 from lite0 import BACKBONE, INPUT, write_weights
-from mislabelled import TABLE, Found, compare, plant
+from mislabelled import TABLE, SearchResult, compare, plant
 
 from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.dataset.shards import read_columns
 
 
-def measure(folder: Path, share: float, seed: int, arguments: list[str]) -> tuple[Found, float]:
+def measure(folder: Path, share: float, seed: int, arguments: list[str]) -> tuple[SearchResult, float]:
     """(what was found, the test top-1) of one whole run with planted noise."""
     source = folder / f"noisy-{share:g}-{seed}"
     wrong = plant(source, share, seed)

@@ -118,7 +118,7 @@ def _run(session: Session, selected: Sequence[Scenario]) -> int:
 
 
 def _write_results(session: Session, rows: Sequence[Row], file: Path, seconds: float) -> None:
-    """Of a full run only: a part of one is no proof of the rest."""
+    """Write the results of a full run; a part of one is no proof of the rest."""
     if session.options.only or session.stop.is_set():
         print(f"{file} is not written: not all scenarios were tried", file=sys.stderr)
         return

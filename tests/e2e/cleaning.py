@@ -69,7 +69,7 @@ def _by_place(session: Session) -> dict[str, Place]:
 
 
 def _places_in_store(session: Session) -> dict[int, list[str]]:
-    """By place (its `id`): the session's workspace, and where Argo and KFP keep what its runs made."""
+    """Return, by place (its `id`), the session's workspace and the prefixes of its runs' artifacts of Argo and KFP."""
     places: dict[int, list[str]] = defaultdict(list)
     for place in session.distinct_places():
         places[id(place)].append(place.cluster.storage.workspace)

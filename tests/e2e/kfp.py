@@ -147,7 +147,7 @@ def upload(trial: Trial, use: str) -> dict[str, str]:
 
 
 def host_of_pages(trial: Trial) -> str:
-    """Where KFP's pages are: --pages, else the API's address where it was given; empty if nothing says it."""
+    """Return the address of KFP's pages: --pages, else the API's address if given, else an empty string."""
     with _service(trial) as api:
         return (trial.options.pages or str(api.connection.host)).rstrip("/")
 

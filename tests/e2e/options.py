@@ -63,7 +63,7 @@ class Options:
 
     @property
     def stem(self) -> str:
-        """What every name of the session begins with."""
+        """Prefix of every name of the session."""
         return f"e2e-{self.suffix}"
 
 
@@ -189,6 +189,6 @@ def _on_cpu(pod: Pod) -> Pod:
 
 
 def read_clusters(options: Options) -> tuple[Cluster, Cluster]:
-    """Those of --cluster and of --kfp-cluster, which are one where the latter is not said."""
+    """Return the clusters of --cluster and --kfp-cluster, the same one without the latter."""
     cluster = clusters.load_cluster(options.cluster)
     return cluster, clusters.load_cluster(options.kfp_cluster) if options.kfp_cluster else cluster

@@ -123,12 +123,8 @@ class Run:
 
     def seconds(self) -> dict[str, float]:
         """Seconds that the main container of each step's last pod ran."""
-        taken = {}
-        for pod in self.pods():
-            main = main_container(pod).get("terminated") or {}
-            if step_of(pod) in STEPS and main.get("startedAt") and main.get("finishedAt"):
-                taken[step_of(pod)] = (moment(main["finishedAt"]) - moment(main["startedAt"])).total_seconds()
-        return taken
+        ended = [pod for pod in self.pods() if (main_container(pod).get("terminated") or {}).get("finishedAt")]
+        return {step_of(pod): own_seconds(pod) for pod in ended if step_of(pod) in STEPS}
 
     def wall_seconds(self) -> float:
         """Seconds from the making of the workflow to its end, by the cluster's clock."""
@@ -203,8 +199,16 @@ def main_container(pod: Doc) -> dict[str, Any]:
     return next((dict(status.get("state") or {}) for status in statuses if status["name"] in names), {})
 
 
+def own_seconds(pod: Doc) -> float:
+    """Return the seconds that a pod's main container ran, 0 if it has not ended."""
+    ended = main_container(pod).get("terminated") or {}
+    if not (ended.get("startedAt") and ended.get("finishedAt")):
+        return 0.0
+    return (moment(ended["finishedAt"]) - moment(ended["startedAt"])).total_seconds()
+
+
 def last_words(pod: Doc) -> str:
-    """How a pod ended: its container's exit code and message, or what Kubernetes says of the pod."""
+    """Return the exit code and message of a pod's container, or Kubernetes' message on the pod."""
     ended = main_container(pod).get("terminated") or {}
     words = [f"exit code {ended['exitCode']}" if "exitCode" in ended else "", ended.get("reason", ""),
              ended.get("message", ""), _status(pod).get("message", "")]  # fmt: skip

@@ -112,10 +112,9 @@ class Registry:
         return register
 
     def select(self, only: Iterable[str]) -> list[Scenario]:
-        """Those that the patterns name (`argo-*`), with all that they need, in order; ValueError for an unknown one.
+        """Return the scenarios that match the patterns (`argo-*`) with all their needs, in order; all if none is given.
 
-        Without a pattern: all.
-        """
+        ValueError for an unknown one."""
         selected: set[str] = set()
         patterns = list(only)
         for pattern in patterns:

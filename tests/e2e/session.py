@@ -43,7 +43,7 @@ class Place:
 
 @dataclass
 class Session:
-    """What all scenarios share."""
+    """State that all scenarios share."""
 
     options: Options
     places: dict[str, Place]
@@ -151,7 +151,7 @@ class Trial:
         return uris.join(self.cluster.storage.workspace, name)
 
     def within(self, seconds: float) -> Deadline:
-        """So many seconds, stretched as all deadlines of the session are."""
+        """Return a deadline in that many seconds, multiplied by the session's patience."""
         return Deadline(seconds * self.options.patience, stop=self.deadline.stop)
 
     def create(self, kind: str, document: Doc) -> Doc:

@@ -60,9 +60,7 @@ class Pods:
 
 @pytest.mark.proof
 @pytest.mark.parametrize("ray", [{"mode": "rayjob", "clean": "rayjob"}, {"mode": "pod"}])
-def test_workflow_trains_and_promotes_and_is_cached_the_second_time(
-    ray: dict[str, str], small_photos: Path, tmp_path: Path
-) -> None:
+def test_workflow_promotes_and_is_cached_then(ray: dict[str, str], small_photos: Path, tmp_path: Path) -> None:
     cluster = parse_cluster({"images": {"tags_allowed": True}, "ray": {**ray, "version": "2.49.0"}})
     compile_argo(resolve_parameters({}), tmp_path / "argo.yaml", cluster)
     document = next(yaml.safe_load_all((tmp_path / "argo.yaml").read_text()))

@@ -76,7 +76,7 @@ def test_equal_work_is_done_once(finished: tuple[dict[str, Any], Counter[str]]) 
     assert len(set(sides["A"]["models"] + sides["B"]["models"])) == 4
 
 
-def test_champion_and_latest_of_the_name_are_unchanged(
+def test_champion_and_hints_do_not_change(
     experiment: Experiment, finished: tuple[dict[str, Any], Counter[str]]
 ) -> None:
     workspace = Workspace.from_uri(str(experiment.workspace))
@@ -159,10 +159,11 @@ def test_other_classes_are_refused_before_training(experiment: Experiment, capsy
     assert "train" not in experiment.ran, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("seeds", ["0", "many", "101", "-1"])
-def test_invalid_number_of_seeds_is_refused(experiment: Experiment, seeds: str) -> None:
+@pytest.mark.parametrize("flag", ["--seeds=0", "--seeds=many", "--seeds=101", "--seeds=-1", "--folds=1", "--folds=some",
+                                  "--folds=21"])  # fmt: skip
+def test_invalid_number_of_seeds_or_folds_is_refused(experiment: Experiment, flag: str) -> None:
     first = experiment.config("first.yaml")
-    assert experiment.compare(first, first, f"--seeds={seeds}") == EXIT_USER
+    assert experiment.compare(first, first, flag) == EXIT_USER
 
 
 @pytest.mark.proof
@@ -179,9 +180,3 @@ def test_folds_test_every_image_once_and_reuse_cleaned_images(
     assert result["verdict"] == "worse" and "over 120 images, tested in 2 folds" in result["reason"]
     assert experiment.compare(*words, "--folds", "2") == 0
     assert experiment.ran == [] and "120 test images, 1 seed, 2 folds" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("folds", ["1", "some", "21"])
-def test_invalid_number_of_folds_is_refused(experiment: Experiment, folds: str) -> None:
-    first = experiment.config("first.yaml")
-    assert experiment.compare(first, first, f"--folds={folds}") == EXIT_USER

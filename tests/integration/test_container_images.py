@@ -128,9 +128,7 @@ def test_image_holds_every_module_of_the_package(built: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("target", MODULES)
-def test_image_runs_unprivileged_without_a_compiler_and_writes_to_scratch_only(
-    built: dict[str, str], target: str
-) -> None:
+def test_image_is_unprivileged_without_compiler_and_writes_to_scratch_only(built: dict[str, str], target: str) -> None:
     script = f"""
         id -u; id -g
         for tool in {COMPILERS}; do command -v $tool; done

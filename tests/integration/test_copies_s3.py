@@ -37,7 +37,5 @@ def test_backgrounds_and_pipelines_from_a_bucket(s3_workspace: str, monkeypatch:
     a, text = import_albumentations(), io.StringIO()
     a.save(a.Compose([a.Blur(p=1)]), text)
     get_store(folder).put(uris.join(folder, "p.json"), text.getvalue().encode())
-    assert (
-        json.loads(load_pipeline(uris.join(folder, "p.json"), "copy_pipeline"))["transforms"][0]["__class_fullname__"]
-        == "Blur"
-    )
+    pipeline = json.loads(load_pipeline(uris.join(folder, "p.json"), "copy_pipeline"))
+    assert pipeline["transforms"][0]["__class_fullname__"] == "Blur"

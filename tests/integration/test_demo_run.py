@@ -174,9 +174,7 @@ def test_every_manifest_names_the_bytes_of_its_parents(run: dict[str, Any]) -> N
             assert (len(data), hashlib.sha256(data).hexdigest()) == (file["bytes"], file["sha256"])
 
 
-def test_second_run_is_cached_quick_and_logs_steps_only(
-    run: dict[str, Any], workspace: str, options: list[str]
-) -> None:
+def test_second_run_is_cached_and_logs_steps_only(run: dict[str, Any], workspace: str, options: list[str]) -> None:
     second = run_imagemill(*options)
     assert set(second.states.values()) == {"cached"}, second.stderr
     assert all(second.json[kind] == run[kind] for kind in KINDS)

@@ -150,9 +150,7 @@ def test_workspace_inside_the_source_is_skipped(tmp_path: Path) -> None:
     assert len(rows_of(dataset_of(first))) == 6 and dataset_of(first).manifest.extra.skipped.count == 0
 
 
-def test_listing_of_a_source_changed_while_read_is_not_recorded(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_listing_changed_while_read_is_not_recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "in", images())
     make_row: Any = raw._make_row
 

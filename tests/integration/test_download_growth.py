@@ -83,7 +83,7 @@ def check_equals_fresh(record: dict[str, Any], source: Path | str, tmp_path: Pat
     return grown
 
 
-def test_only_new_and_changed_files_are_opened(
+def test_only_changed_files_are_read(
     tmp_path: Path, source: Path, reads: Reads, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = dataset_of(run(tmp_path / "ws", source, tmp_path))
@@ -113,7 +113,7 @@ def test_one_percent_more_files_stores_about_one_percent_more_bytes(tmp_path: Pa
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_any_history_of_a_folder_equals_reading_it_from_nothing(
+def test_any_history_of_a_folder_equals_a_fresh_read(
     tmp_path: Path, source: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = random.Random(seed)
@@ -155,9 +155,7 @@ def make_table(folder: Path, rng: random.Random, previous: dict[str, str]) -> Pa
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_any_history_of_a_table_equals_reading_it_from_nothing(
-    tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_history_of_a_table_equals_a_fresh_read(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng, previous = random.Random(seed), dict[str, str]()
     monkeypatch.setattr(sources, "MAX_FILE_BYTES", 2500)
     monkeypatch.setattr("imagemill.components.download.table.MAX_FILE_BYTES", 2500)
@@ -205,9 +203,7 @@ def test_shard_with_many_removed_rows_is_rewritten(tmp_path: Path, source: Path,
     assert grown.manifest.extra.removed is None
 
 
-def test_number_of_removed_rows_in_a_manifest_is_limited(
-    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_removed_rows_of_a_manifest_are_limited(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reuse, "MAX_REMOVED_IDS", 3)
     run(tmp_path / "ws", source, tmp_path)
     for name in ("cat/001", "cat/003", "cat/021", "dog/000", "dog/030"):  # two of the first shard, one of three more

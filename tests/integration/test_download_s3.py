@@ -110,7 +110,7 @@ def test_table_refers_to_masks(tmp_path: Path, bucket: tuple[str, Any], local: b
         ("s3://", "s3://bucket/prefix"),
     ],
 )
-def test_missing_bucket_or_prefix_is_a_user_error(
+def test_missing_bucket_or_prefix_is_refused(
     tmp_path: Path, bucket: tuple[str, Any], source: str, message: str
 ) -> None:
     record = run(bucket[0], source, tmp_path)

@@ -140,9 +140,7 @@ def test_export_to_s3_equals_the_local_one(tmp_path: Path, s3_workspace: str, fo
     assert exports.run(remote, form, output, 20_000)["state"] == "cached"
 
 
-def test_unfinished_export_on_s3_resumes_and_other_files_are_kept(
-    tmp_path: Path, s3_workspace: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unfinished_export_on_s3_resumes(tmp_path: Path, s3_workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from imagemill.components.export import output_folder
     from imagemill.components.storage.errors import UserError
 

@@ -137,7 +137,7 @@ def test_clean_files_of_every_kind_are_decoded(tmp_path: Path) -> None:
     )
     assert len(arrays["0-0-ids"]) == len(files)
     for image, name in zip(arrays["0-0-images"], arrays["0-0-ids"], strict=True):
-        decoded = exports.shown(files[name])
+        decoded = exports.render_rgb(files[name])
         top, left = (decoded.shape[0] - 24) // 2, (decoded.shape[1] - 24) // 2
         expected = decoded[top : top + 24, left : left + 24].astype(int)  # the short side is 24: nothing is resampled
         assert np.abs(image - expected).max() <= (4 if name.endswith(".jpg") else 0), name

@@ -22,9 +22,9 @@ CACHED = dict.fromkeys(mill.STEPS, "cached")
 RECORD = {"uri", "fingerprint", "state", "seconds", "metrics", "exit_code", "error"}
 
 
-def make_states(run_step: str) -> dict[str, str]:
+def make_states(step: str) -> dict[str, str]:
     """Return the states of a run in which this step and all after it ran."""
-    first = mill.STEPS.index(run_step)
+    first = mill.STEPS.index(step)
     return {name: "ran" if number >= first else "cached" for number, name in enumerate(mill.STEPS)}
 
 

@@ -52,10 +52,10 @@ def start_step(finished: Finished, name: str, parent: str, *more: str, **environ
     return mill.start([name, f"--{parent}", parent_uri, "--workspace", str(finished.workspace), *more], environment)
 
 
-def delete_outputs(finished: Finished, run_step: str) -> None:
+def delete_outputs(finished: Finished, step: str) -> None:
     """Delete the datasets of the step and of those after it, and all names."""
     steps = list(KIND_BY_STEP)
-    for later in steps[steps.index(run_step) :]:
+    for later in steps[steps.index(step) :]:
         shutil.rmtree(finished.workspace / KIND_BY_STEP[later])
     shutil.rmtree(finished.workspace / "names")
 
@@ -110,22 +110,22 @@ def test_killed_resize_leaves_no_ray_process(finished: Finished, expected: dict[
     assert mill.content(tensors) == mill.content(expected["tensors"])
 
 
-def test_orphaned_step_exits(tmp_path: Path) -> None:
+def test_orphaned_step_exits() -> None:
     """Only the runner is killed, not its group: the step sees that and ends, long before its work would."""
     runner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     script = (
         "import time; from imagemill.components.step.runner_exit import exit_with_runner; exit_with_runner()\n"
         "print('ready', flush=True); time.sleep(600)"
     )
-    run_step = subprocess.Popen(
+    step = subprocess.Popen(
         [sys.executable, "-c", script], env={**os.environ, RUNNER_PID: str(runner.pid)}, stdout=subprocess.PIPE
     )
-    assert run_step.stdout and run_step.stdout.readline() == b"ready\n"
+    assert step.stdout and step.stdout.readline() == b"ready\n"
     time.sleep(1)
-    assert run_step.poll() is None
+    assert step.poll() is None
     runner.kill()  # and not waited for: a runner that is a zombie is gone as well
-    assert run_step.wait(timeout=60) == 75
-    run_step.stdout.close()
+    assert step.wait(timeout=60) == 75
+    step.stdout.close()
     runner.wait()
 
 
@@ -142,15 +142,15 @@ def test_orphaned_step_that_handles_sigterm_finishes_its_handler(tmp_path: Path)
         "time.sleep(600)"
     )
     words = tmp_path / "words"
-    run_step = subprocess.Popen(
+    step = subprocess.Popen(
         [sys.executable, "-c", script, str(words)], env={**os.environ, RUNNER_PID: str(runner.pid)}, text=True,
         stdout=subprocess.PIPE,
     )  # fmt: skip
-    assert run_step.stdout and run_step.stdout.readline() == "ready\n"
+    assert step.stdout and step.stdout.readline() == "ready\n"
     runner.kill()
-    assert run_step.wait(timeout=60) == 75
+    assert step.wait(timeout=60) == 75
     assert words.read_text() == "written down"
-    run_step.stdout.close()
+    step.stdout.close()
     runner.wait()
 
 
@@ -174,16 +174,12 @@ def test_run_killed_at_any_moment(seconds: float, finished: Finished, expected: 
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize("run_step", KIND_BY_STEP)
+@pytest.mark.parametrize("step", KIND_BY_STEP)
 @pytest.mark.parametrize("seconds", [0, 0.3, 1])
-def test_step_killed_at_several_moments(
-    run_step: str, seconds: float, finished: Finished, expected: dict[str, Dataset]
-) -> None:
-    before = {"clean": "download", "resize": "clean", "train": "resize", "evaluate": "train"}[run_step]
-    delete_outputs(finished, run_step)
-    line = (
-        f"[{before}] {'done' if run_step == 'evaluate' else 'there already'}"  # with more epochs train has work to do
-    )
+def test_step_killed_at_any_moment(step: str, seconds: float, finished: Finished, expected: dict[str, Dataset]) -> None:
+    before = {"clean": "download", "resize": "clean", "train": "resize", "evaluate": "train"}[step]
+    delete_outputs(finished, step)
+    line = f"[{before}] {'done' if step == 'evaluate' else 'there already'}"  # with more epochs train has work to do
     result = kill_and_run_again(finished, LONGER, wait_after(seconds, line))
     assert_same_datasets(result, expected, *mill.PRODUCTS[:4])
 

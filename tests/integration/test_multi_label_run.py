@@ -42,28 +42,9 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("several")
     table = make_table(folder / "pictures", 120)
     source = ["--dataset", "csv", "--source", str(table), "--name", "shapes", "--workspace", str(folder / "mill")]
-    labels = [
-        "--label-separator",
-        "|",
-        "--label-encoding",
-        "one_hot",
-        "--test-fraction",
-        "0.3",
-        "--near-duplicates",
-        "off",
-    ]
-    training = [
-        "--recipe",
-        "plain",
-        "--epochs",
-        "10",
-        "--batch-size",
-        "8",
-        "--learning-rate",
-        "0.005",
-        "--crop-scale",
-        "1",
-    ]
+    labels = ["--label-separator", "|", "--label-encoding", "one_hot", "--test-fraction", "0.3"]
+    training = ["--near-duplicates", "off", "--recipe", "plain", "--epochs", "10", "--batch-size", "8"]
+    training += ["--learning-rate", "0.005", "--crop-scale", "1"]
     network = ["--image-size", "32", "--backbone", "shufflenet_v2_x0_5"]
     return ["run", "--json", *source, *labels, *training, *network]
 

@@ -191,7 +191,7 @@ def read_twins(cleaned: Cleaned) -> list[dict[str, Any]]:
 
 
 def check_leaks(cleaned: Cleaned, twins: list[dict[str, Any]], original: dict[str, str]) -> None:
-    """With leakage=drop: what has a listed twin in test is not trained on, for no other reason, and it is counted."""
+    """Check leakage=drop: images with a listed twin in test are rejected, for that reason alone, and counted."""
     sides = [(t["image_id"], t["split"], t["twin_id"], t["twin_split"]) for t in twins]
     sides += [(b, b_split, a, a_split) for a, a_split, b, b_split in sides]
     leaks = [(a, side, b) for a, side, b, other in sides if other == "test" and side != "test"]

@@ -157,9 +157,8 @@ def test_config_round_trips_through_a_jobs_command_line(values: dict[str, Any]) 
         if name != "PARENTS":
             add_flag(parser, name, field.default, "", ())
     assert STEP.name == "resize"
-    assert (
-        ResizeConfig.from_values({k: v for k, v in vars(parser.parse_args(words)).items() if v is not None}) == config
-    )
+    values = {name: value for name, value in vars(parser.parse_args(words)).items() if value is not None}
+    assert ResizeConfig.from_values(values) == config
 
 
 def test_job_without_access_to_the_workspace_fails_before_the_step(tmp_path: Path) -> None:
@@ -262,7 +261,7 @@ def assert_same_clean(dataset: Dataset, expected: Dataset) -> None:
 
 
 @pytest.mark.parametrize("place", [pytest.param("here", marks=pytest.mark.proof), "two raylets"])
-def test_clean_on_ray_equals_clean_in_processes(
+def test_clean_on_ray_equals_local_clean(
     place: str, cluster: RayCluster, cleaned_locally: Dataset, tmp_path: Path
 ) -> None:
     raw = copy_raw(cleaned_locally, tmp_path)

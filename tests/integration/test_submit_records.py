@@ -13,7 +13,7 @@ mill = kfp_commands.mill
 
 @pytest.fixture
 def workspace(mill: Commands, s3_workspace: str) -> Workspace:
-    """With the server's variables set; after `mill`, which takes the user's own away."""
+    """Workspace on the S3 server; after `mill`, which removes the user's variables."""
     return Workspace(s3_workspace)
 
 
@@ -46,18 +46,14 @@ def test_metrics_of_a_run_come_from_its_records(mill: Commands, workspace: Works
 
 
 @pytest.mark.parametrize("code", [1, 2, 75])
-def test_command_has_the_exit_code_of_the_failed_step(
-    mill: Commands, workspace: Workspace, code: int
-) -> None:  # fmt: skip
+def test_command_has_the_exit_code_of_the_failed_step(mill: Commands, workspace: Workspace, code: int) -> None:
     leave_records(mill, workspace, download={}, clean={"state": "failed", "exit_code": code, "error": "what was wrong"})
     mill.service.scripts = [script("download", "clean", last="FAILED")]
     ran = mill("submit", "--workspace", workspace.uri, "--json")
     assert ran.code == code and ran.json["error"] == "clean: what was wrong" and ran.json["exit_code"] == code
 
 
-def test_unreadable_records_do_not_fail_the_run(
-    mill: Commands, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_records_fail_no_run(mill: Commands, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     from conftest import forget_s3_clients
 
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")

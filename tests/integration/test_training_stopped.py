@@ -104,15 +104,19 @@ def test_training_stopped_at_twenty_random_moments(tmp_path: Path, seed: int) ->
 
 def test_two_processes_train_like_a_single_one(tmp_path: Path) -> None:
     """A network without batch normalization sees the same images in the same batches, half of each in each process;
-    what differs is the order in which floats are added up. Tolerance: 1e-4 of each loss."""
-    rows = []
+    what differs is the order in which floats are added up. Tolerance: 1e-4 of each loss. The number of processes counts
+    in the fingerprint, that of the loader's threads does not."""
+    rows, models = [], []
     for number in (1, 2):
         tensors = make_tensors(tmp_path / str(number))
         arguments = command(tensors, **QUICK, policy="randaugment", accumulate=2, ema=0.9, processes=number)
         code, stderr = (STEP.main(arguments[3:]), "") if number == 1 else finish(start(arguments))
         assert code == 0, stderr
-        model = model_of(tmp_path / str(number))
-        rows.append(model.manifest.extra.history)
+        models.append(model_of(tmp_path / str(number)))
+        rows.append(models[-1].manifest.extra.history)
+    assert models[0].fingerprint != models[1].fingerprint and "processes" not in models[0].manifest.config
+    assert models[1].manifest.config["processes"] == 2
+    assert "batch normalization" not in stderr, "there is none"
     assert "on 2 processes, each on cpu" in stderr and stderr.count("[train] epoch 2/2") == 1
     assert stderr.count("[train] done") == stderr.count("[train] best epoch") == 1
     for row, other_row in zip(*rows, strict=True):
@@ -120,6 +124,22 @@ def test_two_processes_train_like_a_single_one(tmp_path: Path) -> None:
             assert other_row[name] == pytest.approx(row[name], rel=1e-4)
         assert other_row["updates"] == row["updates"]
     assert [path.name for path in (tmp_path / "2" / "runs" / "r").glob("*.json")] == ["train.json"]
+
+
+def test_the_weights_do_not_depend_on_the_number_of_loading_threads(tmp_path: Path) -> None:
+    values, models = QUICK | {"policy": "randaugment", "erasing": 0.5, "mixup_probability": 0.5}, []
+    for number in (1, 3):
+        arguments = command(make_tensors(tmp_path / str(number)), **values, load_threads=number)
+        assert STEP.main(arguments[3:]) == 0
+        models.append(model_of(tmp_path / str(number)))
+    assert models[0].fingerprint == models[1].fingerprint
+    assert weights_sha256(models[0]) == weights_sha256(models[1])
+
+
+@pytest.mark.proof
+def test_batch_normalization_on_cpus_is_by_process_and_said_to_be(tmp_path: Path) -> None:
+    code, said = finish(start(command(make_tensors(tmp_path), **(QUICK | {"backbone": "resnet18"}), processes=2)))
+    assert code == 0 and said.count("each process normalizes by its own share of a batch") == 1
 
 
 @pytest.mark.proof

@@ -32,7 +32,7 @@ BACKBONE = "shufflenet_v2_x0_5"
 
 
 def image_of(color: str = "rgb", **options: Any) -> ImageSpec:
-    """What the manifest of tensors says that a resize with these options makes."""
+    """Build the `image` entry of the tensors that a resize with these options makes."""
     config = ResizeConfig.from_values(options)
     geometry = config.geometry(color)
     mean, std = mean_and_std(config.normalization, color)
@@ -50,7 +50,7 @@ def fields(lines: list[str]) -> list[str]:
     return [line.partition(":")[0] for line in lines]
 
 
-def test_nothing_is_said_of_the_default_run_nor_without_weights() -> None:
+def test_default_run_has_no_warnings() -> None:
     assert find_expected_input(TrainConfig(), image_of()) is None
     for backbone in ("resnet18", "inception_v3", "vit_b_16"):
         assert warned(image_of(image_size=299), backbone, "") == []
@@ -71,7 +71,7 @@ def test_tensors_by_the_model_preset_agree_with_its_weights(name: str) -> None:
     )
 
 
-def test_every_line_says_what_was_found_what_is_expected_and_the_flag() -> None:
+def test_every_warning_names_found_and_expected_value_and_flag() -> None:
     assert warned(image_of(), "resnet18", "DEFAULT") == [
         "image_size: DEFAULT of resnet18 expects 224, the tensors have 128 (resize with --model-preset resnet18)"
     ]
@@ -113,7 +113,7 @@ def test_every_line_says_what_was_found_what_is_expected_and_the_flag() -> None:
         ({"image_size": 288}, "efficientnet_b2", ["resize_size", "interpolation"]),
     ],
 )
-def test_what_is_worth_a_line(options: dict[str, Any], backbone: str, expected: list[str]) -> None:
+def test_disagreements_are_reported(options: dict[str, Any], backbone: str, expected: list[str]) -> None:
     assert fields(warned(image_of(**options), backbone, "DEFAULT")) == expected
 
 
@@ -126,7 +126,7 @@ def model(folder: Path, image: ImageSpec, **extra: Any) -> str:
     return uri
 
 
-def test_a_model_of_ours_says_itself_what_it_was_trained_with(tmp_path: Path) -> None:
+def test_own_models_record_their_preprocessing(tmp_path: Path) -> None:
     uri = model(tmp_path, image_of(image_size=64, resize_size=64, interpolation="lanczos", normalization="clip"))
     image = image_of(image_size=64, resize_size=64, interpolation="lanczos", normalization="clip", encoding="jpeg")
     assert warned(image, BACKBONE, uri) == []

@@ -36,7 +36,7 @@ def test_the_level_is_spent() -> None:
 
 @pytest.mark.parametrize(("weeks", "bound"), [(52, 0.0505), (520, 0.0555)])
 def test_family_wise_error_rate_stays_within_the_level(weeks: int, bound: float) -> None:
-    """For differences that are normal and share the champion's part, by the integral over that part (Dunnett)."""
+    """The differences are normal and share the champion's part, by the integral over that part (Dunnett)."""
     normal = NormalDist()
     shared = np.linspace(-7, 7, 701)
     weight = np.exp(-(shared**2) / 2)
@@ -47,7 +47,7 @@ def test_family_wise_error_rate_stays_within_the_level(weeks: int, bound: float)
     assert 0.045 < 1 - float((weight * np.exp(log_none)).sum() / weight.sum()) < bound
 
 
-def test_sketches_tell_how_many_images_are_shared() -> None:
+def test_sketches_estimate_the_number_of_shared_images() -> None:
     today = make_sketch(images(300))
     assert len(today) < 4_000 and measure_overlap(today, today) == 1
     assert measure_overlap(today, make_sketch(images(150))) == 0.5
@@ -57,7 +57,7 @@ def test_sketches_tell_how_many_images_are_shared() -> None:
 
 
 @pytest.mark.parametrize(("number", "start"), [(20_000, 0), (20_000, 5_000), (40_000, 10_000), (3_000, 18_000)])
-def test_of_many_images_they_tell_it_nearly(number: int, start: int) -> None:
+def test_sketches_of_many_images_are_approximate(number: int, start: int) -> None:
     """The share of 512 sampled images, fewer where the other set is larger: four standard errors of 0.5 of 256."""
     today = make_sketch(images(20_000))
     assert len(today) <= 12 * SKETCH_SIZE

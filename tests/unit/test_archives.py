@@ -203,7 +203,7 @@ def test_a_broken_header_in_the_middle_is_no_silent_end() -> None:
         read(bytes(data))
 
 
-def test_a_tar_without_its_end_mark_is_read_and_a_warning_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_tar_without_an_end_mark_is_read_with_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
     data = make_tar()
     assert read(data[: data_start(data, "empty.jpg")]) == [Member(path, body) for path, body in FILES.items()]
     assert "no end mark" in capsys.readouterr().err
@@ -265,7 +265,7 @@ def header(kind: bytes, size: int) -> bytes:
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
-def test_a_huge_header_is_refused_before_it_is_read(kind: bytes) -> None:
+def test_huge_header_is_rejected_before_reading(kind: bytes) -> None:
     class Counted(io.BytesIO):
         taken = 0
 

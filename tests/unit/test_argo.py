@@ -44,9 +44,9 @@ def test_the_schemas_know_every_field(documents: list[Json]) -> None:
 def test_every_pod_passes_the_restricted_standard_and_writes_only_scratch(documents: list[Json]) -> None:
     num_pods = 0
     for pod in pods(documents[0]):
-        check_restricted(pod.where, pod.spec, pod.annotations)
+        check_restricted(pod.owner, pod.spec, pod.annotations)
         main = next(container for container in pod.spec["containers"] if container["name"] == "main")
-        assert main["securityContext"]["readOnlyRootFilesystem"] is True, pod.where
+        assert main["securityContext"]["readOnlyRootFilesystem"] is True, pod.owner
         volumes = {volume["name"]: volume for volume in pod.spec["volumes"]}
         for mount in main.get("volumeMounts", ()):
             assert set(volumes[mount["name"]]) == {"name", "emptyDir"} and mount["mountPath"] in (
@@ -69,8 +69,8 @@ def test_images_are_named_by_digest_and_credentials_by_secret(documents: list[Js
 
 def test_tokens_are_mounted_only_where_needed(compiled: dict[str, str]) -> None:
     for pod in pods(first(compiled, "argo")):
-        watches = pod.where.endswith(("rayjob", "finish"))
-        assert pod.spec["automountServiceAccountToken"] is watches, pod.where
+        watches = pod.owner.endswith(("rayjob", "finish"))
+        assert pod.spec["automountServiceAccountToken"] is watches, pod.owner
         assert pod.spec["serviceAccountName"] == ("imagemill-launcher" if watches else "imagemill")
     for task_template in first(compiled, "argo")["spec"]["templates"]:
         if task_template.get("automountServiceAccountToken") is False:
@@ -136,7 +136,7 @@ def test_parameters_are_those_of_the_kfp_pipeline(compiled: dict[str, str]) -> N
         assert parameter["value"] == default, name
 
 
-def test_steps_are_given_what_the_kfp_tasks_are_given(compiled: dict[str, str]) -> None:
+def test_steps_get_the_inputs_of_the_kfp_tasks(compiled: dict[str, str]) -> None:
     from imagemill.pipelines.training import training_pipeline
 
     tasks = training_pipeline.pipeline_spec.root.dag.tasks
@@ -158,7 +158,7 @@ def test_chosen_values_become_defaults(compiled: dict[str, str]) -> None:
     assert json.loads(defaults["config"]) == {"train": {"weight_decay": 0.1, "batch_size": 256}}
 
 
-def test_pods_are_as_the_clusters_file_says(compiled: dict[str, str]) -> None:
+def test_pods_have_the_settings_of_the_cluster_file(compiled: dict[str, str]) -> None:
     document = first(compiled, "argo-everything")
     spec, train = document["spec"], template(document, "train")
     resources = train["container"]["resources"]
@@ -210,7 +210,7 @@ def test_clean_and_the_exit_handler_get_the_cluster_file(compiled: dict[str, str
     ],
 )
 def test_zero_keep_seconds_leave_out_the_ttl(limits: Json, ttl_strategy: Json | None) -> None:
-    """To Argo 0 seconds are at once."""
+    """Argo would delete workflows at once with 0 seconds."""
     cluster = parse_cluster({"images": IMAGES, "ray": {"version": "2.49.0"}, "limits": limits})
     assert build_workflow_template(cluster, resolve_parameters({}))["spec"].get("ttlStrategy") == ttl_strategy
 
@@ -260,7 +260,7 @@ def test_fields_removed_in_argo_4_are_not_used(compiled: dict[str, str]) -> None
             assert not removed & set(names(document))
 
 
-def test_the_file_is_the_same_after_hera_has_read_it(compiled: dict[str, str]) -> None:
+def test_file_round_trips_through_hera(compiled: dict[str, str]) -> None:
     from hera.workflows import CronWorkflow, WorkflowTemplate
 
     for text in compiled.values():
@@ -280,7 +280,7 @@ WRONG: list[tuple[dict[str, Any], dict[str, str], str]] = [
 
 
 @pytest.mark.parametrize(("values", "flags", "message"), WRONG)
-def test_what_argo_would_refuse_is_refused_here(
+def test_values_that_argo_rejects_are_rejected_at_compile_time(
     values: dict[str, Any], flags: dict[str, str], message: str, tmp_path: Path
 ) -> None:
     cluster = parse_cluster({**values, "images": {**IMAGES, **values.get("images", {})}})

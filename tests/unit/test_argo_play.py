@@ -255,7 +255,7 @@ def test_the_record_of_a_rayjob_that_cleaned_stays(compiled: dict[str, str], dry
 def test_exit_handler_summarizes_the_run(
     compiled: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From the records of the steps, on a real workspace; its own exit code says whether it could."""
+    """The summary is made from the steps' records; the exit code tells whether it was written."""
     workspace = Workspace.open(str(tmp_path / "work"))
     record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "seconds": 1.0, "inputs": ""}
     workspace.write_step_record("r1", "download", record | {"error": "source: expected a photo", "exit_code": 2})

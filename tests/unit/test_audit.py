@@ -1,4 +1,4 @@
-"""What the audit finds in clean datasets that are really there: golden facts, and what is said of missing pieces."""
+"""Audit of clean datasets on disk: expected facts, and messages for missing parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from audited import rows_of, where
+from audited import dataset_uri, rows_of
 from cleaned import NONE_FOUND, draft, picture, reject, twin
 from html_page import Page
 from hypothesis import given
@@ -69,7 +69,7 @@ def test_every_number_is_in_one_bin(numbers: list[float]) -> None:
 
 def test_extremes_are_those_of_all_row_groups_in_the_order_of_the_rows_where_equal(tmp_path: Path) -> None:
     values = [5, 3, 9, 3, 1, 9, 7, 3, 8, 9, 2, float("nan"), 9, 1, 4]
-    dataset = draft(where(tmp_path), rows_of(15, brightness=values.__getitem__), row_group_rows=4)
+    dataset = draft(dataset_uri(tmp_path), rows_of(15, brightness=values.__getitem__), row_group_rows=4)
     scan = Scan.of(dataset)
     files = [pq.read_table(dataset.locate(f)) for f in dataset.files()]
     stored = [v for t in files for v in t.column("brightness").to_pylist()]
@@ -90,7 +90,7 @@ def test_the_facts_are_golden(tmp_path: Path) -> None:
     rows[2].warning, rows[7].warning = "extraneous bytes", "premature end"
     rows[3].data = picture("3", (90, 30))
     rejected = [reject(f"r{n}", "corrupt", f"broken {n}") for n in range(7)] + [reject("s", "empty_file")]
-    facts = audit.gather(draft(where(tmp_path), rows, rejected, classes=("cat", "cow", "dog")))
+    facts = audit.gather(draft(dataset_uri(tmp_path), rows, rejected, classes=("cat", "cow", "dog")))
     ledger = facts.ledger
     assert (ledger.rows_in, ledger.kept, ledger.rejected, ledger.problems) == (20, 12, 8, ())
     assert [(r.reason, r.count) for r in ledger.reasons] == [("corrupt", 7), ("empty_file", 1)]
@@ -136,7 +136,7 @@ def test_the_facts_are_golden(tmp_path: Path) -> None:
 )
 def test_totals_that_do_not_match_the_files_are_reported(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
     rejected = [reject(f"r{n}", "corrupt") for n in range(7)] + [reject("s", "empty_file")]
-    dataset = draft(where(tmp_path), rows_of(12), rejected)
+    dataset = draft(dataset_uri(tmp_path), rows_of(12), rejected)
     totals = dataclasses.replace(dataset.manifest.totals, **change)
     inconsistent = dataclasses.replace(dataset, manifest=dataclasses.replace(dataset.manifest, totals=totals))
     facts = audit.gather(inconsistent)
@@ -152,7 +152,7 @@ def test_closest_twins_are_listed_with_labels_splits_and_dropped_images(tmp_path
     pairs[10] |= {"split": "test", "twin_split": "test", "dropped": "11"}
     findings = copy.deepcopy(NONE_FOUND)
     findings["near_duplicates"] |= {"pairs": 30, "by_splits": {"val-test": 1}, "complete": False, "conflicts": 1}
-    near = audit.gather(draft(where(tmp_path), rows_of(8), twins=pairs, found=findings)).near
+    near = audit.gather(draft(dataset_uri(tmp_path), rows_of(8), twins=pairs, found=findings)).near
     expected = sorted(pairs, key=lambda p: (p["distance"], p["difference"]))
     assert [p.image_id for p in near.closest] == [p["image_id"] for p in expected[:20]]
     assert [(p.image_id, p.twin_label, p.describe_dropped()) for p in near.conflicting] == [
@@ -189,14 +189,14 @@ def test_leakage_is_one_sentence(
     rows[3].declared = "test" if declared else None
     findings = copy.deepcopy(NONE_FOUND) | {"leakage": LEAKS | leakage}
     findings["duplicates"]["declared_test_images_in_declared_train"] = copies
-    facts = audit.gather(draft(where(tmp_path), rows, found=findings)).leakage
+    facts = audit.gather(draft(dataset_uri(tmp_path), rows, found=findings)).leakage
     assert facts.sentence == sentence and facts.declared == ({"test": 1} if declared else {})
     assert facts.counts["declared_test_images_in_declared_train"] == copies
 
 
 def test_settings_are_those_that_differ(tmp_path: Path) -> None:
     config = CleanConfig.resolve(preset="ocr", near_radius=5)
-    dataset = draft(where(tmp_path), rows_of(8), config=config)
+    dataset = draft(dataset_uri(tmp_path), rows_of(8), config=config)
     dataset.manifest.config["abandoned"] = "yes"
     assert audit.gather(dataset).provenance.settings == {
         "abandoned": {"value": "yes", "default": None}, "color": {"value": "gray", "default": "rgb"},
@@ -213,7 +213,7 @@ def test_measures_and_near_duplicates_that_are_off_are_reported(tmp_path: Path) 
         row.measures = None
     findings = {name: NONE_FOUND[name] for name in ("duplicates", "outliers")}
     findings["duplicates"] = findings["duplicates"] | {"declared_test_images_in_declared_train": 2}
-    dataset = draft(where(tmp_path), rows, found=findings, config=CleanConfig(measures=False))
+    dataset = draft(dataset_uri(tmp_path), rows, found=findings, config=CleanConfig(measures=False))
     facts = audit.gather(dataset)
     assert facts.quality.distributions == {} and facts.quality.extremes == ()
     assert (
@@ -226,11 +226,11 @@ def test_measures_and_near_duplicates_that_are_off_are_reported(tmp_path: Path) 
     text = audit_text.format_audit(facts)
     assert "not measured: measures is off" in text and "near: not looked for" in text
     assert "Not measured: measures is off." in Page(audit_html.render(dataset)).text
-    off = draft(where(tmp_path), rows_of(8), found=findings, config=CleanConfig(near_duplicates="off"))
+    off = draft(dataset_uri(tmp_path), rows_of(8), found=findings, config=CleanConfig(near_duplicates="off"))
     assert audit.gather(off).near.note == "not looked for: near_duplicates is off"
     assert "Not measured" not in Page(audit_html.render(off)).text
 
 
 def test_a_dataset_without_rejects_is_shown(tmp_path: Path) -> None:
-    dataset = draft(where(tmp_path), rows_of(4))
+    dataset = draft(dataset_uri(tmp_path), rows_of(4))
     assert audit.gather(dataset).ledger.reasons == () and "Nothing was rejected." in audit_html.render(dataset)

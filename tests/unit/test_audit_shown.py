@@ -12,7 +12,7 @@ import cleaned
 import cv2
 import numpy as np
 import pytest
-from audited import HOSTILE, hostile_dataset, rows_of, where
+from audited import HOSTILE, dataset_uri, hostile_dataset, rows_of
 from cleaned import NONE_FOUND, Row, draft, picture, reject, twin
 from html_page import Page
 from hypothesis import given
@@ -69,7 +69,7 @@ def test_lines_fit_the_terminal_and_hold_no_control_characters(tmp_path: Path) -
 def test_a_huge_list_of_classes_is_shown_by_its_ends(tmp_path: Path) -> None:
     names = tuple(f"class-{n:05d}" for n in range(3_000))
     rows = [Row(f"{n}", names[n % 5 if n else 7], "train") for n in range(40)]
-    dataset = draft(where(tmp_path), rows, classes=names)
+    dataset = draft(dataset_uri(tmp_path), rows, classes=names)
     facts = audit.gather(dataset)
     assert len(facts.balance.classes) == 3_000 and len(facts.balance.without["any"]) == 2_994
     text, page = audit_text.format_audit(facts), audit_html.render(dataset)
@@ -80,7 +80,7 @@ def test_a_huge_list_of_classes_is_shown_by_its_ends(tmp_path: Path) -> None:
 # The page.
 
 
-def test_the_page_escapes_what_strangers_named_and_refers_to_nothing_outside(tmp_path: Path) -> None:
+def test_page_escapes_names_and_has_no_external_references(tmp_path: Path) -> None:
     html = audit_html.render(hostile_dataset(tmp_path))
     page = Page(html)
     names = {tag for tag, _ in page.tags}
@@ -133,8 +133,8 @@ def test_pictures_are_of_the_images_and_those_of_dropped_ones_come_from_raw(tmp_
     pairs = [twin("00", "gone", dropped="gone"), twin("lost", "01", 3)]
     findings = copy.deepcopy(NONE_FOUND)
     findings["near_duplicates"] |= {"pairs": 2, "images": 4}
-    parents = (raw.as_parent(where(tmp_path)),)
-    dataset = draft(where(tmp_path), rows, twins=pairs, found=findings, parents=parents)
+    parents = (raw.as_parent(dataset_uri(tmp_path)),)
+    dataset = draft(dataset_uri(tmp_path), rows, twins=pairs, found=findings, parents=parents)
     page = Page(audit_html.render(dataset))
     pictures = page.pictures()
     assert pictures["00"][0].format == "JPEG" and pictures["00"][0].size == (160, 100)
@@ -151,7 +151,7 @@ def test_beyond_a_bound_pictures_are_the_stored_thumbnails(tmp_path: Path, monke
     rows[1].data = b"bytes that are no image"
     for row in rows:
         row.thumbnail = measure(decode(picture(row.image_id)).pixels if row is not rows[1] else RED).thumbnail
-    dataset = draft(where(tmp_path), rows)
+    dataset = draft(dataset_uri(tmp_path), rows)
     monkeypatch.setattr(audit_html, "MAX_LARGE", 3)
     pictures = audit_html.find_pictures(dataset, ["01", "02", "02", "00", "03", "nobody"])
     assert {name: picture.small for name, picture in pictures.items()} == {
@@ -188,6 +188,6 @@ def test_the_histogram_has_a_bar_a_bin_and_grey_ends() -> None:
     assert constant is not None and str(audit_html._draw_histogram(constant.histogram)).count("<rect") == 1
 
 
-def test_the_builder_writes_what_the_step_writes(tmp_path: Path) -> None:
-    dataset = cleaned.cleaned(where(tmp_path), rows_of(8), [reject("r", "corrupt")])
+def test_committed_test_dataset_is_intact(tmp_path: Path) -> None:
+    dataset = cleaned.cleaned(dataset_uri(tmp_path), rows_of(8), [reject("r", "corrupt")])
     assert not dataset.missing() and dataset.manifest.totals.rows == 8

@@ -96,7 +96,7 @@ FOLDED = {"Brightness": [0.1, 0.5, 1.27, 1.9], "Contrast": [0.5, 1.27, 1.99], "G
                 max_size=5), st.sampled_from(["photo", "one channel"]))  # fmt: skip
 @settings(max_examples=40, deadline=None)
 def test_tables_that_follow_one_another_are_done_in_their_order(steps: list[tuple[str, int]], kind: str) -> None:
-    """Whatever is folded into one, the pixels are those of one after the other."""
+    """Tables that are combined give the pixels of operations applied one after the other."""
     pixels = expected = pictures()[kind]
     operations = [(name, float(np.float32(FOLDED[name][at % len(FOLDED[name])]))) for name, at in steps]
     for name, value in operations:

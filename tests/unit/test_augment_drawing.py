@@ -1,4 +1,4 @@
-"""What is drawn for a batch: a function of seed, epoch and number; shares, ranges, crops, and what needs RGB."""
+"""Sampled parameters of a batch: dependence on seed, epoch and number; probabilities, ranges, crops, RGB operations."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def test_pixels_depend_on_the_seed_only(kind: str, tmp_path: Path) -> None:
 
 
 def test_every_supported_torchvision_transform_depends_on_the_seed_only() -> None:
-    """And by nothing else: whatever it draws with, the process's generator does not move."""
+    """The process's random generator is left alone, whichever generator a transform uses."""
     needed: dict[str, dict[str, Any]] = {
         "CenterCrop": {"size": 40}, "ColorJitter": {"brightness": 0.5, "hue": 0.2}, "GaussianBlur": {"kernel_size": 5},
         "Grayscale": {"num_output_channels": 3}, "JPEG": {"quality": [20, 90]}, "Pad": {"padding": 4},
@@ -136,7 +136,7 @@ def test_pipeline_that_does_not_support_one_channel_is_rejected_at_once() -> Non
         make_augmentation("weather", channels=1)
 
 
-def test_what_is_no_list_of_transforms_says_where(tmp_path: Path) -> None:
+def test_invalid_lists_of_transforms_are_rejected_with_their_place(tmp_path: Path) -> None:
     wrong: dict[str, Any] = {
         "empty": ([], "a list of transforms, found"),
         "lambda": ([{"Lambda": {"lambd": "print"}}], r"\[0\]: expected one of .* \(no Lambda\)"),

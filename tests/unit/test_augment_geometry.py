@@ -29,7 +29,7 @@ def smooth(side: int = 96, channels: int = 3) -> Any:
 
 
 def warp_image(image: Any, matrix: Any, size: int = 0) -> Any:
-    """One image by one matrix."""
+    """Warp an image by a matrix."""
     size = size or len(image)
     out = np.empty((size, size, image.shape[2]), np.uint8)
     warp(image, np.asarray(matrix, np.float64).reshape(3, 3), out)
@@ -58,7 +58,7 @@ def compare_pixels(actual: Any, expected: Any) -> tuple[int, float]:
 )  # fmt: skip
 @pytest.mark.parametrize("channels", [1, 3, 4, 6])
 def test_affine_equals_that_of_torchvision(parameters: dict[str, float], channels: int) -> None:
-    """In the mean within 1 of 255: OpenCV weighs pixels by thirty-seconds, torch exactly."""
+    """The mean difference is below 1 of 255: OpenCV weighs pixels by thirty-seconds, torch exactly."""
     image = smooth(channels=channels)
     expected = apply_torchvision(
         tv.affine, image, angle=parameters.get("angle", 0.0),
@@ -120,7 +120,7 @@ def test_flips_and_shifts_by_whole_pixels_are_exact(x: int, y: int, across: bool
     np.testing.assert_array_equal(warped, apply_torchvision(tv.affine, expected, 0.0, [x, y], 1.0, [0.0, 0.0]))
 
 
-def test_nothing_is_what_it_was_and_the_stored_image_stays() -> None:
+def test_identity_returns_the_image_and_leaves_the_stored_one_unchanged() -> None:
     images = np.stack([smooth(40), smooth(40)[::-1]])
     before = images.copy()
     images.flags.writeable = False
@@ -136,7 +136,7 @@ def test_nothing_is_what_it_was_and_the_stored_image_stays() -> None:
 
 @pytest.mark.parametrize("ratio", [1.5, 2.4, 4.0])
 @pytest.mark.parametrize("angle", [0.0, 30.0])
-def test_what_shrinks_does_not_alias(ratio: float, angle: float) -> None:
+def test_shrinking_does_not_alias(ratio: float, angle: float) -> None:
     """Stripes finer than a pixel of the output become an even grey; without a reduction they would beat."""
     side = 240
     stripes = np.where(np.arange(side) % 2, 255, 0).astype(np.uint8)
@@ -166,7 +166,7 @@ def test_warp_of_a_reduced_image_has_no_offset() -> None:
     assert compare_pixels(warp_image(large, corner @ turn, 55), warp_image(small, small_corner @ turn, 55))[1] < 1.5
 
 
-def test_far_away_there_is_nothing() -> None:
+def test_pixels_far_outside_are_black() -> None:
     for matrix in (affine(x=500.5), affine(angle=3, y=-400), affine(x=500), affine(scale=0.001, x=90, y=90)):
         assert warp_image(smooth(), matrix).mean() < 0.1
     assert (

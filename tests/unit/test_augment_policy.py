@@ -72,7 +72,7 @@ def test_sub_policies_equal_those_of_torchvision(name: str) -> None:
 
 
 def count_torchvision(name: str, count: int, monkeypatch: pytest.MonkeyPatch) -> Counter[tuple[Any, ...]]:
-    """What torchvision draws for `count` images: tuples of (operation, value)."""
+    """Count what torchvision samples for `count` images: tuples of (operation, value)."""
     transform, calls = THEIRS[name], []
     monkeypatch.setattr(
         transform, "_apply_image_or_video_transform", lambda image, n, m, **_: calls.append((n, m)) or image
@@ -190,7 +190,7 @@ def test_presets_limit_geometry_and_no_policy_mirrors(preset: str, name: str) ->
 
 @pytest.mark.parametrize("name", THEIRS)
 def test_preset_fashion_keeps_colors(name: str) -> None:
-    """Only light and sharpness are left of the operations; what else was drawn is as without the preset."""
+    """Only brightness, contrast and sharpness remain; the other parameters are as without the preset."""
     params = make_params(config(name, preset="fashion"), InputSpec(SIZE, SIZE, SIZE), 0, 0, 800)
     assert set(np.unique(params.operations)) <= {
         0,

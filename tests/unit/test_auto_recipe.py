@@ -73,7 +73,7 @@ def test_times(text: str, seconds: float) -> None:
 
 
 @pytest.mark.parametrize("text", ["10", "m", "0m", "-5m", "1h30m"])
-def test_what_is_no_time_is_refused(text: str) -> None:
+def test_invalid_time_budget_is_rejected(text: str) -> None:
     with pytest.raises(UserError, match="time: expected a number of seconds, minutes or hours"):
         TrainConfig.from_values({"time": text})
 

@@ -23,10 +23,9 @@ from imagemill.components.evaluate.cross_validation import (
     cross_validate_probe,
     describe_cross_validation,
     find_units,
-    read_image_ids,
 )
 from imagemill.components.models.artifact import ModelSpec, build_network
-from imagemill.components.models.features import LinearProbe, find_features
+from imagemill.components.models.features import LinearProbe, find_features, read_image_ids
 from imagemill.components.promote.score_sections import list_metrics
 
 
@@ -126,7 +125,7 @@ def test_images_of_a_group_and_near_duplicates_are_a_unit(probed: Probed) -> Non
     assert len(set(find_units(probed.clean, read_image_ids(probed.tensors)))) == 152
 
 
-def test_the_same_labels_are_suspected_whatever_was_trained(probed: Probed) -> None:
+def test_suspects_do_not_depend_on_the_trained_model(probed: Probed) -> None:
     with one_core():
         options: dict[str, Any] = {"recipe": "plain", "epochs": 4, "learning_rate": 0.01}
         model = trained(probed.workspace, probed.tensors, weights=probed.weights, **options)
@@ -140,7 +139,7 @@ def test_the_same_labels_are_suspected_whatever_was_trained(probed: Probed) -> N
     assert comparison.recall >= 0.5
 
 
-def test_without_features_there_is_no_baseline(probed: Probed, tmp_path: Path) -> None:
+def test_missing_features_give_no_baseline(probed: Probed, tmp_path: Path) -> None:
     features = find_features(probed.model)
     assert features is not None
     manifest = Path(features.uri, "_manifest.json")

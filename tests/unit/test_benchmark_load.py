@@ -57,7 +57,7 @@ def epoch_of(place: Any) -> Pairs:
 
 
 def repeated(epoch: Pairs) -> Pairs:
-    """One image in the place of another of the same class."""
+    """Replace an image by another of the same class."""
     images, labels = epoch[0]
     first = next(n for n in range(1, len(labels)) if (labels[:n] == labels[n]).any())
     twin = int(np.flatnonzero(labels[:first] == labels[first])[0])
@@ -70,7 +70,7 @@ def mislabelled(epoch: Pairs) -> Pairs:
 
 
 def touched(epoch: Pairs) -> Pairs:
-    """One pixel a step brighter."""
+    """Make one pixel a step brighter."""
     images = epoch[0][0].copy()
     images[0, 0, 0, 0] += 1
     return [(images, epoch[0][1]), *epoch[1:]]
@@ -85,7 +85,7 @@ BROKEN: dict[str, tuple[Callable[[Pairs], Pairs], str]] = {
 }
 
 
-def test_an_epoch_as_it_should_be_passes_the_check(load: ModuleType, place: Any) -> None:
+def test_correct_epoch_passes_the_check(load: ModuleType, place: Any) -> None:
     from load_run import check
 
     result = check(iter(epoch_of(place)), place, load.CELLS["memmap"])
@@ -110,7 +110,7 @@ def test_an_epoch_in_stored_order_is_not_shuffled(load: ModuleType, place: Any) 
         check(iter([(place.pixels(), place.labels())]), place, load.CELLS["memmap"])
 
 
-def test_cells_whose_packages_are_missing_are_left_out_with_a_word(
+def test_cells_with_missing_packages_are_skipped_with_a_message(
     load: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = load.argparse.Namespace(python=["hf=/bin/false"], litdata_python="")

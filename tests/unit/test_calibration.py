@@ -30,7 +30,7 @@ def test_the_temperature_that_was_put_in_comes_out(temperature: float) -> None:
     assert fit_temperature(*draw_logits(temperature)) == pytest.approx(temperature, rel=0.04)
 
 
-def test_the_likelihood_has_its_best_there() -> None:
+def test_fitted_temperature_maximizes_the_likelihood() -> None:
     logits, labels = draw_logits(3.0, 20_000, 4)
 
     def loss(t: float) -> float:
@@ -40,7 +40,7 @@ def test_the_likelihood_has_its_best_there() -> None:
     assert fit_temperature(logits, labels) == pytest.approx(best, rel=1e-3)
 
 
-def test_of_several_labels_it_is_the_sigmoids() -> None:
+def test_multi_label_temperature_calibrates_the_sigmoids() -> None:
     random = np.random.default_rng(3)
     logits = random.normal(0, 2, (5000, 6))
     labels = (random.random(logits.shape) < 1 / (1 + np.exp(-logits))).astype(np.uint8)
@@ -56,14 +56,16 @@ def test_temperature_does_not_depend_on_the_chunk_size(monkeypatch: pytest.Monke
 
 @given(st.integers(1, 30), st.integers(2, 6), st.integers(0, 10**6), st.floats(1e-6, 1e6), st.booleans())
 @settings(deadline=None)
-def test_it_is_always_a_usable_number(rows: int, classes: int, seed: int, scale: float, several: bool) -> None:
+def test_temperature_is_always_finite_and_positive(
+    rows: int, classes: int, seed: int, scale: float, several: bool
+) -> None:
     random = np.random.default_rng(seed)
     logits = (random.normal(0, 1, (rows, classes)) * scale).astype(np.float32)
     labels = random.integers(0, 2, logits.shape).astype(np.uint8) if several else random.integers(0, classes, rows)
     assert MIN_TEMPERATURE <= fit_temperature(logits, labels) <= MAX_TEMPERATURE
 
 
-def test_what_is_never_wrong_stays_humble() -> None:
+def test_perfect_predictions_get_a_bounded_temperature() -> None:
     labels = np.arange(40) % 4
     logits = 10 * np.eye(4, dtype=np.float32)[labels]
     assert 1 < fit_temperature(logits, labels) < 5
@@ -71,7 +73,7 @@ def test_what_is_never_wrong_stays_humble() -> None:
     assert fit_temperature(logits * 1e-5, labels) == pytest.approx(MIN_TEMPERATURE)
 
 
-def test_without_anything_to_learn_from_it_is_one() -> None:
+def test_temperature_without_data_is_one() -> None:
     assert fit_temperature(np.zeros((0, 3), np.float32), np.zeros(0, np.int64)) == 1
     assert fit_temperature(np.full((8, 3), 5, np.float32), np.zeros(8, np.int64)) == 1
 

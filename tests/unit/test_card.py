@@ -58,13 +58,13 @@ def test_header_is_valid_for_hugging_face() -> None:
     assert bare["model-index"][0]["results"] == [] and bare["metrics"] == []
 
 
-def test_huggingface_hub_reads_it() -> None:
+def test_huggingface_hub_parses_the_card() -> None:
     hub = pytest.importorskip("huggingface_hub")
     card = hub.ModelCard(render_card(made_spec(), made_facts(), "feed", "…"))
     assert {result.metric_value for result in card.data.eval_results} == {0.91, 0.875}
 
 
-def test_the_card_says_what_is_known() -> None:
+def test_card_lists_known_facts() -> None:
     card = render_card(made_spec(temperature=1.375), made_facts(), "feed", "said of ONNX:")
     assert r"# weekly \*photos\*: shufflenet_v2_x0_5" in card and "1.2 million" in card
     for fingerprint in ("feed", "aaaa", "bbbb", "cccc"):
@@ -126,7 +126,7 @@ def test_both_files_are_published_and_leave_the_model_readable(
 
 
 @pytest.mark.parametrize("fault", ["export", "other outputs"])
-def test_a_network_without_an_onnx_file_has_a_card_that_says_so(
+def test_card_of_a_network_without_onnx_file_gives_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], fault: str
 ) -> None:
     def broken(*_: Any) -> bytes:
@@ -157,5 +157,5 @@ def test_missing_onnxruntime_is_reported(
 
 
 @pytest.mark.parametrize(("apart", "words"), [(0.0, "1e-7"), (3e-9, "1e-7"), (2e-6, "1e-5"), (9.9e-4, "1e-3")])
-def test_a_difference_is_told_by_its_power_of_ten(apart: float, words: str) -> None:
+def test_difference_is_shown_as_a_power_of_ten(apart: float, words: str) -> None:
     assert artifact._describe_difference(apart) == f"within {words} of the network's"

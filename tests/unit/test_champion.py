@@ -118,7 +118,7 @@ def test_without_a_champion_or_with_several(tmp_path: Path, gate: Gate, capsys: 
     assert "--name: expected one of monthly, weekly, which have a champion" in capsys.readouterr().err
 
 
-def test_what_can_not_be_promoted(gate: Gate, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_promotions_are_rejected(gate: Gate, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(gate, "promote", gate.workspace.at("clean", "nothing")) == 2
     assert "MODEL: expected the URI of a model or of an evaluation" in capsys.readouterr().err
     assert command(gate, "promote", gate.workspace.absolute(models(gate)[0])) == 2

@@ -62,7 +62,7 @@ def test_chance_f1_equals_that_of_all_permutations(seed: int, images: int) -> No
     assert mean == pytest.approx(np.mean(scores)) and spread >= np.std(scores) - 1e-7
 
 
-def test_a_guess_is_no_better_and_what_looks_is() -> None:
+def test_random_predictions_are_no_better_than_chance() -> None:
     random = np.random.default_rng(0)
     truth = random.integers(0, 3, 300)
     half = np.where(random.random(300) < 0.5, truth, random.integers(0, 3, 300))
@@ -94,7 +94,7 @@ def test_constant_predictions_are_no_better_than_chance() -> None:
     )
 
 
-def test_a_few_images_can_not_tell_even_if_all_are_right() -> None:
+def test_few_images_are_never_better_than_chance() -> None:
     few, more = np.arange(3) % 2, np.arange(8) % 2
     assert not run_chance_test(few, few, 2).is_better and run_chance_test(more, more, 2).is_better
     assert not run_chance_test(np.zeros(50, np.int64), np.zeros(50, np.int64), 2).is_better, "of one class"

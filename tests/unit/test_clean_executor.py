@@ -89,7 +89,7 @@ def test_the_executor_is_chosen_by_the_work_and_the_address(
 
 
 def test_without_ray_processes_clean(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """As in the image of clean's containers, where the same options are meant for resize."""
+    """Ray is missing in the image of clean's containers, where the same options are meant for resize."""
     monkeypatch.setattr(reuse, "find_spec", {"ray": None}.get)
     assert reuse._choose_executor(CleanConfig(executor="ray"), [], 2) == "processes"
     assert "Ray is not installed here" in capsys.readouterr().err
@@ -101,7 +101,7 @@ def clean(raw: Dataset, folder: Path, rules: RowRules = RULES) -> tuple[list[tup
     return list(parts), progress
 
 
-def test_progress_counts_what_the_processes_do(tmp_path: Path, small_slices: None) -> None:
+def test_progress_counts_rows_of_worker_processes(tmp_path: Path, small_slices: None) -> None:
     raw = raw_of(tmp_path)
     parts, progress = clean(raw, tmp_path)
     assert sorted(part.key for part, _ in parts) == sorted(part.key for part in shard.plan_slices(raw))

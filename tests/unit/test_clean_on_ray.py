@@ -91,13 +91,13 @@ def test_a_rayjob_makes_the_dataset_of_the_steps_pod(
     assert result.record["metrics"] == in_pod.record["metrics"]
     first, second = (find_intact_dataset(record["uri"]) for record in (in_pod.record, result.record))
     assert first and second and first.manifest.files == second.manifest.files
-    [job] = api.made
+    [job] = api.created
     assert job["metadata"]["labels"]["app.kubernetes.io/component"] == "clean"
-    assert launch(raw).record["state"] == "cached" and len(api.made) == 1
+    assert launch(raw).record["state"] == "cached" and len(api.created) == 1
 
 
 def test_error_of_the_job_is_raised_by_the_step(api: KubeApi, raw: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here no image is left to test on, which only the decision on all images finds."""
+    """No test image remains, which only the decision on all images detects."""
     api.acts = [(*STARTED, job_cleans(monkeypatch), *launching_failed())]
     result = launch(raw, test_fraction=0.0)
     assert result.code == result.record["exit_code"] == EXIT_USER
@@ -123,7 +123,7 @@ def test_ray_address_is_rejected_with_mode_rayjob(raw: Dataset) -> None:
 
 
 def test_slices_cleaned_before_need_no_core_seconds(raw: Dataset) -> None:
-    """By which a cluster decides between a pod and a RayJob."""
+    """The estimate decides between a pod and a RayJob."""
     workspace = workspace_of(raw)
     context = Context("clean", workspace, RUN, False)
     config = CleanConfig(raw=raw.uri, workspace=workspace.uri)
@@ -180,7 +180,7 @@ def test_downloads_pod_plans_the_rayjob_whose_dataset_cleans_pod_finds(
     check_custom(job)  # last, for it skips where there are no schemas
 
 
-def test_a_wrong_option_of_clean_is_told_in_its_record(raw: Dataset, tmp_path: Path) -> None:
+def test_wrong_option_of_clean_is_in_its_record(raw: Dataset, tmp_path: Path) -> None:
     config = '{"clean": {"class_list": "s3://mill/nosuch.txt"}}'
     with pytest.raises(Exception, match="class_list: expected a file that is there"):
         planned(raw, tmp_path / "out", {"ray": {"clean": "rayjob"}}, f"--config={config}")

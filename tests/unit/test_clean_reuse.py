@@ -41,7 +41,7 @@ Row = dict[str, Any]
 
 @dataclasses.dataclass
 class Work:
-    """What was done since `restart`: slices that were cleaned, and files that were rewritten."""
+    """Work since `restart`: cleaned slices and rewritten files."""
 
     cleaned: list[Slice] = dataclasses.field(default_factory=list)
     rewritten: list[File] = dataclasses.field(default_factory=list)
@@ -298,7 +298,7 @@ def test_rerun_cleans_again_and_its_retry_does_not(tmp_path: Path, work: Work) -
 
 
 def test_files_replaced_by_rewritten_ones_may_be_deleted(tmp_path: Path, work: Work) -> None:
-    """It is made again only where other rows are dropped of it."""
+    """Such a file is written again only where other rows of it are dropped."""
     rows = toy_rows()
     raw = raw_dataset(tmp_path, rows, shards=4)
     first = run_clean(tmp_path, raw)

@@ -146,7 +146,7 @@ WRONG: list[tuple[Any, str]] = [
 
 
 @pytest.mark.parametrize(("values", "message"), WRONG, ids=range(len(WRONG)))
-def test_what_is_wrong_is_named(values: Any, message: str) -> None:
+def test_invalid_fields_are_named(values: Any, message: str) -> None:
     with pytest.raises(UserError) as error:
         parse_cluster(values, "c.yaml")
     assert message in str(error.value)
@@ -173,7 +173,7 @@ def test_a_login_is_refused_and_not_repeated(group: str, field: str, value: str,
     assert "hunter2" not in str(error.value)
 
 
-def test_what_kubernetes_takes_is_taken() -> None:
+def test_valid_kubernetes_values_are_accepted() -> None:
     tolerations: list[dict[str, Any]] = [
         {"operator": "Exists"},
         {"key": "spot", "value": True, "effect": "NoExecute", "tolerationSeconds": 30},

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_edges import here, no_session
+from test_edges import no_session, run_in_this_process
 from test_resample import make_noise as noise
 
 from imagemill.components.clean import STEP as CLEAN
@@ -100,7 +100,7 @@ def test_conversions_are_those_of_pillow_and_opencv(seed: int) -> None:
 
 
 def test_known_colours() -> None:
-    """Of JFIF's and CIE's definitions: white, red and blue in the order Y, Cb, Cr and L, a, b."""
+    """Values by JFIF's and CIE's definitions: white, red and blue in the order Y, Cb, Cr and L, a, b."""
     rgb = np.array([[[255, 255, 255], [255, 0, 0], [0, 0, 255]]], np.uint8)
     assert convert_color(rgb, "ycbcr").tolist() == [[[255, 128, 128], [76, 85, 255], [29, 255, 107]]]
     assert convert_color(rgb, "lab").tolist() == [[[255, 128, 128], [136, 208, 195], [82, 207, 20]]]
@@ -180,11 +180,11 @@ def test_a_single_channel_is_resampled_alone() -> None:
 def steps_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """The resize step without Ray, whose start costs seconds; what Ray does is tested elsewhere."""
     monkeypatch.setattr(resize_step, "open_ray_session", no_session)
-    monkeypatch.setattr(resize_step, "run_tasks", here)
+    monkeypatch.setattr(resize_step, "run_tasks", run_in_this_process)
 
 
 def run_step(step: Step, workspace: Path, **values: str) -> Dataset:
-    """One step as its command line runs it; what it committed."""
+    """Run a step by its command line and return the dataset that it commits."""
     config = step.config.from_values({"workspace": str(workspace), "run": "r", "name": "x", **values})
     result = workspace.parent / "result.json"
     assert step.execute(config, str(result)) == 0, result.read_text()

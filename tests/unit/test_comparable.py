@@ -1,4 +1,4 @@
-"""What two configurations must have in common to be compared, and what is said of those that differ in it."""
+"""Conditions under which two configurations can be compared, and the errors where they differ."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_other_classes_and_tasks_are_named() -> None:
         check_same_classes(clean("a"), clean("a", task="multi"))
 
 
-def test_a_source_with_a_password_is_named_without_it() -> None:
+def test_password_of_a_source_is_not_shown() -> None:
     sources = [f"https://me:secret@host/{name}.tar" for name in "ab"]
     first, second = (Configuration.read("{}", {"dataset": "folder", "source": source}) for source in sources)
     with pytest.raises(UserError, match="source: expected the same in") as error:

@@ -44,8 +44,8 @@ def test_torch_dynamo_is_imported_on_first_use_only() -> None:
     assert process.returncode == 0, process.stderr
 
 
-def test_a_module_that_needs_more_of_it_gets_it() -> None:
-    """As a later torchvision might: the import that it meets is the real one."""
+def test_deferred_module_is_imported_when_needed() -> None:
+    """A later torchvision might import more: the deferred module is replaced by the real one."""
     process = run(
         "import os, sys\n"
         "from imagemill.components import compat\n"
@@ -67,7 +67,7 @@ def test_torch_knows_amx_as_its_public_function_does() -> None:
     assert compat.has_amx() == torch.cpu._is_amx_tile_supported() == torch.cpu.get_capabilities().get("amx_tile", False)
 
 
-def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_functions_that_cannot_be_compiled_run_uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(graph: object, inputs: object) -> Callable[..., object]:
         raise RuntimeError("no such operation")
 

@@ -39,7 +39,7 @@ def test_local_paths_are_rejected(target: str, flags: dict[str, str], message: s
 
 @pytest.mark.parametrize("target", ["kfp", "argo"])
 @pytest.mark.parametrize("flag", ["label_pattern", "other_class"])
-def test_what_argo_would_take_for_a_variable_is_refused(target: str, flag: str, cluster_file: Path) -> None:
+def test_values_with_argo_variables_are_rejected(target: str, flag: str, cluster_file: Path) -> None:
     """Another of the run's values would stand there, or, without an end, the run would be refused."""
     parameters = resolve_parameters({flag: "({{workflow.name}})"})
     with pytest.raises(UserError, match=f"--{flag.replace('_', '-')}: expected a text without {{{{, by which Argo's"):
@@ -143,7 +143,7 @@ def test_the_command_compiles_for_argo(cluster_file: Path) -> None:
         (["--target", "argo", "--cluster", "FILE", "-o", "p.yaml", "--workspace", "./x"], "workspace: expected s3://"),
     ],
 )
-def test_what_is_wrong_is_said(
+def test_invalid_options_are_reported(
     arguments: list[str], message: str, cluster_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(cluster_file.parent)

@@ -176,7 +176,7 @@ def test_credentials_come_from_the_secret_or_from_nowhere(package: Any) -> None:
 
 
 def test_older_servers_get_no_pipeline_config(tmp_path: Path) -> None:
-    """For those it would ignore all the pods' settings; the run's deadline is each step's instead."""
+    """Older servers ignore all pod settings with it; each step gets the run's deadline instead."""
     older = replace(cluster("everything"), kfp=Kfp(version="2.16.1"))
     compile_kfp(resolve_parameters({}), tmp_path / "p.yaml", older)
     _, platform = documents(tmp_path / "p.yaml")
@@ -224,8 +224,8 @@ def test_clean_and_resize_are_placed_by_their_modes(package: Any) -> None:
     assert (image, memory) == ("ray", "1Gi") and parse_cluster_json(cluster_json).ray.address == "http://ray-head:8265"
 
 
-def test_there_is_one_condition_and_one_exit_step(package: Any) -> None:
-    """Where nothing has changed, no pod comes between that of download and that of the exit step."""
+def test_package_has_one_condition_and_one_exit_handler(package: Any) -> None:
+    """If nothing has changed, only download and the exit step have pods."""
     spec, _ = documents(package("default"))
     for name, task in tasks(spec).items():
         assert "condition" not in task.get("triggerPolicy", {}), name
@@ -281,7 +281,7 @@ def test_shared_memory_is_sized_to_the_batch(values: dict[str, str], expected: s
     assert shm_size("train", Pod(cpu="4", memory="16Gi"), resolve_parameters(values)) == expected
 
 
-def test_shared_memory_that_is_said_is_taken_and_other_steps_have_none() -> None:
+def test_configured_shared_memory_is_used_for_training_alone() -> None:
     assert shm_size("train", Pod(shm="2Gi", memory="4Gi"), resolve_parameters({})) == "2Gi"
     assert shm_size("clean", Pod(memory="4Gi"), resolve_parameters({})) == ""
     assert shm_size("evaluate", Pod(shm="1Gi", memory="4Gi"), resolve_parameters({})) == "1Gi"
@@ -294,8 +294,8 @@ def test_the_package_is_sized_by_its_own_defaults(tmp_path: Path) -> None:
     assert [m["sizeLimit"] for m in mounts if m["volumeName"] == "shm"] == ["1536Mi"]
 
 
-def test_without_baking_the_pods_suit_the_defaults_and_what_was_chosen(tmp_path: Path) -> None:
-    """One version of the pipeline runs with both: what was chosen is for one run, a schedule's runs take the rest."""
+def test_pods_of_unbaked_packages_suit_defaults_and_chosen_values(tmp_path: Path) -> None:
+    """A version runs with both: with the values chosen for one run, and with the defaults of a schedule."""
     wide = parse_cluster({"images": IMAGES, "steps": {"train": {"cpu": "256", "memory": "256Gi"}}})
     sizes = []
     for image_size in ("32", "448"):
@@ -342,7 +342,7 @@ def test_images_must_be_named_by_digest(tmp_path: Path) -> None:
 
 
 def test_step_log_has_no_lines_of_the_kfp_executor(package: Any, tmp_path: Path) -> None:
-    """What KFP's pages show of a step begins with what the step says, not with all of its input."""
+    """The log that KFP's pages show begins with the step's own lines, not with its input."""
     spec, _ = documents(package("default"))
     for step in (*STEPS, "finish"):
         command = " ".join(container(spec, step)["command"])

@@ -71,7 +71,7 @@ def test_another_value_is_the_users_error_by_its_name(value: Any, kind: type) ->
 
 
 @pytest.mark.parametrize("kind", [int, float, bool, str])
-def test_none_is_unset_whatever_the_default_is(kind: type) -> None:
+def test_none_is_unset_for_every_default(kind: type) -> None:
     assert convert("x", None, kind) is convert("x", None, kind, may_be_unset=True) is None
 
 
@@ -87,9 +87,7 @@ def test_a_blank_text_is_unset_in_forms_and_flags_only() -> None:
     (False, ("off", "on"), "off"), (True, ("off", "on"), "on"), (False, ("true", "false"), "false"),
     (True, ("false", "true", "new"), "true"),
 ])  # fmt: skip
-def test_words_that_yaml_reads_as_booleans_are_choices_again(
-    value: bool, choices: tuple[str, ...], expected: str
-) -> None:
+def test_yaml_booleans_are_converted_to_choices(value: bool, choices: tuple[str, ...], expected: str) -> None:
     assert convert("x", value, str, choices=choices) == expected
 
 
@@ -101,7 +99,7 @@ def test_auto_is_still_read_as_unset_where_a_preset_decides() -> None:
         CleanConfig.from_values({"background": "auto"})
 
 
-def test_null_takes_the_default_whatever_the_option_is() -> None:
+def test_null_gives_the_default_of_every_option() -> None:
     requested = {"seed": None, "weights": None, "tensorboard": None, "backbone": None, "flip": None, "epochs": None}
     assert TrainConfig.from_values(requested) == TrainConfig()
 
@@ -109,8 +107,8 @@ def test_null_takes_the_default_whatever_the_option_is() -> None:
 @pytest.mark.parametrize("requested", [
     {}, {"preset": "ocr"}, {"preset": "ocr", "flip": "true", "crop_scale": 0.6}, {"tensorboard": False, "epochs": 3},
 ])  # fmt: skip
-def test_the_flags_of_a_config_resolve_to_it_again(requested: dict[str, Any]) -> None:
-    """Also where the user overruled a preset with the value that is the default without one."""
+def test_flags_of_a_config_resolve_to_the_same_config(requested: dict[str, Any]) -> None:
+    """This holds for values that overrule a preset with the default of no preset."""
     config = TrainConfig.resolve(**requested)
     flags = (flag[2:].partition("=") for flag in config.to_flags())
     assert TrainConfig.from_values({name.replace("-", "_"): value for name, _, value in flags}) == config
@@ -125,7 +123,7 @@ def test_a_resolved_config_is_not_resolved_again() -> None:
 
 
 @pytest.mark.parametrize(("value", "kind", "expected"), [("5", int, 5), (0.0, float, 0.0), ("adamw", str, "adamw")])
-def test_what_may_be_unset_is_set_by_any_value(value: Any, kind: type, expected: Any) -> None:
+def test_options_that_may_be_unset_accept_every_value(value: Any, kind: type, expected: Any) -> None:
     assert convert("x", value, kind, may_be_unset=True) == expected
 
 

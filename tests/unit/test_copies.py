@@ -178,7 +178,7 @@ def test_recorded_operations_reproduce_the_pixels_of_a_copy() -> None:
 @pytest.mark.parametrize("mode", ["crop", "squash", "letterbox"])
 @pytest.mark.parametrize("stored", [0, 36])
 def test_copy_without_operations_equals_the_original(mode: str, stored: int) -> None:
-    """With no operation a copy is the original, whatever colour and edges come after."""
+    """Without operations a copy equals the original in all color spaces and edge modes."""
     if stored and mode != "crop":
         return
     identity = dataclasses.replace(RAND, ops=0, flip=False)
@@ -251,7 +251,7 @@ def test_evaluate_reads_originals_and_train_reads_copies_too(tmp_path: Path) -> 
     assert sorted(loaded) == sorted(r["image"].tobytes() for r in rows_of(tensors)) and len(loaded) == 18
 
 
-def test_what_counts_in_the_name() -> None:
+def test_fingerprint_depends_on_the_copy_options() -> None:
     def counting(**options: Any) -> dict[str, Any]:
         config = ResizeConfig(**options)
         policy = CopyPolicy(config.copies, config.copy_policy) if config.copies else None

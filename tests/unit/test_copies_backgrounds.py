@@ -58,7 +58,7 @@ def folder_of(folder: Path, colours: dict[str, tuple[int, int, int]]) -> str:
 
 
 def test_foreground_stays_and_background_is_replaced(tmp_path: Path) -> None:
-    """At the picture's own size nothing is resampled: every pixel can be looked at."""
+    """At the image's own size nothing is resampled, so every pixel can be compared."""
     pixels = photos.made(1, 64, 64)
     row = {"image_id": "a", "image": {"bytes": photos.saved(pixels)}, "shuffle_index": STEP}
     images = list(decode_with_copies(row | {"mask": photos.saved(half(pixels))}, Geometry(64, "squash"), FIELDS))
@@ -79,7 +79,7 @@ def test_foreground_stays_and_background_is_replaced(tmp_path: Path) -> None:
 
 
 def test_background_is_composited_before_resampling() -> None:
-    """As if the picture had been so from the start; the mask of a scaled decode is that of its blocks."""
+    """The result is that of an image with the new background; the mask of a scaled decode is that of its blocks."""
     pixels = cv2.resize(photos.made(2, 80, 60), (643, 481), interpolation=cv2.INTER_CUBIC)
     y, x = np.mgrid[:481, :643]
     disc = (np.hypot(x - 300, y - 200) < 150).astype(np.uint8) * 255
@@ -154,7 +154,7 @@ def test_images_without_a_mask_have_no_copies_and_are_counted(tmp_path: Path) ->
             np.testing.assert_array_equal(row["image"], plain[row["image_id"]])
 
 
-def test_without_masks_it_says_what_to_do(tmp_path: Path) -> None:
+def test_missing_masks_are_a_user_error_with_a_remedy(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--keep-masks"):
         resized(clean_of(tmp_path, make_images(3)), copies=1, **OPTIONS)
 
@@ -201,7 +201,7 @@ def test_background_does_not_depend_on_the_order_of_reads(tmp_path: Path) -> Non
     assert cache.get(("large", "", 0)) is None and cache.get(("8", "", 0)) is not None
 
 
-def test_what_counts_is_names_and_content(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_names_and_content_of_backgrounds(tmp_path: Path) -> None:
     clean = clean_of(tmp_path / "w", masked([1]), masks=True)
 
     def counted(folder: str) -> Any:
@@ -221,7 +221,7 @@ def test_what_counts_is_names_and_content(tmp_path: Path) -> None:
     assert plan_copies(config, clean).fingerprint_fields(config) == {"copies": 1, "copy_policy": "background"}
 
 
-def test_wrong_backgrounds_say_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_backgrounds_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clean = clean_of(tmp_path / "w", masked([1, 2]), masks=True)
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "missing"):

@@ -123,7 +123,7 @@ def test_saved_pipelines_are_read_from_json_and_yaml(form: str, tmp_path: Path) 
     np.testing.assert_array_equal(run_pipeline(load_pipeline(path), photos.made(0, 40, 40), 0)[0].shape, (40, 40, 3))
 
 
-def test_what_counts_is_the_content_of_the_file(tmp_path: Path) -> None:
+def test_fingerprint_depends_on_the_content_of_the_pipeline_file(tmp_path: Path) -> None:
     a = import_albumentations()
     clean = clean_of(tmp_path, make_images(2))
     first = saved(tmp_path / "a.json", a.Blur(p=1))
@@ -145,7 +145,7 @@ def test_relative_places_are_made_absolute_for_other_processes(tmp_path: Path, m
     assert (named.copy_pipeline, named.backgrounds) == ("strong", "")
 
 
-def test_what_is_no_pipeline_says_so(tmp_path: Path) -> None:
+def test_invalid_pipelines_are_rejected(tmp_path: Path) -> None:
     a = import_albumentations()
     (tmp_path / "text.json").write_text("not: [a pipeline")
     (tmp_path / "list.json").write_text("[1, 2]")
@@ -208,6 +208,6 @@ def test_step_makes_and_records_copies_by_a_pipeline(tmp_path: Path, monkeypatch
     )
 
 
-def test_albumentations_asks_nobody_for_news() -> None:
+def test_albumentations_does_not_check_for_updates() -> None:
     import_albumentations()
     assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"

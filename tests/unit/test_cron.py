@@ -59,7 +59,7 @@ def test_the_wrong_field_is_named(text: str, field: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "0 3 * *", "0 0 3 * * 1", "CRON_TZ=UTC 0 3 * * 1", "tz=UTC 0 3 * * 1", "0 3 30 2 *"]
 )
-def test_what_is_no_expression_is_refused(text: str) -> None:
+def test_invalid_expressions_are_rejected(text: str) -> None:
     with pytest.raises(UserError, match="--cron: expected"):
         parse_cron(text)
 
@@ -94,7 +94,7 @@ def test_the_servers_expression_fires_when_the_users_does(text: str, timezone: Z
 
 
 @pytest.mark.parametrize("text", ["0 3 1 * *", "0 3,12 * * 1", "0 3 * jan *"])
-def test_what_falls_apart_in_the_servers_zone_is_refused(text: str) -> None:
+def test_expressions_that_cannot_be_converted_are_rejected(text: str) -> None:
     with pytest.raises(UserError, match="--server-timezone"):
         convert_to_server_timezone(parse_cron(text), TOKYO, UTC_ZONE, NOW)
 

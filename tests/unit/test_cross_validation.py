@@ -28,7 +28,7 @@ def test_units_stay_together_and_classes_are_spread(rows: list[tuple[int, int]])
 
 
 def test_labels_without_a_meaning_score_by_chance() -> None:
-    """Also with the penalty that suits them best: 400 images of 2 classes are right in half of the cases, within 4
+    """Even with the best penalty, 400 images of 2 classes are right in half of the cases, within 4
     standard errors of 0.025 in each of 3 seeds, which fails once in 5,000 such tests."""
     for seed in range(3):
         random = np.random.default_rng(seed)

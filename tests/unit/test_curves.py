@@ -89,7 +89,7 @@ def test_the_error_of_an_area_is_bounded_by_the_pairs_of_one_bin(monkeypatch: py
     assert (np.abs(histograms.compute_areas().roc - exact) <= bound).all() and bound.min() > 0.005
 
 
-def test_odds_tell_probabilities_apart_that_are_one_in_float32() -> None:
+def test_log_odds_distinguish_probabilities_that_round_to_one() -> None:
     logits = torch.tensor([[18.0, 0.0, 0.0], [22.0, 0.0, 0.0]])
     assert (logits.softmax(1)[:, 0] > 1 - 1e-6).all()
     odds = compute_log_odds(logits, False)

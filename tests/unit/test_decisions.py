@@ -1,4 +1,4 @@
-"""What is decided about all images together: copies, exact splits, twins, leaks, conflicts, outliers."""
+"""Decisions about all images together: copies, exact splits, twins, leaks, conflicts, outliers."""
 
 from __future__ import annotations
 
@@ -69,27 +69,29 @@ def toy(
     )
 
 
-def copies(table: Toy, policy: str = "keep") -> tuple[dict[int, str], dict[str, Any], dict[str, str]]:
+def find_copies(table: Toy, policy: str = "keep") -> tuple[dict[int, str], dict[str, Any], dict[str, str]]:
     decisions = RowDecisions.of(table)
     drop_duplicates(decisions, policy)
     details = {row["image_id"]: row["detail"] for row in decisions.iterate_rejected()}
     return {r: v.reason for r, v in decisions.dropped.items()}, decisions.findings["duplicates"], details
 
 
-def test_groups_of_equal_pixels_are_found_and_nothing_else() -> None:
+def test_only_groups_of_equal_pixels_are_found() -> None:
     assert [g.tolist() for g in group_equal_pixels(toy([5, 1, 5, 2, 1, 5]))] == [[0, 2, 5], [1, 4]]
     assert group_equal_pixels(toy([1, 2, 3])) == [] and group_equal_pixels(toy([])) == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.sampled_from(SPLITS), st.sampled_from("ab")), max_size=20))
-def test_one_of_the_copies_stays_and_it_is_the_one_nearest_to_test(rows: list[tuple[int, str, str]]) -> None:
+def test_the_copy_nearest_to_the_test_split_is_kept(rows: list[tuple[int, str, str]]) -> None:
     pixels, splits, labels = ([row[i] for row in rows] for i in range(3))
-    dropped, found, _ = copies(toy(pixels, "".join(labels), splits))
+    dropped, findings, _ = find_copies(toy(pixels, "".join(labels), splits))
     for value in set(pixels):
         members = [r for r, p in enumerate(pixels) if p == value]
-        (kept,) = [r for r in members if r not in dropped]
-        assert kept == min(members, key=lambda r: (("test", "val", "train").index(splits[r]), r))
-    assert found["conflicts"] == sum(len({labels[r] for r, p in enumerate(pixels) if p == v}) > 1 for v in set(pixels))
+        (remaining,) = [r for r in members if r not in dropped]
+        assert remaining == min(members, key=lambda r: (("test", "val", "train").index(splits[r]), r))
+    assert findings["conflicts"] == sum(
+        len({labels[r] for r, p in enumerate(pixels) if p == v}) > 1 for v in set(pixels)
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,21 +107,21 @@ def test_one_of_the_copies_stays_and_it_is_the_one_nearest_to_test(rows: list[tu
     ],
 )
 def test_copies_with_different_labels(labels: str, policy: str, expected: dict[int, str]) -> None:
-    dropped, found, details = copies(toy([7] * len(labels), labels), policy)
+    dropped, findings, details = find_copies(toy([7] * len(labels), labels), policy)
     assert dropped == expected
-    assert found["conflicts"] == (len(set(labels)) > 1)
+    assert findings["conflicts"] == (len(set(labels)) > 1)
     if policy == "keep" and labels == "aab":
         assert details["002"] == "same as 000 (train); labelled b here, a there"
-        assert found["conflict_examples"][0][2] == {"image_id": "002", "label": "b"}
+        assert findings["conflict_examples"][0][2] == {"image_id": "002", "label": "b"}
 
 
-def test_equal_bytes_are_told_from_equal_pixels_and_leaks_by_declaration_are_counted() -> None:
-    dropped, found, _ = copies(
+def test_duplicate_bytes_and_pixels_are_distinguished_and_declared_leaks_counted() -> None:
+    dropped, findings, _ = find_copies(
         toy([1, 1, 1, 2, 2], splits=["test", "train", "train", "test", "test"],
             declared=["test", "trainval", "train", "test", "test"], content=[9, 9, 8, 7, 7])
     )  # fmt: skip
     assert dropped == {1: "duplicate_bytes", 2: "duplicate_pixels", 4: "duplicate_bytes"}
-    assert found["declared_test_images_in_declared_train"] == 1
+    assert findings["declared_test_images_in_declared_train"] == 1
 
 
 FRACTIONS = st.sampled_from([(0.0, 0.0), (0.1, 0.1), (0.25, 0.25), (0.4, 0.4), (0.0, 0.5)])
@@ -130,10 +132,10 @@ def test_exact_splits_hold_in_every_class(rows: list[tuple[int, str]], fractions
     labels = np.array([r[0] for r in rows], np.int64)
     declared = np.array([CODES[r[1]] for r in rows], np.uint8)
     places = np.random.default_rng(len(rows)).permutation(len(rows)).astype(np.uint64)
-    found = choose_exact_splits(declared, labels, places, fractions)
+    splits = choose_exact_splits(declared, labels, places, fractions)
     for label in range(4):
         for part, (val, test) in ((UNDECLARED, fractions), (TRAINVAL, (fractions[0], 0.0))):
-            members = found[(labels == label) & (declared == part)]
+            members = splits[(labels == label) & (declared == part)]
             number = len(members)
             if number:
                 assert (members == TRAIN).sum() >= 1
@@ -141,7 +143,7 @@ def test_exact_splits_hold_in_every_class(rows: list[tuple[int, str]], fractions
                 assert abs((members == VAL).sum() - val * number) <= 0.51
                 assert abs((members == TEST).sum() - test * number) <= 0.51
     for code in (TRAIN, VAL, TEST):
-        assert (found[declared == code] == code).all()
+        assert (splits[declared == code] == code).all()
 
 
 def test_exact_splits_keep_groups_together_over_all_classes() -> None:
@@ -176,7 +178,7 @@ def test_folds_have_the_sizes_asked_for() -> None:
         assert counts == {TRAIN: 700, VAL: 100, TEST: 200}
 
 
-def test_a_fold_keeps_groups_together_whatever_the_source_declares() -> None:
+def test_folds_keep_groups_together_with_declared_splits() -> None:
     groups = np.repeat(np.arange(40) * (2**63 // 40) + 1, 5)
     table = toy(list(range(200)), "ab" * 100, group=groups.tolist(), declared=["test"] * 200)
     decisions = RowDecisions.of(table)
@@ -192,7 +194,7 @@ def test_a_wrong_fold_is_named(values: dict[str, str]) -> None:
         CleanConfig.from_values({"raw": "r", "workspace": "w"} | values)
 
 
-def judged(table: Toy, pairs: list[tuple[int, int]], **options: Any) -> tuple[dict[int, str], RowDecisions]:
+def find_dropped_twins(table: Toy, pairs: list[tuple[int, int]], **options: Any) -> tuple[dict[int, str], RowDecisions]:
     first, second = (np.array([p[i] for p in pairs], np.int64) for i in (0, 1))
     twins = Twins(first, second, np.ones(len(pairs), np.uint8), np.ones(len(pairs), np.float32), len(pairs), True)
     decisions = RowDecisions.of(table)
@@ -219,8 +221,10 @@ def test_a_train_image_with_a_twin_in_test_is_dropped_unless_the_source_declares
     declared: list[str], policy: str, dropped: dict[int, str]
 ) -> None:
     for order in ([(0, 1)], [(1, 0)]):
-        found, decisions = judged(toy([0, 1], splits=["train", "test"], declared=declared), order, leakage=policy)
-        assert found == dropped
+        actual, decisions = find_dropped_twins(
+            toy([0, 1], splits=["train", "test"], declared=declared), order, leakage=policy
+        )
+        assert actual == dropped
         leakage = decisions.findings["leakage"]
         assert (leakage["dropped"], leakage["kept"]) == ((1, 0) if dropped else (0, 1))
         assert leakage["test_images_with_twin_in_train"] == 1 and leakage["test_images_with_twin_in_val"] == 0
@@ -228,31 +232,31 @@ def test_a_train_image_with_a_twin_in_test_is_dropped_unless_the_source_declares
         assert leakage["declared_test_images_with_twin_in_declared_train"] == expected
 
 
-def test_ignored_declarations_protect_no_leak() -> None:
+def test_leaks_are_dropped_where_declared_splits_are_ignored() -> None:
     table = toy([0, 1], splits=["val", "test"], declared=["train", "test"])
-    found, decisions = judged(table, [(0, 1)], declared_splits="ignore")
-    assert found == {0: LEAK} and decisions.findings["leakage"]["test_images_with_twin_in_val"] == 1
+    actual, decisions = find_dropped_twins(table, [(0, 1)], declared_splits="ignore")
+    assert actual == {0: LEAK} and decisions.findings["leakage"]["test_images_with_twin_in_val"] == 1
     assert next(decisions.iterate_rejected())["detail"] == "near twin of 001 (test)"
 
 
-def test_a_twin_of_a_twin_is_no_twin() -> None:
+def test_twins_are_not_transitive() -> None:
     table = toy(range(4), splits=["test", "train", "train", "train"])  # type: ignore[arg-type]
-    found, _ = judged(table, [(0, 1), (1, 2), (2, 3)])
-    assert found == {1: LEAK}
+    actual, _ = find_dropped_twins(table, [(0, 1), (1, 2), (2, 3)])
+    assert actual == {1: LEAK}
 
 
 def test_twins_within_a_split_are_reported_or_all_but_one_dropped() -> None:
     table = toy(range(6), splits=["train", "train", "train", "val", "test", "test"], order=[5, 0, 9, 1, 2, 3])  # type: ignore[arg-type]
     pairs = [(0, 1), (1, 2), (2, 3), (4, 5)]
-    found, decisions = judged(table, pairs)
-    assert found == {} and decisions.findings["near_duplicates"]["by_splits"] == {
+    actual, decisions = find_dropped_twins(table, pairs)
+    assert actual == {} and decisions.findings["near_duplicates"]["by_splits"] == {
         "train-train": 2,
         "train-val": 1,
         "test-test": 1,
     }
-    found, decisions = judged(table, pairs, near_duplicates="drop")
+    actual, decisions = find_dropped_twins(table, pairs, near_duplicates="drop")
     # Kept first: test by order (4), val (3), then train by order: 1; 0 and 2 are direct twins of kept ones.
-    assert found == dict.fromkeys((0, 2, 5), "near_duplicate")
+    assert actual == dict.fromkeys((0, 2, 5), "near_duplicate")
     assert decisions.findings["near_duplicates"]["dropped"] == 3
 
 
@@ -269,8 +273,8 @@ def test_twins_within_a_split_are_reported_or_all_but_one_dropped() -> None:
     ],
 )
 def test_twins_with_different_labels(labels: str, pairs: list[tuple[int, int]], policy: str, dropped: set[int]) -> None:
-    found, decisions = judged(toy(list(range(len(labels))), labels), pairs, label_conflicts=policy)
-    assert found == dict.fromkeys(dropped, "label_conflict")
+    actual, decisions = find_dropped_twins(toy(list(range(len(labels))), labels), pairs, label_conflicts=policy)
+    assert actual == dict.fromkeys(dropped, "label_conflict")
     expected = sum(labels[a] != labels[b] for a, b in pairs)
     assert decisions.findings["near_duplicates"]["conflicts"] == expected
     assert len(decisions.findings["near_duplicates"]["conflict_examples"]) == expected
@@ -287,27 +291,29 @@ def test_robust_scores_by_their_definition() -> None:
 
 def test_outliers_are_reported_by_default_and_dropped_on_request() -> None:
     values = np.r_[np.random.default_rng(0).normal(0.5, 0.01, 200), 0.9, 0.1].astype(np.float32)
-    for policy, gone in (("report", set()), ("drop", {200, 201})):
+    for policy, expected in (("report", set()), ("drop", {200, 201})):
         decisions = RowDecisions.of(toy(list(range(202)), measures={"brightness": values}))
         find_outliers(decisions, ("brightness", "entropy"), 6.0, policy)
-        assert set(decisions.dropped) == gone
-        assert {name: about["count"] for name, about in decisions.findings["outliers"].items()} == {"brightness": 2}
+        assert set(decisions.dropped) == expected
+        assert {name: outliers["count"] for name, outliers in decisions.findings["outliers"].items()} == {
+            "brightness": 2
+        }
         (far, near) = decisions.findings["outliers"]["brightness"]["examples"]
         assert {far["image_id"], near["image_id"]} == {"200", "201"} and far["score"] >= near["score"] > 30
-        if gone:
+        if expected:
             detail = next(iter(decisions.iterate_rejected()))["detail"]
             assert detail.startswith("brightness 0.") and "spreads from the median 0.5" in detail
 
 
-def test_the_order_of_decisions_a_copy_is_no_twin_and_weighs_once() -> None:
+def test_copies_are_dropped_before_twins_and_outliers_are_searched() -> None:
     """Rows 0 and 1 are copies; near-duplicates and outliers look at the survivor alone."""
 
     class Thumbs(Toy):
         def read_thumbnails(self, rows: RowNumbers) -> Any:
             return np.zeros((len(rows), THUMBNAIL_BYTES), np.uint8)
 
-    made = toy([1, 1, 2], phash=[1, 1, 0xFFFF0000FFFF])
-    table = Thumbs(**vars(made))
+    toy_table = toy([1, 1, 2], phash=[1, 1, 0xFFFF0000FFFF])
+    table = Thumbs(**vars(toy_table))
     decisions, twins = decide(table, CleanConfig())
     assert set(decisions.dropped) == {1} and twins is not None and len(twins) == 0
     assert set(decisions.findings) == {"duplicates", "near_duplicates", "leakage", "outliers"}

@@ -65,8 +65,8 @@ def test_every_label_and_split_is_the_path(planned: dict[str, demo.PlannedFile])
 
 
 def test_the_same_seed_gives_the_same_bytes(files: dict[str, bytes]) -> None:
-    again = {file.path: file.data for file in demo.generate(0)}
-    assert again == files
+    repeated = {file.path: file.data for file in demo.generate(0)}
+    assert repeated == files
     assert demo.list_faults(0) == demo.list_faults(0)
 
 
@@ -137,13 +137,13 @@ def test_every_other_file_decodes_in_full(files: dict[str, bytes], planned: dict
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_broken_files_do_not_decode(seed: int) -> None:
     broken = {fault.path: fault for fault in of_kind(demo.list_faults(seed), "broken")}
-    wanted = [entry for entry in demo.plan(seed) if entry.path in broken]
-    for entry in wanted:
+    planned = [entry for entry in demo.plan(seed) if entry.path in broken]
+    for entry in planned:
         data = demo._make_data(seed, entry)
         with pytest.raises((OSError, UnidentifiedImageError)):
             decoded(data)
-        known = any(data.startswith(magic) for magic in MAGIC.values())
-        reason = "empty_file" if not data else "corrupt" if known else "not_an_image"
+        has_magic = any(data.startswith(magic) for magic in MAGIC.values())
+        reason = "empty_file" if not data else "corrupt" if has_magic else "not_an_image"
         assert broken[entry.path].reason == reason
         assert entry.label and entry.split
 
@@ -180,14 +180,16 @@ def test_unsupported_files_open_but_have_no_plain_bands(files: dict[str, bytes],
     assert sorted(decoded(files[fault.path]).mode for fault in unsupported) == ["F", "LAB"]
 
 
-def test_copies_are_copies_and_the_right_one_goes(files: dict[str, bytes], faults: list[demo.Fault]) -> None:
+def test_planted_copies_are_equal_and_the_expected_one_is_dropped(
+    files: dict[str, bytes], faults: list[demo.Fault]
+) -> None:
     rank = {"test": 0, "val": 1, "train": 2}
     copies = of_kind(faults, "duplicate_bytes", "duplicate_pixels")
     for fault in copies:
-        kept, gone = files[fault.detail], files[fault.path]
+        kept_data, dropped_data = files[fault.detail], files[fault.path]
         assert fault.reason == fault.kind and fault.path != fault.detail
-        assert (kept == gone) is (fault.kind == "duplicate_bytes")
-        first, second = decoded(kept), decoded(gone)
+        assert (kept_data == dropped_data) is (fault.kind == "duplicate_bytes")
+        first, second = decoded(kept_data), decoded(dropped_data)
         assert first.mode == second.mode and first.size == second.size and first.tobytes() == second.tobytes()
         order = [(rank[path.split("/")[0]], path) for path in (fault.detail, fault.path)]
         assert order == sorted(order)
@@ -195,13 +197,13 @@ def test_copies_are_copies_and_the_right_one_goes(files: dict[str, bytes], fault
     assert sum(fault.detail.startswith("test/") for fault in copies) == 2
 
 
-def test_there_are_no_other_copies(files: dict[str, bytes], faults: list[demo.Fault]) -> None:
-    said = {fault.path for fault in of_kind(faults, "duplicate_bytes")}
-    rest = Counter(data for path, data in files.items() if path not in said)
-    assert set(rest.values()) == {1}
+def test_only_listed_files_are_copies(files: dict[str, bytes], faults: list[demo.Fault]) -> None:
+    listed = {fault.path for fault in of_kind(faults, "duplicate_bytes")}
+    counts = Counter(data for path, data in files.items() if path not in listed)
+    assert set(counts.values()) == {1}
 
 
-def test_mislabelled_pictures_are_in_train_and_show_what_is_said(
+def test_mislabelled_images_are_in_train_and_show_the_recorded_class(
     planned: dict[str, demo.PlannedFile], faults: list[demo.Fault]
 ) -> None:
     mislabelled = of_kind(faults, "mislabelled")
@@ -221,23 +223,23 @@ def test_stray_files_belong_to_no_class(files: dict[str, bytes], faults: list[de
             Image.open(io.BytesIO(files[fault.path]))
 
 
-def test_all_formats_and_colours_are_there(files: dict[str, bytes], planned: dict[str, demo.PlannedFile]) -> None:
-    seen: Counter[tuple[str, str]] = Counter()
+def test_demo_has_all_formats_and_modes(files: dict[str, bytes], planned: dict[str, demo.PlannedFile]) -> None:
+    counts: Counter[tuple[str, str]] = Counter()
     sampling: set[tuple[object, ...]] = set()
-    names_that_lie: Counter[str] = Counter()
+    misnamed: Counter[str] = Counter()
     for path in valid_paths(planned):
         image = Image.open(io.BytesIO(files[path]))
         form = str(image.format)
-        seen[form, image.mode] += 1
+        counts[form, image.mode] += 1
         if form != "JPEG" and path.endswith(".jpg"):
-            names_that_lie[form] += 1
+            misnamed[form] += 1
         if form == "JPEG" and image.mode == "RGB":
             sampling.add(tuple(layer[1:3] for layer in image.layer))  # type: ignore[attr-defined]
-    assert seen["JPEG", "RGB"] > 0.6 * seen.total()
-    wanted = {("JPEG", "L"): 3, ("JPEG", "CMYK"): 3, ("PNG", "RGB"): 10, ("PNG", "RGBA"): 5, ("PNG", "P"): 5}
-    wanted |= {("GIF", "P"): 5, ("WEBP", "RGB"): 5, ("BMP", "RGB"): 5, ("TIFF", "RGB"): 5, ("PNG", "I;16"): 1}
-    assert all(seen[key] >= least for key, least in wanted.items()), seen
-    assert names_that_lie["PNG"] >= 2 and names_that_lie["GIF"] >= 2
+    assert counts["JPEG", "RGB"] > 0.6 * counts.total()
+    expected = {("JPEG", "L"): 3, ("JPEG", "CMYK"): 3, ("PNG", "RGB"): 10, ("PNG", "RGBA"): 5, ("PNG", "P"): 5}
+    expected |= {("GIF", "P"): 5, ("WEBP", "RGB"): 5, ("BMP", "RGB"): 5, ("TIFF", "RGB"): 5, ("PNG", "I;16"): 1}
+    assert all(counts[key] >= least for key, least in expected.items()), counts
+    assert misnamed["PNG"] >= 2 and misnamed["GIF"] >= 2
     assert len(sampling) == 3
 
 

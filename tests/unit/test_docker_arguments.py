@@ -1,4 +1,4 @@
-"""What containers of `--runner docker` are started with, and what is said when there is no engine or no image."""
+"""Arguments of the containers of `--runner docker`, and errors of a missing engine or image."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_nothing_of_a_run_on_s3_is_mounted(tmp_path: Path) -> None:
         ((0, 0), ["name=userns"], IMAGE_USER),
     ],
 )
-def test_who_containers_run_as(caller: tuple[int, int], options: list[str], expected: tuple[int, int]) -> None:
+def test_user_of_containers(caller: tuple[int, int], options: list[str], expected: tuple[int, int]) -> None:
     assert docker_mounts.choose_user({"SecurityOptions": options}, caller) == expected
 
 
@@ -145,7 +145,7 @@ def test_the_folders_of_a_tables_rows_are_mounted(tmp_path: Path) -> None:
     assert access.addresses == ("s3://b",) and access.uses_s3()
 
 
-def test_parameters_become_absolute_and_what_lies_in_the_workspace_is_mounted_once(
+def test_paths_become_absolute_and_the_workspace_is_mounted_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -293,7 +293,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[docker_api.Engine]:
         yield server
 
 
-def test_missing_images_are_named_with_the_command_that_makes_them(engine: docker_api.Engine) -> None:
+def test_missing_images_are_reported_with_the_build_command(engine: docker_api.Engine) -> None:
     engine.images.update({"imagemill-cpu:1", "imagemill-gpu:1"})
     cluster = parse_cluster({"images": {t: f"imagemill-{t}:1" for t in ("cpu", "ray", "gpu")} | {"tags_allowed": True}})
     with pytest.raises(UserError) as error:
@@ -350,7 +350,7 @@ def test_an_engine_that_does_not_answer_may_do_so_later(
 
 
 @pytest.mark.parametrize("lost", ["/containers/create$", "/attach$|/wait$", "/start$"])
-def test_an_engine_that_goes_away_while_a_step_runs_is_transient(
+def test_lost_connection_to_the_engine_during_a_step_is_transient(
     engine: docker_api.Engine, lost: str, tmp_path: Path
 ) -> None:
     containers = _containers(engine, tmp_path)

@@ -1,4 +1,4 @@
-"""How containers of a run end with it, and what a killed run has left, against a stand-in of Docker's API."""
+"""Removal of a run's containers at its end and after a kill, against a test server of Docker's API."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from imagemill.pipelines.docker.client import STEP_LABEL, connect_engine, remove
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[docker_api.Engine]:
-    with docker_api.serving() as made:
-        monkeypatch.setenv("DOCKER_HOST", made.url)
-        yield made
+    with docker_api.serving() as server:
+        monkeypatch.setenv("DOCKER_HOST", server.url)
+        yield server
 
 
 @pytest.fixture
 def client(engine: docker_api.Engine) -> Iterator[Any]:
-    with closing(connect_engine("test")) as made:
-        yield made
+    with closing(connect_engine("test")) as connection:
+        yield connection
 
 
 def container(state: str = "running", run: str = "run-1", hours: float = 0) -> dict[str, Any]:
-    made = (datetime.now(UTC) - timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%S.123456789Z")
-    return {"state": state, "created": made, "labels": {**LABELS, RUN_LABEL: run, STEP_LABEL: "train"}}
+    created = (datetime.now(UTC) - timedelta(hours=hours)).strftime("%Y-%m-%dT%H:%M:%S.123456789Z")
+    return {"state": state, "created": created, "labels": {**LABELS, RUN_LABEL: run, STEP_LABEL: "train"}}
 
 
-def test_a_step_is_asked_to_end_before_it_is_made_to(
+def test_containers_are_stopped_before_they_are_removed(
     engine: docker_api.Engine, client: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.containers |= {"mine": container(), "dead": container("exited"), "other": container(run="run-2")}
     remove_containers(client, "run-1")
     assert list(engine.containers) == ["other"]
-    told = [asked.partition("/containers/")[2] for asked in engine.asked]
-    assert told[0] == "mine/stop?t=30"
-    assert sorted(told[1:]) == [f"{name}?v=True&link=False&force=True" for name in ("dead", "mine")]
+    calls = [call.partition("/containers/")[2] for call in engine.asked]
+    assert calls[0] == "mine/stop?t=30"
+    assert sorted(calls[1:]) == [f"{name}?v=True&link=False&force=True" for name in ("dead", "mine")]
     assert capsys.readouterr().err == "stopping train, which may take 30 s; Ctrl-C: at once\n"
     remove_containers(client, "run-1")
     assert len(engine.asked) == 3 and capsys.readouterr().err == ""
@@ -61,7 +61,7 @@ def test_ctrl_c_meanwhile_means_at_once(
     assert not engine.containers
 
 
-def test_an_engine_that_is_gone_is_told_with_the_way_to_what_is_left(
+def test_lost_engine_is_reported_with_the_remaining_containers(
     engine: docker_api.Engine, client: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     engine.fails = "/containers/json$"
@@ -71,12 +71,12 @@ def test_an_engine_that_is_gone_is_told_with_the_way_to_what_is_left(
     )
 
 
-def test_what_a_killed_run_never_started_is_removed(engine: docker_api.Engine, client: Any) -> None:
-    """Not what is about to be started, by the engine's clock, nor what is not ours."""
-    theirs = container("created", hours=5) | {"labels": {RUN_LABEL: "another's"}}
+def test_old_containers_that_were_never_started_are_removed(engine: docker_api.Engine, client: Any) -> None:
+    """Containers that are about to start, by the engine's clock, and containers of others are kept."""
+    foreign = container("created", hours=5) | {"labels": {RUN_LABEL: "another's"}}
     engine.containers |= {
         "left": container("created", hours=2), "young": container("created", hours=0.5),
-        "running": container(hours=30), "theirs": theirs,
+        "running": container(hours=30), "theirs": foreign,
     }  # fmt: skip
     early = (datetime.now(UTC) - timedelta(hours=1.5)).isoformat()
     remove_never_started(client, {"SystemTime": early})

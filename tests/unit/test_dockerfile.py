@@ -42,15 +42,15 @@ def instructions() -> list[list[str]]:
 
 def stages() -> dict[str, tuple[str, list[list[str]]]]:
     """Name → (what it builds on, its instructions)."""
-    found: dict[str, tuple[str, list[list[str]]]] = {}
+    stages_by_name: dict[str, tuple[str, list[list[str]]]] = {}
     name = ""
-    for one in instructions():
-        if one[0] == "FROM":
-            base, _, name = one[1].split()
-            found[name] = (base, [])
+    for instruction in instructions():
+        if instruction[0] == "FROM":
+            base, _, name = instruction[1].split()
+            stages_by_name[name] = (base, [])
         elif name:
-            found[name][1].append(one)
-    return found
+            stages_by_name[name][1].append(instruction)
+    return stages_by_name
 
 
 def lineage(name: str) -> list[list[str]]:
@@ -66,20 +66,20 @@ def test_the_targets_are_the_images_that_the_cluster_file_names() -> None:
     assert re.search(r"^ARG BASE_IMAGE=python:3\.11-slim-bookworm$", TEXT, re.MULTILINE)
 
 
-def test_one_target_makes_them_all() -> None:
+def test_one_target_builds_all_images() -> None:
     base, own = stages()["all"]
     assert base == "scratch" and [rest.split()[0] for _, rest in own] == [f"--from={name}" for name in IMAGES]
 
 
-def test_nothing_is_of_the_newest_kind_or_version() -> None:
+def test_dockerfile_needs_no_recent_builder_or_latest_image() -> None:
     assert "latest" not in TEXT
     assert "# syntax" not in TEXT and "<<" not in TEXT and "--link" not in TEXT
-    names = [one[0] for one in instructions()]
+    names = [instruction[0] for instruction in instructions()]
     assert "ADD" not in names  # it fetches, and unpacks, what it is given
 
 
 @pytest.mark.parametrize("target", IMAGES)
-def test_an_image_runs_as_nobody_and_writes_to_one_folder(target: str) -> None:
+def test_images_run_unprivileged_and_write_to_one_folder(target: str) -> None:
     own = lineage(target)
     assert own[-1] == ["USER", f"{UID}:{UID}"]
     assert ["VOLUME", SCRATCH] in own and ["WORKDIR", SCRATCH] in own
@@ -109,13 +109,13 @@ def test_an_image_inherits_no_build_stage_and_no_argument_with_an_index(target: 
 
 @pytest.mark.parametrize("target", IMAGES)
 def test_an_image_has_the_labels_of_the_open_containers_initiative(target: str) -> None:
-    found = " ".join(rest for name, rest in stages()[target][1] if name == "LABEL")
+    labels = " ".join(rest for name, rest in stages()[target][1] if name == "LABEL")
     for label in ("title", "description", "licenses", "version", "revision", "source", "created"):
-        assert f"org.opencontainers.image.{label}=" in found
-    assert f'title="imagemill-{target}"' in found and f'licenses="{PROJECT["license"]}"' in found
+        assert f"org.opencontainers.image.{label}=" in labels
+    assert f'title="imagemill-{target}"' in labels and f'licenses="{PROJECT["license"]}"' in labels
 
 
-def test_what_is_copied_from_the_context_is_there_and_is_let_through_and_counts_as_input() -> None:
+def test_copied_files_exist_pass_dockerignore_and_are_input_files() -> None:
     copied = {
         source
         for name, rest in instructions()
@@ -127,7 +127,7 @@ def test_what_is_copied_from_the_context_is_there_and_is_let_through_and_counts_
     for source in copied:
         assert (ROOT / source).exists(), source
         assert source in allowed or f"docker/*{Path(source).suffix}" in allowed, source
-        assert source in counted or any(one.startswith(f"{source}/") for one in counted), source
+        assert source in counted or any(path.startswith(f"{source}/") for path in counted), source
     assert "LICENSE" in copied, "a copy of the software goes with its license"
 
 
@@ -147,10 +147,10 @@ def test_a_lock_agrees_with_the_extras_of_the_project(target: str) -> None:
     pinned = {
         name: entry.split()[0].split("==")[1] for name, entry in locks.read_lock(DOCKER / f"{target}.lock").items()
     }
-    wanted = list(PROJECT["dependencies"])
+    requirements = list(PROJECT["dependencies"])
     for extra in locks.EXTRAS[target]:
-        wanted += PROJECT["optional-dependencies"][extra]
-    for requirement in map(Requirement, wanted):
+        requirements += PROJECT["optional-dependencies"][extra]
+    for requirement in map(Requirement, requirements):
         name = requirement.name.lower().replace("_", "-")
         assert name in pinned and requirement.specifier.contains(pinned[name]), (
             f"{requirement}: python docker/locks.py make"
@@ -170,11 +170,11 @@ def test_the_build_tools_suit_the_project() -> None:
     assert all(Requirement(need).specifier.contains(pinned[1].split("==")[1]) for need in needs)
 
 
-def test_images_share_what_they_can() -> None:
-    """One version of a package in all images, cpu's packages in each, and each package in one layer of its image."""
+def test_images_share_package_versions_and_layers() -> None:
+    """All images have the same version of a package and cpu's packages; each package is in one layer of its image."""
     cpu, ray, gpu = (locks.read_lock(DOCKER / f"{name}.lock") for name in IMAGES)
-    for one in (ray, gpu):
-        assert cpu.items() <= one.items()
+    for packages in (ray, gpu):
+        assert cpu.items() <= packages.items()
     assert all(ray[name] == gpu[name] for name in ray.keys() & gpu.keys())
     paths = {name: str(DOCKER / f"{name}.lock") for name in IMAGES}
     shared = locks.pick(paths["ray"], paths["gpu"], [paths["cpu"]], [])
@@ -187,13 +187,13 @@ def test_images_share_what_they_can() -> None:
 
 def test_an_index_for_torch_leaves_out_cuda_and_torch_itself() -> None:
     paths = {name: str(DOCKER / f"{name}.lock") for name in IMAGES}
-    words = next(rest for name, rest in instructions() if name == "RUN" and "torch-less.lock" in rest)
-    without = re.findall(r"--without (\S+)", words)
-    less = set(locks.pick(paths["ray"], paths["gpu"], [paths["cpu"]], without).replace("==", " ").split("\n"))
-    whole = set(locks.pick(paths["ray"], paths["gpu"], [paths["cpu"]], []).replace("==", " ").split("\n"))
-    gone = {line.split()[0] for line in whole - less if line and line[0] != " "}
-    assert {"torch", "torchvision", "triton", "nvidia-cublas"} <= gone
-    assert all(name in ("torch", "torchvision") or name.startswith(locks.CUDA) for name in gone)
+    command = next(rest for name, rest in instructions() if name == "RUN" and "torch-less.lock" in rest)
+    without = re.findall(r"--without (\S+)", command)
+    reduced = set(locks.pick(paths["ray"], paths["gpu"], [paths["cpu"]], without).replace("==", " ").split("\n"))
+    full = set(locks.pick(paths["ray"], paths["gpu"], [paths["cpu"]], []).replace("==", " ").split("\n"))
+    left_out = {line.split()[0] for line in full - reduced if line and line[0] != " "}
+    assert {"torch", "torchvision", "triton", "nvidia-cublas"} <= left_out
+    assert all(name in ("torch", "torchvision") or name.startswith(locks.CUDA) for name in left_out)
     assert locks.list_pins(paths["ray"], ["torch", "torchvision"])[0].startswith("torch==")
 
 
@@ -204,14 +204,14 @@ def test_the_bill_of_materials_lists_python_and_debian_packages() -> None:
         "Package: tini\nStatus: install ok installed\nArchitecture: amd64\nVersion: 0.19.0-1\nDescription: a\n b\n\n"
         "Package: gone\nStatus: deinstall ok config-files\nArchitecture: amd64\nVersion: 1\n"
     )
-    found = sbom.make_document(
+    document = sbom.make_document(
         "cpu", [*sbom.list_python_packages([metadata.distribution("kfp")]), *sbom.list_debian_packages(status)]
     )
-    assert (found["bomFormat"], found["specVersion"]) == ("CycloneDX", "1.5")
-    assert [one["purl"] for one in found["components"]] == [
+    assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.5")
+    assert [component["purl"] for component in document["components"]] == [
         "pkg:deb/debian/tini@0.19.0-1?arch=amd64",
         f"pkg:pypi/kfp@{metadata.version('kfp')}",
     ]
-    assert "Apache" in found["components"][1]["licenses"][0]["license"]["name"]
+    assert "Apache" in document["components"][1]["licenses"][0]["license"]["name"]
     twice = [*sbom.list_debian_packages(status), *sbom.list_debian_packages(status)]
     assert len(sbom.make_document("cpu", twice)["components"]) == 1

@@ -18,12 +18,14 @@ make, kind, kubeflow = doctors.make, doctors.kind, doctors.kubeflow
 
 
 @pytest.mark.parametrize("overlay", NAMESPACES)
-def test_what_an_overlay_makes_is_ready(overlay: str, make: Callable[[str], Doctor]) -> None:
-    ran = make(overlay)()
-    assert ran.code == 0 and not ran.states("error"), ran.out
-    assert ran.states("warning") == {"store"}  # which is in the cluster: a pod alone could reach it
-    assert "service seaweedfs" in ran.found["store"][0]["seen"] and "--probe" in ran.found["store"][0]["mend"]
-    assert ran.found.keys() >= {
+def test_installed_overlay_is_ready(overlay: str, make: Callable[[str], Doctor]) -> None:
+    result = make(overlay)()
+    assert result.code == 0 and not result.states("error"), result.out
+    assert result.states("warning") == {"store"}  # which is in the cluster: a pod alone could reach it
+    assert (
+        "service seaweedfs" in result.findings["store"][0]["seen"] and "--probe" in result.findings["store"][0]["mend"]
+    )
+    assert result.findings.keys() >= {
         "api",
         "namespace",
         "argo",
@@ -34,18 +36,18 @@ def test_what_an_overlay_makes_is_ready(overlay: str, make: Callable[[str], Doct
         "network",
         "images",
     }
-    assert ("kfp" in ran.found) == (overlay != "kind")
+    assert ("kfp" in result.findings) == (overlay != "kind")
 
 
-def test_nothing_is_made_and_no_secret_is_shown(kind: Doctor) -> None:
-    ran = kind()
-    assert not [one for one in kind.api.requests if not one.startswith("GET") and "accessreviews" not in one and
-                not one.endswith("/pods")]  # fmt: skip
+def test_doctor_creates_nothing_and_shows_no_secret(kind: Doctor) -> None:
+    result = kind()
+    changing = [request for request in kind.api.requests if not request.startswith("GET")]
+    assert all("accessreviews" in request or request.endswith("/pods") for request in changing)
     assert len(kind.api.of_kind("Pod")) == 0
-    assert "t0ken" not in ran.out and '"secret"' not in ran.out
+    assert "t0ken" not in result.out and '"secret"' not in result.out
 
 
-def test_the_table_says_what_mends_it(kind: Doctor, capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_shows_remedies(kind: Doctor, capsys: pytest.CaptureFixture[str]) -> None:
     kind.api.remove("Secret", "imagemill-store", "imagemill")
     kind()
     with serving(kind.api, kind.folder) as kubeconfig:
@@ -59,7 +61,7 @@ def test_the_table_says_what_mends_it(kind: Doctor, capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    ("defaults", "state", "seen"),
+    ("defaults", "state", "message"),
     [
         (
             None,
@@ -76,12 +78,14 @@ def test_the_table_says_what_mends_it(kind: Doctor, capsys: pytest.CaptureFixtur
         ("- no mapping", "warning", "no mapping"),
     ],
 )
-def test_what_kfps_retries_lack_is_said(defaults: str | None, state: str, seen: str, kubeflow: Doctor) -> None:
+def test_missing_retry_policies_of_kfp_are_reported(
+    defaults: str | None, state: str, message: str, kubeflow: Doctor
+) -> None:
     data = {"workflowDefaults": defaults} if defaults else {}
     kubeflow.api.get("ConfigMap", "workflow-controller-configmap", "kubeflow")["data"] = data
-    (finding,) = kubeflow().found["retries"]
-    assert finding["state"] == state and seen in finding["seen"]
-    assert state == "ok" or "no mapping" in seen or "retryPolicy: OnError" in finding["mend"]
+    (finding,) = kubeflow().findings["retries"]
+    assert finding["state"] == state and message in finding["seen"]
+    assert state == "ok" or "no mapping" in message or "retryPolicy: OnError" in finding["mend"]
 
 
 @pytest.mark.parametrize(
@@ -95,64 +99,70 @@ def test_what_kfps_retries_lack_is_said(defaults: str | None, state: str, seen: 
         ({"initlessPod": "enabled: false"}, False, False),
     ],
 )
-def test_pods_without_an_init_container_are_those_of_the_file(
+def test_initless_pods_must_match_the_cluster_file(
     data: dict[str, str], initless: bool, refused: bool, kind: Doctor
 ) -> None:
     """Seen on a cluster: with the other setting the API server refuses each pod, for containers without an image."""
-    controller = next(one for one in kind.api.of_kind("Deployment") if one["metadata"]["name"] == "workflow-controller")
+    controller = next(
+        deployment
+        for deployment in kind.api.of_kind("Deployment")
+        if deployment["metadata"]["name"] == "workflow-controller"
+    )
     config_map = named("ConfigMap", "workflow-controller-configmap", controller["metadata"]["namespace"])
     kind.api.add({**config_map, "data": data})
-    ran = kind(file={"argo": {"initless": initless}})
-    findings = [one for one in ran.found["argo settings"] if "initlessPod" in one["seen"]]
-    assert [one["state"] for one in findings] == (["error"] if refused else [])
-    assert all(f"argo: {{initless: {str(not initless).lower()}}}" in one["mend"] for one in findings)
+    result = kind(file={"argo": {"initless": initless}})
+    findings = [finding for finding in result.findings["argo settings"] if "initlessPod" in finding["seen"]]
+    assert [finding["state"] for finding in findings] == (["error"] if refused else [])
+    assert all(f"argo: {{initless: {str(not initless).lower()}}}" in finding["mend"] for finding in findings)
 
 
-def test_kfps_own_namespace_is_where_it_runs_without_profiles(make: Callable[[str], Doctor]) -> None:
+def test_without_profiles_the_namespace_of_kfp_is_checked(make: Callable[[str], Doctor]) -> None:
     """The file's namespace counts for nothing there: accounts and secrets are looked for where pods are."""
     doctor = make("kubeflow")
     doctor.api.add(named("Namespace", "mine"))
-    ran = doctor("--target", "kfp", file={"namespace": "mine"})
-    assert ran.code == 0 and "are in kubeflow" in ran.found["namespace"][0]["seen"]
-    assert ran.found["namespace"][0]["mend"] == "namespace: kubeflow in the cluster file"
-    assert "pipeline-runner" in ran.found["accounts"][0]["seen"]
+    result = doctor("--target", "kfp", file={"namespace": "mine"})
+    assert result.code == 0 and "are in kubeflow" in result.findings["namespace"][0]["seen"]
+    assert result.findings["namespace"][0]["mend"] == "namespace: kubeflow in the cluster file"
+    assert "pipeline-runner" in result.findings["accounts"][0]["seen"]
 
 
 @pytest.mark.parametrize("overlay", ["kubeflow", "kubeflow-profile"])
 def test_kfps_account_without_the_overlay_may_not_make_rayjobs(overlay: str, make: Callable[[str], Doctor]) -> None:
     doctor = make(overlay)
     doctor.api.remove("RoleBinding", "imagemill-rayjobs", doctor.namespace)
-    (finding,) = doctor().found["accounts"]
+    (finding,) = doctor().findings["accounts"]
     account = "pipeline-runner" if overlay == "kubeflow" else "default-editor"
     assert f"{account} may not create rayjobs.ray.io" in finding["seen"]
     assert finding["mend"] == f"kubectl apply -k k8s/overlays/{overlay}"
 
 
-def test_an_older_kfp_than_the_file_says(kubeflow: Doctor) -> None:
+def test_kfp_older_than_the_cluster_file_is_reported(kubeflow: Doctor) -> None:
     image = "ghcr.io/kubeflow/kfp-api-server:2.5.0"
     kubeflow.api.add(deployment("ml-pipeline-api-server", "kubeflow", image))
-    (finding,) = kubeflow().found["kfp"]
+    (finding,) = kubeflow().findings["kfp"]
     assert finding["state"] == "error" and finding["mend"].startswith('kfp: {version: "2.5"}')
-    assert kubeflow(file={"kfp": {"version": "2.5"}}).found["kfp"][0]["state"] == "ok"
+    assert kubeflow(file={"kfp": {"version": "2.5"}}).findings["kfp"][0]["state"] == "ok"
 
 
-def test_kfp_that_does_not_answer(kubeflow: Doctor) -> None:
-    ran = kubeflow("--host", "http://127.0.0.1:1")
-    assert ran.code == 2 and "can't be reached" in ran.found["kfp"][0]["seen"]
+def test_unreachable_kfp_is_an_error(kubeflow: Doctor) -> None:
+    result = kubeflow("--host", "http://127.0.0.1:1")
+    assert result.code == 2 and "can't be reached" in result.findings["kfp"][0]["seen"]
 
 
 # --- what doctor knows of roles is what k8s/ grants -------------------------------------------------------------------
 
 
-def test_the_rights_are_those_of_the_roles() -> None:
+def test_checked_rights_equal_those_of_the_roles() -> None:
     kind, kubeflow = installed("kind", ()), installed("kubeflow", ())
-    granted = {(one["metadata"]["name"], rule["apiGroups"][0], resource): tuple(rule["verbs"])
-               for api in (kind, kubeflow) for one in api.of_kind("Role") for rule in one["rules"]
+    granted = {(role["metadata"]["name"], rule["apiGroups"][0], resource): tuple(rule["verbs"])
+               for api in (kind, kubeflow) for role in api.of_kind("Role") for rule in role["rules"]
                for resource in rule["resources"]}  # fmt: skip
     for name, rights in (
         ("executor", access.EXECUTOR_RIGHTS),
         ("launcher", access.LAUNCHER_RIGHTS),
         ("rayjobs", RIGHTS),
     ):
-        known = {key[1:]: verbs for key, verbs in granted.items() if key[0] == f"imagemill-{name}"}
-        assert {key: set(verbs) for key, verbs in known.items()} == {key: set(verbs) for key, verbs in rights.items()}
+        role_rights = {key[1:]: verbs for key, verbs in granted.items() if key[0] == f"imagemill-{name}"}
+        assert {key: set(verbs) for key, verbs in role_rights.items()} == {
+            key: set(verbs) for key, verbs in rights.items()
+        }

@@ -26,44 +26,44 @@ def api(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ClusterApi:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_cluster_that_is_not_ready_gets_no_run(
+def test_cluster_that_is_not_ready_gets_no_run(
     command: str, api: ClusterApi, mill: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api.remove("Secret", "mlpipeline-minio-artifact", "kubeflow")
-    words = [*COMMANDS[command], "--cluster", str(tmp_path / "ready.yaml")]
+    arguments = [*COMMANDS[command], "--cluster", str(tmp_path / "ready.yaml")]
     with serving(api, tmp_path) as kubeconfig:
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-        ran = mill(*words)
-        assert ran.code == 2 and not mill.service.versions and not mill.service.runs
+        result = mill(*arguments)
+        assert result.code == 2 and not mill.service.versions and not mill.service.runs
         assert (
             "[doctor] error: secrets: there is no secret mlpipeline-minio-artifact in kubeflow (storage.secret)"
-            in ran.err
+            in result.err
         )
-        assert "is not ready for a run" in ran.err and "--no-check" in ran.err
-        assert mill(*words, "--no-check").code == 0 and len(mill.service.versions) == 1
+        assert "is not ready for a run" in result.err and "--no-check" in result.err
+        assert mill(*arguments, "--no-check").code == 0 and len(mill.service.versions) == 1
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_cluster_that_is_ready_gets_its_run_without_a_word(
+def test_ready_cluster_gets_its_run_without_messages(
     command: str, api: ClusterApi, mill: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with serving(api, tmp_path) as kubeconfig:
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-        ran = mill(*COMMANDS[command], "--cluster", str(tmp_path / "ready.yaml"))
-    assert ran.code == 0 and len(mill.service.versions) == 1, ran.err
-    assert "warning" not in ran.err and any("/nodes" in one for one in api.requests)
+        result = mill(*COMMANDS[command], "--cluster", str(tmp_path / "ready.yaml"))
+    assert result.code == 0 and len(mill.service.versions) == 1, result.err
+    assert "warning" not in result.err and any("/nodes" in request for request in api.requests)
 
 
-def test_what_might_go_wrong_is_said(
+def test_warnings_do_not_stop_the_run(
     api: ClusterApi, mill: Commands, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api.forbidden.append("/secrets/")  # what can't be seen is not worth a word here
     api.get("Node", "one")["status"]["images"].clear()
     with serving(api, tmp_path) as kubeconfig:
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
-        ran = mill(*COMMANDS["submit"], "--cluster", str(tmp_path / "ready.yaml"))
-    assert ran.code == 0 and "[doctor] error: images: images.cpu: imagemill-cpu:dev is on 0 of 1 nodes" in ran.err
-    assert "can't be seen" not in ran.err
+        result = mill(*COMMANDS["submit"], "--cluster", str(tmp_path / "ready.yaml"))
+    assert result.code == 0 and "[doctor] error: images: images.cpu: imagemill-cpu:dev is on 0 of 1 nodes" in result.err
+    assert "can't be seen" not in result.err
 
 
 @pytest.mark.parametrize("host", ["http://kubeflow.example.com", "https://10.1.2.3/pipeline"])

@@ -29,10 +29,13 @@ def other_run(api: ClusterApi) -> None:
 
 def taken_by_init(api: ClusterApi) -> None:
     """An init container counts, beside the sidecars before it, where that is more than what runs later."""
-    made = api.add(pod("init", "one", "100m"))
+    pod_document = api.add(pod("init", "one", "100m"))
     sidecar, init = ({"resources": {"requests": {"cpu": cores}}} for cores in ("1", "3"))
-    made["spec"]["initContainers"] = [{"name": "sidecar", "restartPolicy": "Always", **sidecar}, {"name": "a", **init}]
-    made["spec"]["overhead"] = {"cpu": "2.1"}
+    pod_document["spec"]["initContainers"] = [
+        {"name": "sidecar", "restartPolicy": "Always", **sidecar},
+        {"name": "a", **init},
+    ]
+    pod_document["spec"]["overhead"] = {"cpu": "2.1"}
 
 
 def no_events(api: ClusterApi) -> None:
@@ -56,8 +59,8 @@ def quota(**hard: str) -> Change:
 
 def only_policy(selector: Json) -> Change:
     def change(api: ClusterApi) -> None:
-        for one in api.of_kind("NetworkPolicy"):
-            api.remove("NetworkPolicy", one["metadata"]["name"], "imagemill")
+        for policy in api.of_kind("NetworkPolicy"):
+            api.remove("NetworkPolicy", policy["metadata"]["name"], "imagemill")
         if selector is not None:
             api.add(named("NetworkPolicy", "theirs", "imagemill", spec={"podSelector": selector}))
 
@@ -159,12 +162,14 @@ MISTAKES: dict[str, tuple[Json, Change | None, str, str, str]] = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_found_and_said_how_to_mend(name: str, kind: Doctor) -> None:
-    file, change, check, state, seen = MISTAKES[name]
+def test_mistakes_are_reported_with_a_remedy(name: str, kind: Doctor) -> None:
+    file, change, check, state, message = MISTAKES[name]
     if change:
         change(kind.api)
-    ran = kind(file=file)
-    bad = [one for one in ran.found[check] if one["state"] == state and seen in one["seen"]]
-    assert bad, json.dumps(ran.found.get(check), indent=1)
-    assert bad[0]["mend"] or state in ("warning", "ok")
-    assert ran.code == (2 if state == "error" else 0), ran.out
+    result = kind(file=file)
+    findings = [
+        finding for finding in result.findings[check] if finding["state"] == state and message in finding["seen"]
+    ]
+    assert findings, json.dumps(result.findings.get(check), indent=1)
+    assert findings[0]["mend"] or state in ("warning", "ok")
+    assert result.code == (2 if state == "error" else 0), result.out

@@ -9,7 +9,7 @@ import cluster_api
 import doctors
 import pytest
 from cluster_api import secret, serving
-from doctors import Doctor, Ran
+from doctors import CommandResult, Doctor
 from kfp_server import serving as serving_kfp
 
 from imagemill.pipelines.cli import main as cli
@@ -30,24 +30,29 @@ make, kind, kubeflow = doctors.make, doctors.kind, doctors.kubeflow
         ("/services/", {"store"}),
     ],
 )
-def test_what_one_may_not_look_at_is_said(pattern: str, checks: set[str], kind: Doctor) -> None:
+def test_checks_without_permission_are_warnings(pattern: str, checks: set[str], kind: Doctor) -> None:
     kind.api.forbidden.append(pattern)
-    ran = kind()
-    assert ran.code == 0, ran.out
-    assert ran.states("warning") == checks
-    assert "is forbidden" not in ran.out
-    assert all("can't be seen" in one["seen"] for check in checks for one in ran.found[check] if one["state"] != "ok")
+    result = kind()
+    assert result.code == 0, result.out
+    assert result.states("warning") == checks
+    assert "is forbidden" not in result.out
+    assert all(
+        "can't be seen" in finding["seen"]
+        for check in checks
+        for finding in result.findings[check]
+        if finding["state"] != "ok"
+    )
 
 
 def test_without_the_pods_of_others_their_share_is_not_counted(kind: Doctor) -> None:
     kind.api.forbidden.append("GET /api/v1/pods$")
-    assert "what pods of others take can't be seen" in kind().found["room"][0]["seen"]
+    assert "what pods of others take can't be seen" in kind().findings["room"][0]["seen"]
 
 
-def test_everything_forbidden_is_no_crash(kind: Doctor) -> None:
+def test_doctor_runs_without_any_permission(kind: Doctor) -> None:
     kind.api.forbidden.append("^(GET|POST) /(api|apis)")
-    ran = kind()
-    assert ran.code == 0 and ran.states("ok") == {"api"}, ran.out
+    result = kind()
+    assert result.code == 0 and result.states("ok") == {"api"}, result.out
 
 
 def test_without_a_kubeconfig(
@@ -56,10 +61,10 @@ def test_without_a_kubeconfig(
     kubeflow()
     monkeypatch.setenv("KUBECONFIG", str(kubeflow.folder / "none"))
     with serving_kfp(kubeflow.kfp) as kfp:
-        words = ["--cluster", str(kubeflow.folder / "cluster.yaml"), "--json", "--host", kfp.url]
-        code = cli.main(["doctor", *words])
-    ran = Ran(code, capsys.readouterr().out, "")
-    assert ran.code == 0 and ran.states("ok") == {"kfp"} and ran.states("warning") == {"api", "store"}
+        arguments = ["--cluster", str(kubeflow.folder / "cluster.yaml"), "--json", "--host", kfp.url]
+        code = cli.main(["doctor", *arguments])
+    result = CommandResult(code, capsys.readouterr().out, "")
+    assert result.code == 0 and result.states("ok") == {"kfp"} and result.states("warning") == {"api", "store"}
 
 
 def test_an_api_that_does_not_answer(
@@ -69,13 +74,13 @@ def test_an_api_that_does_not_answer(
     with serving(kind.api, kind.folder) as kubeconfig:
         monkeypatch.setenv("KUBECONFIG", str(kubeconfig))
     assert cli.main(["doctor", "--cluster", str(kind.folder / "cluster.yaml"), "--json"]) == 2
-    assert Ran(2, capsys.readouterr().out, "").states("error") == {"api"}
+    assert CommandResult(2, capsys.readouterr().out, "").states("error") == {"api"}
 
 
 # --- pods of its own --------------------------------------------------------------------------------------------------
 
 
-def test_a_probe_tells_of_images_and_store_and_leaves_nothing(
+def test_probe_checks_images_and_store_and_removes_its_pods(
     kind: Doctor, rgw: Any, s3_workspace: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bucket = s3_workspace.removeprefix("s3://").partition("/")[0]
@@ -85,22 +90,24 @@ def test_a_probe_tells_of_images_and_store_and_leaves_nothing(
         monkeypatch.delenv(name)
     monkeypatch.setattr("imagemill.pipelines.doctor.probe.POLL_S", 0.05)
     file = {"storage": {"endpoint": rgw.endpoint, "workspace": s3_workspace}}
-    ran = kind("--probe", file=file)
-    assert ran.code == 0 and not ran.states("warning"), ran.out
-    assert "cpu, ray, gpu start, with imagemill" in ran.found["images"][0]["seen"]
-    assert ran.found["store"][0]["seen"] == f"a pod writes, reads and lists {s3_workspace}"
-    assert len([one for one in kind.api.requests if one.startswith("POST") and one.endswith("/pods")]) == 5
+    result = kind("--probe", file=file)
+    assert result.code == 0 and not result.states("warning"), result.out
+    assert "cpu, ray, gpu start, with imagemill" in result.findings["images"][0]["seen"]
+    assert result.findings["store"][0]["seen"] == f"a pod writes, reads and lists {s3_workspace}"
+    assert (
+        len([request for request in kind.api.requests if request.startswith("POST") and request.endswith("/pods")]) == 5
+    )
     assert not kind.api.of_kind("Pod")
     # Here, and not from a pod, the same store is asked without a trace.
-    assert kind(file=file).found["store"][0]["state"] == "ok"
-    gone = {"storage": {**file["storage"], "workspace": f"s3://{bucket}-gone/work"}}
-    assert f"no bucket {bucket}-gone" in kind(file=gone).found["store"][0]["seen"]
+    assert kind(file=file).findings["store"][0]["state"] == "ok"
+    missing_bucket = {"storage": {**file["storage"], "workspace": f"s3://{bucket}-gone/work"}}
+    assert f"no bucket {bucket}-gone" in kind(file=missing_bucket).findings["store"][0]["seen"]
     kind.api.add(secret("imagemill-store", "imagemill", accesskey=rgw.access_key, secretkey="wrong"))
-    (refused,) = kind(file=file).found["store"]
+    (refused,) = kind(file=file).findings["store"]
     assert (
         refused["state"] == "error" and "refuses the credentials" in refused["seen"] and "wrong" not in refused["seen"]
     )
-    ran = kind("--probe", file={**file, "images": {"gpu": "imagemill-gpu:none"}})
-    assert ran.code == 2 and "from a pod: " in ran.found["store"][0]["seen"]
-    assert "images.gpu: imagemill-gpu:none: ErrImagePull" in ran.found["images"][0]["seen"]
+    result = kind("--probe", file={**file, "images": {"gpu": "imagemill-gpu:none"}})
+    assert result.code == 2 and "from a pod: " in result.findings["store"][0]["seen"]
+    assert "images.gpu: imagemill-gpu:none: ErrImagePull" in result.findings["images"][0]["seen"]
     assert not kind.api.of_kind("Pod")

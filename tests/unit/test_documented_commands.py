@@ -66,12 +66,14 @@ def check_imagemill(arguments: list[str]) -> None:
         assert cli.main(arguments) == EXIT_OK  # Step.execute is replaced: see `no_step_runs`
         return
     values = vars(cli._make_parser().parse_args(arguments))
-    for name, words in WORDS.items():
+    for name, choices in WORDS.items():
         if values.get(name) is not None:
-            assert values[name] in words, f"--{name}: expected one of {words}, found {values[name]!r}"
+            assert values[name] in choices, f"--{name}: expected one of {choices}, found {values[name]!r}"
     if values["command"] in WITH_PARAMETERS:
-        known = list_parameters()
-        resolve_parameters({name: value for name, value in values.items() if name in known and value not in (None, "")})
+        parameters = list_parameters()
+        resolve_parameters(
+            {name: value for name, value in values.items() if name in parameters and value not in (None, "")}
+        )
     if values["command"] == "images":
         images.make_namer(values["registry"], values["tag"], not values["no_push"])
     if values.get("cron"):
@@ -185,7 +187,7 @@ def test_flags_in_running_text_are_known_with_their_values(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda path: str(path.relative_to(ROOT)))
-def test_links_files_and_symbols_are_there(path: Path) -> None:
+def test_links_files_and_symbols_exist(path: Path) -> None:
     for target in links(path):
         file, _, anchor = target.partition("#")
         document = (path.parent / file).resolve() if file else path
@@ -200,7 +202,7 @@ def test_links_files_and_symbols_are_there(path: Path) -> None:
             assert (ROOT / code).exists(), f"{code} is not in the repository"
 
 
-def test_the_top_level_has_only_what_is_agreed() -> None:
+def test_top_level_has_only_the_agreed_files() -> None:
     listed = subprocess.run(["git", "ls-files", "--cached"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode:
         pytest.skip("no checkout of git")

@@ -67,12 +67,12 @@ def test_the_gradient_is_reversed_for_the_network_alone() -> None:
     logits, domains = module(images, 3, torch.tensor(0.3))
     assert logits.shape == (3, 3) and domains.shape == (4,)
     inner = network[1].weight
-    reversed_, kept = torch.autograd.grad(domains.sum(), [inner, module.classifier[0].weight])
+    network_gradient, classifier_gradient = torch.autograd.grad(domains.sum(), [inner, module.classifier[0].weight])
     straight = module.classifier(network[1](network[0](images)))[:, 0]
     assert torch.equal(domains, straight)
-    expected, same = torch.autograd.grad(straight.sum(), [inner, module.classifier[0].weight])
-    torch.testing.assert_close(reversed_, -0.3 * expected)
-    torch.testing.assert_close(kept, same)
+    expected, expected_classifier_gradient = torch.autograd.grad(straight.sum(), [inner, module.classifier[0].weight])
+    torch.testing.assert_close(network_gradient, -0.3 * expected)
+    torch.testing.assert_close(classifier_gradient, expected_classifier_gradient)
     values = torch.tensor([1e30, -3.0, 0.0])
     assert torch.equal(reverse_gradient(values, torch.tensor(0.7)), values)
 
@@ -92,30 +92,31 @@ def kill_at(training: Trainer, epoch: int, number: int) -> None:
     training.stepper.train_batch = train_batch  # type: ignore[method-assign]
 
 
-def test_a_killed_training_ends_with_the_very_weights_of_an_unbroken_one(
+def test_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(
     source: Dataset, target: Dataset, tmp_path: Path
 ) -> None:
     """Source: 5 batches an epoch; target: 3 of 20 images, so that its passes end in the middle of the source's."""
     values = {"epochs": 2, "ema": 0.9, "accumulate": 2, "clip_norm": 1.0, "checkpoint_minutes": 1e-9, "erasing": 0.5}
-    whole = adversarial(source, target, tmp_path / "whole", **values)
-    expected = whole.run()
+    uninterrupted = adversarial(source, target, tmp_path / "whole", **values)
+    expected = uninterrupted.run()
     for epoch, number in ((0, 3), (1, 4)):
         killed = adversarial(source, target, tmp_path / "killed", **values)
         kill_at(killed, epoch, number)
         with pytest.raises(Killed):
             killed.run()
     resumed = adversarial(source, target, tmp_path / "killed", **values)
-    found = resumed.run()
-    assert history_of(found.history) == history_of(expected.history)
-    assert all(0 <= row["domain_accuracy"] <= 1 for row in found.history)
-    assert whole.learner.adversary and resumed.learner.adversary
-    for ours, theirs in (
-        (resumed.network, whole.network), (resumed.learner.adversary.classifier, whole.learner.adversary.classifier),
+    result = resumed.run()
+    assert history_of(result.history) == history_of(expected.history)
+    assert all(0 <= row["domain_accuracy"] <= 1 for row in result.history)
+    assert uninterrupted.learner.adversary and resumed.learner.adversary
+    for actual, reference in (
+        (resumed.network, uninterrupted.network),
+        (resumed.learner.adversary.classifier, uninterrupted.learner.adversary.classifier),
     ):  # fmt: skip
-        assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(actual.parameters(), reference.parameters(), strict=True))
 
 
-def test_the_target_changes_the_features_and_the_schedule_of_others_is_as_it_was(
+def test_target_images_change_the_features_and_not_the_schedule(
     source: Dataset, target: Dataset, tmp_path: Path
 ) -> None:
     alone = trainer(source, tmp_path / "alone", settings(source, backbone=BACKBONE, epochs=1))
@@ -128,7 +129,7 @@ def test_the_target_changes_the_features_and_the_schedule_of_others_is_as_it_was
     assert not torch.equal(first["conv1.0.weight"], second["conv1.0.weight"])
 
 
-def test_the_step_lists_the_target_and_counts_it(source: Dataset, target: Dataset, tmp_path: Path) -> None:
+def test_target_is_a_parent_and_in_the_fingerprint(source: Dataset, target: Dataset, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(publish, "_export_and_compare", lambda *_: (b"", "there is none. Of another one:"))
         models = [train(source, tmp_path), train(source, tmp_path, domain_adversarial=target.uri)]

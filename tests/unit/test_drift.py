@@ -85,27 +85,27 @@ def weeks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Weeks:
 FIRST_WEEK = make_rows(0, 900)
 
 
-def test_more_of_the_same_is_no_drift(weeks: Weeks) -> None:
+def test_images_of_the_same_distribution_are_no_drift(weeks: Weeks) -> None:
     weeks.crown(FIRST_WEEK)
-    found = weeks.check(weeks.snapshot("a2", FIRST_WEEK + make_rows(900, 400)), stop_on_drift="new")
-    assert found["drift"] == [] and found["drift_promotion"] == 1
+    report = weeks.check(weeks.snapshot("a2", FIRST_WEEK + make_rows(900, 400)), stop_on_drift="new")
+    assert report["drift"] == [] and report["drift_promotion"] == 1
     printed = weeks.out()
     assert "400 of 1,300 images are new since the data of the champion (promotion 1)" in printed
     assert "no drift" in printed and "warning:" not in printed
 
 
-def test_without_a_champion_and_on_its_own_data_nothing_is_said(weeks: Weeks) -> None:
+def test_no_drift_is_reported_without_a_champion_or_on_its_own_data(weeks: Weeks) -> None:
     rows = make_rows(0, 30)
     assert weeks.check(weeks.snapshot("a0", rows)) == {}
     clean = weeks.crown(rows)
     assert weeks.check(clean, only_cached=True, stop_on_drift="true") == {} and weeks.out() == ""
 
 
-def test_darker_new_images_are_named_though_they_hardly_move_the_whole(weeks: Weeks) -> None:
+def test_drift_of_new_images_alone_is_reported(weeks: Weeks) -> None:
     weeks.crown(FIRST_WEEK)
     dataset = weeks.snapshot("a2", FIRST_WEEK + make_rows(900, 30, dark=0.3))
-    found = weeks.check(dataset, stop_on_drift="true")  # the whole has not drifted, so this does not stop
-    [line] = found["drift"]
+    report = weeks.check(dataset, stop_on_drift="true")  # the whole has not drifted, so this does not stop
+    [line] = report["drift"]
     assert line.startswith("the 30 new images: brightness PSI 1.") or "brightness PSI 2." in line
     assert " ± 0." in line and "(darker: median 0.4" in line and " to 0.1" in line
     assert f"warning: drift of {line}" in weeks.out()
@@ -115,13 +115,13 @@ def test_darker_new_images_are_named_though_they_hardly_move_the_whole(weeks: We
         weeks.check(dataset, stop_on_drift="new")
 
 
-def test_drift_of_the_whole_stops_until_it_is_accepted(weeks: Weeks) -> None:
+def test_drift_of_all_images_stops_until_it_is_accepted(weeks: Weeks) -> None:
     weeks.crown(FIRST_WEEK)
     dataset = weeks.snapshot("a2", FIRST_WEEK + make_rows(900, 900, dark=0.15))
     assert any(line.startswith("all 1,800 images: brightness") for line in weeks.check(dataset)["drift"])
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError) as error:
         weeks.check(dataset, stop_on_drift="true")
-    message = str(caught.value)
+    message = str(error.value)
     assert "found drift of all 1,800 images: brightness PSI 0." in message and "darker: median 0.4" in message
     assert "new images" not in message and "run without stop_on_drift" in message
     enough = float(message.partition("or with max_drift ")[2].partition(",")[0])
@@ -130,28 +130,28 @@ def test_drift_of_the_whole_stops_until_it_is_accepted(weeks: Weeks) -> None:
 
 def test_images_that_leave_can_be_drift(weeks: Weeks) -> None:
     weeks.crown([*FIRST_WEEK, *make_rows(900, 300, dark=0.3)])
-    found = weeks.check(weeks.snapshot("a2", FIRST_WEEK))
-    [line] = found["drift"]
+    report = weeks.check(weeks.snapshot("a2", FIRST_WEEK))
+    [line] = report["drift"]
     assert line.startswith("all 900 images: brightness") and "brighter: " in line
     assert "0 of 900 images are new, 300 are gone" in weeks.out()
 
 
-def test_classes(weeks: Weeks) -> None:
+def test_class_balance_can_drift(weeks: Weeks) -> None:
     weeks.crown(FIRST_WEEK)
     rows = [replace(row, label="owl" if row.label == "dog" else row.label) for row in FIRST_WEEK]
-    found = weeks.check(weeks.snapshot("a2", rows + make_rows(900, 90, label="dog")))
-    assert [line.partition(" PSI")[0] for line in found["drift"]] == [
+    report = weeks.check(weeks.snapshot("a2", rows + make_rows(900, 90, label="dog")))
+    assert [line.partition(" PSI")[0] for line in report["drift"]] == [
         "all 990 images: class balance", "the 90 new images: class balance",
     ]  # fmt: skip
-    assert "(owl 33% to 61%, dog 33% to 9.1%)" in found["drift"][0] and "(dog 33% to 100%" in found["drift"][1]
+    assert "(owl 33% to 61%, dog 33% to 9.1%)" in report["drift"][0] and "(dog 33% to 100%" in report["drift"][1]
     assert "90 of 990 images are new, 300 have another label" in weeks.out()
 
 
 def test_a_new_class_is_a_change(weeks: Weeks) -> None:
     rows = [row for row in FIRST_WEEK if row.label != "owl"]
     weeks.crown(rows)
-    found = weeks.check(weeks.snapshot("a2", FIRST_WEEK))
-    assert "owl 0% to 33%" in found["drift"][0] and "owl 0% to 100%" in found["drift"][1]
+    report = weeks.check(weeks.snapshot("a2", FIRST_WEEK))
+    assert "owl 0% to 33%" in report["drift"][0] and "owl 0% to 100%" in report["drift"][1]
 
 
 def test_several_labels_an_image(weeks: Weeks) -> None:
@@ -166,7 +166,7 @@ def test_several_labels_an_image(weeks: Weeks) -> None:
     ("options", "left_out"),
     [({"equalize": "clahe"}, "measures"), ({"rare_classes": "drop"}, "classes"), ({"min_side": 8}, "")],
 )
-def test_what_other_options_make_incomparable_is_left_out(weeks: Weeks, options: dict[str, Any], left_out: str) -> None:
+def test_measures_changed_by_options_are_left_out(weeks: Weeks, options: dict[str, Any], left_out: str) -> None:
     weeks.crown(FIRST_WEEK)
     dataset = weeks.snapshot("a2", make_rows(900, 300, dark=0.3, label="cat"), config=CleanConfig(**options))
     lines = " ".join(weeks.check(dataset)["drift"])
@@ -189,14 +189,14 @@ def test_a_comparison_is_made_once(weeks: Weeks, monkeypatch: pytest.MonkeyPatch
     dataset = weeks.snapshot("a2", FIRST_WEEK + make_rows(900, 30, dark=0.3))
     with pytest.raises(NotCached):
         weeks.check(dataset, only_cached=True)
-    found = weeks.check(dataset)
+    report = weeks.check(dataset)
     assert "brightness" in weeks.out()
     monkeypatch.setattr("imagemill.components.clean.drift.compare_datasets", None)
-    assert weeks.check(dataset, only_cached=True) == found and weeks.out() == ""
+    assert weeks.check(dataset, only_cached=True) == report and weeks.out() == ""
     assert weeks.check(dataset, drift_warning=9.0, max_drift=9.0)["drift"] == []  # the rule is the run's
 
 
-def test_data_that_is_gone_is_said_and_stops_nothing(weeks: Weeks) -> None:
+def test_deleted_reference_data_is_reported_without_an_error(weeks: Weeks) -> None:
     clean = weeks.crown(FIRST_WEEK)
     dataset = weeks.snapshot("a2", FIRST_WEEK[:500])
     for part in Path(clean.uri).rglob("*.parquet"):

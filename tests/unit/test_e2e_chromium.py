@@ -68,7 +68,7 @@ def test_a_form_is_filled_and_sent(address: str, tmp_path: Path) -> None:
             page.evaluate("nonsense(")
 
 
-def test_what_never_comes_is_told_with_what_the_page_says(address: str) -> None:
+def test_timeout_is_reported_with_the_text_of_the_page(address: str) -> None:
     with chromium.opened(chromium.find_chromium(), Deadline(120)) as page:
         page.open(address)
         page.wait_for("document.readyState === 'complete' && document.title === 'form'", "the page")
@@ -77,6 +77,6 @@ def test_what_never_comes_is_told_with_what_the_page_says(address: str) -> None:
             page.click("#absent")
 
 
-def test_a_browser_that_does_not_start_says_why() -> None:
+def test_browser_that_does_not_start_is_reported() -> None:
     with pytest.raises(Failed, match="Chromium does not start"), chromium.opened("/bin/false", Deadline(60)):
         pass

@@ -70,8 +70,8 @@ class World:
 
     def run(self, *only: str, **options: Any) -> tuple[int, dict[str, dict[str, Any]]]:
         """(exit code, the table's rows by name)."""
-        made = Options(cluster=str(self.file), only=only, out=self.folder / "out", suffix="abc123")
-        code = command.run(replace(made, **options))
+        arguments = Options(cluster=str(self.file), only=only, out=self.folder / "out", suffix="abc123")
+        code = command.run(replace(arguments, **options))
         tables = sorted((self.folder / "out").glob("*/table.json"))
         rows = json.loads(tables[-1].read_text())["scenarios"] if tables else []
         return code, {row["name"]: row for row in rows}
@@ -82,19 +82,19 @@ class World:
 
     def tries(self, word: str) -> list[str]:
         """The Workflows with that word in their names."""
-        made = {one["metadata"]["name"] for _, kind, _, one in self.cluster.history if kind == "workflows"}
-        return sorted(name for name in made if word in name)
+        names = {document["metadata"]["name"] for _, kind, _, document in self.cluster.history if kind == "workflows"}
+        return sorted(name for name in names if word in name)
 
     def left(self) -> list[str]:
-        """What the session has left: all but events and what was there before."""
+        """List objects that the session has left, without events and earlier objects."""
         kinds = ("workflows", "workflowtemplates", "cronworkflows", "rayjobs", "pods", "networkpolicies")
         return [name for kind in kinds for name in self.cluster.objects[kind] if name != "theirs"]
 
 
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    made = World(tmp_path)
-    api = Api(made.cluster)
+    created = World(tmp_path)
+    api = Api(created.cluster)
     monkeypatch.setenv("KUBECONFIG", str(api.kubeconfig(tmp_path / "kubeconfig")))
     for name in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -103,7 +103,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     monkeypatch.setattr(whole_runs, "NOTHING_LEFT_S", 1.0)
     monkeypatch.setattr(leftovers, "FORGOTTEN_S", 1.0)
     monkeypatch.setattr(retries, "NEXT_POD_S", 20.0)
-    yield made
+    yield created
     api.close()
 
 
@@ -112,7 +112,7 @@ def outcomes(rows: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def check_all_passes(world: World, *only: str, **options: Any) -> dict[str, dict[str, Any]]:
-    """Everything passes but what needs GPUs, nothing stays, and what is somebody else's is not touched."""
+    """Assert that all scenarios pass but those for GPUs, nothing is left, and objects of others are untouched."""
     code, rows = world.run(*only, **options)
     assert [name for name, row in rows.items() if row["outcome"] == "failed"] == [], rows
     skipped = {name for name, row in rows.items() if row["outcome"] == "skipped"}
@@ -173,7 +173,7 @@ def test_every_scenario_of_argo_passes(world: World) -> None:
 
 @pytest.mark.proof
 def test_every_scenario_of_kubeflow_pipelines_passes(world: World) -> None:
-    """With the real `imagemill submit` and `schedule` and the SDK, which ask a server that speaks KFP's API."""
+    """The real `imagemill submit` and `schedule` and the SDK talk to a test server of KFP's API."""
     from e2e_kfp import KfpOnCluster
     from kfp_server import serving
 
@@ -203,17 +203,23 @@ def test_kfps_own_deadline_is_tried_where_it_has_one(world: World, version: str,
     assert ends in rows["kfp-gpu-absent"]["note"] and asked == (version == "2.16")
 
 
-def test_with_gpus_the_steps_ask_for_them(world: World) -> None:
-    """And not in the run that must do without."""
+def test_steps_request_gpus_where_the_cluster_has_them(world: World) -> None:
+    """The run without GPUs does not request them."""
     world.cluster.documents["/api/v1/nodes"] = {"items": [{"status": {"allocatable": {"nvidia.com/gpu": "2"}}}] * 3}
     rows = check_all_passes(world, "argo-gpu", "argo-cpu-only")
     assert rows["gpus"]["note"] == "6 of nvidia.com/gpu"
     assert rows["argo-gpu"]["note"].startswith("train and evaluate on CUDA")
-    made = {one["metadata"]["name"]: json.dumps(one["spec"]) for _, kind, _, one in world.cluster.history
-            if kind == "pods" and "-train-" in one["metadata"]["name"]}  # fmt: skip
-    asks = {name.split("-train-")[0].rpartition("-")[0]: "nvidia.com/gpu" in spec for name, spec in made.items()}
-    assert asks == {"e2e-abc123-argo-submit": True, "e2e-abc123-argo-gpu": True, "e2e-abc123-argo-cpu-only": False}
-    runs = [json.dumps(one) for _, kind, _, one in world.cluster.history if kind == "workflows"]
+    pods = [document for _, kind, _, document in world.cluster.history if kind == "pods"]
+    specs = {pod["metadata"]["name"]: json.dumps(pod["spec"]) for pod in pods if "-train-" in pod["metadata"]["name"]}
+    asks_for_gpu = {
+        name.split("-train-")[0].rpartition("-")[0]: "nvidia.com/gpu" in spec for name, spec in specs.items()
+    }
+    assert asks_for_gpu == {
+        "e2e-abc123-argo-submit": True,
+        "e2e-abc123-argo-gpu": True,
+        "e2e-abc123-argo-cpu-only": False,
+    }
+    runs = [json.dumps(document) for _, kind, _, document in world.cluster.history if kind == "workflows"]
     assert any("argo-gpu" in run and "cuda" in run for run in runs)
 
 
@@ -256,7 +262,7 @@ def test_a_pod_that_was_deleted_too_late_is_no_proof(world: World) -> None:
     assert len(world.tries("kill-steps")) == 3
 
 
-def test_a_step_that_ends_too_fast_is_tried_anew(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_that_ends_before_the_kill_is_tried_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first run waits for longer than the step works, the second does not; the first run's kills count."""
     targets = (kills.Target("download", ("download",), 0.0), kills.Target("clean", ("clean",), 1.0))
     monkeypatch.setitem(kills.TARGETS, "steps", targets)
@@ -281,7 +287,7 @@ def test_artifacts_that_outlive_their_workflow_are_found(world: World) -> None:
     assert not [file for file in (world.folder / "store").rglob("*") if file.is_file()]  # the runner deletes its own
 
 
-def test_what_a_run_leaves_behind_is_found(world: World) -> None:
+def test_leftovers_of_a_run_are_reported(world: World) -> None:
     world.play.faults.leaves_rayjob = True
     world.rayjobs()
     code, rows = world.run("argo-nothing-left", "argo-deleted")
@@ -312,10 +318,10 @@ def test_wrong_input_that_is_tried_again_is_found(world: World) -> None:
 
 def test_ctrl_c_cleans_up(world: World) -> None:
     world.play.faults.hangs = "train"
-    seen = threading.Event()
+    stopped = threading.Event()
 
     def interrupt() -> None:
-        while not seen.wait(0.02):
+        while not stopped.wait(0.02):
             if any("-train-0" in name for name in world.cluster.objects["pods"]):
                 os.kill(os.getpid(), signal.SIGINT)
                 return
@@ -324,13 +330,13 @@ def test_ctrl_c_cleans_up(world: World) -> None:
     try:
         code, rows = world.run("argo-cpu-only")
     finally:
-        seen.set()
+        stopped.set()
     assert code == 1
     assert rows["argo-submit"]["note"] == "stopped by Ctrl-C" and rows["argo-cpu-only"]["note"] == "not reached"
     assert rows["cleaning"]["outcome"] == "passed" and world.left() == []
 
 
-def test_an_image_that_cannot_be_pulled_is_told_at_once(world: World) -> None:
+def test_image_that_cannot_be_pulled_is_reported_at_once(world: World) -> None:
     world.play.faults.image_is_missing = "registry/ray"
     code, rows = world.run("images")
     assert code == 1 and "ImagePullBackOff: can't pull registry/ray@" in rows["images"]["note"]
@@ -368,16 +374,16 @@ def test_keep_and_sweep(world: World) -> None:
     assert world.left() == [] and "theirs" in world.cluster.objects["workflows"]
 
 
-def test_a_mirror_remembers_what_is_gone(world: World) -> None:
+def test_mirror_keeps_deleted_objects(world: World) -> None:
     mirror = Mirror(Kube("imagemill"), ["pods"])
     mirror.start()
     try:
-        made = {"metadata": {"name": "short", "labels": {"workflows.argoproj.io/workflow": "w"}}, "spec": {}}
-        world.cluster.create("pods", made)
+        pod = {"metadata": {"name": "short", "labels": {"workflows.argoproj.io/workflow": "w"}}, "spec": {}}
+        world.cluster.create("pods", pod)
         mirror.wait(lambda: bool(mirror.now("pods")), "the pod", Deadline(60))
         world.cluster.delete("pods", "short")
         mirror.wait(lambda: not mirror.now("pods"), "its end", Deadline(60))
-        assert [one["metadata"]["name"] for one in mirror.seen("pods")] == ["short"]
+        assert [document["metadata"]["name"] for document in mirror.seen("pods")] == ["short"]
         mirror._apply("pods", "MODIFIED", mirror.seen("pods")[0])  # late news of it
         assert mirror.now("pods") == []
         with pytest.raises(Late, match=r"not within 0 s: a pod · nothing there"):
@@ -421,7 +427,7 @@ def test_the_controllers_policy_is_read_and_changed_for_a_while(world: World, mo
 
 
 def services() -> dict[tuple[str, int], tuple[Peer, int]]:
-    """What the names lead to that the scenario of network policies tries; but for the internet, which is away."""
+    """Return the hosts that the scenario of network policies connects to, without the internet."""
     kubeflow = {"ml-pipeline.kubeflow.svc": ("ml-pipeline", 8888, 8888), "mysql.kubeflow.svc": ("mysql", 3306, 3306),
                 "ml-pipeline-ui.kubeflow.svc": ("ml-pipeline-ui", 80, 3000)}  # fmt: skip
     return {
@@ -434,7 +440,7 @@ def services() -> dict[tuple[str, int], tuple[Peer, int]]:
 
 @pytest.fixture
 def policed(world: World) -> World:
-    """With the network policies of k8s/overlays/kind and something that enforces them."""
+    """A world with enforced network policies of k8s/overlays/kind."""
     world.play.hosts = services()
     world.file.write_text(json.dumps({"images": IMAGES, "storage": {"endpoint": "http://seaweedfs.imagemill:8333"}}))
     for document in policies_of("kind"):
@@ -447,7 +453,7 @@ def test_network_policies_are_tried_from_pods_of_each_kind(policed: World) -> No
     note = rows["argo-policies"]["note"]
     assert code == 0 and note.startswith("11 kinds of pods reach what they must, and not: ") and "KFP's MySQL" in note
     assert "without proof, for nobody reaches them: " in note and "the internet" in note.partition("without")[2]
-    names = {one["metadata"]["name"] for one in policed.cluster.list("networkpolicies")}
+    names = {policy["metadata"]["name"] for policy in policed.cluster.list("networkpolicies")}
     assert not any("e2e" in name for name in names) and "imagemill-default-deny" in names
 
 

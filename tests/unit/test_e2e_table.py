@@ -30,7 +30,7 @@ def make_registry() -> Registry:
     return registry
 
 
-def test_the_table_says_all_in_lines_that_fit() -> None:
+def test_table_fits_the_terminal() -> None:
     lines = table.render(ROWS, 84.25, 80).splitlines()
     assert all(len(line) <= 80 for line in lines)
     assert lines[2].split() == ["argo-submit", "pass", "83.2", *ROWS[0].note.split()]
@@ -47,15 +47,15 @@ def test_an_empty_table() -> None:
     ("outcomes", "code"),
     [((PASSED,), 0), ((PASSED, SKIPPED), 0), ((PASSED, FAILED), 1), ((SKIPPED, SKIPPED), 1)],
 )
-def test_only_what_passed_is_a_success(outcomes: tuple[str, ...], code: int) -> None:
+def test_only_passed_scenarios_are_a_success(outcomes: tuple[str, ...], code: int) -> None:
     assert table.exit_code([Row(str(n), outcome, 0.0) for n, outcome in enumerate(outcomes)]) == code
 
 
-def test_the_json_says_the_same(tmp_path: Path) -> None:
+def test_json_holds_the_rows_of_the_table(tmp_path: Path) -> None:
     table.write_json(tmp_path / "table.json", ROWS, {"namespace": "tests"})
-    found = json.loads((tmp_path / "table.json").read_text())
-    assert (found["namespace"], found["exit_code"]) == ("tests", 1)
-    assert [(one["name"], one["outcome"], one["seconds"]) for one in found["scenarios"]] == [
+    parsed = json.loads((tmp_path / "table.json").read_text())
+    assert (parsed["namespace"], parsed["exit_code"]) == ("tests", 1)
+    assert [(row["name"], row["outcome"], row["seconds"]) for row in parsed["scenarios"]] == [
         ("argo-submit", "passed", 83.2), ("argo-kill-train", "failed", 1.0), ("kfp-submit", "skipped", 0.0),
     ]  # fmt: skip
 
@@ -69,8 +69,8 @@ def test_the_json_says_the_same(tmp_path: Path) -> None:
         (["argo", "kfp"], ["api", "argo", "kfp"]),
     ],
 )
-def test_what_is_selected_brings_what_it_needs(only: list[str], expected: list[str]) -> None:
-    assert [one.name for one in make_registry().select(only)] == expected
+def test_selection_includes_dependencies(only: list[str], expected: list[str]) -> None:
+    assert [scenario.name for scenario in make_registry().select(only)] == expected
 
 
 def test_an_unknown_scenario_is_named() -> None:
@@ -86,7 +86,7 @@ def test_needs_come_first_and_names_once() -> None:
         registry.add(Scenario("new", "", lambda trial: None, ("later",)))
 
 
-def test_an_unmet_need_says_why() -> None:
+def test_unmet_requirements_have_a_reason() -> None:
     run = make_registry().scenarios["run"]
     rows = [Row("store", PASSED, 1.0), Row("argo", SKIPPED, 0.1, "none here")]
     assert unmet(run, rows) == "needs argo, which was skipped: none here"
@@ -106,7 +106,7 @@ def test_a_deadline_counts_down() -> None:
         deadline.check("the end")
 
 
-def test_every_scenario_of_the_issue_is_there_for_both_engines() -> None:
+def test_every_required_scenario_exists_for_both_engines() -> None:
     both = ["submit", "nothing-left", "clean-on-ray", "cpu-only", "gpu", "gpu-absent", "wrong-input", "deleted",
             "kill-steps", "kill-rayjob", "kill-ray-head", "lost-pod", "transient", "out-of-memory", "policies", "demo",
             "unchanged", "left-after-deletion", "other-policy", "second-week"]  # fmt: skip
@@ -120,26 +120,30 @@ PREFLIGHT = {"api", "pod-security", "secret", "images", "store", "dataset", "arg
              "kfp", "gpus"}  # fmt: skip
 
 
-def test_what_is_measured_runs_alone() -> None:
+def test_measured_scenarios_run_alone() -> None:
     alone = {name for name, scenario in REGISTRY.scenarios.items() if scenario.alone}
     measured = {"argo-demo", "argo-unchanged", "argo-resizing", "kfp-demo", "kfp-unchanged"}
     assert alone == measured | {"argo-other-policy", "kfp-other-policy"}  # which changes the cluster
     assert {name for name, scenario in REGISTRY.scenarios.items() if scenario.preflight} == PREFLIGHT
 
 
-def test_the_cluster_of_the_tests_is_the_sessions_own() -> None:
+def test_cluster_of_the_tests_has_its_own_workspace_and_limits() -> None:
     images = {"cpu": IMAGE, "ray": IMAGE, "gpu": IMAGE}
-    given = clusters.parse_cluster({"images": images, "steps": {"train": {"memory": "64Gi", "shm": "8Gi"}}})
-    made = for_tests(given, "abc123", full_pods=False)
-    assert made.storage.workspace == f"{given.storage.workspace}/e2e-abc123"
-    assert made.argo.mutex != given.argo.mutex and made.labels == {"imagemill.io/e2e": "abc123"}
-    assert (made.steps["train"].memory, made.steps["train"].shm, made.steps["clean"].cpu) == ("3Gi", "256Mi", "500m")
-    assert made.steps["promote"].memory == "1Gi" and made.ray.mode == given.ray.mode
-    assert with_rayjob(made).ray.workers.minimum == 1 and in_pods(with_rayjob(made)).ray.mode == "pod"
-    assert for_tests(given, "abc123", full_pods=True).steps == given.steps
-    assert clusters.parse_cluster_json(made.to_json()) == made
-    assert [pod.gpu for pod in made.steps.values()].count(1) == 2
-    assert not any(pod.gpu for pod in without_gpus(made).steps.values())
+    cluster = clusters.parse_cluster({"images": images, "steps": {"train": {"memory": "64Gi", "shm": "8Gi"}}})
+    adapted = for_tests(cluster, "abc123", full_pods=False)
+    assert adapted.storage.workspace == f"{cluster.storage.workspace}/e2e-abc123"
+    assert adapted.argo.mutex != cluster.argo.mutex and adapted.labels == {"imagemill.io/e2e": "abc123"}
+    assert (adapted.steps["train"].memory, adapted.steps["train"].shm, adapted.steps["clean"].cpu) == (
+        "3Gi",
+        "256Mi",
+        "500m",
+    )
+    assert adapted.steps["promote"].memory == "1Gi" and adapted.ray.mode == cluster.ray.mode
+    assert with_rayjob(adapted).ray.workers.minimum == 1 and in_pods(with_rayjob(adapted)).ray.mode == "pod"
+    assert for_tests(cluster, "abc123", full_pods=True).steps == cluster.steps
+    assert clusters.parse_cluster_json(adapted.to_json()) == adapted
+    assert [pod.gpu for pod in adapted.steps.values()].count(1) == 2
+    assert not any(pod.gpu for pod in without_gpus(adapted).steps.values())
 
 
 def test_a_cluster_without_digests_or_with_a_folder_is_refused() -> None:
@@ -149,7 +153,7 @@ def test_a_cluster_without_digests_or_with_a_folder_is_refused() -> None:
         for_tests(clusters.parse_cluster({"storage": {"workspace": "/data"}}), "abc123", full_pods=False)
 
 
-def test_without_kubeconfig_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_kubeconfig_is_reported(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.delenv("KUBECONFIG", raising=False)
     assert command.run(Options(suffix="abc123")) == 2
     assert "KUBECONFIG is not set" in capsys.readouterr().err

@@ -65,9 +65,9 @@ def sobel_by_hand(picture: Pixels) -> npt.NDArray[np.float64]:
 @settings(max_examples=80, deadline=None)
 def test_sobel_is_the_scaled_magnitude_of_the_gradient(width: int, height: int, seed: int) -> None:
     picture = gray(np.random.default_rng(seed).choice([0, 255, 17, 99], (height, width)))
-    found = compute_edges(picture, ("sobel",))
-    assert found.shape == (height, width, 1) and found.dtype == np.uint8
-    assert np.abs(found[:, :, 0] - sobel_by_hand(picture) * SOBEL_SCALE).max() <= 0.5 + 1e-4
+    edges = compute_edges(picture, ("sobel",))
+    assert edges.shape == (height, width, 1) and edges.dtype == np.uint8
+    assert np.abs(edges[:, :, 0] - sobel_by_hand(picture) * SOBEL_SCALE).max() <= 0.5 + 1e-4
 
 
 def test_sobel_fits_without_clipping() -> None:
@@ -81,16 +81,16 @@ def test_sobel_fits_without_clipping() -> None:
     assert compute_edges(step, ("sobel",))[2, :, 0].tolist() == [0, 0, 228, 228, 0, 0]
 
 
-def test_canny_is_opencvs_with_its_thresholds() -> None:
+def test_canny_equals_that_of_opencv() -> None:
     picture = gray(cv2.GaussianBlur(noise(90, 70, 1), (0, 0), 2))
     for low, high in ((100, 200), (20, 60)):
-        found = compute_edges(picture, ("canny",), low, high)[:, :, 0]
-        np.testing.assert_array_equal(found, cv2.Canny(picture, low, high))
-        assert set(np.unique(found)) <= {0, 255}
+        edges = compute_edges(picture, ("canny",), low, high)[:, :, 0]
+        np.testing.assert_array_equal(edges, cv2.Canny(picture, low, high))
+        assert set(np.unique(edges)) <= {0, 255}
     assert compute_edges(picture, ("canny",), 20, 60).sum() > compute_edges(picture, ("canny",)).sum()
 
 
-def test_edges_come_in_the_order_they_are_named() -> None:
+def test_edge_channels_are_in_the_configured_order() -> None:
     picture = noise(40, 30, 1)
     both = compute_edges(picture, EDGES["both"])
     for at, name in enumerate(BOTH):
@@ -105,38 +105,40 @@ def test_a_flat_picture_has_no_edges_not_even_at_its_border(shape: tuple[int, in
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("color", COLORS)
-def test_edges_are_those_of_the_grey_resized_picture(color: str, mode: str) -> None:
+def test_edges_are_computed_from_the_gray_resized_image(color: str, mode: str) -> None:
     for size in ((60, 40), (333, 500), (700, 20)):
         source = decoded(noise(*size, 1 if COLORS[color] == 1 else 3))
         plain = resize_image(source, Geometry(48, mode, color))
         geometry = Geometry(48, mode, color, BOTH)
-        found = resize_image(source, geometry)
-        assert found.shape == geometry.shape == (48, 48, COLORS[color] + 2) and found.flags.c_contiguous
-        np.testing.assert_array_equal(found[:, :, :-2], plain)
+        resized_image = resize_image(source, geometry)
+        assert resized_image.shape == geometry.shape == (48, 48, COLORS[color] + 2) and resized_image.flags.c_contiguous
+        np.testing.assert_array_equal(resized_image[:, :, :-2], plain)
         picture = resize_image(source, Geometry(48, mode, "rgb" if COLORS[color] == 3 else color))
         width, height = geometry.scaled(*size) if mode == "letterbox" else (48, 48)
         top, left = (48 - height) // 2, (48 - width) // 2
         inside = np.ascontiguousarray(picture[top : top + height, left : left + width])
         expected = compute_edges(convert_color(inside, "gray"), BOTH)
-        np.testing.assert_array_equal(found[top : top + height, left : left + width, -2:], expected)
+        np.testing.assert_array_equal(resized_image[top : top + height, left : left + width, -2:], expected)
         assert expected[:, :, 0].any()
 
 
 @pytest.mark.parametrize("color", ["rgb", "gray", "lab"])
 def test_the_border_of_a_letterbox_is_no_edge(color: str) -> None:
     white = decoded(np.full((20, 60, 1 if color == "gray" else 3), 255, np.uint8))
-    found = resize_image(white, Geometry(64, "letterbox", color, BOTH))
-    assert not found[:, :, -2:].any()
+    resized_image = resize_image(white, Geometry(64, "letterbox", color, BOTH))
+    assert not resized_image[:, :, -2:].any()
     padded = resize_image(white, Geometry(64, "letterbox", "gray" if color == "gray" else "rgb"))
     assert compute_edges(convert_color(padded, "gray"), BOTH).any(), "of the padded picture there would be some"
 
 
 def test_five_channels_are_resampled_like_one() -> None:
     source = np.concatenate([noise(90, 70), noise(70, 90, 2).transpose(1, 0, 2)], axis=2)
-    found = resample(source, 41, 33)
-    assert found.shape == (33, 41, 5)
-    for at in range(5):
-        np.testing.assert_array_equal(found[:, :, at : at + 1], resample(source[:, :, at : at + 1].copy(), 41, 33))
+    resampled = resample(source, 41, 33)
+    assert resampled.shape == (33, 41, 5)
+    for channel in range(5):
+        np.testing.assert_array_equal(
+            resampled[:, :, channel : channel + 1], resample(source[:, :, channel : channel + 1].copy(), 41, 33)
+        )
 
 
 @pytest.mark.parametrize("edges", EDGES)
@@ -149,7 +151,7 @@ def test_a_geometry_survives_its_manifest(edges: str, color: str) -> None:
     assert Geometry.of(ImageSpec.from_dict(image, "here")) == geometry
 
 
-def test_a_manifest_from_before_there_were_edges_has_none() -> None:
+def test_manifest_of_an_earlier_release_has_no_edges() -> None:
     image = {"shape": [32, 32, 3], "dtype": "uint8", "color": "rgb", "mode": "crop", "mean": [0.5], "std": [0.5]}
     assert Geometry.of(ImageSpec.from_dict(image, "here")) == Geometry(32)
 
@@ -162,7 +164,7 @@ def test_thresholds_in_the_wrong_order_are_refused() -> None:
 # Mean and spread.
 
 
-def counted(images: Pixels) -> ChannelSums:
+def sum_channels(images: Pixels) -> ChannelSums:
     histogram = np.zeros((images.shape[3], 256), np.int64)
     for image in images:
         add_histogram(histogram, image)
@@ -171,15 +173,15 @@ def counted(images: Pixels) -> ChannelSums:
 
 @given(st.integers(1, 5), st.integers(1, 9), st.integers(0, 2**32 - 1))
 @settings(max_examples=40, deadline=None)
-def test_sums_are_exact_in_whatever_parts_and_order(channels: int, parts: int, seed: int) -> None:
+def test_channel_sums_do_not_depend_on_parts_and_order(channels: int, parts: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     images = random.integers(0, 256, (10, 7, 6, channels), np.uint8)
-    whole = counted(images)
+    expected = sum_channels(images)
     flat = images.reshape(-1, channels).astype(int)
-    assert whole == ChannelSums(420, tuple(flat.sum(0).tolist()), tuple((flat**2).sum(0).tolist()))
-    pieces = [counted(part) for part in np.array_split(images, min(parts, 10))]
-    assert sum((pieces[i] for i in random.permutation(len(pieces))), ChannelSums()) == whole
-    mean, std = compute_normalization("dataset", "rgb", channels, whole)
+    assert expected == ChannelSums(420, tuple(flat.sum(0).tolist()), tuple((flat**2).sum(0).tolist()))
+    pieces = [sum_channels(part) for part in np.array_split(images, min(parts, 10))]
+    assert sum((pieces[i] for i in random.permutation(len(pieces))), ChannelSums()) == expected
+    mean, std = compute_normalization("dataset", "rgb", channels, expected)
     np.testing.assert_allclose(mean, flat.mean(0) / 255, atol=1e-6)
     np.testing.assert_allclose(std, flat.std(0) / 255, atol=1e-6)
 
@@ -187,9 +189,9 @@ def test_sums_are_exact_in_whatever_parts_and_order(channels: int, parts: int, s
 def test_sums_of_very_many_pixels_stay_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond what a float can count: more rows than go into one histogram, and more than int64 holds of squares."""
     image = noise(50, 40)
-    expected = counted(image[None])
+    expected = sum_channels(image[None])
     monkeypatch.setattr(statistics, "MAX_EXACT_COUNT", 150)
-    assert counted(image[None]) == expected
+    assert sum_channels(image[None]) == expected
     many = ChannelSums(2**50, (2**50 * 100 + 1,), (2**50 * 10_025,))
     assert many.mean_std(0) == (round(100 / 255, 6), round(5 / 255, 6))
     total = sum([many] * 2**10, ChannelSums())
@@ -197,19 +199,19 @@ def test_sums_of_very_many_pixels_stay_exact(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_channel_that_never_changes_does_not_divide_by_zero() -> None:
-    sums = counted(np.full((3, 4, 4, 2), 51, np.uint8))
+    sums = sum_channels(np.full((3, 4, 4, 2), 51, np.uint8))
     assert compute_normalization("dataset", "gray", 2, sums) == ([0.2, 0.2], [round(STD_FLOOR, 6)] * 2)
     assert compute_normalization("dataset", "gray", 2, ChannelSums())[1] == [0.5, 0.5]
 
 
-def test_imagenet_is_kept_where_it_has_something_to_say() -> None:
-    sums = counted(np.random.default_rng(0).integers(0, 256, (2, 8, 8, 5), np.uint8))
+def test_imagenet_normalization_is_used_for_its_own_channels() -> None:
+    sums = sum_channels(np.random.default_rng(0).integers(0, 256, (2, 8, 8, 5), np.uint8))
     own = [sums.mean_std(channel) for channel in range(5)]
     for color in ("rgb", "gray"):
         mean, std = named("imagenet", color)
-        known = len(mean)
-        found = compute_normalization("imagenet", color, 5, sums)
-        assert found == (mean + [m for m, _ in own[known:]], std + [s for _, s in own[known:]])
+        num_known = len(mean)
+        normalization = compute_normalization("imagenet", color, 5, sums)
+        assert normalization == (mean + [m for m, _ in own[num_known:]], std + [s for _, s in own[num_known:]])
     for color in ("ycbcr", "lab", "red"):
         assert compute_normalization("imagenet", color, 5, sums) == compute_normalization("dataset", "rgb", 5, sums)
 
@@ -226,12 +228,12 @@ CLEAN = pa.schema(
 )
 
 
-def clean_dataset(folder: Path, color: str, each: dict[str, int]) -> Dataset:
+def clean_dataset(folder: Path, color: str, images_by_split: dict[str, int]) -> Dataset:
     """A clean dataset as its contract says, written here: JPEG, PNG and turned pictures of two classes."""
     workspace = Workspace.open(str(folder))
     uri = workspace.dataset("clean", "01")
     files = []
-    for split, number in each.items():
+    for split, number in images_by_split.items():
         with ShardWriter(uri, Layout(CLEAN, row_group_bytes=4_000)) as writer:
             for n in range(number):
                 out = io.BytesIO()
@@ -241,8 +243,10 @@ def clean_dataset(folder: Path, color: str, each: dict[str, int]) -> Dataset:
                 row = {"image_id": f"{split}-{n}", "label_id": n % 2, "shuffle_index": 1000 * n}
                 writer.add({**row, "image": {"bytes": out.getvalue(), "path": ""}}, len(out.getvalue()))
             files.append(writer.publish(f"data/{split}", "data", split))
-    rows = sum(each.values())
-    totals = Totals(rows=rows, bytes=sum(f.bytes for f in files), by_split=each, by_class={"a": rows, "b": 0})
+    rows = sum(images_by_split.values())
+    totals = Totals(
+        rows=rows, bytes=sum(f.bytes for f in files), by_split=images_by_split, by_class={"a": rows, "b": 0}
+    )
     image = CleanImage(color, COLORS[color])
     extra = CleanExtra(dataset_name="x")
     manifest = Manifest("clean", "01", classes=("a", "b"), files=tuple(files), totals=totals, image=image, extra=extra)
@@ -254,7 +258,7 @@ def no_session(*_: object) -> Iterator[int]:
     yield 1
 
 
-def here(
+def run_in_this_process(
     jobs: Iterable[Any], work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], slots: int
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Jobs in this process, the last first: what Ray does is tested elsewhere."""
@@ -265,7 +269,7 @@ def here(
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resize, "open_ray_session", no_session)
-    monkeypatch.setattr(resize, "run_tasks", here)
+    monkeypatch.setattr(resize, "run_tasks", run_in_this_process)
 
 
 def resized(clean: Dataset, **options: Any) -> Dataset:
@@ -277,17 +281,17 @@ def resized(clean: Dataset, **options: Any) -> Dataset:
 
 def images_in(tensors: Dataset, split: str) -> dict[str, Pixels]:
     shape = tensors.manifest.image.shape
-    found: dict[str, Pixels] = {}
+    images: dict[str, Pixels] = {}
     for table in read_columns(tensors, "data", ["image", "image_id"], split):
         for row in table.to_pylist():
-            found[row["image_id"]] = np.frombuffer(row["image"], np.uint8).reshape(shape)
-    return found
+            images[row["image_id"]] = np.frombuffer(row["image"], np.uint8).reshape(shape)
+    return images
 
 
 @pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize("edges", ["off", "both"])
 @pytest.mark.parametrize("color", COLORS)
-def test_evaluate_makes_the_very_pixels_of_the_tensors(tmp_path: Path, color: str, edges: str) -> None:
+def test_evaluate_computes_the_pixels_of_the_tensors(tmp_path: Path, color: str, edges: str) -> None:
     clean = clean_dataset(tmp_path, color, {"train": 6, "test": 9})
     tensors = resized(clean, edges=edges, resize_mode="letterbox", canny_low=30, canny_high=60)
     image = tensors.manifest.image
@@ -295,12 +299,14 @@ def test_evaluate_makes_the_very_pixels_of_the_tensors(tmp_path: Path, color: st
     assert image.shape == (16, 16, channels) and image.color == color and image.edges == EDGES[edges]
     assert len(image.mean) == len(image.std) == channels
     stored = images_in(tensors, "test")
-    made = list(read_test_batches(None, clean, Geometry.of(image), 4))
-    read = list(read_test_batches(tensors, clean, Geometry.of(image), 4))
-    assert [b.ids for b in made] == [b.ids for b in read] and sum(len(b.ids) for b in made) == 9
-    for one, other in zip(made, read, strict=True):
-        np.testing.assert_array_equal(one.images, other.images)
-        np.testing.assert_array_equal(one.images, np.stack([stored[i] for i in one.ids]))
+    decoded_batches = list(read_test_batches(None, clean, Geometry.of(image), 4))
+    stored_batches = list(read_test_batches(tensors, clean, Geometry.of(image), 4))
+    assert [b.ids for b in decoded_batches] == [b.ids for b in stored_batches] and sum(
+        len(b.ids) for b in decoded_batches
+    ) == 9
+    for expected_batch, batch in zip(decoded_batches, stored_batches, strict=True):
+        np.testing.assert_array_equal(expected_batch.images, batch.images)
+        np.testing.assert_array_equal(expected_batch.images, np.stack([stored[i] for i in expected_batch.ids]))
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -308,18 +314,18 @@ def test_evaluate_makes_the_very_pixels_of_the_tensors(tmp_path: Path, color: st
     ("color", "edges", "normalization"),
     [("rgb", "off", "dataset"), ("lab", "off", None), ("rgb", "both", None), ("gray", "sobel", "dataset")],
 )
-def test_mean_and_spread_are_those_of_the_training_tensors(
+def test_mean_and_std_are_those_of_the_training_tensors(
     tmp_path: Path, color: str, edges: str, normalization: str | None
 ) -> None:
     clean = clean_dataset(tmp_path, color, {"train": 12, "val": 3, "test": 2})
     tensors = resized(clean, edges=edges, **({"normalization": normalization} if normalization else {}))
     flat = np.stack(list(images_in(tensors, "train").values())).reshape(-1, tensors.manifest.image.shape[2]) / 255
-    known = len(named("imagenet", color)[0]) if normalization is None else 0
+    num_known = len(named("imagenet", color)[0]) if normalization is None else 0
     mean, std = tensors.manifest.image.mean, tensors.manifest.image.std
-    np.testing.assert_allclose(mean[known:], flat.mean(0)[known:], atol=1e-6)
-    np.testing.assert_allclose(std[known:], flat.std(0)[known:], atol=1e-6)
-    if known:
-        assert ([*mean[:known]], [*std[:known]]) == named("imagenet", color)
+    np.testing.assert_allclose(mean[num_known:], flat.mean(0)[num_known:], atol=1e-6)
+    np.testing.assert_allclose(std[num_known:], flat.std(0)[num_known:], atol=1e-6)
+    if num_known:
+        assert ([*mean[:num_known]], [*std[:num_known]]) == named("imagenet", color)
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -335,13 +341,13 @@ def records(tensors: Dataset) -> list[dict[str, Any]]:
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_what_was_counted_before_a_kill_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_channel_sums_of_finished_tasks_are_kept_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same numbers whether one task does all, or many do, or a second try only the rest."""
-    each = {"train": 12, "val": 2, "test": 2}
-    whole = resized(clean_dataset(tmp_path / "whole", "lab", each), edges="both").manifest.image
+    images_by_split = {"train": 12, "val": 2, "test": 2}
+    expected = resized(clean_dataset(tmp_path / "whole", "lab", images_by_split), edges="both").manifest.image
     monkeypatch.setattr(plan, "MAX_SHARD_ROWS", 5)
-    many = resized(clean_dataset(tmp_path / "many", "lab", each), edges="both")
-    assert len(many.files("data", "train")) > 2 and many.manifest.image == whole
+    many = resized(clean_dataset(tmp_path / "many", "lab", images_by_split), edges="both")
+    assert len(many.files("data", "train")) > 2 and many.manifest.image == expected
 
     worked: list[str] = []
     dies_after = [2, 1]
@@ -349,29 +355,29 @@ def test_what_was_counted_before_a_kill_counts(tmp_path: Path, monkeypatch: pyte
     class Killed(Exception):
         pass
 
-    def dying(jobs: Iterable[Any], *others: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
+    def dying(jobs: Iterable[Any], *arguments: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
         end = dies_after.pop(0) if dies_after else -1
-        for number, found in enumerate(here(jobs, *others)):
+        for number, result in enumerate(run_in_this_process(jobs, *arguments)):
             if number == end:
                 raise Killed
-            worked.extend(shard.key for shard in found[0].shards)
-            yield found
+            worked.extend(shard.key for shard in result[0].shards)
+            yield result
 
     monkeypatch.setattr(resize, "run_tasks", dying)
-    clean = clean_dataset(tmp_path / "killed", "lab", each)
+    clean = clean_dataset(tmp_path / "killed", "lab", images_by_split)
     for _ in (2, 1):
         with pytest.raises(Killed):
             resized(clean, edges="both")
     resumed = resized(clean, edges="both")
     assert len(worked) == len(set(worked)) == len(resumed.manifest.files)
-    assert resumed.manifest.image == whole
+    assert resumed.manifest.image == expected
     assert [dataclasses.astuple(f) for f in resumed.manifest.files] == [
         dataclasses.astuple(f) for f in many.manifest.files
     ]
 
 
 @pytest.mark.usefixtures("without_ray")
-def test_a_record_without_sums_is_made_again_where_they_are_wanted(tmp_path: Path) -> None:
+def test_record_without_channel_sums_is_built_again_if_needed(tmp_path: Path) -> None:
     clean = clean_dataset(tmp_path, "rgb", {"train": 4})
     tensors = resized(clean, normalization="dataset")
     expected = tensors.manifest.image

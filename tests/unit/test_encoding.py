@@ -66,7 +66,7 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def tables(dataset: Dataset, split: str) -> pa.Table:
-    """By pyarrow alone."""
+    """Read a split by pyarrow alone."""
     return pa.concat_tables([pq.read_table(dataset.locate(file)) for file in dataset.files("data", split)])
 
 
@@ -75,7 +75,7 @@ def by_pillow(data: bytes) -> Pixels:
     return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def test_others_read_what_is_stored(chain: Chain) -> None:
+def test_stored_jpegs_are_readable_by_other_libraries(chain: Chain) -> None:
     gray = chain.clean.manifest.image.color == "gray"
     channels, total, errors = 1 if gray else 3, 0, []
     assert chain.jpeg.manifest.image == replace(chain.raw.manifest.image, encoding="jpeg")
@@ -97,30 +97,34 @@ def test_others_read_what_is_stored(chain: Chain) -> None:
     assert chain.raw.manifest.totals.bytes == sum(NUMBERS.values()) * SIZE * SIZE * channels
 
 
-def test_our_reader_sees_what_pillow_sees(chain: Chain) -> None:
+def test_decoded_jpegs_equal_those_of_pillow(chain: Chain) -> None:
     column, image = tables(chain.jpeg, "train").column("image"), chain.jpeg.manifest.image
     expected = np.stack([by_pillow(data) for data in column.to_pylist()])
     assert len(expected) > store_tensors.JPEGS_PER_TASK  # so that threads have a part in it
     for cores in (1, 3):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(store_tensors, "cores", lambda cores=cores: cores)
-            found = decode_column(column, image)
-        assert found.dtype == np.uint8 and np.array_equal(found, expected)
+            decoded = decode_column(column, image)
+        assert decoded.dtype == np.uint8 and np.array_equal(decoded, expected)
     assert np.array_equal(decode_column(column.slice(5, 7), image), expected[5:12])
-    two = pa.chunked_array([column.combine_chunks().slice(20), column.combine_chunks().slice(0, 3)])
-    assert np.array_equal(decode_column(two, image), np.concatenate([expected[20:], expected[:3]]))
+    chunks = pa.chunked_array([column.combine_chunks().slice(20), column.combine_chunks().slice(0, 3)])
+    assert np.array_equal(decode_column(chunks, image), np.concatenate([expected[20:], expected[:3]]))
 
 
 def test_the_loader_gives_every_image_once_an_epoch(chain: Chain) -> None:
     table = tables(chain.jpeg, "train")
     pixels = decode_column(table.column("image"), chain.jpeg.manifest.image)
     labels = table.column("label_id").to_pylist()
-    expected = sorted((label, one.tobytes()) for label, one in zip(labels, pixels, strict=True))
+    expected = sorted((label, image_pixels.tobytes()) for label, image_pixels in zip(labels, pixels, strict=True))
     orders = []
     for epoch in (0, 1):
-        found = list(iter_batches(chain.jpeg, "train", 7, 0, epoch))
-        assert found[0].images.shape[1:] == tuple(chain.jpeg.manifest.image.shape)
-        rows = [(int(n), one.tobytes()) for b in found for n, one in zip(b.labels, b.images, strict=True)]
+        batches = list(iter_batches(chain.jpeg, "train", 7, 0, epoch))
+        assert batches[0].images.shape[1:] == tuple(chain.jpeg.manifest.image.shape)
+        rows = [
+            (int(n), image_pixels.tobytes())
+            for b in batches
+            for n, image_pixels in zip(b.labels, b.images, strict=True)
+        ]
         assert sorted(rows) == expected
         orders.append(rows)
     assert orders[0] != orders[1]
@@ -134,11 +138,11 @@ def test_an_epoch_of_training_and_an_evaluation(chain: Chain) -> None:
     tensors = find_tensors(model, chain.clean)
     assert tensors is not None and tensors.uri == chain.jpeg.uri
     geometry = Geometry.of(model.manifest.image)
-    seen = {i: one for b in read_test_batches(tensors, chain.clean, geometry, 4)
-            for i, one in zip(b.ids, b.images, strict=True)}  # fmt: skip
+    images_by_id = {i: image_pixels for b in read_test_batches(tensors, chain.clean, geometry, 4)
+            for i, image_pixels in zip(b.ids, b.images, strict=True)}  # fmt: skip
     stored = tables(chain.jpeg, "test").to_pylist()
-    assert len(seen) == len(stored) == NUMBERS["test"]
-    assert all(np.array_equal(seen[row["image_id"]], by_pillow(row["image"])) for row in stored)
+    assert len(images_by_id) == len(stored) == NUMBERS["test"]
+    assert all(np.array_equal(images_by_id[row["image_id"]], by_pillow(row["image"])) for row in stored)
     evaluation, _ = evaluated(chain.workspace, model, chain.clean)
     assert evaluation.manifest.totals.rows == NUMBERS["test"]
 
@@ -149,7 +153,7 @@ def coloured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
         yield chain_of(tmp_path_factory.mktemp("coloured"), "rgb", "420")
 
 
-def test_quality_and_subsampling_decide_the_size_and_nothing_else(coloured: Chain) -> None:
+def test_quality_and_subsampling_change_the_size_only(coloured: Chain) -> None:
     def stored(**options: Any) -> Dataset:
         return resized(coloured.workspace, coloured.clean, image_size=SIZE, encoding="jpeg", **options)
 
@@ -161,12 +165,12 @@ def test_quality_and_subsampling_decide_the_size_and_nothing_else(coloured: Chai
 
 
 def test_the_same_images_give_the_same_bytes(coloured: Chain, tmp_path: Path) -> None:
-    again = chain_of(tmp_path, "rgb", "420").jpeg
-    assert [f.sha256 for f in again.manifest.files] == [f.sha256 for f in coloured.jpeg.manifest.files]
-    assert again.fingerprint == coloured.jpeg.fingerprint
+    repeated = chain_of(tmp_path, "rgb", "420").jpeg
+    assert [f.sha256 for f in repeated.manifest.files] == [f.sha256 for f in coloured.jpeg.manifest.files]
+    assert repeated.fingerprint == coloured.jpeg.fingerprint
 
 
-def test_jpeg_with_a_margin_is_read_with_it(coloured: Chain) -> None:
+def test_jpeg_with_a_stored_margin_is_read_with_the_margin(coloured: Chain) -> None:
     stored = resized(coloured.workspace, coloured.clean, image_size=40, store_size=44, encoding="jpeg")
     (first, *_) = iter_batches(stored, "train", 8)
     assert first.images.shape == (8, 44, 44, 3)
@@ -174,7 +178,7 @@ def test_jpeg_with_a_margin_is_read_with_it(coloured: Chain) -> None:
 
 
 @pytest.mark.parametrize("color", ["lab", "ycbcr"])
-def test_what_a_jpeg_can_not_hold_is_refused(color: str, tmp_path: Path) -> None:
+def test_unsupported_jpeg_tensors_are_rejected(color: str, tmp_path: Path) -> None:
     workspace = Workspace.open(str(tmp_path))
     clean = clean_photos(workspace, color, {"train": 2})
     with pytest.raises(UserError, match=f"^encoding: expected raw with this colour.*jpeg with {color}"):
@@ -186,7 +190,7 @@ def test_what_a_jpeg_can_not_hold_is_refused(color: str, tmp_path: Path) -> None
 # What is said of the choice.
 
 
-def said_of(clean: Dataset, **options: Any) -> list[str]:
+def log_estimate(clean: Dataset, **options: Any) -> list[str]:
     config = ResizeConfig.from_values({"image_size": SIZE} | options)
     geometry = config.geometry(clean.manifest.image.color)
     spec = TensorSpec(geometry, config.encoding, config.jpeg_quality, config.jpeg_subsampling)
@@ -196,27 +200,27 @@ def said_of(clean: Dataset, **options: Any) -> list[str]:
 RATE = r"[\d,]+"
 
 
-def test_two_lines_say_size_and_rate_of_either(chain: Chain) -> None:
-    raw, jpeg = said_of(chain.clean, jpeg_subsampling=chain.subsampling, encoding="jpeg")
+def test_estimate_logs_size_and_rate_of_both_encodings(chain: Chain) -> None:
+    raw, jpeg = log_estimate(chain.clean, jpeg_subsampling=chain.subsampling, encoding="jpeg")
     size = chain.raw.manifest.totals.bytes / 1000
     kind = "" if chain.clean.manifest.image.color == "gray" else f", {':'.join(chain.subsampling)}"
     number = rf"raw: {size:.1f} kB, read at about {RATE} images/s from memory, {RATE}/s over a 100 MB/s link"
     assert re.fullmatch(number, raw)
-    found = re.fullmatch(
+    match = re.fullmatch(
         rf"jpeg \(quality 90{kind}\): (\d+\.\d) kB, decoded at about {RATE} images/s, {RATE}/s over that link; "
         "chosen: jpeg",
         jpeg,
     )
-    assert found and abs(float(found[1]) * 1000 / chain.jpeg.manifest.totals.bytes - 1) < 0.1
-    assert said_of(chain.clean)[1].endswith("chosen: raw")
+    assert match and abs(float(match[1]) * 1000 / chain.jpeg.manifest.totals.bytes - 1) < 0.1
+    assert log_estimate(chain.clean)[1].endswith("chosen: raw")
 
 
-def test_the_link_is_what_limits_raw_pixels(coloured: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_link_limits_the_rate_of_raw_pixels(coloured: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_measure_rate", lambda images, image: 30_000 if image.encoding == "raw" else 4_900)
-    raw, jpeg = said_of(coloured.clean, image_size=224)
+    raw, jpeg = log_estimate(coloured.clean, image_size=224)
     assert raw == "raw: 6.3 MB, read at about 30,000 images/s from memory, 660/s over a 100 MB/s link"
     assert "decoded at about 4,900 images/s, 4,900/s over that link" in jpeg
-    assert said_of(coloured.clean, copies=3)[0].startswith(f"raw: {(42 + 3 * 24) * SIZE * SIZE * 3 / 1000:.1f} kB")
+    assert log_estimate(coloured.clean, copies=3)[0].startswith(f"raw: {(42 + 3 * 24) * SIZE * SIZE * 3 / 1000:.1f} kB")
 
 
 @pytest.mark.parametrize(
@@ -224,28 +228,28 @@ def test_the_link_is_what_limits_raw_pixels(coloured: Chain, monkeypatch: pytest
 )
 def test_every_geometry_is_estimated(options: dict[str, Any], coloured: Chain) -> None:
     stored = resized(coloured.workspace, coloured.clean, image_size=SIZE, encoding="jpeg", **options)
-    found = re.search(r"\): (\d+\.\d) kB", said_of(coloured.clean, **options)[1])
-    assert found and abs(float(found[1]) * 1000 / stored.manifest.totals.bytes - 1) < 0.1
+    match = re.search(r"\): (\d+\.\d) kB", log_estimate(coloured.clean, **options)[1])
+    assert match and abs(float(match[1]) * 1000 / stored.manifest.totals.bytes - 1) < 0.1
 
 
-def test_where_jpeg_can_not_be_one_line_says_so(tmp_path: Path, coloured: Chain) -> None:
-    (line,) = said_of(coloured.clean, edges="both")
+def test_estimate_without_jpeg_has_one_line(tmp_path: Path, coloured: Chain) -> None:
+    (line,) = log_estimate(coloured.clean, edges="both")
     assert line.startswith("raw: ") and line.endswith("; edges can't be kept as JPEG")
     lab = clean_photos(Workspace.open(str(tmp_path)), "lab", {"train": 2})
-    (line,) = said_of(lab)
+    (line,) = log_estimate(lab)
     assert line.endswith("; lab can't be kept as JPEG")
 
 
-def test_the_sample_is_spread_and_the_same_each_time(coloured: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_covers_all_splits_and_is_deterministic(coloured: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "READ_S", 60)
-    found = sample_images(coloured.clean)
-    assert found == sample_images(coloured.clean) and 9 <= len(found) <= module.SAMPLED_IMAGES
+    sampled = sample_images(coloured.clean)
+    assert sampled == sample_images(coloured.clean) and 9 <= len(sampled) <= module.SAMPLED_IMAGES
     of_split = {
         split: {row["bytes"] for row in tables(coloured.clean, split).column("image").to_pylist()} for split in NUMBERS
     }
-    assert all(of_split[split] & set(found) for split in NUMBERS)
+    assert all(of_split[split] & set(sampled) for split in NUMBERS)
     monkeypatch.setattr(module, "READ_S", 0)
-    assert 0 < len(sample_images(coloured.clean)) < len(found)  # slow storage: one file is enough
+    assert 0 < len(sample_images(coloured.clean)) < len(sampled)  # slow storage: one file is enough
 
 
 def test_an_estimate_fails_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
@@ -258,13 +262,13 @@ def test_an_estimate_fails_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "no estimate of size and reading rate: OSError: gone" in capfd.readouterr().err
 
 
-def test_resize_says_it_once_before_the_work(tmp_path: Path, capfd: Any) -> None:
+def test_resize_logs_the_estimate_once(tmp_path: Path, capfd: Any) -> None:
     workspace = Workspace.open(str(tmp_path))
     clean = clean_photos(workspace, "rgb", {"train": 3})
     for times in (1, 0):  # the second time it is there already
         resized(workspace, clean, encoding="jpeg", estimated=True)
-        said = capfd.readouterr().err
-        assert said.count("[resize] raw: ") == said.count("; chosen: jpeg") == times
+        stderr = capfd.readouterr().err
+        assert stderr.count("[resize] raw: ") == stderr.count("; chosen: jpeg") == times
 
 
 def test_an_estimate_imports_nothing_heavy(coloured: Chain) -> None:
@@ -281,8 +285,8 @@ def test_an_estimate_imports_nothing_heavy(coloured: Chain) -> None:
         "print(sorted({'torch', 'pandas', 'ray', 'torchvision'} & set(sys.modules)))\n"
     )
     command = [sys.executable, "-c", program, coloured.clean.uri]
-    said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert said.splitlines() == ["2", "[]"]
+    stdout = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    assert stdout.splitlines() == ["2", "[]"]
 
 
 def test_one_pixel_survives() -> None:

@@ -46,7 +46,7 @@ def test_threads_do_every_task_once(values: list[int], number: int) -> None:
     assert all(result["product"] == 3 * task.value for task, result in results)
 
 
-def test_processes_do_every_task_once_and_new_arguments_reach_them() -> None:
+def test_processes_run_every_task_once_with_new_arguments() -> None:
     with Processes("clean", 3) as executor:
         for factor in (3, 5):
             numbers = [Number(v) for v in range(40)]
@@ -81,16 +81,16 @@ def test_tasks_are_taken_as_workers_are_free(kind: Callable[..., Executor]) -> N
 
 @pytest.mark.parametrize("kind", [Threads, Processes])
 @pytest.mark.parametrize("error", [MillError, TransientError, UserError])
-def test_an_error_of_a_task_is_raised_as_it_was(kind: Callable[..., Executor], error: type[MillError]) -> None:
-    with kind("clean", 1) as executor, pytest.raises(error, match=r"^the second$") as caught:
+def test_error_of_a_task_keeps_its_type_and_message(kind: Callable[..., Executor], error: type[MillError]) -> None:
+    with kind("clean", 1) as executor, pytest.raises(error, match=r"^the second$") as raised:
         list(run_tasks([Number(v) for v in range(100)], mapped.fail, (error.__name__,), executor))
-    assert caught.value.exit_code == error.exit_code
+    assert raised.value.exit_code == error.exit_code
 
 
-def test_an_unforeseen_error_of_a_process_is_ours() -> None:
-    with Processes("clean", 1) as executor, pytest.raises(MillError, match="internal error") as caught:
+def test_unexpected_error_of_a_process_is_internal() -> None:
+    with Processes("clean", 1) as executor, pytest.raises(MillError, match="internal error") as raised:
         list(run_tasks([Number(2)], mapped.fail, ("ValueError",), executor))
-    assert caught.value.exit_code == 1 and "ValueError: the second" in str(caught.value)
+    assert raised.value.exit_code == 1 and "ValueError: the second" in str(raised.value)
 
 
 @pytest.mark.parametrize(

@@ -23,20 +23,25 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from imagemill.components.dataset.kinds import ClassScores, EvaluationExtra, ModelExtra, NetworkExtra
+from imagemill.components.dataset.kinds import ClassScores, EvaluationExtra, ModelExtra, NetworkExtra, ProbeFit
 from imagemill.components.dataset.labels import SINGLE
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit, read_dataset
 from imagemill.components.dataset.shards import publish_bytes, read_columns
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.config import EvaluateConfig
 from imagemill.components.evaluate.evaluate import _log_scores, evaluate
-from imagemill.components.evaluate.inference import make_views
-from imagemill.components.evaluate.inputs import InputBatch, find_stored_geometry, find_tensors, read_test_batches
+from imagemill.components.evaluate.inference import InferenceRunner, make_views
+from imagemill.components.evaluate.inputs import (
+    InputBatch,
+    find_stored_geometry,
+    read_tensor_batches,
+    read_test_batches,
+)
 from imagemill.components.evaluate.matrix import roc_curve
 from imagemill.components.evaluate.scores import align_classes, make_scorer
 from imagemill.components.evaluate.slices import SliceColumn, Slices, parse_columns
 from imagemill.components.metrics import classification as metrics_of
-from imagemill.components.metrics.calibration import ece
+from imagemill.components.metrics.calibration import ece, fit_temperature
 from imagemill.components.models.artifact import ModelSpec, Normalize, build_network, load_model
 from imagemill.components.promote import mistakes, report, score_sections
 from imagemill.components.step.step import Context
@@ -98,14 +103,12 @@ def rows_of(dataset: Dataset) -> list[dict[str, Any]]:
     return [row for table in read_columns(dataset, "data", None, "test") for row in table.to_pylist()]  # type: ignore[arg-type]
 
 
-def logits_of(trained: TrainedModel, tta: str = "none") -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], list[str]]:
+def logits_of(
+    trained: TrainedModel, tta: str = "none", split: str = "test"
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64], list[str]]:
     """Logits [views, N, 2] without anything of evaluate's but its views, the labels and the ids."""
     network, spec = load_model(trained.model)
-    five_crops = tta == "five_crops"
-    geometry = find_stored_geometry(trained.model, spec.geometry) if five_crops else spec.geometry
-    batches = list(
-        read_test_batches(find_tensors(trained.model, trained.clean), trained.clean, geometry, 100, five_crops)
-    )
+    batches = list(read_tensor_batches(trained.tensors, split, 100, tta == "five_crops"))
     assert len(batches) == 1
     with torch.inference_mode():
         images = Normalize(spec.image, torch.device("cpu"))(torch.from_numpy(batches[0].images))
@@ -210,7 +213,11 @@ def test_views_are_averaged_as_probabilities(
     evaluation = trained.evaluated(tta=tta)
     logits, labels, _ = logits_of(trained, tta)
     assert len(logits) == num_views
-    p = softmax(logits / 2.5).mean(0)
+    val_logits, val_labels, _ = logits_of(trained, tta, "val")
+    temperature = fit_temperature(np.log(softmax(val_logits).mean(0)).astype(np.float32), val_labels)
+    fitted = evaluation.manifest.extra.calibration.temperature
+    assert fitted == pytest.approx(temperature, rel=1e-3) and temperature != 2.5
+    p = softmax(np.log(softmax(logits).mean(0)) / temperature)
     rows = rows_of(evaluation)
     np.testing.assert_allclose([row["confidence"] for row in rows], p.max(1), rtol=2e-4)
     assert evaluation.manifest.extra.metrics["loss"] == pytest.approx(
@@ -220,6 +227,22 @@ def test_views_are_averaged_as_probabilities(
     stderr = capsys.readouterr().err
     assert f"without tta {tta}, which costs" in stderr
     assert ("never saw a mirrored image" in stderr) == (tta == "flip")
+
+
+def test_a_temperature_of_views_that_cannot_be_fitted_is_that_of_the_model(
+    trained: TrainedModel, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A head that was fitted to the validation images as well would be thought too sure of itself."""
+    extra = replace(trained.model.manifest.extra, probe=ProbeFit(1.0, NUMBERS["train"] + NUMBERS["val"], 0.9))
+    fitted = replace(trained.model, manifest=replace(trained.model.manifest, extra=extra))
+    network, spec = load_model(trained.model)
+    runner = InferenceRunner(network, spec, torch.device("cpu"), "flip")
+    assert "fitted to the validation images" in runner.fit_temperature(fitted, 20) and runner.temperature == 2.5
+    monkeypatch.setattr(Dataset, "missing", lambda dataset: ["x"] if "/tensors/" in dataset.uri else [])
+    evaluation = trained.evaluated(tta="flip", slices="none")
+    assert evaluation.manifest.extra.calibration.temperature == 2.5
+    words = "probabilities with tta flip have the temperature of one view: the tensors with its validation images are"
+    assert words in capsys.readouterr().err
 
 
 def test_five_crops_from_clean_equal_those_from_tensors(trained: TrainedModel, tmp_path: Path) -> None:
@@ -284,12 +307,12 @@ def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch) -
 
 
 def columns_of(trained: TrainedModel, *names: str) -> dict[str, dict[str, Any]]:
-    """Some columns of the clean test images, by their ids."""
+    """Read columns of the clean test images by image id."""
     tables = read_columns(trained.clean, "data", ["image_id", *names], "test")
     return {row["image_id"]: row for table in tables for row in table.to_pylist()}
 
 
-def test_slices_by_number_and_by_text_count_what_is_in_them(trained: TrainedModel) -> None:
+def test_slices_by_number_and_text_have_counts_and_scores(trained: TrainedModel) -> None:
     evaluation = trained.evaluated(slices="label, size,brightness")
     columns = columns_of(trained, "label", "width", "height")
     rows, slices = rows_of(evaluation), evaluation.manifest.extra.slices

@@ -19,15 +19,15 @@ from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.shards import read_columns
 
 
-def originals(source: Dataset) -> dict[str, tuple[bytes, str, Any]]:
+def read_originals(source: Dataset) -> dict[str, tuple[bytes, str, Any]]:
     """Every row of a clean dataset: its bytes, split and label or labels."""
     label = "label_ids" if source.manifest.task == "multi" else "label_id"
-    found = {}
+    rows_by_id = {}
     for split in ("train", "val", "test"):
         for table in read_columns(source, "data", ["image_id", "image.bytes", label], split):
             for row in table.to_pylist():
-                found[row["image_id"]] = (row["image"]["bytes"], split, row[label])
-    return found
+                rows_by_id[row["image_id"]] = (row["image"]["bytes"], split, row[label])
+    return rows_by_id
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -38,7 +38,7 @@ def table(path: Path) -> list[dict[str, str]]:
 def test_clean_keeps_every_byte_in_a_folder_of_its_class(tmp_path: Path) -> None:
     source = exports.clean_single(str(tmp_path / "clean" / "01"))
     result = exports.run(source, "imagefolder", tmp_path / "out")
-    listed, expected = table(tmp_path / "out" / "labels.csv"), originals(source)
+    listed, expected = table(tmp_path / "out" / "labels.csv"), read_originals(source)
     assert {row["image_id"] for row in listed} == set(expected) and len(listed) == len(expected)
     for row in listed:
         data, split, label = expected[row["image_id"]]
@@ -95,21 +95,21 @@ def test_several_labels_are_a_table_that_hugging_face_reads(tmp_path: Path) -> N
     datasets = pytest.importorskip("datasets")
     source = exports.clean_multi(str(tmp_path / "clean" / "01"))
     exports.run(source, "imagefolder", tmp_path / "out")
-    expected = originals(source)
+    expected = read_originals(source)
     loaded = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"))
     assert {name: len(rows) for name, rows in loaded.items()} == {"train": 12, "validation": 12}
     for rows in loaded.values():
         for row in rows:
             data, _, labels = expected[row["image_id"]]
             assert json.loads(row["label_ids"]) == labels
-            assert json.loads(row["labels"]) == [source.manifest.classes[one] for one in labels]
-            assert np.array_equal(np.asarray(row["image"].convert("RGB")), exports.shown(data))
+            assert json.loads(row["labels"]) == [source.manifest.classes[label_id] for label_id in labels]
+            assert np.array_equal(np.asarray(row["image"].convert("RGB")), exports.render_rgb(data))
 
 
 def test_names_that_lead_astray_lead_to_their_images(tmp_path: Path) -> None:
     source = exports.clean_evil(str(tmp_path / "clean" / "01"))
     exports.run(source, "imagefolder", tmp_path / "out")
-    listed, expected = table(tmp_path / "out" / "labels.csv"), originals(source)
+    listed, expected = table(tmp_path / "out" / "labels.csv"), read_originals(source)
     assert {row["image_id"] for row in listed} == set(expected)
     for row in listed:
         path = tmp_path / "out" / row["file_name"]

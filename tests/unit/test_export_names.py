@@ -30,31 +30,33 @@ def assert_safe(name: str) -> None:
 @example("../../x", 0, False)
 @example("con.tar.gz", 0, False)
 @example("x" * 300, 0, False)
-def test_a_file_name_is_safe_whatever_the_id(image_id: str, copy: int, taken: bool) -> None:
+def test_file_names_are_safe_for_every_id(image_id: str, copy: int, taken: bool) -> None:
     assert_safe(names.make_image_name(image_id, copy, taken))
 
 
 @given(st.lists(text, unique=True, max_size=8))
 @example(["a/b.jpg", "a__b.jpg", "a_/b.jpg", "a.jpg", "a.png", "A.JPG"])
-def test_two_ids_of_one_folder_never_share_a_name_even_where_case_does_not_count(ids: list[str]) -> None:
-    keys = [names.hash_kept_name("train/c", one, 0) for one in ids]
-    found = [names.make_image_name(one, 0, keys.count(key) > 1) for one, key in zip(ids, keys, strict=True)]
-    folded = [unicodedata.normalize("NFC", name.casefold()) for name in found]
+def test_names_within_a_folder_differ_without_regard_to_case(ids: list[str]) -> None:
+    keys = [names.hash_kept_name("train/c", image_id, 0) for image_id in ids]
+    file_names = [
+        names.make_image_name(image_id, 0, keys.count(key) > 1) for image_id, key in zip(ids, keys, strict=True)
+    ]
+    folded = [unicodedata.normalize("NFC", name.casefold()) for name in file_names]
     assert len(set(folded)) == len(ids)
 
 
 @given(st.lists(text, unique=True, max_size=8))
 @example(list(exports.EVIL_CLASSES))
 def test_classes_have_folders_of_their_own(classes: list[str]) -> None:
-    found = names.make_class_folders(tuple(classes))
-    for name in found:
+    folders = names.make_class_folders(tuple(classes))
+    for name in folders:
         assert_safe(name)
-    assert len({unicodedata.normalize("NFC", name.casefold()) for name in found}) == len(classes)
+    assert len({unicodedata.normalize("NFC", name.casefold()) for name in folders}) == len(classes)
 
 
-def test_an_id_that_looks_like_a_made_name_can_not_take_it() -> None:
-    made = names.make_image_name("../x.jpg", 0, False)
-    assert names.make_image_name(f"{made}.jpg", 0, False) != made
+def test_id_equal_to_a_generated_name_gets_another_name() -> None:
+    name = names.make_image_name("../x.jpg", 0, False)
+    assert names.make_image_name(f"{name}.jpg", 0, False) != name
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where an export goes: once, whole, and never over anything else."""
+"""Output folders of exports: written once, completely, and never over other files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def source(tmp_path: Path) -> Dataset:
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_a_second_run_finds_it_and_another_place_gets_the_same_bytes(
+def test_second_run_is_cached_and_another_folder_gets_the_same_bytes(
     source: Dataset, tmp_path: Path, form: str
 ) -> None:
     first = exports.run(source, form, tmp_path / "one", 4000)
@@ -41,38 +41,40 @@ def test_a_second_run_finds_it_and_another_place_gets_the_same_bytes(
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_what_is_lost_is_made_again(source: Dataset, tmp_path: Path, form: str) -> None:
+def test_lost_file_is_written_again(source: Dataset, tmp_path: Path, form: str) -> None:
     exports.run(source, form, tmp_path / "out", 4000)
-    whole = exports.tree(tmp_path / "out")
-    name = sorted(n for n in whole if n.endswith((".png", ".tfrecord", ".tar", ".parquet")))[1]
+    expected = exports.tree(tmp_path / "out")
+    name = sorted(n for n in expected if n.endswith((".png", ".tfrecord", ".tar", ".parquet")))[1]
     (tmp_path / "out" / name).unlink()
     assert exports.run(source, form, tmp_path / "out", 4000)["state"] == "ran"
-    assert exports.tree(tmp_path / "out") == whole
+    assert exports.tree(tmp_path / "out") == expected
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_an_unfinished_one_goes_on(source: Dataset, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unfinished_export_continues(
+    source: Dataset, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     exports.run(source, form, tmp_path / "whole", 4000)
     with monkeypatch.context() as patch:
-        patch.setattr(output_folder.OutputFolder, "finish", stopped)
+        patch.setattr(output_folder.OutputFolder, "finish", interrupt)
         with pytest.raises(KeyboardInterrupt):
             exports.run(source, form, tmp_path / "out", 4000)
-    made = [p for p in sorted((tmp_path / "out").rglob("*")) if p.is_file() and p.name != STARTED]
-    made[0].unlink()
-    made[1].write_bytes(b"x" * made[1].stat().st_size)  # of the right size, and wrong
-    (tmp_path / "out" / f".{made[1].name}.0123456789ab.tmp").write_bytes(b"left by a kill")
-    left = tmp_path / "out" / ".scratch-left"
-    left.mkdir()
-    (left / ".lock").touch()
+    files = [p for p in sorted((tmp_path / "out").rglob("*")) if p.is_file() and p.name != STARTED]
+    files[0].unlink()
+    files[1].write_bytes(b"x" * files[1].stat().st_size)  # of the right size, and wrong
+    (tmp_path / "out" / f".{files[1].name}.0123456789ab.tmp").write_bytes(b"left by a kill")
+    old_scratch = tmp_path / "out" / ".scratch-left"
+    old_scratch.mkdir()
+    (old_scratch / ".lock").touch()
     exports.run(source, form, tmp_path / "out", 4000)
     assert exports.tree(tmp_path / "out") == exports.tree(tmp_path / "whole")
 
 
-def stopped(*args: object) -> None:
+def interrupt(*args: object) -> None:
     raise KeyboardInterrupt
 
 
-def test_a_place_that_holds_something_else_is_left_alone(source: Dataset, tmp_path: Path) -> None:
+def test_folder_with_other_files_is_rejected(source: Dataset, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("dear")
     with pytest.raises(UserError, match=r"--output: expected an empty place.*thesis\.txt"):
@@ -90,7 +92,7 @@ def test_another_export_is_not_mixed_with(
         if finished:
             exports.run(source, "webdataset", tmp_path / "out")
         else:
-            patch.setattr(output_folder.OutputFolder, "finish", stopped)
+            patch.setattr(output_folder.OutputFolder, "finish", interrupt)
             with pytest.raises(KeyboardInterrupt):
                 exports.run(source, "webdataset", tmp_path / "out")
     before = exports.tree(tmp_path / "out")
@@ -105,7 +107,7 @@ def test_another_export_is_not_mixed_with(
     assert exports.tree(tmp_path / "out") == before
 
 
-def test_two_at_once_are_told(source: Dataset, tmp_path: Path) -> None:
+def test_concurrent_exports_are_rejected(source: Dataset, tmp_path: Path) -> None:
     place = output_folder.OutputFolder(str(tmp_path / "out"), {})
     with place.scratch(), pytest.raises(TransientError, match="another export is writing there"), place.scratch():
         pass
@@ -114,9 +116,9 @@ def test_two_at_once_are_told(source: Dataset, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("output", ["{source}", "{source}/export", "{parent}", ""])
 def test_the_output_is_apart_from_the_dataset(source: Dataset, output: str) -> None:
-    where = output.format(source=source.uri, parent=source.uri.rpartition("/")[0])
+    path = output.format(source=source.uri, parent=source.uri.rpartition("/")[0])
     with pytest.raises(UserError, match="--output: expected"):
-        exports.run(source, "imagefolder", where)
+        exports.run(source, "imagefolder", path)
 
 
 @pytest.mark.parametrize("form", ["imagefolder", "huggingface"])
@@ -132,7 +134,7 @@ def test_pixels_that_are_no_picture_are_refused_by_picture_formats(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_no_dataset_of_images_is_refused(tmp_path: Path) -> None:
+def test_datasets_without_images_are_rejected(tmp_path: Path) -> None:
     uri = str(tmp_path / "model" / "01")
     commit(uri, Manifest("model", "01"))
     with pytest.raises(UserError, match=r"a clean or tensors dataset, found .* of kind model"):
@@ -153,12 +155,12 @@ def test_a_manifest_can_not_name_a_split_that_leads_elsewhere(source: Dataset, t
 
 def test_a_label_that_is_none_of_the_classes_is_an_error(tmp_path: Path) -> None:
     uri = str(tmp_path / "tensors" / "01")
-    made = exports.tensors(uri)
-    fewer = {**vars(made.manifest), "classes": ("a", "b"), "fingerprint": "02"}
+    tensors = exports.tensors(uri)
+    fewer = {**vars(tensors.manifest), "classes": ("a", "b"), "fingerprint": "02"}
     (Path(uri) / "_manifest.json").unlink()
     commit(uri, Manifest(**fewer))
     with pytest.raises(DatasetError, match="expected labels of 2 classes, found 2"):
-        exports.run(made, "webdataset", tmp_path / "out")
+        exports.run(tensors, "webdataset", tmp_path / "out")
 
 
 def test_rows_that_the_manifest_does_not_know_of_are_an_error(source: Dataset, tmp_path: Path) -> None:
@@ -171,23 +173,25 @@ def test_rows_that_the_manifest_does_not_know_of_are_an_error(source: Dataset, t
         assert not (tmp_path / form / MARKER).exists()
 
 
-def test_ten_files_are_on_their_way_at_a_time(source: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_up_to_ten_files_are_written_at_a_time(
+    source: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import threading
     import time
 
-    now, most, changed, put = [0], [0], threading.Condition(), LocalStore.put
+    running, max_running, changed, put = [0], [0], threading.Condition(), LocalStore.put
 
-    def counted(self: LocalStore, uri: str, data: bytes) -> None:
+    def put_counted(self: LocalStore, uri: str, data: bytes) -> None:
         with changed:
-            now[0] += 1
-            most[0] = max(most[0], now[0])
+            running[0] += 1
+            max_running[0] = max(max_running[0], running[0])
             changed.notify_all()
-            assert changed.wait_for(lambda: most[0] >= 5, 60)
+            assert changed.wait_for(lambda: max_running[0] >= 5, 60)
         time.sleep(0.01)  # for more than ten, were they let in
         put(self, uri, data)
         with changed:
-            now[0] -= 1
+            running[0] -= 1
 
-    monkeypatch.setattr(LocalStore, "put", counted)
+    monkeypatch.setattr(LocalStore, "put", put_counted)
     exports.run(source, "imagefolder", tmp_path / "out")
-    assert 5 <= most[0] <= 10
+    assert 5 <= max_running[0] <= 10

@@ -97,7 +97,7 @@ def test_webdataset_reads_tensors_pixel_by_pixel(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("channels", "color"), [(5, "rgb"), (3, "lab")])
-def test_webdataset_reads_what_is_no_picture_as_arrays(tmp_path: Path, channels: int, color: str) -> None:
+def test_webdataset_reads_raw_tensors_as_arrays(tmp_path: Path, channels: int, color: str) -> None:
     shape = (8, 8, channels)
     source = exports.tensors(str(tmp_path / "tensors" / "01"), shape, color=color, edges=["sobel"])
     exports.run(source, "webdataset", tmp_path / "out")
@@ -142,10 +142,10 @@ def test_hugging_face_loads_splits_class_names_and_images(tmp_path: Path) -> Non
             assert example["label"] == row["label_id"]
             data = io.BytesIO()
             if example["image"].mode == "RGB":
-                assert np.array_equal(np.asarray(example["image"]), exports.shown(row["image"]["bytes"]))
+                assert np.array_equal(np.asarray(example["image"]), exports.render_rgb(row["image"]["bytes"]))
             else:
                 example["image"].save(data, "PNG" if example["image"].mode != "CMYK" else "TIFF")
-                assert np.array_equal(exports.shown(data.getvalue()), exports.shown(row["image"]["bytes"]))
+                assert np.array_equal(exports.render_rgb(data.getvalue()), exports.render_rgb(row["image"]["bytes"]))
 
 
 def test_parquet_has_the_stored_bytes_and_hugging_face_features(tmp_path: Path) -> None:
@@ -195,5 +195,5 @@ def test_hugging_face_loads_tensors_with_several_labels_and_copies(tmp_path: Pat
             assert (row["image_id"], row["copy"]) == (f"{split}/{number // 4}.jpg", number % 4)
             expected = exports.pixels_of(shape, split, number)
             if encoding == "jpeg":
-                expected = exports.shown(jpegs[row["image_id"], row["copy"]])
+                expected = exports.render_rgb(jpegs[row["image_id"], row["copy"]])
             assert np.array_equal(np.asarray(row["image"]), expected)

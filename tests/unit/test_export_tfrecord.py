@@ -68,8 +68,8 @@ def message() -> Any:
     F = descriptor_pb2.FieldDescriptorProto
     file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tf", syntax="proto3")
     for name, kind in (("BytesList", F.TYPE_BYTES), ("FloatList", F.TYPE_FLOAT), ("Int64List", F.TYPE_INT64)):
-        one = file.message_type.add(name=name)
-        one.field.add(name="value", number=1, type=kind, label=F.LABEL_REPEATED)
+        list_type = file.message_type.add(name=name)
+        list_type.field.add(name="value", number=1, type=kind, label=F.LABEL_REPEATED)
     feature = file.message_type.add(name="Feature")
     feature.oneof_decl.add(name="kind")
     for number, name in enumerate(("BytesList", "FloatList", "Int64List"), 1):
@@ -89,13 +89,13 @@ def message() -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName("tf.Example"))
 
 
-def parsed(message: Any, data: bytes) -> dict[str, Any]:
+def parse_example(message: Any, data: bytes) -> dict[str, Any]:
     """The features of a serialized Example by name, as lists."""
-    found = message.FromString(data).features.feature
-    for name, one in found.items():  # an empty list has a kind, too: TensorFlow refuses a wrong one
+    features = message.FromString(data).features.feature
+    for name, feature in features.items():  # an empty list has a kind, too: TensorFlow refuses a wrong one
         integers = name in NUMBERS or name.startswith("n:")
-        assert one.WhichOneof("kind") == ("int64list" if integers else "byteslist"), name
-    return {name: list(getattr(one, one.WhichOneof("kind")).value) for name, one in found.items()}
+        assert feature.WhichOneof("kind") == ("int64list" if integers else "byteslist"), name
+    return {name: list(getattr(feature, feature.WhichOneof("kind")).value) for name, feature in features.items()}
 
 
 def read(folder: Path, split: str, message: Any) -> list[dict[str, Any]]:
@@ -104,9 +104,9 @@ def read(folder: Path, split: str, message: Any) -> list[dict[str, Any]]:
     assert [p.name for p in paths] == [f"{split}-{n:05d}-of-{len(paths):05d}.tfrecord" for n in range(len(paths))]
     for path in paths:
         index = [tuple(map(int, line.split())) for line in path.with_suffix(".index").read_text().splitlines()]
-        found = list(records(path))
-        assert [(begin, size) for begin, size, _ in found] == index
-        rows += [parsed(message, data) for _, _, data in found]
+        entries = list(records(path))
+        assert [(begin, size) for begin, size, _ in entries] == index
+        rows += [parse_example(message, data) for _, _, data in entries]
     return rows
 
 
@@ -117,33 +117,35 @@ names = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
     st.dictionaries(names.map("t:{}".format), st.lists(st.binary(max_size=300), max_size=3), max_size=4),
     st.dictionaries(names.map("n:{}".format), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5), max_size=4),
 )
-def test_any_example_means_what_it_should_to_protobuf(
+def test_protobuf_parses_every_example(
     message: Any, texts: dict[str, list[bytes]], numbers: dict[str, list[int]]
 ) -> None:
-    assert parsed(message, serialize_example(texts, numbers)) == texts | numbers
+    assert parse_example(message, serialize_example(texts, numbers)) == texts | numbers
 
 
-def test_clean_images_are_what_a_careful_viewer_shows(tmp_path: Path, message: Any) -> None:
+def test_clean_images_are_exported_upright_as_jpeg_or_png(tmp_path: Path, message: Any) -> None:
     source = exports.clean_single(str(tmp_path / "clean" / "01"))
     result = exports.run(source, "tfrecord", tmp_path / "out", 8000)
     for split in ("train", "val", "test"):
-        rows, wanted = read(tmp_path / "out", split, message), stored(source, split)
-        assert len(rows) == len(wanted)
-        for row, want in zip(rows, wanted, strict=True):
-            original, (data,) = want["image"]["bytes"], row["image/encoded"]
-            kept = want["image_id"].rpartition("/")[2] not in AGAIN
-            assert (data == original) == kept, want["image_id"]
+        rows, expected = read(tmp_path / "out", split, message), stored(source, split)
+        assert len(rows) == len(expected)
+        for row, expected_row in zip(rows, expected, strict=True):
+            original, (data,) = expected_row["image"]["bytes"], row["image/encoded"]
+            is_copied = expected_row["image_id"].rpartition("/")[2] not in AGAIN
+            assert (data == original) == is_copied, expected_row["image_id"]
             image = Image.open(io.BytesIO(data))
             assert image.format in ("JPEG", "PNG") and image.mode in ("RGB", "L", "P", "1")
             assert [image.format.lower().encode()] == row["image/format"]
-            shown = np.asarray(image.convert("RGB"))
-            apart = np.abs(shown.astype(int) - exports.shown(original))
-            assert apart.max() <= (4 if want["image_id"].endswith("turned.jpg") else 0), want["image_id"]
+            pixels = np.asarray(image.convert("RGB"))
+            difference = np.abs(pixels.astype(int) - exports.render_rgb(original))
+            assert difference.max() <= (4 if expected_row["image_id"].endswith("turned.jpg") else 0), expected_row[
+                "image_id"
+            ]
             shape = row["image/height"] + row["image/width"] + row["image/channels"]
             assert shape == [image.height, image.width, 1 if image.mode in ("L", "1") else 3]
-            assert row["label"] == [want["label_id"]]
-            assert row["label_text"] == [source.manifest.classes[want["label_id"]].encode()]
-            assert row["image_id"] == [want["image_id"].encode()]
+            assert row["label"] == [expected_row["label_id"]]
+            assert row["label_text"] == [source.manifest.classes[expected_row["label_id"]].encode()]
+            assert row["image_id"] == [expected_row["image_id"].encode()]
     assert result["notes"]["reencoded"] == {"BMP": 1, "GIF": 1, "JPEG": 2, "PNG": 2, "TIFF": 1, "WEBP": 1}
     assert len(list((tmp_path / "out").glob("train-*.tfrecord"))) > 2
 
@@ -153,7 +155,7 @@ AGAIN = {"alpha.png", "turned.jpg", "cmyk.jpg", "deep.png", "one.gif", "one.bmp"
 
 
 @pytest.mark.parametrize(("name", "plain"), [(name, name not in AGAIN) for name in sorted(exports.odd_files())])
-def test_what_tensorflow_reads_alike(name: str, plain: bool) -> None:
+def test_tensorflow_reads_the_records(name: str, plain: bool) -> None:
     assert (read_plain_shape(exports.odd_files()[name]) is not None) == plain
 
 
@@ -166,29 +168,29 @@ def test_a_colour_png_of_16_bits_is_no_plain_one() -> None:
 
 
 @pytest.mark.parametrize(("channels", "color"), [(1, "gray"), (3, "rgb"), (3, "lab"), (5, "rgb")])
-def test_raw_tensors_are_raw_whatever_their_channels(tmp_path: Path, message: Any, channels: int, color: str) -> None:
+def test_raw_tensors_are_exported_raw(tmp_path: Path, message: Any, channels: int, color: str) -> None:
     shape = (12, 12, channels)
     source = exports.tensors(str(tmp_path / "tensors" / "01"), shape, color=color)
     exports.run(source, "tfrecord", tmp_path / "out", 2000)
     rows = read(tmp_path / "out", "train", message)
     assert len(rows) == 20
     for number, row in enumerate(rows):
-        found = np.frombuffer(row["image/raw"][0], np.uint8)
-        assert np.array_equal(found.reshape(shape), exports.pixels_of(shape, "train", number))
+        pixels = np.frombuffer(row["image/raw"][0], np.uint8)
+        assert np.array_equal(pixels.reshape(shape), exports.pixels_of(shape, "train", number))
         assert (row["image/format"], row["label"]) == ([b"raw"], [number % 3])
-    about = json.loads((tmp_path / "out" / "features.json").read_text())
-    assert about["shape"] == list(shape) and about["classes"] == ["a", "b", "c"]
-    assert about["splits"]["train"]["rows"] == 20
-    assert set(about["features"]) == set(rows[0])
+    features = json.loads((tmp_path / "out" / "features.json").read_text())
+    assert features["shape"] == list(shape) and features["classes"] == ["a", "b", "c"]
+    assert features["splits"]["train"]["rows"] == 20
+    assert set(features["features"]) == set(rows[0])
 
 
 def test_jpeg_tensors_of_several_labels_and_copies(tmp_path: Path, message: Any) -> None:
     source = exports.tensors(str(tmp_path / "tensors" / "01"), encoding="jpeg", multi=True, copies=1)
     exports.run(source, "tfrecord", tmp_path / "out")
     for number, row in enumerate(read(tmp_path / "out", "val", message)):
-        ids = [one for one in range(3) if number >> one & 1]
+        ids = [label_id for label_id in range(3) if number >> label_id & 1]
         assert (row["label"], row["copy"]) == (ids, [number % 2])
-        assert row["label_text"] == ["abc"[one].encode() for one in ids]
+        assert row["label_text"] == ["abc"[label_id].encode() for label_id in ids]
         image = Image.open(io.BytesIO(row["image/encoded"][0]))
         assert image.format == "JPEG" and image.size == (16, 16)
 
@@ -198,5 +200,5 @@ def test_an_image_that_drew_a_warning_is_encoded_again(tmp_path: Path, message: 
 
     rows = [cleaned.Row("odd.jpg", warning="premature end"), cleaned.Row("fine.jpg")]
     exports.run(cleaned.cleaned(str(tmp_path / "clean" / "01"), rows), "tfrecord", tmp_path / "out")
-    found = {row["image_id"][0]: row["image/format"] for row in read(tmp_path / "out", "train", message)}
-    assert found == {b"odd.jpg": [b"png"], b"fine.jpg": [b"jpeg"]}
+    formats = {row["image_id"][0]: row["image/format"] for row in read(tmp_path / "out", "train", message)}
+    assert formats == {b"odd.jpg": [b"png"], b"fine.jpg": [b"jpeg"]}

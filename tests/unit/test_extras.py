@@ -28,10 +28,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_command_names_the_extra_that_it_needs(name: str, folder: Path) -> None:
-    module, words, message = COMMANDS[name]
-    message.check(run_without(MODULES, module, words, folder))
-    assert [one.name for one in folder.iterdir()] == ["cluster.yaml"], "it left something behind"
+def test_command_names_the_missing_extra(name: str, folder: Path) -> None:
+    module, arguments, message = COMMANDS[name]
+    message.check(run_without(MODULES, module, arguments, folder))
+    assert [path.name for path in folder.iterdir()] == ["cluster.yaml"], "it left something behind"
 
 
 @pytest.mark.parametrize(
@@ -39,42 +39,42 @@ def test_a_command_names_the_extra_that_it_needs(name: str, folder: Path) -> Non
     ["run", "compare", "tune", *ALL_STEPS, "predict", "compile", "submit", "schedule", "runs", "images", "doctor"],
 )
 def test_help_needs_no_extra(command: str, tmp_path: Path) -> None:
-    done = run_without(MODULES, CLI, [command, "--help"], tmp_path)
-    assert (done.returncode, done.stderr) == (0, "") and "usage: imagemill" in done.stdout
+    process = run_without(MODULES, CLI, [command, "--help"], tmp_path)
+    assert (process.returncode, process.stderr) == (0, "") and "usage: imagemill" in process.stdout
 
 
-def test_a_run_looks_for_what_all_its_steps_need(tmp_path: Path) -> None:
-    """Not when download and clean have worked already."""
-    done = run_without(["cleanlab"], CLI, ["run", "--json"], tmp_path)
-    assert done.returncode == 2 and '"status": "failed"' in done.stdout.splitlines()[-1]
-    assert "imagemill run needs cleanlab: pip install 'imagemill[all]'" in done.stderr
+def test_run_checks_the_extras_of_all_steps_first(tmp_path: Path) -> None:
+    """The run fails before download and clean do their work."""
+    process = run_without(["cleanlab"], CLI, ["run", "--json"], tmp_path)
+    assert process.returncode == 2 and '"status": "failed"' in process.stdout.splitlines()[-1]
+    assert "imagemill run needs cleanlab: pip install 'imagemill[all]'" in process.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_without_extras_data_is_read_and_looked_at(tmp_path: Path) -> None:
+def test_download_and_inspect_need_no_extra(tmp_path: Path) -> None:
     mill.make_photos(tmp_path / "photos")
-    words = ["--dataset", "folder", "--source", "photos", "--workspace", "work", "--result", "result.json"]
-    done = run_without(MODULES, CLI, ["download", *words], tmp_path)
-    assert done.returncode == 0, done.stderr
+    arguments = ["--dataset", "folder", "--source", "photos", "--workspace", "work", "--result", "result.json"]
+    process = run_without(MODULES, CLI, ["download", *arguments], tmp_path)
+    assert process.returncode == 0, process.stderr
     raw = re.search(r'"uri": "([^"]+)"', (tmp_path / "result.json").read_text())
     assert raw
-    seen = run_without(MODULES, CLI, ["inspect", raw[1]], tmp_path)
-    assert seen.returncode == 0 and "60" in seen.stdout, seen.stderr
+    inspected = run_without(MODULES, CLI, ["inspect", raw[1]], tmp_path)
+    assert inspected.returncode == 0 and "60" in inspected.stdout, inspected.stderr
 
 
-def test_what_only_some_uses_need_is_named_when_it_is_missed(folder: Path) -> None:
+def test_extras_of_single_options_are_named_when_missing(folder: Path) -> None:
     """kfp-kubernetes is a package of its own within kfp's."""
-    words = ["compile", "--target", "kfp", *CLUSTER, "-o", "a.yaml"]
-    Message("compile", "kfp-kubernetes", "pipelines").check(run_without(["kfp.kubernetes"], CLI, words, folder))
+    arguments = ["compile", "--target", "kfp", *CLUSTER, "-o", "a.yaml"]
+    Message("compile", "kfp-kubernetes", "pipelines").check(run_without(["kfp.kubernetes"], CLI, arguments, folder))
 
 
 def test_an_export_names_the_extra_of_its_format(tmp_path: Path) -> None:
     dataset = exports.clean_single(str(tmp_path / "clean" / "01"))
-    words = ["export", dataset.uri, "--output", str(tmp_path / "out"), "--format"]
-    Message("export", "google-crc32c", "export").check(run_without(MODULES, CLI, [*words, "tfrecord"], tmp_path))
+    arguments = ["export", dataset.uri, "--output", str(tmp_path / "out"), "--format"]
+    Message("export", "google-crc32c", "export").check(run_without(MODULES, CLI, [*arguments, "tfrecord"], tmp_path))
     assert not (tmp_path / "out").exists()
-    done = run_without(MODULES, CLI, [*words, "webdataset"], tmp_path)
-    assert done.returncode == 0, done.stderr
+    process = run_without(MODULES, CLI, [*arguments, "webdataset"], tmp_path)
+    assert process.returncode == 0, process.stderr
 
 
 # --- the tables agree with pyproject.toml and with the images ---------------------------------------------------------
@@ -83,7 +83,7 @@ def test_an_export_names_the_extra_of_its_format(tmp_path: Path) -> None:
 def requirements(extra: str) -> set[str]:
     """The distributions that an extra names."""
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"][extra]
-    return {canonical(re.split(r"[\[<>=~! ]", one)[0]) for one in listed}
+    return {canonical(re.split(r"[\[<>=~! ]", requirement)[0]) for requirement in listed}
 
 
 def canonical(name: str) -> str:
@@ -92,8 +92,8 @@ def canonical(name: str) -> str:
 
 def distributions(module: str) -> set[str]:
     special = {"kfp.kubernetes": "kfp-kubernetes", "kfp_server_api": "kfp", "tensorflow": "tensorflow-cpu"}
-    known = packages_distributions().get(module, [module])
-    return {special[module]} if module in special else {canonical(one) for one in known}
+    names = packages_distributions().get(module, [module])
+    return {special[module]} if module in special else {canonical(name) for name in names}
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -103,7 +103,7 @@ def test_extras_install_the_modules(module: str) -> None:
 
 
 @pytest.mark.parametrize("step", ALL_STEPS)
-def test_the_image_of_a_step_has_what_the_step_needs(step: str) -> None:
+def test_image_of_a_step_has_its_required_modules(step: str) -> None:
     lock = (ROOT / "docker" / f"{STEP_IMAGES[step]}.lock").read_text()
     locked = {canonical(name) for name in re.findall(r"^([\w.-]+)(?:\[[^]]*\])?==", lock, re.M)}
     for module in ALL_STEPS[step].needs:

@@ -34,7 +34,9 @@ def make_network(tensors: Dataset) -> torch.nn.Module:
     return build_network(ModelSpec(IDENTITY["backbone"], tensors.manifest.classes, tensors.manifest.image))
 
 
-def compute(tensors: Dataset, identity: dict[str, Any] = IDENTITY, stop_after: int = 10**6) -> tuple[Dataset, int]:
+def compute_features(
+    tensors: Dataset, identity: dict[str, Any] = IDENTITY, stop_after: int = 10**6
+) -> tuple[Dataset, int]:
     """The features, and in how many batches they were computed; Stopped before one too many."""
     batches = 0
 
@@ -64,23 +66,23 @@ def add_file(tensors: Dataset, rows: int = 6) -> Dataset:
 
 def test_features_are_the_heads_inputs_in_the_tensors_order(tmp_path: Path) -> None:
     tensors = make_tensors(tmp_path)
-    features, _ = compute(tensors)
+    features, _ = compute_features(tensors)
     network = make_network(tensors).eval()
-    caught: list[torch.Tensor] = []
+    head_inputs: list[torch.Tensor] = []
     layer = get_linear_head(network)
     assert layer is not None
-    layer.register_forward_pre_hook(lambda _, inputs: caught.append(inputs[0]))
+    layer.register_forward_pre_hook(lambda _, inputs: head_inputs.append(inputs[0]))
     for split, number in (("train", 40), ("val", 10)):
-        found, labels = read_features(features, split)
+        values, labels = read_features(features, split)
         tables = list(read_columns(tensors, "data", ["image", "label_id", "image_id"], split))
         pixels = np.concatenate([np.frombuffer(b"".join(t.column("image").to_pylist()), np.uint8) for t in tables])
         with torch.inference_mode():
             images = torch.from_numpy(pixels.reshape(number, 32, 32, 3))
             logits = network(Normalize(tensors.manifest.image, torch.device("cpu"))(images)).numpy()
-        assert np.allclose(found, caught.pop().numpy(), atol=1e-4)
+        assert np.allclose(values, head_inputs.pop().numpy(), atol=1e-4)
         assert labels.tolist() == [label for t in tables for label in t.column("label_id").to_pylist()]
         probe = LinearProbe(layer.weight.detach().numpy(), layer.bias.detach().numpy())
-        assert np.allclose(probe(found), logits, atol=1e-4)
+        assert np.allclose(probe(values), logits, atol=1e-4)
         ids = [i for t in read_columns(features, "data", ["image_id"], split) for i in t.column("image_id").to_pylist()]
         assert ids == [i for t in tables for i in t.column("image_id").to_pylist()]
     assert features.parent_uris("tensors") == [tensors.uri] and not features.missing()
@@ -89,34 +91,34 @@ def test_features_are_the_heads_inputs_in_the_tensors_order(tmp_path: Path) -> N
 
 def test_only_new_files_are_computed(tmp_path: Path) -> None:
     tensors = make_tensors(tmp_path)
-    first, batches = compute(tensors)
-    assert batches == 2 and compute(tensors)[1] == 0
-    second, added = compute(add_file(tensors))
+    first, batches = compute_features(tensors)
+    assert batches == 2 and compute_features(tensors)[1] == 0
+    second, added = compute_features(add_file(tensors))
     assert added == 1 and second.manifest.totals.by_split == {"train": 46, "val": 10}
     assert {file.sha256 for file in first.files()} < {file.sha256 for file in second.files()}
     assert np.array_equal(read_features(first, "train")[0], read_features(second, "train")[0][:40])
-    assert compute(tensors, IDENTITY | {"weights": "other"})[1] == 2, "other weights, other features"
+    assert compute_features(tensors, IDENTITY | {"weights": "other"})[1] == 2, "other weights, other features"
 
 
-def test_an_interrupted_pass_goes_on_and_a_lost_file_is_made_again(tmp_path: Path) -> None:
+def test_interrupted_pass_continues_and_a_lost_file_is_computed_again(tmp_path: Path) -> None:
     tensors = make_tensors(tmp_path / "a")
-    expected = compute(make_tensors(tmp_path / "b"))[0]
+    expected = compute_features(make_tensors(tmp_path / "b"))[0]
     with pytest.raises(Stopped):
-        compute(tensors, stop_after=1)
-    features, batches = compute(tensors)
+        compute_features(tensors, stop_after=1)
+    features, batches = compute_features(tensors)
     assert batches == 1 and features.manifest.files == expected.manifest.files
     Path(features.locate(features.files()[0])).unlink()
-    again, batches = compute(tensors)
-    assert batches == 1 and again.manifest_sha256 == features.manifest_sha256 and not again.missing()
+    recomputed, batches = compute_features(tensors)
+    assert batches == 1 and recomputed.manifest_sha256 == features.manifest_sha256 and not recomputed.missing()
 
 
 def test_of_many_images_the_first_files_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features_module, "MAX_IMAGES", 40)
-    features, batches = compute(add_file(make_tensors(tmp_path)))
+    features, batches = compute_features(add_file(make_tensors(tmp_path)))
     assert batches == 2 and features.manifest.totals.by_split == {"train": 40, "val": 10}
 
 
-def test_whose_features_they_are(tmp_path: Path) -> None:
+def test_features_are_identified_by_backbone_and_weights(tmp_path: Path) -> None:
     tensors = make_tensors(tmp_path)
     config = settings(tensors, weights="IMAGENET1K_V1", backbone="resnet18")
     assert identify_features(config, tensors.manifest) == {"backbone": "resnet18", "weights": "IMAGENET1K_V1"}

@@ -34,7 +34,7 @@ CONFIG = {"device": "cpu", "train": {"batch_size": 8}}
 
 
 def run_by_kfp(folder: Path, run: str, pod: str = "a-pod", **arguments: Any) -> tuple[bool, Path]:
-    """Whether the cluster's pipeline succeeded in KFP's SubprocessRunner, and the folder of its artifacts. `pod`: the
+    """Run the cluster's pipeline in KFP's SubprocessRunner; return success and the folder of its artifacts. `pod`: the
     name that the settings of the pods, which that runner has not, would tell."""
     from kfp import local
 
@@ -75,12 +75,12 @@ def succeeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     with chain.one_core():
         tensors = chain.resized(workspace, clean, image_size=32)
         chain.evaluated(workspace, chain.trained(workspace, tensors), clean)
-    done, artifacts = run_by_kfp(folder, "good", **source, **SMALL, config=json.dumps(CONFIG))
-    assert done
+    is_successful, artifacts = run_by_kfp(folder, "good", **source, **SMALL, config=json.dumps(CONFIG))
+    assert is_successful
     yield folder / "work", artifacts
 
 
-def test_a_run_that_succeeded_is_told_in_one_page(succeeded: tuple[Path, Path]) -> None:
+def test_summary_of_a_successful_run(succeeded: tuple[Path, Path]) -> None:
     workspace, artifacts = succeeded
     text = (artifacts / "finish" / "summary").read_text()
     assert text == (workspace / "runs" / "good" / SUMMARY).read_text()
@@ -92,27 +92,31 @@ def test_a_run_that_succeeded_is_told_in_one_page(succeeded: tuple[Path, Path]) 
     assert text == (artifacts / "promote" / "summary").read_text()  # the artifact that every runner has
 
 
-def executor_output(artifacts: Path, step: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((artifacts / step / "executor_output.json").read_text())["artifacts"]
-    return {name: about["artifacts"][0]["metadata"] for name, about in found.items()}
+def read_executor_output(artifacts: Path, step: str) -> dict[str, Any]:
+    artifacts_by_name: dict[str, Any] = json.loads((artifacts / step / "executor_output.json").read_text())["artifacts"]
+    return {name: artifact["artifacts"][0]["metadata"] for name, artifact in artifacts_by_name.items()}
 
 
-def test_artifacts_say_what_is_in_them(succeeded: tuple[Path, Path]) -> None:
+def test_artifacts_have_metadata_of_their_datasets(succeeded: tuple[Path, Path]) -> None:
     workspace, artifacts = succeeded
     for step, kind in {"download": "raw", "clean": "clean", "resize": "tensors", "train": "model"}.items():
-        told = executor_output(artifacts, step)["manifest"]
-        dataset = read_dataset(told["uri"], kind)
-        assert told["uri"].startswith(str(workspace)) and told["fingerprint"] == dataset.fingerprint
+        metadata = read_executor_output(artifacts, step)["manifest"]
+        dataset = read_dataset(metadata["uri"], kind)
+        assert metadata["uri"].startswith(str(workspace)) and metadata["fingerprint"] == dataset.fingerprint
         assert json.loads((artifacts / step / "manifest").read_text())["fingerprint"] == dataset.fingerprint
-        assert (told["kind"], told["classes"], told["dataset"]) == (kind, 2, "photos")
+        assert (metadata["kind"], metadata["classes"], metadata["dataset"]) == (kind, 2, "photos")
         if kind == "model":
-            assert (told["framework"], told["backbone"], told["epochs"]) == ("PyTorch", "shufflenet_v2_x0_5", 1)
-            assert 0 <= told["macro_f1"] <= 1
+            assert (metadata["framework"], metadata["backbone"], metadata["epochs"]) == (
+                "PyTorch",
+                "shufflenet_v2_x0_5",
+                1,
+            )
+            assert 0 <= metadata["macro_f1"] <= 1
         else:
             totals = dataset.manifest.totals
-            assert (told["rows"], told["rejected"]) == (totals.rows, totals.rejected)
-            assert told["by_split"] == totals.by_split
-    evaluated = executor_output(artifacts, "evaluate")
+            assert (metadata["rows"], metadata["rejected"]) == (totals.rows, totals.rejected)
+            assert metadata["by_split"] == totals.by_split
+    evaluated = read_executor_output(artifacts, "evaluate")
     assert {"top1", "macro_f1"} <= set(evaluated["metrics"])
     rows = [row["row"] for row in evaluated["confusion"]["confusionMatrix"]["rows"]]
     assert sum(map(sum, rows)) == read_dataset(tensors_uri(artifacts), "tensors").manifest.totals.by_split["test"]
@@ -121,74 +125,84 @@ def test_artifacts_say_what_is_in_them(succeeded: tuple[Path, Path]) -> None:
 
 
 def test_each_steps_record_is_in_its_metadata(succeeded: tuple[Path, Path]) -> None:
-    """What `imagemill runs` reads where nobody has keys of the store."""
+    """`imagemill runs` reads them where the user has no keys of the store."""
     workspace, artifacts = succeeded
     recorded = Workspace(str(workspace)).step_records("good")
-    told = {step: one[RECORDS] for step in STEPS for one in executor_output(artifacts, step).values() if RECORDS in one}
-    assert list(told) == list(STEPS)
+    records_by_step = {
+        step: metadata[RECORDS]
+        for step in STEPS
+        for metadata in read_executor_output(artifacts, step).values()
+        if RECORDS in metadata
+    }
+    assert list(records_by_step) == list(STEPS)
     for step in STEPS[:-1]:
-        [(name, record)] = json.loads(told[step]).items()
+        [(name, record)] = json.loads(records_by_step[step]).items()
         metrics = record.pop("metrics")
         assert name == step and record == {key: recorded[step][key] for key in record} and "seconds" in record
         assert metrics == {key: recorded[step]["metrics"][key] for key in metrics} and metrics
-    for summary in (executor_output(artifacts, "finish")["summary"], executor_output(artifacts, "promote")["summary"]):
+    for summary in (
+        read_executor_output(artifacts, "finish")["summary"],
+        read_executor_output(artifacts, "promote")["summary"],
+    ):
         records = json.loads(summary[RECORDS])
         assert list(records) == list(STEPS) and records["evaluate"]["metrics"]["macro_f1"] > 0
         assert records["promote"]["metrics"]["verdict"] in FIRST and records["clean"]["state"] == "cached"
 
 
 def tensors_uri(artifacts: Path) -> str:
-    return str(executor_output(artifacts, "resize")["manifest"]["uri"])
+    return str(read_executor_output(artifacts, "resize")["manifest"]["uri"])
 
 
-def test_metadata_is_what_kubeflow_can_store(succeeded: tuple[Path, Path]) -> None:
+def test_metadata_has_types_that_kubeflow_can_store(succeeded: tuple[Path, Path]) -> None:
     """A protobuf Struct: no null, no NaN, no other types."""
     from google.protobuf import json_format, struct_pb2
 
     _, artifacts = succeeded
     for step in ("download", "clean", "resize", "train", "evaluate", "promote"):
-        for metadata in executor_output(artifacts, step).values():
+        for metadata in read_executor_output(artifacts, step).values():
             text = json.dumps(metadata, allow_nan=False)
             assert "null" not in text
             json_format.Parse(text, struct_pb2.Struct())
 
 
-def test_a_run_that_failed_is_told_with_its_message(tmp_path: Path) -> None:
-    done, artifacts = run_by_kfp(
+def test_summary_of_a_failed_run_has_its_error(tmp_path: Path) -> None:
+    is_successful, artifacts = run_by_kfp(
         tmp_path, "bad", workspace=str(tmp_path / "work"), dataset="folder", source=str(tmp_path / "no|where")
     )
     text = (artifacts / "finish" / "summary").read_text()
-    assert not done and text.startswith("# Training: failed at download (exit code 2)\n")
+    assert not is_successful and text.startswith("# Training: failed at download (exit code 2)\n")
     row = next(line for line in text.splitlines() if line.startswith("| download |"))
     assert "**failed**, exit code 2" in row and r"no\|where" in row and "wrong input" in row
     assert "| clean | not reached |  |  |" in text and "## Verdict" not in text
     assert (tmp_path / "work" / "runs" / "bad" / SUMMARY).read_text() == text
-    record = json.loads(executor_output(artifacts, "finish")["summary"][RECORDS])["download"]
+    record = json.loads(read_executor_output(artifacts, "finish")["summary"][RECORDS])["download"]
     assert record["exit_code"] == 2 and "no|where" in record["error"] and record["state"] == "failed"
 
 
-def test_a_server_that_ignores_the_pods_settings_is_found_out_at_once(tmp_path: Path) -> None:
+def test_server_that_ignores_pod_settings_is_an_error_of_the_first_step(tmp_path: Path) -> None:
     source = str(mill.make_photos(tmp_path / "photos", each=1))
-    done, artifacts = run_by_kfp(tmp_path, "old", "", workspace=str(tmp_path / "work"), dataset="folder", source=source)
+    is_successful, artifacts = run_by_kfp(
+        tmp_path, "old", "", workspace=str(tmp_path / "work"), dataset="folder", source=source
+    )
     text = (artifacts / "finish" / "summary").read_text()
-    assert not done and "failed at download" in text and "the server is older" in text
+    assert not is_successful and "failed at download" in text and "the server is older" in text
     assert not (tmp_path / "work" / "raw").exists()
 
 
 @pytest.mark.parametrize("workspace", ["./work", "/scratch/work", "~/work"])
-def test_where_machines_share_no_folder_none_is_a_workspace(
+def test_local_workspace_is_rejected_on_a_cluster(
     workspace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As the form of a pipeline in a cluster lets it be typed: not after all has been downloaded into one pod."""
+    """A cluster's form accepts any text: the error comes before the download into one pod."""
     monkeypatch.setenv("IMAGEMILL_WORKSPACES", "s3")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert DOWNLOAD.main([f"--workspace={workspace}", "--run=r"]) == 2
-    said = f"workspace: expected s3://bucket/prefix, for the steps' machines share no folder, found '{workspace}'"
-    assert said in capsys.readouterr().err
+    message = f"workspace: expected s3://bucket/prefix, for the steps' machines share no folder, found '{workspace}'"
+    assert message in capsys.readouterr().err
     finish(workspace, "r", "FAILED", str(tmp_path / "page.md"))
-    [told] = tmp_path.iterdir()
-    assert "share no folder" in told.read_text()
+    [page] = tmp_path.iterdir()
+    assert "share no folder" in page.read_text()
 
 
 def record(**over: Any) -> dict[str, Any]:
@@ -203,13 +217,13 @@ def test_a_step_without_a_record_was_lost_with_its_pod() -> None:
     assert "| resize | **lost** |" in text and "| train | not reached |" in text and "2 min 2 s of work" in text
 
 
-@pytest.mark.parametrize("ended", ["COMPLETE", "RUNNING", "FAILED"])
-def test_records_count_more_than_kfps_word(ended: str) -> None:
-    failing = RunSummary("r", "w", {"download": record(), "clean": record(exit_code=75, error="gone")}, ended=ended)
+@pytest.mark.parametrize("end", ["COMPLETE", "RUNNING", "FAILED"])
+def test_records_take_precedence_over_the_state_of_kfp(end: str) -> None:
+    failing = RunSummary("r", "w", {"download": record(), "clean": record(exit_code=75, error="gone")}, ended=end)
     assert failing.failed_at == "clean" and "run it again" in render_summary(failing)
-    whole = dict.fromkeys(("download", "clean", "resize", "train", "evaluate"), record())
-    assert RunSummary("r", "w", whole | {"promote": record()}, ended=ended).failed_at == ""
-    assert RunSummary("r", "w", whole, ended=ended).failed_at == "promote"
+    finished = dict.fromkeys(("download", "clean", "resize", "train", "evaluate"), record())
+    assert RunSummary("r", "w", finished | {"promote": record()}, ended=end).failed_at == ""
+    assert RunSummary("r", "w", finished, ended=end).failed_at == "promote"
 
 
 def test_drift_is_in_the_summary() -> None:
@@ -217,9 +231,11 @@ def test_drift_is_in_the_summary() -> None:
     text = render_summary(RunSummary("r", "w", {"clean": record(metrics={"drift": lines})}))
     assert "## Drift since the champion's data\n\n- all 90 images: class balance PSI 0.40" in text and "<b>" not in text
     assert "Drift" not in render_summary(RunSummary("r", "w", {"clean": record(metrics={"drift": []})}))
+    features = record(metrics={"feature_drift": ["the 20 new images: features of resnet18, distance 2.10 ± 0.60"]})
+    assert "\n- the 20 new images: features of resnet18" in render_summary(RunSummary("r", "w", {"evaluate": features}))
 
 
-def test_while_the_run_goes_on_nothing_is_lost() -> None:
+def test_steps_of_a_running_run_are_not_reported_as_lost() -> None:
     assert RunSummary("r", "w", {"download": record()}).failed_at == ""
 
 
@@ -230,22 +246,22 @@ def test_a_message_forges_no_rows() -> None:
     assert "<img" not in text and r"\*\*bold\*\*" in text
 
 
-def test_a_workspace_that_cant_be_read_is_said_and_no_error(tmp_path: Path) -> None:
+def test_unreadable_workspace_is_reported_without_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     path = tmp_path / "out" / "summary"
     finish(str(tmp_path / "file" / "work"), "r", "FAILED", str(path))
     assert path.read_text().startswith("# Training: failed")
     (tmp_path / "work" / "runs" / "r").mkdir(parents=True)
     (tmp_path / "work" / "runs" / "r" / "clean.json").write_text("{")
-    found = read_run_records(str(tmp_path / "work"), "r", "FAILED")
+    summary = read_run_records(str(tmp_path / "work"), "r", "FAILED")
     assert (
-        "expected JSON" in found.unread
-        and "records can't be read" in render_summary(found)
-        and "lost" not in render_summary(found)
+        "expected JSON" in summary.unread
+        and "records can't be read" in render_summary(summary)
+        and "lost" not in render_summary(summary)
     )
 
 
-def test_a_cluster_that_does_not_answer_is_said_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreachable_cluster_is_reported_without_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("KUBERNETES_SERVICE_HOST", "KUBERNETES_SERVICE_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
@@ -256,7 +272,9 @@ def test_a_cluster_that_does_not_answer_is_said_and_no_error(tmp_path: Path, mon
     assert "## Cleaned up\n\nWhat the run may have left could not be looked for: " in text and "Error:" not in text
 
 
-def test_a_cluster_of_another_imagemill_is_said_and_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cluster_file_of_another_release_is_reported_without_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(CLUSTER_VARIABLE, '{"nosuch": 1}')
     finish(str(tmp_path / "work"), "r", "SUCCEEDED", str(tmp_path / "summary"))
     text = (tmp_path / "summary").read_text()
@@ -275,8 +293,8 @@ def test_the_address_of_the_cluster_is_the_default_of_a_run() -> None:
     assert stopped.value.code == 2
 
 
-def test_what_the_steps_bodies_import_is_light() -> None:
-    """In the images, where the launcher's has no Ray and none needs KFP's compiler."""
+def test_modules_of_kfp_components_import_nothing_heavy() -> None:
+    """The launcher's image has no Ray, and no image needs KFP's compiler."""
     code = (
         "import sys\n"
         "from imagemill.pipelines import finish\n"
@@ -284,14 +302,14 @@ def test_what_the_steps_bodies_import_is_light() -> None:
         "from imagemill.pipelines.kuberay import ray_step\n"
         "print([m for m in ('kfp', 'kubernetes', 'torch', 'ray', 'boto3', 'hera', 'yaml') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"
 
 
-def test_what_is_unset_is_no_metadata(tmp_path: Path) -> None:
+def test_unset_metrics_are_left_out_of_the_metadata(tmp_path: Path) -> None:
     manifest = {"kind": "raw", "created": "now", "code_version": "1", "classes": [], "task": "single", "files": []}
     totals = {"rows": 0, "rejected": 0, "bytes": 0, "by_split": {}, "by_reason": {}}
     (tmp_path / "m.json").write_text(json.dumps(manifest | {"totals": totals}))
-    told = dataset_metadata(record(metrics={"name": "", "skipped": 0, "top1": None}), str(tmp_path / "m.json"))
-    assert told["rows"] == 0 and told["skipped"] == 0
-    assert not {"name", "top1", "by_split", "by_reason", "dataset"} & set(told)
+    metadata = dataset_metadata(record(metrics={"name": "", "skipped": 0, "top1": None}), str(tmp_path / "m.json"))
+    assert metadata["rows"] == 0 and metadata["skipped"] == 0
+    assert not {"name", "top1", "by_split", "by_reason", "dataset"} & set(metadata)

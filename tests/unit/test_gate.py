@@ -146,7 +146,7 @@ def test_better_model_that_is_no_better_than_chance_says_so_in_the_reason(gate: 
 
 
 def test_images_seen_in_training_are_left_out_of_the_comparison(gate: Gate) -> None:
-    """It is right about those, and wrong as often as the champion elsewhere."""
+    """The challenger is right about those, and wrong as often as the champion elsewhere."""
     half = np.arange(400) % 2 == 0
     crowned(gate)
     learned = np.where(half, LABELS, wrong(40))
@@ -222,7 +222,7 @@ def test_recall_of_a_class_may_fall_only_within_the_limit(gate: Gate) -> None:
 
 
 def test_a_fall_that_few_images_show_is_no_reason(gate: Gate) -> None:
-    """Of five dogs one is lost."""
+    """One of five dogs is lost."""
     labels = np.r_[np.repeat(np.arange(3), 130), np.full(5, 3)]
     champion, challenger = labels.copy(), labels.copy()
     champion[:390:5] = (labels[:390:5] + 1) % 3

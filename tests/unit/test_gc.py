@@ -32,7 +32,7 @@ def gc(workspace: Workspace, capsys: pytest.CaptureFixture[str], *flags: str) ->
     return facts
 
 
-def kept(facts: dict[str, Any]) -> dict[str, list[str]]:
+def kept_reasons(facts: dict[str, Any]) -> dict[str, list[str]]:
     return {f"{entry['kind']}/{entry['fingerprint']}": entry["why"] for entry in facts["kept"]}
 
 
@@ -48,8 +48,8 @@ def test_the_latest_and_the_last_of_each_name_stay(workspace: Workspace, capsys:
     facts = gc(workspace, capsys)
     assert files_of(workspace) == before, "without --delete nothing is touched"
     staying = [d for datasets in (*weeks[3:], other) for d in datasets.values()]
-    assert set(kept(facts)) == paths_of(*staying)
-    raw = kept(facts)[paths_of(weeks[5]["raw"]).pop()]
+    assert set(kept_reasons(facts)) == paths_of(*staying)
+    raw = kept_reasons(facts)[paths_of(weeks[5]["raw"]).pop()]
     assert raw == ["the latest of weekly", "of the last 3 of weekly"]
     assert goes(facts) == paths_of(*(d for datasets in weeks[:3] for d in datasets.values())) | {
         "raw/_shards", "clean/_shards"
@@ -57,7 +57,7 @@ def test_the_latest_and_the_last_of_each_name_stay(workspace: Workspace, capsys:
     assert facts["deleted"] is False and facts["totals"]["goes"]["files"] == 3 * 11 + 2
 
 
-def test_what_goes_is_deleted_and_what_is_kept_is_whole(
+def test_listed_garbage_is_deleted_and_kept_datasets_stay_intact(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for week in range(6):
@@ -67,25 +67,25 @@ def test_what_goes_is_deleted_and_what_is_kept_is_whole(
     listed, deleted = gc(workspace, capsys), gc(workspace, capsys, "--delete")
     assert deleted == listed | {"deleted": True}
     check_intact(workspace)
-    assert set(datasets_of(workspace)) == set(kept(listed))
+    assert set(datasets_of(workspace)) == set(kept_reasons(listed))
     folders = {f"{kind}/{path.name}" for kind in KINDS for path in Path(workspace.uri, kind).iterdir()}
-    assert folders == {"raw/_shards", "clean/_shards"} | kept(listed).keys(), "no empty folder is left"
-    again = gc(workspace, capsys, "--delete")
-    assert again["goes"] == [] and kept(again) == kept(listed)
+    assert folders == {"raw/_shards", "clean/_shards"} | kept_reasons(listed).keys(), "no empty folder is left"
+    second = gc(workspace, capsys, "--delete")
+    assert second["goes"] == [] and kept_reasons(second) == kept_reasons(listed)
 
 
-def test_champions_stay(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_champions_are_kept(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     """The reigning one and the one before with all that they were made from, earlier ones without."""
     weeks = [make_week(workspace, week, promote=week < 3) for week in range(8)]
     age(workspace, 2)
     facts = gc(workspace, capsys, "--keep-last", "1", "--delete")
-    left = set(datasets_of(workspace))
-    assert left == paths_of(
+    remaining = set(datasets_of(workspace))
+    assert remaining == paths_of(
         *(d for week in (1, 2, 7) for d in weeks[week].values()), weeks[0]["model"], weeks[0]["evaluation"]
     )
     for week, word in ((0, "an earlier"), (1, "the previous"), (2, "the")):
         (path,) = paths_of(weeks[week]["model"])
-        assert kept(facts)[path] == [f"{word} champion of weekly"]
+        assert kept_reasons(facts)[path] == [f"{word} champion of weekly"]
     check_intact(workspace)
     # After a rollback to the previous one, it reigns; the one that was taken back is none to return to.
     workspace.append_promotion("weekly", 4, replace(
@@ -93,12 +93,12 @@ def test_champions_stay(workspace: Workspace, capsys: pytest.CaptureFixture[str]
     ))  # fmt: skip
     age(workspace, 2)
     gc(workspace, capsys, "--keep-last", "1", "--delete")
-    gone = paths_of(*(weeks[2][kind] for kind in ("raw", "clean", "tensors", "features")))
-    assert set(datasets_of(workspace)) == left - gone
+    deleted_paths = paths_of(*(weeks[2][kind] for kind in ("raw", "clean", "tensors", "features")))
+    assert set(datasets_of(workspace)) == remaining - deleted_paths
 
 
-def test_what_a_kept_dataset_was_made_from_stays(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also the model that a training started from, and the evaluation of a kept model on a kept dataset."""
+def test_ancestors_of_kept_datasets_are_kept(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """The model that a training started from and evaluations of kept models on kept datasets stay, too."""
     weeks = [make_week(workspace, week) for week in range(3)]
     start = {"model": workspace.relative(weeks[0]["model"].uri), "weights_sha256": "0" * 64, "promotion": 1}
     model = make(workspace, "model", 9, [weeks[2]["tensors"]], start=start)
@@ -107,19 +107,19 @@ def test_what_a_kept_dataset_was_made_from_stays(workspace: Workspace, capsys: p
     make(workspace, "evaluation", -2, [weeks[1]["model"], weeks[2]["clean"]])
     age(workspace, 2)
     facts = gc(workspace, capsys, "--keep-last", "1")
-    assert set(kept(facts)) == paths_of(*weeks[0].values(), *weeks[2].values(), model, compared)
-    assert kept(facts)[paths_of(weeks[0]["model"]).pop()] == [f"{paths_of(model).pop()} was made from it"]
-    assert kept(facts)[paths_of(compared).pop()] == ["of a kept model on kept images"]
+    assert set(kept_reasons(facts)) == paths_of(*weeks[0].values(), *weeks[2].values(), model, compared)
+    assert kept_reasons(facts)[paths_of(weeks[0]["model"]).pop()] == [f"{paths_of(model).pop()} was made from it"]
+    assert kept_reasons(facts)[paths_of(compared).pop()] == ["of a kept model on kept images"]
 
 
-def test_what_is_young_stays(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_recent_files_are_kept(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     old, young, newest = (make_week(workspace, week)["raw"] for week in range(3))
     age(workspace, 2)
     age(workspace, 0.9, *paths_of(young))
-    assert set(kept(gc(workspace, capsys, "--keep-last", "1"))) >= paths_of(young)
-    assert kept(gc(workspace, capsys, "--keep-last", "1"))[paths_of(young).pop()] == ["young"]
+    assert set(kept_reasons(gc(workspace, capsys, "--keep-last", "1"))) >= paths_of(young)
+    assert kept_reasons(gc(workspace, capsys, "--keep-last", "1"))[paths_of(young).pop()] == ["young"]
     facts = gc(workspace, capsys, "--keep-last", "1", "--min-age", "12h")
-    assert paths_of(old, young) <= goes(facts) and paths_of(newest) <= set(kept(facts))
+    assert paths_of(old, young) <= goes(facts) and paths_of(newest) <= set(kept_reasons(facts))
 
 
 def test_the_results_of_a_young_run_stay(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,13 +129,13 @@ def test_the_results_of_a_young_run_stay(workspace: Workspace, capsys: pytest.Ca
     record = {"uri": weeks[0]["evaluation"].uri, "metrics": {"champion_evaluation": weeks[1]["evaluation"].uri}}
     workspace.write_step_record("again", "evaluate", record)
     facts = gc(workspace, capsys, "--keep-last", "1")
-    assert set(kept(facts)) == set(datasets_of(workspace))
-    assert kept(facts)[paths_of(weeks[0]["evaluation"]).pop()] == ["of the young run again"]
+    assert set(kept_reasons(facts)) == set(datasets_of(workspace))
+    assert kept_reasons(facts)[paths_of(weeks[0]["evaluation"]).pop()] == ["of the young run again"]
     age(workspace, 2, "runs")
     assert paths_of(*weeks[0].values()) <= goes(gc(workspace, capsys, "--keep-last", "1"))
 
 
-def test_a_file_that_a_kept_dataset_lists_stays_wherever_it_lies(
+def test_files_of_kept_datasets_are_kept_in_every_folder(
     workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = make(workspace, "tensors", 1, own=("a", "b", "c"))
@@ -165,18 +165,18 @@ def write_record(workspace: Workspace, pool: str, key: str, *files: str) -> str:
     return f"{pool}/_work/{key}.json"
 
 
-def test_records_go_with_the_files_that_they_name(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of a sequence in raw all, since a retry goes on from the first; in clean those none of whose files is left."""
+def test_work_records_are_deleted_with_their_files(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    """All records of a sequence in raw are deleted; in clean those whose files are all deleted."""
     old, new = make_week(workspace, 0), make_week(workspace, 5)
     raw_going, raw_staying = (d["raw"].manifest.files[0].uri.rpartition("/")[2] for d in (old, new))
     going, staying = (d["clean"].manifest.files[1].uri.rpartition("/")[2] for d in (old, new))
-    gone = {
+    deleted_paths = {
         write_record(workspace, "raw/_shards", "old/000000", raw_staying),
         write_record(workspace, "raw/_shards", "old/000001", raw_going),
         write_record(workspace, "clean/_shards", "slices/one", going),
         write_record(workspace, "clean/_shards", "rewritten/two", going, "part-gone.parquet"),
     }
-    left = {
+    remaining = {
         write_record(workspace, "raw/_shards", "new/000000", raw_staying),
         write_record(workspace, "clean/_shards", "slices/three", staying),
         write_record(workspace, "clean/_shards", "slices/four", staying, going),
@@ -185,7 +185,7 @@ def test_records_go_with_the_files_that_they_name(workspace: Workspace, capsys: 
     age(workspace, 2)
     gc(workspace, capsys, "--keep-last", "1", "--delete")
     files = set(files_of(workspace))
-    assert not gone & files and left <= files
+    assert not deleted_paths & files and remaining <= files
     assert not {f"raw/_shards/{raw_going}", f"clean/_shards/{going}"} & files
     check_intact(workspace)
 
@@ -256,7 +256,7 @@ def test_a_place_that_is_no_workspace_is_refused(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize("data", [b"{", b"[]", b'{"format": "imagemill", "version": 2, "kind": "raw"}'])
-def test_a_manifest_that_is_not_understood_stops_it(
+def test_unreadable_manifest_stops_the_deletion(
     data: bytes, workspace: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for week in range(6):
@@ -288,7 +288,7 @@ def test_ages() -> None:
     assert [parse_age(text) for text in ("0", "90m", "36h", "7d")] == [0, 5400, 129_600, 604_800]
 
 
-def test_the_text_names_what_stays_and_what_goes(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_lists_kept_and_deleted_datasets(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     weeks = [make_week(workspace, week) for week in range(3)]
     workspace.store.put(workspace.at("a\x1b[31m.txt"), b"1234")
     age(workspace, 2)
@@ -322,7 +322,7 @@ def check_order(workspace: Workspace) -> None:
             assert f"{record['raw']}/_manifest.json" in files
 
 
-def test_whenever_it_is_interrupted_nothing_points_to_what_is_gone(
+def test_interrupted_deletion_leaves_no_dangling_references(
     workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for week in range(4):
@@ -365,19 +365,19 @@ STEPS = st.lists(
 
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS, st.integers(1, 3))
-def test_after_any_history_what_is_kept_is_whole(history: list[tuple[str, str, int]], keep_last: int) -> None:
+def test_kept_datasets_are_intact_after_any_history(history: list[tuple[str, str, int]], keep_last: int) -> None:
     check_history(history, keep_last)
 
 
 @pytest.mark.proof
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(STEPS, st.integers(1, 3))
-def test_after_many_histories_what_is_kept_is_whole(history: list[tuple[str, str, int]], keep_last: int) -> None:
+def test_kept_datasets_are_intact_after_many_histories(history: list[tuple[str, str, int]], keep_last: int) -> None:
     check_history(history, keep_last)
 
 
 def check_history(history: list[tuple[str, str, int]], keep_last: int) -> None:
-    """Nothing but what was listed goes, of what was kept nothing is missing, and a second time finds nothing."""
+    """Assert that only listed garbage is deleted, kept datasets are intact, and a second run finds nothing."""
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace.open(f"{folder}/mill")
         workspace.store.put(workspace.at("notes.txt"), b"mine")
@@ -388,35 +388,35 @@ def check_history(history: list[tuple[str, str, int]], keep_last: int) -> None:
             elif action == "share" and tensors:
                 other = tensors[number % len(tensors)]
                 if not other.missing():
-                    made = make(workspace, "tensors", week, also=[(other, other.manifest.files[0])], name=name)
-                    workspace.note_latest(name, made, "r")
+                    shared = make(workspace, "tensors", week, also=[(other, other.manifest.files[0])], name=name)
+                    workspace.note_latest(name, shared, "r")
             elif action == "age":
                 age(workspace, 2)
             else:
                 before = files_of(workspace)
                 with DeleteLease(workspace) as lease:
-                    found = find_garbage(workspace, Policy(keep_last), lambda _: None)
-                    found.delete(workspace, lease, lambda _: None)
+                    garbage = find_garbage(workspace, Policy(keep_last), lambda _: None)
+                    garbage.delete(workspace, lease, lambda _: None)
                 after = files_of(workspace)
                 assert after.items() <= before.items() and "notes.txt" in after
-                assert len(before) - len(after) == found.going.files
+                assert len(before) - len(after) == garbage.going.files
                 check_intact(workspace)
-                assert set(datasets_of(workspace)) == set(found.retention.reasons)
+                assert set(datasets_of(workspace)) == set(garbage.retention.reasons)
                 assert not find_garbage(workspace, Policy(keep_last), lambda _: None).groups
                 latest = [workspace.latest(n, kind) for n in "ab" for kind in KINDS]
                 assert set(map(workspace.relative, filter(None, latest))) <= set(datasets_of(workspace))
 
 
-def test_a_store_that_stood_still_deletes_nothing_more(workspace: Workspace) -> None:
+def test_nothing_is_deleted_after_the_lease_has_expired(workspace: Workspace) -> None:
     for week in range(6):
         make_week(workspace, week)
     age(workspace, 2)
     before = files_of(workspace)
     with DeleteLease(workspace) as lease:
-        found = find_garbage(workspace, Policy(), lambda _: None)
+        garbage = find_garbage(workspace, Policy(), lambda _: None)
         lease.renewed -= 31
         with pytest.raises(TransientError, match="stood still"):
-            found.delete(workspace, lease, lambda _: None)
+            garbage.delete(workspace, lease, lambda _: None)
     assert files_of(workspace) == before
 
 
@@ -427,12 +427,12 @@ def test_a_model_of_another_workspace_is_no_reference(workspace: Workspace, tmp_
         0,
         start={"model": str(tmp_path / "other" / "model" / "00"), "weights_sha256": "", "promotion": 1},
     )
-    found = find_garbage(workspace, Policy(), lambda _: None)
-    (snapshot,) = found.retention.snapshots.values()
-    assert set(found.retention.reasons) == paths_of(model) and snapshot.references == ()
+    garbage = find_garbage(workspace, Policy(), lambda _: None)
+    (snapshot,) = garbage.retention.snapshots.values()
+    assert set(garbage.retention.reasons) == paths_of(model) and snapshot.references == ()
 
 
-def test_a_broken_record_stops_it(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_broken_record_stops_the_deletion(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     make_week(workspace, 0)
     workspace.store.put(workspace.at("names", "weekly", "latest", "raw.json"), b"{")
     assert main(["gc", "--workspace", workspace.uri, "--delete"]) == 1

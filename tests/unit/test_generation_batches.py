@@ -28,9 +28,9 @@ def grown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
 
 def test_every_image_comes_once_with_its_label(grown: Dataset) -> None:
     for epoch in range(3):
-        found = list(iter_batches(grown, "train", 16, 1, epoch))
-        assert all((batch.images[:, 0, 0, 0] == batch.labels % 256).all() for batch in found)
-        assert sorted(label for batch in found for label in batch.labels.tolist()) == list(range(220))
+        batches = list(iter_batches(grown, "train", 16, 1, epoch))
+        assert all((batch.images[:, 0, 0, 0] == batch.labels % 256).all() for batch in batches)
+        assert sorted(label for batch in batches for label in batch.labels.tolist()) == list(range(220))
     stored = [row for first in range(11) for row in range(first, 220, 11)]
     assert rows_of(iter_batches(grown, "train", 16)) == stored, "validation is in stored order"
 
@@ -43,17 +43,17 @@ def test_later_rows_are_in_all_parts_of_an_epoch(grown: Dataset) -> None:
 
 
 def test_ranks_threads_and_a_resume_agree(grown: Dataset) -> None:
-    alone: list[Batch] = list(iter_batches(grown, "train", 16, 2, 1))
+    expected: list[Batch] = list(iter_batches(grown, "train", 16, 2, 1))
     for ranks in (2, 3):
         shares = [list(iter_batches(grown, "train", 16, 2, 1, rank=rank, ranks=ranks)) for rank in range(ranks)]
-        for whole, *parts in zip(alone[:13], *shares, strict=False):
-            assert np.concatenate([part.labels for part in parts]).tolist() == whole.labels.tolist()
-    for start in range(len(alone)):
-        rest = iter_batches(grown, "train", 16, 2, 1, start=start, threads=start % 3 + 1)
-        assert rows_of(rest) == [label for batch in alone[start:] for label in batch.labels.tolist()]
+        for batch, *parts in zip(expected[:13], *shares, strict=False):
+            assert np.concatenate([part.labels for part in parts]).tolist() == batch.labels.tolist()
+    for start in range(len(expected)):
+        resumed = iter_batches(grown, "train", 16, 2, 1, start=start, threads=start % 3 + 1)
+        assert rows_of(resumed) == [label for batch in expected[start:] for label in batch.labels.tolist()]
     every_third = [list(iter_batches(grown, "train", 16, 2, 1, start=first, step=3)) for first in range(3)]
-    found = sorted((batch.number, batch.labels.tolist()) for part in every_third for batch in part)
-    assert found == [(batch.number, batch.labels.tolist()) for batch in alone]
+    numbered_labels = sorted((batch.number, batch.labels.tolist()) for part in every_third for batch in part)
+    assert numbered_labels == [(batch.number, batch.labels.tolist()) for batch in expected]
 
 
 def test_a_file_is_opened_once_an_epoch(grown: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

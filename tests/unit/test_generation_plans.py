@@ -1,4 +1,4 @@
-"""What earlier tensors are continued: by the same config, by every process alike, and until much has been added."""
+"""Choice of the earlier tensors that are continued: same config, same choice in every process, limited additions."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize(
     "change", ["size", "rerun", "damaged", "clean_gone", "clean_pixels", "name", "no_entries", "clean_file_gone"]
 )
-def test_what_can_not_be_continued_is_built(workspace: Workspace, change: str, tmp_path: Path) -> None:
+def test_tensors_that_cannot_be_continued_are_built(workspace: Workspace, change: str, tmp_path: Path) -> None:
     photos = several(40)
     clean = clean_of(workspace, photos)
     first = resized(clean)
@@ -81,53 +81,51 @@ def test_a_fifth_is_not_too_many(workspace: Workspace) -> None:
     assert generations(resized(clean_of(workspace, several(60) | several(15, "new")))) == {0: 60, 1: 15}
 
 
-def test_many_generations_are_built_anew(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_with_many_generations_are_built_again(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generations_module, "MAX_ADDED_GENERATIONS", 3)
     photos = several(60)
-    found = []
+    num_generations = []
     for week in range(6):
-        found.append(len(generations(resized(clean_of(workspace, photos)))))
+        num_generations.append(len(generations(resized(clean_of(workspace, photos)))))
         photos |= several(1, f"week{week}-")
-    assert found == [1, 2, 3, 4, 1, 2]
+    assert num_generations == [1, 2, 3, 4, 1, 2]
 
 
-def test_a_retry_plans_as_the_first_attempt_though_the_latest_tensors_are_others(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_retry_uses_the_plan_of_the_first_attempt(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = several(60)
     first = resized(clean_of(workspace, photos))
     del photos["p003"], photos["p011"]
     grown_clean = clean_of(workspace, photos | several(9, "new"))
-    run_tasks, begun = resize_module.run_tasks, []
+    run_tasks, finished_keys = resize_module.run_tasks, []
 
-    def killed(tasks: Any, *arguments: Any) -> Iterator[Any]:
+    def run_and_kill(tasks: Any, *arguments: Any) -> Iterator[Any]:
         for result in run_tasks(tasks, *arguments):
             yield result
-            begun.append(result[0].key)
-            if len(begun) == 3:
+            finished_keys.append(result[0].key)
+            if len(finished_keys) == 3:
                 raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(resize_module, "run_tasks", killed)
+        patch.setattr(resize_module, "run_tasks", run_and_kill)
         resized(grown_clean)
     other = resized(clean_of(workspace, several(50) | several(6, "strange")))
     assert workspace.latest("zoo", "tensors") == other.uri
-    done: list[str] = []
+    retried_keys: list[str] = []
 
-    def watched(tasks: Any, *arguments: Any) -> Iterator[Any]:
+    def run_and_record(tasks: Any, *arguments: Any) -> Iterator[Any]:
         for result in run_tasks(tasks, *arguments):
-            done.append(result[0].key)
+            retried_keys.append(result[0].key)
             yield result
 
-    monkeypatch.setattr(resize_module, "run_tasks", watched)
+    monkeypatch.setattr(resize_module, "run_tasks", run_and_record)
     tensors = resized(grown_clean)
-    assert done and not set(done) & set(begun), "what was done is not done again"
+    assert retried_keys and not set(retried_keys) & set(finished_keys), "what was done is not done again"
     assert {file.uri.split("/")[1] for file in tensors.files() if file.uri.startswith("../")} == {first.fingerprint}
     assert set(content(tensors)) == set(photos | several(9, "new"))
 
 
-def test_two_that_plan_at_once_agree(workspace: Workspace) -> None:
-    """And one in another pod, by the record of the first."""
+def test_concurrent_plans_are_equal(workspace: Workspace) -> None:
+    """Another pod reads the plan from the record of the first."""
     photos = several(40)
     resized(clean_of(workspace, photos))
     grown_clean = clean_of(workspace, photos | several(3, "new"))
@@ -135,19 +133,19 @@ def test_two_that_plan_at_once_agree(workspace: Workspace) -> None:
     context = Context("resize", workspace, "r", False)
     target = resize_module.find_target(config, context)
     spec = resize_module._make_spec(grown_clean, target.config, None)
-    mine = generations_module.plan_growth(target, spec, context)
+    first_plan = generations_module.plan_growth(target, spec, context)
     other = Dataset(workspace.dataset("tensors", "f" * 16), Manifest("tensors", "f" * 16), "")
     workspace.note_latest("zoo", other, "another")
-    theirs = generations_module.plan_growth(target, spec, Context("resize", workspace, "r2", False))
-    assert mine and theirs and (mine.tensors, mine.shards, mine.generation) == (
-        theirs.tensors, theirs.shards, theirs.generation,
+    second_plan = generations_module.plan_growth(target, spec, Context("resize", workspace, "r2", False))
+    assert first_plan and second_plan and (first_plan.tensors, first_plan.shards, first_plan.generation) == (
+        second_plan.tensors, second_plan.shards, second_plan.generation,
     )  # fmt: skip
-    assert {uri: rows.tolist() for uri, rows in mine.added.items()} == {
-        uri: rows.tolist() for uri, rows in theirs.added.items()
+    assert {uri: rows.tolist() for uri, rows in first_plan.added.items()} == {
+        uri: rows.tolist() for uri, rows in second_plan.added.items()
     }
 
 
-def test_tensors_that_lost_their_own_files_get_them_back(workspace: Workspace) -> None:
+def test_tensors_with_lost_files_are_repaired(workspace: Workspace) -> None:
     photos = several(40)
     resized(clean_of(workspace, photos))
     grown_clean = clean_of(workspace, photos | several(3, "new"))
@@ -157,12 +155,12 @@ def test_tensors_that_lost_their_own_files_get_them_back(workspace: Workspace) -
         path.unlink()
     assert find_intact_dataset(second.uri) is None
     with decoded() as count:
-        again = resized(grown_clean)
-    assert count == [3] and content(again) == before and again.manifest == second.manifest
+        repaired = resized(grown_clean)
+    assert count == [3] and content(repaired) == before and repaired.manifest == second.manifest
 
 
 def test_the_work_is_estimated_by_the_files_that_are_new(workspace: Workspace) -> None:
-    """By which a cluster decides between a pod and a RayJob."""
+    """The estimate decides between a pod and a RayJob."""
 
     def estimate(photos: grown.Photos) -> tuple[int, int]:
         clean = clean_of(workspace, photos, buckets=20)
@@ -179,10 +177,8 @@ def test_the_work_is_estimated_by_the_files_that_are_new(workspace: Workspace) -
     assert estimate(photos | several(40, "many")) == (100, 100), "all is built again"
 
 
-def test_a_ray_job_continues_what_the_pod_that_planned_it_saw(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By its own command line, in a process of its own, though other tensors were made meanwhile."""
+def test_ray_job_continues_the_tensors_chosen_by_the_pod(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job runs its command line in another process, though other tensors were made meanwhile."""
     photos = several(60)
     first = resized(clean_of(workspace, photos, buckets=20))
     grown_clean = clean_of(workspace, photos | several(3, "new"), buckets=20)
@@ -221,7 +217,7 @@ def parse_job_config(words: list[str], monkeypatch: pytest.MonkeyPatch) -> Resiz
 def test_new_rows_that_lie_amid_others_are_merged_like_any(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where there are so many that to read them a few at a time would take longer."""
+    """There are so many that reading them a few at a time would take longer."""
     monkeypatch.setattr(tasks, "MIN_BYTES_TO_MERGE", 0)
     monkeypatch.setattr(tasks, "MIN_FAN_IN", 2)
     monkeypatch.setattr(tasks, "MAX_READ_AMPLIFICATION", 0.5)
@@ -229,12 +225,12 @@ def test_new_rows_that_lie_amid_others_are_merged_like_any(
     keys: list[str] = []
     run_tasks = resize_module.run_tasks
 
-    def watched(todo: Any, *arguments: Any) -> Iterator[Any]:
+    def run_and_record(todo: Any, *arguments: Any) -> Iterator[Any]:
         for result in run_tasks(todo, *arguments):
             keys.append(result[0].key)
             yield result
 
-    monkeypatch.setattr(resize_module, "run_tasks", watched)
+    monkeypatch.setattr(resize_module, "run_tasks", run_and_record)
     photos = several(60)
     resized(clean_of(workspace, photos))
     keys.clear()

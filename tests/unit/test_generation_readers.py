@@ -1,4 +1,4 @@
-"""Whatever reads tensors reads those whose shards lie in several datasets: training, evaluation, export, inspect."""
+"""Readers of tensors whose shards lie in several datasets: training, evaluation, export, inspect."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def tensors(clean: Dataset) -> Dataset:
     return tensors
 
 
-def test_a_model_is_trained_on_them_and_evaluated(workspace: Workspace, clean: Dataset, tensors: Dataset) -> None:
+def test_models_are_trained_and_evaluated_on_several_generations(
+    workspace: Workspace, clean: Dataset, tensors: Dataset
+) -> None:
     with chain.one_core():
         model = chain.trained(workspace, tensors)
         assert find_tensors(model, clean) == tensors
@@ -57,15 +59,15 @@ def test_a_model_is_trained_on_them_and_evaluated(workspace: Workspace, clean: D
 
 def test_test_images_are_those_that_a_decoder_gives(clean: Dataset, tensors: Dataset) -> None:
     geometry = Geometry(32)
-    ours, decoded = (
+    stored, decoded = (
         {image_id: (image.tobytes(), int(label)) for batch in read_test_batches(source, clean, geometry, 4)
          for image_id, image, label in zip(batch.ids, batch.images, batch.labels, strict=True)}
         for source in (tensors, None)
     )  # fmt: skip
-    assert ours == decoded and len(ours) == sum(photo.split == "test" for photo in GROWN.values())
+    assert stored == decoded and len(stored) == sum(photo.split == "test" for photo in GROWN.values())
 
 
-def test_they_are_exported(tensors: Dataset, tmp_path: Path) -> None:
+def test_tensors_of_several_generations_are_exported(tensors: Dataset, tmp_path: Path) -> None:
     from PIL import Image
 
     export(ExportConfig(tensors.uri, "imagefolder", str(tmp_path / "out")))
@@ -77,7 +79,7 @@ def test_they_are_exported(tensors: Dataset, tmp_path: Path) -> None:
         assert path.parent.name == GROWN[name].label and path.parent.parent.name == GROWN[name].split
 
 
-def test_they_are_inspected(tensors: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tensors_of_several_generations_are_inspected(tensors: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     inspection.inspect(tensors.uri, as_json=False)
     text = capsys.readouterr().out
     rows = generations(tensors)

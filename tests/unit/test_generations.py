@@ -89,9 +89,9 @@ def check_edits(history: list[list[str]], options: dict[str, Any], seed: int, ph
             new = sum(earlier.get(name) != photo for name, photo in photos.items())
             if count[0] not in (0, new):
                 assert count[0] == len(photos), "everything, or what is new"
-                gone = any(photos.get(name) != photo for name, photo in earlier.items())
+                has_removed = any(photos.get(name) != photo for name, photo in earlier.items())
                 too_many = sum(before.values()) - before[0] + new > 0.2 * len(photos) - len(edits)
-                assert (too_many or (gone and len(options) == 2)) and generations(tensors) == {0: len(photos)}
+                assert (too_many or (has_removed and len(options) == 2)) and generations(tensors) == {0: len(photos)}
 
 
 def test_new_rows_are_a_generation_and_the_others_are_listed_again(workspace: Workspace) -> None:
@@ -101,10 +101,10 @@ def test_new_rows_are_a_generation_and_the_others_are_listed_again(workspace: Wo
         second = resized(clean_of(workspace, photos | several(4, "new", "emu")))
     assert count == [4] and generations(second) == {0: 60, 1: 4}
     files = {first.locate(file): file.sha256 for file in first.files()}
-    again = {
+    reused = {
         second.locate(file): file.sha256 for file in second.files() if file.uri.startswith(f"../{first.fingerprint}/")
     }
-    assert again == files, "by URIs relative to the dataset"
+    assert reused == files, "by URIs relative to the dataset"
     with decoded() as count:
         third = resized(clean_of(workspace, photos | several(4, "new", "emu") | several(3, "more", "emu")))
     assert count == [3] and generations(third) == {0: 60, 1: 4, 2: 3}
@@ -114,15 +114,15 @@ def test_new_rows_are_a_generation_and_the_others_are_listed_again(workspace: Wo
     assert stored < 0.2 * sum(file.bytes for file in third.files())
 
 
-def test_a_line_says_what_is_done(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reused_new_and_removed_images_are_logged(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     photos = several(120)
     first = resized(clean_of(workspace, photos))
     del photos["p000"], photos["p007"]
     capsys.readouterr()
     photos["p001"] = relabelled(photos["p001"])
     resized(clean_of(workspace, photos | several(5, "new")))
-    said = capsys.readouterr().err
-    assert f"[resize] 123 images: 117 as in tensors/{first.fingerprint}, 6 new, 3 removed" in said
+    stderr = capsys.readouterr().err
+    assert f"[resize] 123 images: 117 as in tensors/{first.fingerprint}, 6 new, 3 removed" in stderr
 
 
 def test_a_shard_is_written_again_only_where_rows_left(workspace: Workspace) -> None:
@@ -157,8 +157,8 @@ def test_files_that_both_clean_datasets_list_are_not_read(workspace: Workspace) 
         for file in dataset.files():
             if file.sha256 in shared:
                 Path(dataset.locate(file)).unlink()
-    added, left = generations_module.compare_rows(earlier, later)
-    assert sum(map(len, added.values())) == 1 and not left
+    added, removed = generations_module.compare_rows(earlier, later)
+    assert sum(map(len, added.values())) == 1 and not removed
 
 
 def rows_with_copies(tensors: Dataset) -> dict[tuple[str, int], tuple[str, int, bytes, str]]:

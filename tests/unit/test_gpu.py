@@ -95,7 +95,7 @@ PHOTOS = [encoded(photo(1200, 900)), encoded(photo(700, 1100), progressive=True)
     ids=lambda g: f"{g.mode}-{g.color}-{g.interpolation}-{g.kept}-{'-'.join(g.edges)}",
 )
 def test_pixels_are_those_of_the_cpu(geometry: Geometry) -> None:
-    """Within 0.35 of 255 in the mean: the CPU's decodes at a part of the size where that is enough."""
+    """The mean difference is below 0.35 of 255: the CPU decodes at a part of the size where that is enough."""
     for data, pixels in zip(PHOTOS, kernel(PHOTOS, geometry), strict=True):
         expected = decode_and_resize(data, geometry)
         assert pixels.shape == geometry.shape and pixels.dtype == np.uint8 and parse_header(data)
@@ -158,7 +158,7 @@ OTHERS: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_images_that_the_device_cannot_decode_are_done_by_the_cpu(name: str) -> None:
-    """To the very pixels, among others that are not."""
+    """The pixels are exactly those of the CPU, also within a batch of other images."""
     data = OTHERS[name]()
     assert parse_header(data) is None
     images = list(kernel([PHOTOS[0], data, PHOTOS[1]], Geometry(64)))
@@ -175,7 +175,7 @@ def test_a_header_that_is_none_is_the_cpus() -> None:
 
 
 def test_images_that_the_device_fails_to_decode_are_done_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that fails takes nobody with it."""
+    """The other images of the batch are decoded on the device."""
     real, asked = torchvision.io.decode_jpeg, []
     refused = torch.from_numpy(np.frombuffer(PHOTOS[1], np.uint8).copy())
 
@@ -306,7 +306,7 @@ def test_small_images_need_no_torch(clean: Dataset) -> None:
 # Actors on real Ray.
 
 
-def test_there_are_as_many_actors_as_whole_shares_and_cores() -> None:
+def test_number_of_actors_is_limited_by_gpu_shares_and_cores() -> None:
     assert [count_actors(2, 16, share) for share in (1, 0.5, 0.4, 0.34, 0.1)] == [2, 4, 4, 4, 16]
     assert count_actors(1, 2, 0.1) == 2 and count_actors(0, 8, 0.5) == 1
 

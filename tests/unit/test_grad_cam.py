@@ -106,7 +106,7 @@ def test_the_surest_mistakes_are_kept_over_batches() -> None:
     assert [m.image.shape for m in surest.mistakes] == [(4, 4, 3)] * 3 and surest.mistakes[0].image.max() == 9
 
 
-def test_an_overlay_is_tinted_where_it_is_hot() -> None:
+def test_overlay_is_tinted_where_the_map_is_high() -> None:
     heat = np.zeros((200, 200), np.float32)
     heat[:100] = 1
     picture = np.asarray(Image.open(io.BytesIO(draw_overlay(np.full((200, 200, 1), 128, np.uint8), heat))), np.int64)

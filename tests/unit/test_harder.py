@@ -12,7 +12,7 @@ import pytest
 from imagemill.components.download.demo import CLASSES, DemoFile, draw, plan
 
 
-def test_there_are_more_than_400_in_all_classes() -> None:
+def test_more_than_400_test_images_cover_all_classes() -> None:
     pictures = harder.sound_pictures(4, 0)
     assert len(pictures) == 472
     assert min(Counter(p.label for _, p in pictures).values()) > 40 and {p.label for _, p in pictures} == set(CLASSES)
@@ -23,9 +23,9 @@ def test_there_are_more_than_400_in_all_classes() -> None:
 def test_a_picture_is_changed_the_same_way_every_time_and_keeps_its_size(demo: int) -> None:
     for number, planned in harder.sound_pictures(4, 0)[demo * 118 : demo * 118 + 6]:
         picture = draw(number, planned)[0]
-        first, again = (harder.harden(picture, np.random.default_rng([number, planned.number])) for _ in range(2))
+        first, second = (harder.harden(picture, np.random.default_rng([number, planned.number])) for _ in range(2))
         other = harder.harden(picture, np.random.default_rng([number, planned.number + 1]))
-        assert first.size == picture.size and first.tobytes() == again.tobytes() != other.tobytes()
+        assert first.size == picture.size and first.tobytes() == second.tobytes() != other.tobytes()
         assert np.abs(np.asarray(first, int) - np.asarray(picture, int)).mean() > 10
 
 

@@ -1,4 +1,4 @@
-"""What is kept of a training's course: Parquet, TensorBoard's files, and a sentence where the curves are plain."""
+"""The stored history of a training: Parquet, TensorBoard events, and a diagnosis of clear curves."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def tensors(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return make_tensors(tmp_path_factory.mktemp("tensors"), train=13, val=4)
 
 
-def read(uri: str, tmp_path: Path) -> list[tuple[str, int, float]]:
+def read_events(uri: str, tmp_path: Path) -> list[tuple[str, int, float]]:
     """(tag, step, value) as TensorBoard itself reads them from all event files of a place."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -31,9 +31,11 @@ def read(uri: str, tmp_path: Path) -> list[tuple[str, int, float]]:
     folder.mkdir(exist_ok=True)
     for entry in get_store(uri).list(uri):
         (folder / entry.uri.rpartition("/")[2]).write_bytes(get_store(uri).read(entry.uri))
-    found = EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0})
-    found.Reload()
-    return [(tag, one.step, one.value) for tag in found.Tags()["scalars"] for one in found.Scalars(tag)]
+    accumulator = EventAccumulator(str(folder), size_guidance={"tensors": 0, "scalars": 0})
+    accumulator.Reload()
+    return [
+        (tag, event.step, event.value) for tag in accumulator.Tags()["scalars"] for event in accumulator.Scalars(tag)
+    ]
 
 
 ROW = {
@@ -46,75 +48,75 @@ ROW = {
 }
 
 
-def test_a_rows_numbers_are_read_by_tensorboard(tmp_path: Path) -> None:
+def test_tensorboard_reads_the_numbers_of_a_row(tmp_path: Path) -> None:
     uri = str(tmp_path / "events")
-    with open_events(uri, 0) as made:
-        assert made
-        made.add(10, ROW)
-        made.publish()
-        first = read(uri, tmp_path)
-        made.add(20, ROW | {"val_macro_f1": 0.5})
+    with open_events(uri, 0) as events:
+        assert events
+        events.add(10, ROW)
+        events.publish()
+        first = read_events(uri, tmp_path)
+        events.add(20, ROW | {"val_macro_f1": 0.5})
     assert first == [("loss/train", 10, 0.5), ("loss/validation", 10, 0.75), ("learning_rate", 10, 0.25),
                      ("speed/images_per_second", 10, 100.0)]  # fmt: skip
-    assert ("metrics/macro_f1", 20, 0.5) in read(uri, tmp_path)
+    assert ("metrics/macro_f1", 20, 0.5) in read_events(uri, tmp_path)
 
 
-def test_what_a_killed_try_wrote_after_its_checkpoint_is_void(tmp_path: Path) -> None:
+def test_events_after_the_checkpoint_of_a_killed_training_are_replaced(tmp_path: Path) -> None:
     uri = str(tmp_path / "events")
     for start, steps in ((0, (10, 20, 30)), (20, (25,))):
-        made = EventFile(uri, start)
+        events = EventFile(uri, start)
         for step in steps:
-            made.add(step, {"train_loss": float(step + start)})
-        made.close()
+            events.add(step, {"train_loss": float(step + start)})
+        events.close()
         time.sleep(1.1)  # TensorBoard reads files by their names, which tell the second: another try is never so quick
-    assert [step for _, step, _ in read(uri, tmp_path)] == [10, 25]
+    assert [step for _, step, _ in read_events(uri, tmp_path)] == [10, 25]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_full_disk_costs_the_events_and_not_the_training(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_stops_the_events_and_not_the_training(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The writer's own thread ends with the error, and gives it to whoever writes next."""
 
     def full(_: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with open_events(str(tmp_path), 0) as made:
-        assert made is not None
-        made._writer.flush()
-        made._writer._async_writer._writer.write = full
+    with open_events(str(tmp_path), 0) as events:
+        assert events is not None
+        events._writer.flush()
+        events._writer._async_writer._writer.write = full
         for step in range(3):
-            made.add(step, {"train_loss": 1.0})
-            made.publish()
+            events.add(step, {"train_loss": 1.0})
+            events.publish()
     assert capfd.readouterr().err.count("warning: the TensorBoard events could not be written: [Errno 28]") == 1
 
 
-def test_no_events_are_asked_for(tmp_path: Path) -> None:
-    with open_events("", 0) as made:
-        assert made is None
+def test_no_events_are_written_without_a_uri(tmp_path: Path) -> None:
+    with open_events("", 0) as events:
+        assert events is None
 
 
-def test_events_on_s3_are_there_after_each_epoch(s3_workspace: str, tmp_path: Path) -> None:
+def test_events_on_s3_are_written_after_each_epoch(s3_workspace: str, tmp_path: Path) -> None:
     uri = f"{s3_workspace}/runs/r/tensorboard"
-    made = EventFile(uri, 0)
+    events = EventFile(uri, 0)
     for step in (1, 2):
-        made.add(step, ROW)
-        made.publish()
-        assert len([tag for tag, *_ in read(uri, tmp_path) if tag == "loss/train"]) == step
-    made.close()
+        events.add(step, ROW)
+        events.publish()
+        assert len([tag for tag, *_ in read_events(uri, tmp_path) if tag == "loss/train"]) == step
+    events.close()
 
 
 def test_a_trainer_writes_events_and_the_history_is_a_table(tensors: Dataset, tmp_path: Path) -> None:
-    one = trainer(tensors, tmp_path, settings(tensors, epochs=2, ema=0.9))
-    one.events_uri = str(tmp_path / "runs" / "r" / "tensorboard")
-    state = one.run()
-    found = read(one.events_uri, tmp_path)
-    assert [(step, pytest.approx(value, rel=1e-6)) for tag, step, value in found if tag == "metrics/macro_f1"] == [
+    training = trainer(tensors, tmp_path, settings(tensors, epochs=2, ema=0.9))
+    training.events_uri = str(tmp_path / "runs" / "r" / "tensorboard")
+    state = training.run()
+    scalars = read_events(training.events_uri, tmp_path)
+    assert [(step, pytest.approx(value, rel=1e-6)) for tag, step, value in scalars if tag == "metrics/macro_f1"] == [
         (row["updates"], row["val_macro_f1"]) for row in state.history
     ]
-    file = publish_history(one.uri, state.history)
+    file = publish_history(training.uri, state.history)
     assert (
         (file.role, file.rows) == ("history", 2) and file.uri.startswith("history-") and file.uri.endswith(".parquet")
     )
-    assert pq.read_table(io.BytesIO((Path(one.uri) / file.uri).read_bytes())).to_pylist() == [
+    assert pq.read_table(io.BytesIO((Path(training.uri) / file.uri).read_bytes())).to_pylist() == [
         {name: value for name, value in row.items() if name not in TIMES} for row in state.history
     ]
     assert all(row["ema"] and 0 <= row["waiting"] <= 1 and row["images_per_second"] > 0 for row in state.history)
@@ -134,21 +136,21 @@ SOUND = rows([1.0, 0.6, 0.4, 0.3, 0.2], [1.0, 0.7, 0.5, 0.45, 0.44], [0.3, 0.5, 
 
 
 @pytest.mark.parametrize(
-    ("history", "best", "hard", "words"),
+    ("history", "best", "hard", "expected"),
     [
         (HEART, 3, True, "by heart"), (MIXED, 3, False, "by heart"), (MIXED, 3, True, ""), (HEART, 6, True, ""),
         (HARDLY, 3, True, "hardly learned"), (SOUND, 5, True, ""), (HEART[:3], 1, True, ""),
         ([{"epoch": n, "train_loss": 1.0} for n in range(9)], 8, True, ""),
     ],
 )  # fmt: skip
-def test_a_sentence_only_where_the_curves_are_plain(
-    history: list[dict[str, Any]], best: int, hard: bool, words: str
+def test_curves_are_diagnosed_only_where_they_are_clear(
+    history: list[dict[str, Any]], best: int, hard: bool, expected: str
 ) -> None:
-    said = diagnose(history, best, hard)
-    assert (words in said) if words else not said
+    diagnosis = diagnose(history, best, hard)
+    assert (expected in diagnosis) if expected else not diagnosis
 
 
-def test_the_recipe_in_words_says_what_is_on_and_nothing_else(tensors: Dataset) -> None:
+def test_recipe_description_lists_enabled_options_only(tensors: Dataset) -> None:
     plain = "\n".join(describe_recipe(settings(tensors, label_smoothing=0.0, epochs=7, learning_rate=0.001)))
     assert "recipe plain: 7 epochs in batches of 8, adamw with a learning rate of 0.001" in plain
     assert "regularization: none" in plain and "augmentation: crops of 0.6 to 1 of the area, flips" in plain

@@ -32,7 +32,7 @@ SECRETS = ("s3cr3t-user", "s3cr3t-pass", "s3cr3t-token")
 
 @dataclass
 class Behaviour:
-    """What the server does: it breaks connections after `breaks[0]`, `breaks[1]`, … bytes of body, then no more."""
+    """Behaviour of the server: it breaks connections after `breaks[0]`, `breaks[1]`, … bytes of body, then no more."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     ranges: bool = True
@@ -66,51 +66,51 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_GET(self) -> None:
-        how, path = self.behaviour, self.path.partition("?")[0]
-        how.requests.append((self.path, dict(self.headers)))
-        if path in how.redirects:
-            return self._refuse(302, {"Location": how.redirects[path]})
-        if how.statuses:
-            return self._refuse(how.statuses.pop(0))
-        if how.authorization and self.headers.get("Authorization") != how.authorization:
+        behaviour, path = self.behaviour, self.path.partition("?")[0]
+        behaviour.requests.append((self.path, dict(self.headers)))
+        if path in behaviour.redirects:
+            return self._refuse(302, {"Location": behaviour.redirects[path]})
+        if behaviour.statuses:
+            return self._refuse(behaviour.statuses.pop(0))
+        if behaviour.authorization and self.headers.get("Authorization") != behaviour.authorization:
             return self._refuse(401)
-        changed = bool(how.change_after) and len(how.requests) > how.change_after
-        body = (how.changed if changed else how.files).get(path)
-        etag = how.changed_etag if changed else how.etag
+        changed = bool(behaviour.change_after) and len(behaviour.requests) > behaviour.change_after
+        body = (behaviour.changed if changed else behaviour.files).get(path)
+        etag = behaviour.changed_etag if changed else behaviour.etag
         if body is None:
             return self._refuse(404)
         start = 0
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if wanted and how.ranges and self.headers.get("If-Range") in (None, etag):
-            start = int(wanted[1])
+        range_match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if range_match and behaviour.ranges and self.headers.get("If-Range") in (None, etag):
+            start = int(range_match[1])
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         else:
             self.send_response(200)
         if etag:
             self.send_header("ETag", etag)
-        if how.ranges and how.advertise:
+        if behaviour.ranges and behaviour.advertise:
             self.send_header("Accept-Ranges", "bytes")
-        if how.encoding:
-            self.send_header("Content-Encoding", how.encoding)
+        if behaviour.encoding:
+            self.send_header("Content-Encoding", behaviour.encoding)
         self.send_header(
-            *(("Transfer-Encoding", "chunked") if how.chunked else ("Content-Length", str(len(body) - start)))
+            *(("Transfer-Encoding", "chunked") if behaviour.chunked else ("Content-Length", str(len(body) - start)))
         )
         self.end_headers()
-        rest = body[start:]
-        end = how.breaks.pop(0) if how.breaks else len(rest)
-        if how.chunked:
-            for at in range(0, min(end, len(rest)), 5000):
-                piece = rest[at : min(at + 5000, end)]
+        remaining = body[start:]
+        end = behaviour.breaks.pop(0) if behaviour.breaks else len(remaining)
+        if behaviour.chunked:
+            for offset in range(0, min(end, len(remaining)), 5000):
+                piece = remaining[offset : min(offset + 5000, end)]
                 self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
-            if end >= len(rest):
+            if end >= len(remaining):
                 self.wfile.write(b"0\r\n\r\n")
         else:
-            self.wfile.write(rest[:end])
+            self.wfile.write(remaining[:end])
         self.wfile.flush()
-        if end < len(rest):
+        if end < len(remaining):
             self.close_connection = True
-            if how.reset:
+            if behaviour.reset:
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
 
@@ -147,24 +147,24 @@ def read(url: str, buffer: int = 4 * 2**20) -> bytes:
 def test_broken_connections_are_resumed_and_the_data_is_the_same(
     server: Server, ranges: bool, chunked: bool, reset: bool
 ) -> None:
-    how, base = server
-    how.ranges, how.chunked, how.reset = ranges, chunked, reset
-    how.breaks = [150_000, 5, 100_000, 3] if ranges else [150_000, 5, 300_000, 200_000]
+    behaviour, base = server
+    behaviour.ranges, behaviour.chunked, behaviour.reset = ranges, chunked, reset
+    behaviour.breaks = [150_000, 5, 100_000, 3] if ranges else [150_000, 5, 300_000, 200_000]
     assert read(f"{base}/file") == BODY
-    assert len(how.requests) == 5
+    assert len(behaviour.requests) == 5
 
 
-def test_a_resumed_transfer_asks_only_for_what_is_missing(server: Server) -> None:
-    how, base = server
-    how.breaks = [300_000]
+def test_resumed_transfer_requests_the_missing_range_only(server: Server) -> None:
+    behaviour, base = server
+    behaviour.breaks = [300_000]
     assert read(f"{base}/file") == BODY
-    assert how.requests[1][1]["Range"] == "bytes=300000-"
-    assert how.requests[1][1]["If-Range"] == '"one"'
+    assert behaviour.requests[1][1]["Range"] == "bytes=300000-"
+    assert behaviour.requests[1][1]["If-Range"] == '"one"'
 
 
-def test_a_connection_that_always_breaks_at_once_is_transient(server: Server) -> None:
-    how, base = server
-    how.breaks = [1000] + [0] * 1000
+def test_connection_that_always_breaks_is_a_transient_error(server: Server) -> None:
+    behaviour, base = server
+    behaviour.breaks = [1000] + [0] * 1000
     with pytest.raises(TransientError, match="broke after 1,000 bytes"):
         read(f"{base}/file")
 
@@ -173,19 +173,19 @@ def test_a_connection_that_always_breaks_at_once_is_transient(server: Server) ->
 @pytest.mark.parametrize(
     "etags", [('"one"', '"two"'), ('W/"one"', 'W/"two"'), ("", "")], ids=["strong", "weak", "none"]
 )
-def test_two_files_are_never_mixed(server: Server, ranges: bool, etags: tuple[str, str]) -> None:
-    how, base = server
-    how.ranges, how.change_after = ranges, 1
-    how.etag, how.changed_etag = etags
-    how.changed = {"/file": bytes(len(BODY) if etags[0] else len(BODY) + 1)}
-    how.breaks = [1000]
+def test_file_that_changes_during_a_transfer_is_an_error(server: Server, ranges: bool, etags: tuple[str, str]) -> None:
+    behaviour, base = server
+    behaviour.ranges, behaviour.change_after = ranges, 1
+    behaviour.etag, behaviour.changed_etag = etags
+    behaviour.changed = {"/file": bytes(len(BODY) if etags[0] else len(BODY) + 1)}
+    behaviour.breaks = [1000]
     with pytest.raises(TransientError, match="changed while it was read"):
         read(f"{base}/file")
 
 
-def test_a_file_that_goes_away_is_transient(server: Server) -> None:
-    how, base = server
-    how.change_after, how.breaks = 1, [1000]
+def test_file_that_is_deleted_during_a_transfer_is_a_transient_error(server: Server) -> None:
+    behaviour, base = server
+    behaviour.change_after, behaviour.breaks = 1, [1000]
     with pytest.raises(TransientError, match="went away"):
         read(f"{base}/file")
 
@@ -196,52 +196,52 @@ def test_a_file_that_goes_away_is_transient(server: Server) -> None:
      (500, TransientError), (503, TransientError), (429, TransientError), (408, TransientError)],
 )  # fmt: skip
 def test_each_status_has_its_error(server: Server, status: int, error: type[Exception]) -> None:
-    how, base = server
-    how.statuses = [status] * 50
-    with pytest.raises(error) as caught:
+    behaviour, base = server
+    behaviour.statuses = [status] * 50
+    with pytest.raises(error) as raised:
         HttpFile(f"{base}/file")
-    assert isinstance(caught.value, FileNotFoundError) or str(status) in str(caught.value)
+    assert isinstance(raised.value, FileNotFoundError) or str(status) in str(raised.value)
 
 
 def test_a_server_error_is_tried_again(server: Server) -> None:
-    how, base = server
-    how.statuses = [500, 503]
+    behaviour, base = server
+    behaviour.statuses = [500, 503]
     assert read(f"{base}/file") == BODY
 
 
-def test_nobody_listening_is_transient(server: Server) -> None:
+def test_refused_connection_is_a_transient_error(server: Server) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(TransientError, match="no answer"):
             HttpFile(f"http://127.0.0.1:{unused.getsockname()[1]}/file")
 
 
-def test_redirects_are_followed_and_a_circle_is_the_users_error(server: Server) -> None:
-    how, base = server
-    how.redirects = {"/old": f"{base}/older", "/older": "/file", "/round": "/round"}
+def test_redirects_are_followed_and_a_redirect_loop_is_a_user_error(server: Server) -> None:
+    behaviour, base = server
+    behaviour.redirects = {"/old": f"{base}/older", "/older": "/file", "/round": "/round"}
     assert read(f"{base}/old") == BODY
     with pytest.raises(UserError, match="redirects"):
         HttpFile(f"{base}/round")
 
 
-def test_a_password_is_sent_but_never_to_another_host(server: Server) -> None:
-    how, base = server
-    how.authorization = "Basic dXM6cCA="  # us:p and a space
+def test_password_is_not_sent_to_another_host(server: Server) -> None:
+    behaviour, base = server
+    behaviour.authorization = "Basic dXM6cCA="  # us:p and a space
     with_password = base.replace("http://", "http://us:p%20@")
     assert read(f"{with_password}/file") == BODY
-    how.redirects = {"/away": base.replace("127.0.0.1", "localhost") + "/file"}
+    behaviour.redirects = {"/away": base.replace("127.0.0.1", "localhost") + "/file"}
     with pytest.raises(UserError, match="401"):
         HttpFile(f"{with_password}/away")
 
 
-def test_a_content_encoding_is_not_undone_in_streams_but_in_small_files(server: Server) -> None:
-    how, base = server
-    how.files, how.encoding = {"/file": gzip.compress(BODY)}, "gzip"
-    assert read(f"{base}/file") == how.files["/file"]
+def test_content_encoding_is_decoded_in_small_files_only(server: Server) -> None:
+    behaviour, base = server
+    behaviour.files, behaviour.encoding = {"/file": gzip.compress(BODY)}, "gzip"
+    assert read(f"{base}/file") == behaviour.files["/file"]
     assert fetch(f"{base}/file", 10**7) == BODY
 
 
-def test_fetch_is_none_for_what_is_not_there_and_bounded_for_what_is(server: Server) -> None:
+def test_fetch_returns_none_for_missing_files_and_limits_the_size(server: Server) -> None:
     _, base = server
     assert fetch(f"{base}/nothing", 10) is None
     assert fetch(f"{base}/file", len(BODY)) == BODY
@@ -262,37 +262,42 @@ def test_seeking_reads_the_right_bytes(server: Server) -> None:
 
 @pytest.mark.parametrize(("ranges", "chunked"), [(True, False), (False, False), (True, True)])
 def test_a_zip_is_read_with_ranges_and_without(server: Server, ranges: bool, chunked: bool) -> None:
-    how, base = server
+    behaviour, base = server
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
         for number in range(5):
             archive.writestr(f"{number}.jpg", BODY[number * 1000 :][:50_000])
-    how.files, how.ranges, how.chunked, how.breaks = {"/x": target.getvalue()}, ranges, chunked, [60_000]
-    found = list(ArchiveSource(f"{base}/x").members())
-    assert [(m.path, getattr(m, "data", None)) for m in found] == [
+    behaviour.files, behaviour.ranges, behaviour.chunked, behaviour.breaks = (
+        {"/x": target.getvalue()},
+        ranges,
+        chunked,
+        [60_000],
+    )
+    members = list(ArchiveSource(f"{base}/x").members())
+    assert [(m.path, getattr(m, "data", None)) for m in members] == [
         (f"{number}.jpg", BODY[number * 1000 :][:50_000]) for number in range(5)
     ]
 
 
-def test_only_a_source_with_length_and_validator_can_be_known_again(server: Server) -> None:
-    how, base = server
+def test_only_sources_with_length_and_validator_have_a_listing(server: Server) -> None:
+    behaviour, base = server
     first = ArchiveSource(f"{base}/file").listing()
     assert first and first == ArchiveSource(f"{base}/file").listing()
-    how.etag = '"other"'
+    behaviour.etag = '"other"'
     assert ArchiveSource(f"{base}/file").listing() != first
-    how.etag = ""
+    behaviour.etag = ""
     assert ArchiveSource(f"{base}/file").listing() is None
-    how.etag, how.chunked = '"one"', True
+    behaviour.etag, behaviour.chunked = '"one"', True
     assert ArchiveSource(f"{base}/file").listing() is None
 
 
 @pytest.mark.parametrize("url", ["http://", "http:///x", "http://host:99999/x", "http://host:port/x", "http://[::1/x"])
-def test_a_url_that_is_none_is_the_users_error_without_its_text(url: str) -> None:
+def test_invalid_url_is_a_user_error_without_its_password(url: str) -> None:
     secret = url.replace("://", "://s3cr3t-user:s3cr3t-pass@")
-    for one in (url, secret):
-        with pytest.raises(UserError) as caught:
-            DownloadConfig(dataset="folder", source=one).check()
-        assert "s3cr3t" not in str(caught.value)
+    for source in (url, secret):
+        with pytest.raises(UserError) as raised:
+            DownloadConfig(dataset="folder", source=source).check()
+        assert "s3cr3t" not in str(raised.value)
 
 
 def everything_below(folder: Path) -> bytes:
@@ -304,23 +309,23 @@ def secret_url(base: str, path: str) -> str:
 
 
 @pytest.mark.parametrize("failure", ["", "statuses", "404", "break", "broken zip", "one class"])
-def test_secrets_of_a_url_are_told_to_nobody(
+def test_secrets_of_a_url_are_in_no_file_and_no_log(
     server: Server, failure: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    how, base = server
+    behaviour, base = server
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
         archive.writestr("cat/1.jpg", BODY)
         archive.writestr("dog/1.jpg", BODY[:900])
-    how.files = {"/pets.zip": target.getvalue(), "/1.jpg": BODY, "/2.jpg": BODY[:99]}
+    behaviour.files = {"/pets.zip": target.getvalue(), "/1.jpg": BODY, "/2.jpg": BODY[:99]}
     other = "dog" if failure != "one class" else "cat"
-    how.files["/t.csv"] = (
+    behaviour.files["/t.csv"] = (
         f"path,label\n{secret_url(base, '/1.jpg')},cat\n{secret_url(base, '/2.jpg')},{other}\n".encode()
     )
-    how.statuses = [503] if failure == "statuses" else []
-    how.breaks = [30_000] * (failure == "break")
+    behaviour.statuses = [503] if failure == "statuses" else []
+    behaviour.breaks = [30_000] * (failure == "break")
     if failure == "broken zip":
-        how.files["/pets.zip"] = how.files["/pets.zip"][:50_000]
+        behaviour.files["/pets.zip"] = behaviour.files["/pets.zip"][:50_000]
     with caplog.at_level(logging.WARNING):
         for number, (dataset, path) in enumerate([("folder", "/pets.zip"), ("csv", "/t.csv")]):
             source = secret_url(base, "/none" if failure == "404" else path)
@@ -338,8 +343,8 @@ def test_secrets_of_a_url_are_told_to_nobody(
             assert code == (
                 2 if failure == "404" or (failure, dataset) in [("broken zip", "folder"), ("one class", "csv")] else 0
             )
-    said = capfd.readouterr()
-    told = everything_below(tmp_path).decode("latin-1") + said.out + said.err + caplog.text
-    assert "127.0.0.1" in told
+    captured = capfd.readouterr()
+    outputs = everything_below(tmp_path).decode("latin-1") + captured.out + captured.err + caplog.text
+    assert "127.0.0.1" in outputs
     for secret in SECRETS:
-        assert secret not in told
+        assert secret not in outputs

@@ -66,13 +66,13 @@ def test_lossless_modes_decode_to_pillows_conversion(mode: str, kind: str, optio
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 30}])
-def test_jpeg_is_what_pillow_decodes(mode: str, options: dict[str, Any]) -> None:
+def test_jpeg_pixels_equal_those_of_pillow(mode: str, options: dict[str, Any]) -> None:
     data = saved(picture(mode), "JPEG", **options)
     expected = pixels_of(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
     assert np.abs(decode(data).pixels - expected).max() <= 2  # two builds of libjpeg-turbo
 
 
-def test_cmyk_and_ycck_jpegs_are_what_pillow_decodes() -> None:
+def test_cmyk_and_ycck_pixels_equal_those_of_pillow() -> None:
     data = saved(picture("CMYK"), "JPEG")
     np.testing.assert_array_equal(decode(data).pixels, pixels_of(Image.open(io.BytesIO(data)).convert("RGB")))
     assert decode(data, "gray").pixels.shape == (HEIGHT, WIDTH, 1)
@@ -222,7 +222,7 @@ def test_an_orientation_that_does_not_exist_means_upright(orientation: int) -> N
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_the_format_is_told_from_the_bytes(kind: str) -> None:
+def test_format_is_detected_from_the_bytes(kind: str) -> None:
     assert sniff(saved(picture(), kind)) == kind == decode(saved(picture(), kind)).format
 
 
@@ -235,7 +235,7 @@ def test_other_bytes_are_not_an_image(data: bytes) -> None:
 
 @given(st.integers(1, 150), st.integers(1, 150), st.integers(0, 200))
 @settings(max_examples=80, deadline=None)
-def test_a_scaled_decode_never_goes_below_the_size_asked_for(width: int, height: int, min_side: int) -> None:
+def test_scaled_decode_is_not_smaller_than_the_requested_size(width: int, height: int, min_side: int) -> None:
     data = simplejpeg.encode_jpeg(np.full((height, width, 3), 90, np.uint8))
     decoded = decode(data, lenient=LenientDecoding(keep_min_side(min_side) if min_side else None))
     assert min(decoded.pixels.shape[:2]) >= min(min_side, width, height)
@@ -244,7 +244,7 @@ def test_a_scaled_decode_never_goes_below_the_size_asked_for(width: int, height:
         assert decoded.pixels.shape[:2] == (height, width)
 
 
-def test_a_scaled_decode_is_smaller_where_it_may_be() -> None:
+def test_scaled_decode_is_smaller_where_allowed() -> None:
     data = simplejpeg.encode_jpeg(np.zeros((400, 800, 3), np.uint8))
     assert decode(data, lenient=LenientDecoding(keep_min_side(100))).pixels.shape == (100, 200, 3)
 
@@ -262,7 +262,7 @@ def as_stored(source: Image.Image, kind: str, color: str) -> bool:
     return decoded.as_stored
 
 
-def test_as_stored_says_whether_the_bytes_hold_these_pixels() -> None:
+def test_as_stored_tells_whether_the_bytes_hold_these_pixels() -> None:
     assert as_stored(picture("RGB"), "JPEG", "rgb") and as_stored(picture("L"), "JPEG", "gray")
     assert as_stored(picture("RGB"), "PNG", "rgb") and as_stored(picture("L"), "PNG", "gray")
     assert not as_stored(picture("RGB"), "JPEG", "gray") and not as_stored(picture("L"), "PNG", "rgb")

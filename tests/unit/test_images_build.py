@@ -36,7 +36,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", ["docker/Dockerfile", "docker/cpu.lock", "components/a.py", "pipelines/b/new.html.j2"])
-def test_what_an_image_is_made_from_changes_its_hash(checkout: Path, name: str) -> None:
+def test_input_files_change_the_hash_of_an_image(checkout: Path, name: str) -> None:
     before = hash_inputs(BuildOptions(checkout), "cpu")
     assert before == hash_inputs(BuildOptions(checkout), "cpu") and len(before) == 16
     with (checkout / name).open("a") as file:
@@ -50,7 +50,7 @@ def test_a_moved_file_changes_the_hash(checkout: Path) -> None:
     assert hash_inputs(BuildOptions(checkout), "cpu") != before
 
 
-def test_what_no_image_is_made_from_does_not(checkout: Path) -> None:
+def test_other_files_do_not_change_the_hash(checkout: Path) -> None:
     before = hash_inputs(BuildOptions(checkout), "cpu")
     for name in (
         "components/__pycache__/a.pyc",
@@ -90,7 +90,7 @@ def test_each_target_has_its_own_inputs(checkout: Path) -> None:
     assert hash_inputs(BuildOptions(checkout, base_image="other:1"), "cpu") != before[0]
 
 
-def test_the_words_for_docker(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arguments_of_docker_build(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://user:password@proxy.example:3128")
     options = BuildOptions(checkout, "base:1", "https://index.example/cpu", "host", rebuild=True)
     words = make_command(
@@ -149,7 +149,9 @@ PROGRESS = """\
 """
 
 
-def test_progress_says_what_takes_long(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_shows_the_running_build_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(image_build, "_PROGRESS_INTERVAL_S", 0.0)
     log = io.StringIO()
     last = follow_build(io.StringIO(PROGRESS), log, "cpu")
@@ -172,10 +174,10 @@ def script(folder: Path, text: str) -> str:
 
 def test_a_build_that_fails_ends_with_its_last_lines_and_its_log(tmp_path: Path) -> None:
     wrong = script(tmp_path, 'for i in $(seq 40); do echo "#9 $i.0 line $i of $DOCKER_BUILDKIT"; done; exit 3')
-    with pytest.raises(MillError, match=r"building cpu failed \(exit code 3\)") as found:
+    with pytest.raises(MillError, match=r"building cpu failed \(exit code 3\)") as error:
         run_build([wrong], "cpu")
-    assert found.value.exit_code == 1
-    first, *last = str(found.value).splitlines()
+    assert error.value.exit_code == 1
+    first, *last = str(error.value).splitlines()
     assert last[-1].strip() == "#9 40.0 line 40 of 1" and len(last) == 15
     log = Path(first.rpartition(" ")[2])
     assert log.read_text().count("\n") == 40
@@ -190,8 +192,8 @@ def test_a_build_that_is_stopped_leaves_no_process_and_no_log(tmp_path: Path, mo
 
     def stop(lines: TextIO, log: TextIO, target: str) -> list[str]:
         stopped.append(lines.readline().strip())
-        (found,) = tmp_path.glob("imagemill-images-cpu-*.log")
-        assert stat.S_IMODE(found.stat().st_mode) == 0o600
+        (log_path,) = tmp_path.glob("imagemill-images-cpu-*.log")
+        assert stat.S_IMODE(log_path.stat().st_mode) == 0o600
         raise KeyboardInterrupt
 
     monkeypatch.setattr(image_build, "follow_build", stop)
@@ -202,14 +204,14 @@ def test_a_build_that_is_stopped_leaves_no_process_and_no_log(tmp_path: Path, mo
         os.kill(int(stopped[0]), 0)
 
 
-def test_it_builds_in_the_engine_that_the_sdk_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_build_uses_the_docker_engine_of_the_sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command line may be set to another one, by its context or by buildx's builder; DOCKER_HOST is for both."""
     monkeypatch.setenv("DOCKER_CONTEXT", "desktop-linux")
     monkeypatch.setenv("BUILDX_BUILDER", "in-a-container")
     monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:2375")
-    told = tmp_path / "told"
-    run_build([script(tmp_path, f'echo "$DOCKER_CONTEXT $BUILDX_BUILDER $DOCKER_HOST" > {told}')], "cpu")
-    assert told.read_text() == "default default tcp://127.0.0.1:2375\n"
+    output = tmp_path / "told"
+    run_build([script(tmp_path, f'echo "$DOCKER_CONTEXT $BUILDX_BUILDER $DOCKER_HOST" > {output}')], "cpu")
+    assert output.read_text() == "default default tcp://127.0.0.1:2375\n"
 
 
 OLD = 'case "$1" in version) echo 20.10.24; exit 1 ;; *) exit 1 ;; esac'  # exit 1: no daemon answers
@@ -225,7 +227,7 @@ def test_the_docker_that_has_buildkit_is_taken(tmp_path: Path, monkeypatch: pyte
     assert find_cli() == chosen
 
 
-def test_without_docker_or_buildkit_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_docker_or_buildkit_is_reported_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="install Docker"):
         find_cli()

@@ -70,10 +70,10 @@ def test_only_the_images_change_and_comments_stay() -> None:
         "{namespace: mill, images: {cpu: ''}}\n",
     ],
 )
-def test_every_way_to_write_the_part(text: str) -> None:
+def test_images_are_set_in_any_form_of_yaml(text: str) -> None:
     before = yaml.safe_load(text) or {}
-    made = yaml.safe_load(set_images(text, DIGESTS, "c.yaml"))
-    assert made == before | {"images": (before.get("images") or {}) | DIGESTS}
+    written = yaml.safe_load(set_images(text, DIGESTS, "c.yaml"))
+    assert written == before | {"images": (before.get("images") or {}) | DIGESTS}
 
 
 def test_the_documented_file_keeps_every_comment() -> None:
@@ -91,13 +91,13 @@ _STORAGE = st.fixed_dictionaries({}, optional={"region": _WORD, "access_key": _K
 @settings(max_examples=60, deadline=None)
 @given(storage=_STORAGE, width=st.integers(1, 6),
        flow=st.booleans(), given_ones=st.sets(st.sampled_from(("cpu", "ray", "gpu", "tags_allowed"))))  # fmt: skip
-def test_whatever_else_is_in_the_file_stays(
-    storage: dict[str, str], width: int, flow: bool, given_ones: set[str]
+def test_other_fields_of_the_cluster_file_are_kept(
+    storage: dict[str, str], width: int, flow: bool, image_names: set[str]
 ) -> None:
-    old = {name: True if name == "tags_allowed" else f"old@sha256:{'0' * 64}" for name in sorted(given_ones)}
-    whole = {"storage": storage, "images": old, "namespace": "mill"}
-    text = yaml.safe_dump(whole, indent=max(2, width), default_flow_style=flow, sort_keys=False)
-    assert yaml.safe_load(set_images(text, DIGESTS, "c.yaml")) == whole | {"images": old | DIGESTS}
+    old = {name: True if name == "tags_allowed" else f"old@sha256:{'0' * 64}" for name in sorted(image_names)}
+    document = {"storage": storage, "images": old, "namespace": "mill"}
+    text = yaml.safe_dump(document, indent=max(2, width), default_flow_style=flow, sort_keys=False)
+    assert yaml.safe_load(set_images(text, DIGESTS, "c.yaml")) == document | {"images": old | DIGESTS}
 
 
 def test_tags_are_written_only_where_they_are_allowed() -> None:
@@ -108,7 +108,7 @@ def test_tags_are_written_only_where_they_are_allowed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a: [", "--cluster: expected YAML in c.yaml"),
         ("- a\n", "expected names and values"),
@@ -117,10 +117,10 @@ def test_tags_are_written_only_where_they_are_allowed() -> None:
         ("images: [1]\n", "(images): expected names and values"),
     ],
 )
-def test_a_file_that_is_none_is_refused(text: str, said: str) -> None:
-    with pytest.raises(UserError) as found:
+def test_invalid_cluster_files_are_rejected(text: str, message: str) -> None:
+    with pytest.raises(UserError) as error:
         set_images(text, DIGESTS, "c.yaml")
-    assert said in str(found.value)
+    assert message in str(error.value)
 
 
 def test_the_file_is_written_whole_with_its_mode(tmp_path: Path) -> None:
@@ -156,8 +156,8 @@ def test_the_digest_comes_from_the_push() -> None:
     assert images.read_digest(PUSHED, "x") == "sha256:" + "c" * 64
     with pytest.raises(MillError, match="named no digest"):
         images.read_digest(PUSHED[:-1], "x")
-    one = images.BuiltImage("cpu", "127.0.0.1:5000/mill/imagemill-cpu:dev", 1, "sha256:" + "c" * 64)
-    assert one.reference == "127.0.0.1:5000/mill/imagemill-cpu@sha256:" + "c" * 64
+    built = images.BuiltImage("cpu", "127.0.0.1:5000/mill/imagemill-cpu:dev", 1, "sha256:" + "c" * 64)
+    assert built.reference == "127.0.0.1:5000/mill/imagemill-cpu@sha256:" + "c" * 64
     assert images.BuiltImage("cpu", "imagemill-cpu:dev", 1).reference == "imagemill-cpu:dev"
 
 
@@ -171,14 +171,14 @@ def test_the_digest_comes_from_the_push() -> None:
         ("received unexpected HTTP status: 503 Service Unavailable", TransientError),
     ],
 )
-def test_a_registry_that_refuses(text: str, kind: type[MillError]) -> None:
-    with pytest.raises(kind) as found:
+def test_errors_of_a_registry_are_user_or_transient_errors(text: str, kind: type[MillError]) -> None:
+    with pytest.raises(kind) as error:
         images.read_digest([PUSHED[0], {"errorDetail": {"message": text}, "error": text}], "r.example/imagemill-cpu:1")
-    assert type(found.value) is kind and text in str(found.value) and "r.example" in str(found.value)
+    assert type(error.value) is kind and text in str(error.value) and "r.example" in str(error.value)
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
         ([], "--registry: expected where to push"),
         (["--registry", "https://r.example/you"], "--registry: expected host"),
@@ -191,37 +191,38 @@ def test_a_registry_that_refuses(text: str, kind: type[MillError]) -> None:
         (["--no-push", "--cluster", "/nowhere.yaml"], "--cluster: expected a YAML file that can be read"),
     ],
 )
-def test_wrong_flags_are_told_before_anything_is_built(
-    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_wrong_flags_are_rejected_before_the_build(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["images", "build", *words]) == EXIT_USER
-    assert said in capsys.readouterr().err
+    assert main(["images", "build", *arguments]) == EXIT_USER
+    assert message in capsys.readouterr().err
 
 
-def test_without_docker_it_says_how_to_start_it(
+def test_missing_docker_engine_is_reported_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
     assert main(["images", "build", "--no-push"]) == EXIT_USER
-    said = capsys.readouterr()
+    captured = capsys.readouterr()
     assert (
-        f"expected a Docker engine at unix://{tmp_path}/none.sock" in said.err and "systemctl start docker" in said.err
+        f"expected a Docker engine at unix://{tmp_path}/none.sock" in captured.err
+        and "systemctl start docker" in captured.err
     )
-    assert said.out == ""
+    assert captured.out == ""
 
 
 @pytest.mark.parametrize("lost", ["/_ping", "/images/json$", "/images/imagemill-cpu:dev/json$"])
-def test_an_engine_that_goes_away_is_transient(
+def test_lost_connection_to_the_engine_is_transient(
     lost: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Also after the build, which is not ours here."""
-    monkeypatch.setattr(images, "run_build", lambda words, target: None)
+    """This holds after the build, too."""
+    monkeypatch.setattr(images, "run_build", lambda arguments, target: None)
     monkeypatch.setattr(images, "find_cli", lambda: "docker")
     with docker_api.serving() as engine:
         monkeypatch.setenv("DOCKER_HOST", engine.url)
         engine.fails = lost
         assert main(["images", "build", "--no-push", "--only", "cpu", "--tag", "dev"]) == EXIT_TRANSIENT
-    assert "images: " in (said := capsys.readouterr().err) and "Docker engine" in said
+    assert "images: " in (stderr := capsys.readouterr().err) and "Docker engine" in stderr
 
 
 def test_a_push_that_breaks_off_is_transient(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +243,7 @@ def test_reading_the_bill_of_materials_leaves_no_volume(monkeypatch: pytest.Monk
         engine.fails, engine.status = "/archive$", 404
         with closing(connect_engine("images")) as client, pytest.raises(NotFound):
             images.write_sbom(client, images.BuiltImage("cpu", "imagemill-cpu:dev", 1), tmp_path)
-    assert [one for one in engine.asked if one.startswith("DELETE") and "/c0?v=True" in one]
+    assert [request for request in engine.asked if request.startswith("DELETE") and "/c0?v=True" in request]
 
 
 def test_only_some_in_their_order() -> None:
@@ -250,7 +251,7 @@ def test_only_some_in_their_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("address", "shown"),
+    ("address", "expected"),
     [
         ("https://user:token@git.example/mill.git", "https://git.example/mill.git"),
         ("git@git.example:mill.git", "git@git.example:mill.git"),
@@ -260,5 +261,5 @@ def test_only_some_in_their_order() -> None:
         ("", ""),
     ],
 )
-def test_the_source_label_has_no_password(address: str, shown: str) -> None:
-    assert images.remove_login(address) == shown
+def test_the_source_label_has_no_password(address: str, expected: str) -> None:
+    assert images.remove_login(address) == expected

@@ -1,4 +1,4 @@
-"""What the decoder refuses: bombs, truncated files, garbage; and what it keeps in spite of a warning."""
+"""Images that the decoder rejects: bombs, truncated files, garbage; and those kept with a warning."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def webp_header(width: int, height: int) -> bytes:
 def tiff_header(width: int, height: int) -> bytes:
     data = bytearray(saved(Image.new("L", (3, 5)), "TIFF"))
     for tag, value in ((256, width), (257, height)):
-        at = data.index(struct.pack("<H", tag), int.from_bytes(data[4:8], "little"))
-        data[at : at + 12] = struct.pack("<HHII", tag, 4, 1, value)
+        offset = data.index(struct.pack("<H", tag), int.from_bytes(data[4:8], "little"))
+        data[offset : offset + 12] = struct.pack("<HHII", tag, 4, 1, value)
     return bytes(data)
 
 
@@ -67,7 +67,7 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_bomb_is_refused_by_what_it_declares(kind: str) -> None:
+def test_decompression_bomb_is_rejected_by_its_header(kind: str) -> None:
     assert len(BOMBS[kind]) < 2_000
     decode(saved(picture("L"), kind))  # plugins are loaded
     started = time.thread_time()  # of work: a busy machine lets one wait
@@ -75,8 +75,8 @@ def test_a_bomb_is_refused_by_what_it_declares(kind: str) -> None:
     assert time.thread_time() - started < 0.1
 
 
-def test_bombs_are_refused_without_memory_for_their_pixels() -> None:
-    """In a process that may not grow by more than 200 MB."""
+def test_decompression_bombs_are_rejected_without_allocating_their_pixels() -> None:
+    """The process may not grow by more than 200 MB."""
     code = (
         "import resource, sys\n"
         "from imagemill.components.imaging.decoder import ImageRejected, decode\n"
@@ -87,10 +87,10 @@ def test_bombs_are_refused_without_memory_for_their_pixels() -> None:
         "    try: decode(data)\n"
         "    except ImageRejected as error: print(error.reason)\n"
     )
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], input=repr(list(BOMBS.values())), capture_output=True, text=True, check=False
     )
-    assert done.stdout.split() == ["too_many_pixels"] * len(BOMBS), done.stderr
+    assert process.stdout.split() == ["too_many_pixels"] * len(BOMBS), process.stderr
 
 
 def test_each_cap_is_exact() -> None:
@@ -112,8 +112,8 @@ def pillow_takes(data: bytes) -> bool:
 @pytest.mark.parametrize("kind", FORMATS)
 @pytest.mark.parametrize("percent", range(0, 100, 5))
 def test_truncated_files_are_rejected(kind: str, percent: int) -> None:
-    whole = saved(picture("RGB", 120, 90), kind)
-    cut = whole[: len(whole) * percent // 100]
+    data = saved(picture("RGB", 120, 90), kind)
+    cut = data[: len(data) * percent // 100]
     if percent == 0:
         assert reason(cut) == "empty_file"
     elif kind == "JPEG" and pillow_takes(cut):
@@ -122,47 +122,47 @@ def test_truncated_files_are_rejected(kind: str, percent: int) -> None:
         assert reason(cut) in ("corrupt", "not_an_image")
 
 
-def test_a_jpeg_that_pillow_decodes_in_spite_of_a_warning_is_kept_with_it() -> None:
-    whole = saved(picture("RGB", 120, 90), "JPEG")
-    at = whole.index(b"\xff\xda")  # start of scan: bytes between two segments draw "extraneous bytes before marker"
-    found = decode(whole[:at] + b"\x00" * 7 + whole[at:])
-    assert "extraneous" in found.warning.lower()
-    np.testing.assert_allclose(found.pixels.astype(int), decode(whole).pixels, atol=2)
-    assert decode(whole).warning == ""
+def test_jpeg_that_pillow_decodes_with_a_warning_is_kept_with_the_warning() -> None:
+    data = saved(picture("RGB", 120, 90), "JPEG")
+    offset = data.index(b"\xff\xda")  # start of scan: bytes between two segments draw "extraneous bytes before marker"
+    decoded = decode(data[:offset] + b"\x00" * 7 + data[offset:])
+    assert "extraneous" in decoded.warning.lower()
+    np.testing.assert_allclose(decoded.pixels.astype(int), decode(data).pixels, atol=2)
+    assert decode(data).warning == ""
 
 
 @pytest.mark.parametrize("place", [11, 12])
-def test_lenient_is_not_blind(place: int) -> None:
+def test_lenient_decoding_rejects_jpegs_that_libjpeg_gives_up_on(place: int) -> None:
     """A JPEG that libjpeg gives up on after a warning: without `strict` simplejpeg returns memory as it was."""
-    whole = saved(picture("L"), "JPEG", progressive=True)
-    at = whole.index(b"\xff\xda") + place
-    broken = whole[:at] + b"\xff" + whole[at + 1 :]
+    data = saved(picture("L"), "JPEG", progressive=True)
+    offset = data.index(b"\xff\xda") + place
+    broken = data[:offset] + b"\xff" + data[offset + 1 :]
     unwritten = simplejpeg.decode_jpeg(broken, "GRAY", strict=False, buffer=np.full((HEIGHT, WIDTH, 1), 77, np.uint8))
     assert (unwritten == 77).all(), "simplejpeg says it now: the test needs another picture, and images.py no check"
     assert reason(broken, lenient=LenientDecoding()) == reason(broken) == "corrupt"
 
 
-def test_lenient_keeps_what_a_warning_leaves() -> None:
-    whole = saved(picture("RGB", 120, 90), "JPEG")
-    found = decode(whole[: len(whole) * 3 // 4], lenient=LenientDecoding())
-    assert not found.warning and found.pixels.shape == (90, 120, 3)
-    np.testing.assert_array_equal(found.pixels[:40], decode(whole).pixels[:40])
+def test_lenient_decoding_keeps_the_rows_before_a_truncation() -> None:
+    data = saved(picture("RGB", 120, 90), "JPEG")
+    decoded = decode(data[: len(data) * 3 // 4], lenient=LenientDecoding())
+    assert not decoded.warning and decoded.pixels.shape == (90, 120, 3)
+    np.testing.assert_array_equal(decoded.pixels[:40], decode(data).pixels[:40])
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_rejection_has_the_same_words_each_time(kind: str) -> None:
-    """They are stored: an object's address among them would make other bytes of the same input."""
-    whole = saved(picture(), kind)
-    for data in (whole[:20], whole[:8] + b"\xff" * 40, whole[: len(whole) // 3]):
-        said = set()
+def test_rejections_have_the_same_message_each_time(kind: str) -> None:
+    """Messages are stored: an object's address would change the dataset's bytes."""
+    original = saved(picture(), kind)
+    for data in (original[:20], original[:8] + b"\xff" * 40, original[: len(original) // 3]):
+        messages = set()
         for _ in range(3):
-            kept = bytearray(1000)  # so that the next object lies elsewhere
-            with pytest.raises(ImageRejected) as caught:
+            padding = bytearray(1000)  # so that the next object lies elsewhere
+            with pytest.raises(ImageRejected) as error:
                 decode(bytes(data))
-            said.add(str(caught.value))
-            assert " at 0x" not in str(caught.value)
-            del kept
-        assert len(said) == 1
+            messages.add(str(error.value))
+            assert " at 0x" not in str(error.value)
+            del padding
+        assert len(messages) == 1
 
 
 SIGNATURES = [b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"II+\0", b"BM"]
@@ -172,11 +172,11 @@ SIGNATURES += [b"BM" + b"\0" * 12 + b"\x28\0\0\0"]
 
 def only_rejects(data: bytes) -> None:
     try:
-        found = decode(data, limits=DecodeLimits(pixels=1_000_000))
+        decoded = decode(data, limits=DecodeLimits(pixels=1_000_000))
     except ImageRejected as error:
         assert error.reason in REASONS and error.detail
     else:
-        assert found.pixels.dtype == np.uint8 and found.pixels.shape == (found.height, found.width, 3)
+        assert decoded.pixels.dtype == np.uint8 and decoded.pixels.shape == (decoded.height, decoded.width, 3)
 
 
 @given(st.sampled_from(SIGNATURES), st.binary(max_size=300))

@@ -28,7 +28,7 @@ def toy(workspace: str) -> Dataset:
     return cleaned(f"{workspace}/clean/0123456789abcdef", rows, [reject("bad.jpg", "corrupt")])
 
 
-def made(workspace: Path, kind: str, **fields: Any) -> Dataset:
+def commit_dataset(workspace: Path, kind: str, **fields: Any) -> Dataset:
     uri = str(workspace / kind / "00000000000000aa")
     files = (publish_bytes(uri, b"bytes", "file-", ".bin"),)
     defaults: dict[str, Any] = {"classes": ("cat", "dog"), "files": files}
@@ -37,17 +37,17 @@ def made(workspace: Path, kind: str, **fields: Any) -> Dataset:
     return commit(uri, Manifest(kind, "00000000000000aa", **(defaults | fields)))
 
 
-def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert main(["inspect", *words]) == 0
+def printed(capsys: pytest.CaptureFixture[str], *line: str) -> str:
+    assert main(["inspect", *line]) == 0
     out, error = capsys.readouterr()
     assert error == ""
-    if "--json" not in words:  # all but the line that says where it is, for that is copied
+    if "--json" not in line:  # all but the line that says where it is, for that is copied
         assert [line for line in out.split("\n")[2:] if count_columns(line) > WIDTH or not line.isprintable()] == []
     return out
 
 
-def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    assert main(["inspect", *words]) == 2
+def refused(capsys: pytest.CaptureFixture[str], *line: str) -> str:
+    assert main(["inspect", *line]) == 2
     out, error = capsys.readouterr()
     assert out == "" and error.count("\n") == 1
     return error
@@ -59,16 +59,16 @@ def test_a_clean_dataset_by_its_folder_its_manifest_and_a_relative_path(
     uri = toy(str(tmp_path)).uri
     monkeypatch.chdir(tmp_path)
     texts = {
-        printed(capsys, where)
-        for where in (uri, f"{uri}/", f"{uri}/_manifest.json", f"file://{uri}", "clean/0123456789abcdef")
+        printed(capsys, path)
+        for path in (uri, f"{uri}/", f"{uri}/_manifest.json", f"file://{uri}", "clean/0123456789abcdef")
     }
     (text,) = texts
     assert text.startswith(f"toy · clean · 0123456789abcdef\n{uri}\n12 rows, 2 classes, 3 files of ")
-    for words in (
+    for line in (
         "13 rows in = 12 kept + 1 rejected", "kept: train 9 · val 0 · test 3", "✓ it adds up", "bad.jpg: broken",
         "no val image: 2 classes: cat, dog", "all at their defaults", "near (within 3 of 64 bits",
     ):  # fmt: skip
-        assert words in text
+        assert line in text
 
 
 def test_the_facts_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -89,7 +89,7 @@ def test_the_facts_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_raw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     skipped = {"count": 12, "files": [{"path": f"notes-{n}\x1b.txt", "why": "no image"} for n in range(12)]}
     labels = {f"label-{n:02d}": 50 - n for n in range(40)} | {"": 3}
-    dataset = made(
+    dataset = commit_dataset(
         tmp_path, "raw",
         totals=Totals(rows=100, bytes=5_000_000, by_split={"train": 90, "undeclared": 10}, by_class=labels),
         extra={"source": "s3://pictures", "dataset_name": "zoo", "skipped": skipped,
@@ -97,10 +97,10 @@ def test_raw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
                "planted": [{"path": "a", "kind": "broken", "detail": "", "reason": "corrupt"}] * 9},
     )  # fmt: skip
     text = printed(capsys, dataset.uri)
-    for words in ("s3://pictures", "splits as declared: train 90, undeclared 10", "without a label: 3", "and 10 more",
+    for line in ("s3://pictures", "splits as declared: train 90, undeclared 10", "without a label: 3", "and 10 more",
                   "the smallest: label-39 11", "files that are no images: 12", "notes-0\\x1b.txt", "and 4 more",
                   "masks that are not there: 1", "Planted faults", "broken  9  100.0%"):  # fmt: skip
-        assert words in text
+        assert line in text
     facts = json.loads(printed(capsys, dataset.uri, "--json"))
     assert facts["totals"]["rows"] == 100 and facts["skipped"]["count"] == 12 and facts["source"] == "s3://pictures"
     assert facts["files"] == [{"role": "data", "split": "", "files": 1, "rows": 0, "bytes": 5}]
@@ -110,9 +110,11 @@ def test_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = {"shape": [64, 64, 3], "color": "rgb", "mode": "crop", "edges": [], "mean": [0.485, 0.456, 0.406],
              "std": [0.229, 0.224, 0.225], "dtype": "uint8", "encoding": "raw"}  # fmt: skip
     totals = Totals(rows=12, bytes=147_456, by_split={"train": 9, "val": 1, "test": 2}, by_class={"cat": 7, "dog": 5})
-    text = printed(capsys, made(tmp_path, "tensors", image=ImageSpec.from_dict(image, "test"), totals=totals).uri)
-    for words in ("64, 64, 3", "0.485, 0.456, 0.406", "0.229, 0.224, 0.225", "147.5 kB", "train  9  75.0%", "cat  7"):
-        assert words in text
+    text = printed(
+        capsys, commit_dataset(tmp_path, "tensors", image=ImageSpec.from_dict(image, "test"), totals=totals).uri
+    )
+    for line in ("64, 64, 3", "0.485, 0.456, 0.406", "0.229, 0.224, 0.225", "147.5 kB", "train  9  75.0%", "cat  7"):
+        assert line in text
     assert "edges" not in text
 
 
@@ -122,13 +124,13 @@ def test_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     extra = {"backbone": "resnet18", "weights": "", "recipe": recipe, "best_epoch": 3,
              "metrics": {"top1": 0.9375, "macro_f1": 0.9}, "epochs": 40, "history": history,
              "seconds": 125.0}  # fmt: skip
-    dataset = made(tmp_path, "model", extra=extra, image=ImageSpec((64, 64, 3)))
+    dataset = commit_dataset(tmp_path, "model", extra=extra, image=ImageSpec((64, 64, 3)))
     text = printed(capsys, dataset.uri)
-    for words in ("backbone    resnet18", "2 min 5 s", "top1      0.938", "macro F1", "0.800",
+    for line in ("backbone    resnet18", "2 min 5 s", "top1      0.938", "macro F1", "0.800",
                   "── Recipe", "  recipe small: 40 epochs\n  regularization: none\n",
                   "cat, dog", "64, 64, 3"):  # fmt: skip
-        assert words in text
-    empty = made(tmp_path / "other", "model", extra={"backbone": "resnet18", "metrics": {}, "history": []})
+        assert line in text
+    empty = commit_dataset(tmp_path / "other", "model", extra={"backbone": "resnet18", "metrics": {}, "history": []})
     assert "none: there were no validation images" in printed(capsys, empty.uri)
 
 
@@ -138,21 +140,21 @@ def test_an_evaluation_names_the_hardest_classes_first(tmp_path: Path, capsys: p
         for n in range(40)
     ]
     extra = {"metrics": {"top1": 0.75, "macro_f1": 0.5, "loss": 1.25}, "per_class": per_class}
-    text = printed(capsys, made(tmp_path, "evaluation", extra=extra, totals=Totals(rows=195)).uri)
+    text = printed(capsys, commit_dataset(tmp_path, "evaluation", extra=extra, totals=Totals(rows=195)).uri)
     assert text.index("class-01") < text.index("class-02") < text.index("class-30") and "class-31" not in text
-    for words in ("macro f1  0.500", "and 9 more", "without a test image: class-00", "0.250"):
-        assert words in text
+    for line in ("macro f1  0.500", "and 9 more", "without a test image: class-00", "0.250"):
+        assert line in text
 
 
 @pytest.mark.parametrize("kind", ["raw", "clean", "tensors", "features", "model", "evaluation"])
-def test_a_manifest_that_says_little_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_minimal_manifest_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     extra = {"extra": {"found": NONE_FOUND}} if kind == "clean" else {}
-    dataset = made(tmp_path, kind, classes=(), files=(), **extra)
+    dataset = commit_dataset(tmp_path, kind, classes=(), files=(), **extra)
     assert f"dataset · {kind} · 00000000000000aa" in printed(capsys, dataset.uri)
     assert json.loads(printed(capsys, dataset.uri, "--json"))["kind"] == kind
 
 
-def test_what_is_no_dataset_is_the_users_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_paths_without_a_dataset_are_user_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file.txt").write_text("text")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "_manifest.json").write_text("{")
@@ -173,7 +175,7 @@ def test_what_is_no_dataset_is_the_users_error(tmp_path: Path, capsys: pytest.Ca
     assert "DATASET (see imagemill inspect --help)" in refused(capsys) and "--jsn" in refused(capsys, "x", "--jsn")
 
 
-def test_a_workspace_is_told_from_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_workspace_is_distinguished_from_a_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workspace = Workspace.open(str(tmp_path))
     assert "(this is a workspace, with none in it)" in refused(capsys, str(tmp_path))
     dataset = toy(str(tmp_path))
@@ -181,20 +183,20 @@ def test_a_workspace_is_told_from_a_dataset(tmp_path: Path, capsys: pytest.Captu
     assert f"(this is a workspace; in it: {dataset.uri})" in refused(capsys, str(tmp_path))
 
 
-def test_a_lost_file_is_said_and_is_not_the_users_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lost_file_is_reported_and_no_user_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = toy(str(tmp_path))
     Path(dataset.locate(dataset.files("rejected")[0])).unlink()
     assert main(["inspect", dataset.uri]) == 1
     assert "expected a file that the manifest lists, found none" in capsys.readouterr().err
 
 
-def test_a_terminal_without_blocks_gets_other_characters(tmp_path: Path) -> None:
+def test_terminal_without_block_characters_gets_ascii(tmp_path: Path) -> None:
     uri = toy(str(tmp_path)).uri
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "imagemill.pipelines.cli", "inspect", uri],
         env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}, capture_output=True, timeout=60,
     )  # fmt: skip
-    assert done.returncode == 0 and b"13 rows in = 12 kept" in done.stdout and done.stderr == b""
+    assert process.returncode == 0 and b"13 rows in = 12 kept" in process.stdout and process.stderr == b""
 
 
 @pytest.fixture
@@ -223,8 +225,8 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 def test_a_dataset_in_s3(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
     dataset = toy(bucket)
-    for where in (dataset.uri, f"{dataset.uri}/", f"{dataset.uri}/_manifest.json"):
-        assert "13 rows in = 12 kept + 1 rejected" in printed(capsys, where)
+    for path in (dataset.uri, f"{dataset.uri}/", f"{dataset.uri}/_manifest.json"):
+        assert "13 rows in = 12 kept + 1 rejected" in printed(capsys, path)
     assert json.loads(printed(capsys, dataset.uri, "--json"))["uri"] == dataset.uri
     assert "dataset: expected a folder with _manifest.json" in refused(capsys, f"{bucket}/clean/other")
 

@@ -36,8 +36,8 @@ def pairs_of(labels: Any, predicted: Any, classes: int) -> ConfusionCounts:
 @settings(max_examples=3)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(6, 20), (16, 5), (37, 3)]), st.sampled_from([0.05, 0.2]))
 def test_single_label_intervals_contain_the_true_scores(seed: int, shape: tuple[int, int], error: float) -> None:
-    """In 93% of test splits and more: then 351 or fewer of 400 contain them once in 10,000 times. The bootstrap's
-    intervals, of which 84% did for 37 classes, fail 99 times of 100."""
+    """They do in at least 93% of test splits: then 351 or fewer of 400 contain them once in 10,000 times. Intervals of
+    the bootstrap, of which 84% did for 37 classes, fail 99 times of 100."""
     rng, (classes, images_per_class) = np.random.default_rng(seed), shape
     counts, errors = np.full(classes, images_per_class), np.full(classes, error)
     labels, truth = labels_of(counts), true_scores(counts, errors)
@@ -73,7 +73,7 @@ def test_coverage_over_numbers_of_classes_images_and_accuracies() -> None:
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 8), st.integers(1, 60), st.floats(0, 1))
-def test_they_lie_in_0_to_1_and_contain_the_scores(seed: int, classes: int, images: int, error: float) -> None:
+def test_intervals_lie_in_0_to_1_and_contain_the_scores(seed: int, classes: int, images: int, error: float) -> None:
     random = np.random.default_rng(seed)
     labels = random.integers(0, classes, images)
     pairs = pairs_of(labels, predict(labels, np.full(classes, error), random), classes + 1)
@@ -83,7 +83,7 @@ def test_they_lie_in_0_to_1_and_contain_the_scores(seed: int, classes: int, imag
         assert high > low, "no score of a few images is certain"
 
 
-def test_rare_classes_count_as_much_as_they_do_in_the_score() -> None:
+def test_rare_classes_weigh_as_much_in_intervals_as_in_the_score() -> None:
     """Of 90 images of one class and one of each of nine others, all others wrong: a bootstrap said 0.0908 to 0.163 of a
     balanced accuracy of 0.0901, because classes that are missing from a resample have no part in it."""
     truth = np.r_[np.zeros(91, np.int64), np.arange(1, 11)]
@@ -130,7 +130,7 @@ def test_intervals_of_large_test_splits_equal_bootstrap_intervals() -> None:
         assert intervals[name] == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=0.008), name
 
 
-def test_what_there_is_nothing_of_has_none() -> None:
+def test_missing_classes_have_no_interval() -> None:
     assert (
         compute_single_label_intervals(ConfusionCounts(3)) == {}
         and compute_multi_label_intervals(LabelCounts(3), ()) == {}

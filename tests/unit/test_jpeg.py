@@ -32,10 +32,10 @@ def segment(marker: int, payload: bytes) -> bytes:
     return struct.pack(">BBH", 0xFF, marker, len(payload) + 2) + payload
 
 
-def inserted(data: bytes, what: bytes, before: bytes = b"") -> bytes:
+def insert_bytes(data: bytes, segment: bytes, before: bytes = b"") -> bytes:
     """`what` before the first marker `before`, or at once after the start of the image."""
-    at = data.index(before) if before else 2
-    return data[:at] + what + data[at:]
+    offset = data.index(before) if before else 2
+    return data[:offset] + segment + data[offset:]
 
 
 def changed(data: bytes, marker: bytes, offset: int, new: bytes) -> bytes:
@@ -47,7 +47,7 @@ def changed(data: bytes, marker: bytes, offset: int, new: bytes) -> bytes:
 def with_thumbnail() -> bytes:
     exif = with_orientation(1)
     exif.get_ifd(1)[0x0201] = 8
-    return inserted(PLAIN, segment(0xE1, exif.tobytes() + saved(picture("RGB", 8, 6), "JPEG")))
+    return insert_bytes(PLAIN, segment(0xE1, exif.tobytes() + saved(picture("RGB", 8, 6), "JPEG")))
 
 
 PLAIN = saved(picture(), "JPEG")
@@ -63,26 +63,26 @@ PLAIN_ONES = {
     "restart markers": saved(picture("RGB", 120, 90), "JPEG", restart_marker_blocks=2),
     "restart rows": saved(picture("RGB", 120, 90), "JPEG", restart_marker_rows=1),
     "adobe rgb": saved(picture(), "JPEG", keep_rgb=True),
-    "adobe ycc": inserted(PLAIN, segment(0xEE, b"Adobe\0\x64\0\0\0\0\x01")),
-    "adobe without a transform": inserted(PLAIN, segment(0xEE, b"Adobe\0\x64")),
-    "adobe says rgb": inserted(PLAIN, segment(0xEE, b"Adobe\0\x64\0\0\0\0\0"), SOF0),
-    "adobe says ycck": inserted(PLAIN, segment(0xEE, b"Adobe\0\x64\0\0\0\0\x02")),
-    "app14 of others": inserted(PLAIN, segment(0xEE, b"Ad")),
+    "adobe ycc": insert_bytes(PLAIN, segment(0xEE, b"Adobe\0\x64\0\0\0\0\x01")),
+    "adobe without a transform": insert_bytes(PLAIN, segment(0xEE, b"Adobe\0\x64")),
+    "adobe says rgb": insert_bytes(PLAIN, segment(0xEE, b"Adobe\0\x64\0\0\0\0\0"), SOF0),
+    "adobe says ycck": insert_bytes(PLAIN, segment(0xEE, b"Adobe\0\x64\0\0\0\0\x02")),
+    "app14 of others": insert_bytes(PLAIN, segment(0xEE, b"Ad")),
     "comment": saved(picture(), "JPEG", comment=b"a comment"),
-    "comment before the scan": inserted(PLAIN, segment(0xFE, b"\xff\xda\xff\xe1"), SOS),
+    "comment before the scan": insert_bytes(PLAIN, segment(0xFE, b"\xff\xda\xff\xe1"), SOS),
     "profile": saved(picture(), "JPEG", icc_profile=b"x" * 70_000),
-    "flashpix": inserted(PLAIN, segment(0xE2, b"FPXR\0" + PLAIN[:50])),
-    "thumbnail in JFXX": inserted(PLAIN, segment(0xE0, b"JFXX\0\x10" + saved(picture("RGB", 8, 6), "JPEG"))),
-    "app0 of others": inserted(PLAIN, segment(0xE0, b"JFI")),
-    "app13 of others": inserted(PLAIN, segment(0xED, b"Photoshop")),
-    "other apps": inserted(PLAIN, b"".join(segment(0xE0 + n, b"app") for n in (3, 4, 8, 12, 15))),
-    "empty segments": inserted(
+    "flashpix": insert_bytes(PLAIN, segment(0xE2, b"FPXR\0" + PLAIN[:50])),
+    "thumbnail in JFXX": insert_bytes(PLAIN, segment(0xE0, b"JFXX\0\x10" + saved(picture("RGB", 8, 6), "JPEG"))),
+    "app0 of others": insert_bytes(PLAIN, segment(0xE0, b"JFI")),
+    "app13 of others": insert_bytes(PLAIN, segment(0xED, b"Photoshop")),
+    "other apps": insert_bytes(PLAIN, b"".join(segment(0xE0 + n, b"app") for n in (3, 4, 8, 12, 15))),
+    "empty segments": insert_bytes(
         PLAIN, segment(0xFE, b"") + segment(0xE2, b"") + segment(0xEE, b"") + segment(0xE0, b"")
     ),
     "extended": PLAIN.replace(SOF0, b"\xff\xc1", 1),
     "said to be progressive": PLAIN.replace(SOF0, b"\xff\xc2", 1),
-    "empty tables": inserted(PLAIN, segment(0xDB, b"") + segment(0xC4, b"")),
-    "16-bit table": inserted(PLAIN, segment(0xDB, b"\x13" + b"\0\x01" * 64)),
+    "empty tables": insert_bytes(PLAIN, segment(0xDB, b"") + segment(0xC4, b"")),
+    "16-bit table": insert_bytes(PLAIN, segment(0xDB, b"\x13" + b"\0\x01" * 64)),
     "trailing bytes": PLAIN + b"trailing \xff\xe1",
     "another picture behind": PLAIN + saved(picture(), "JPEG", exif=with_orientation(6)),
     "no end": PLAIN[:-2],
@@ -99,53 +99,53 @@ PILLOWS = {
     "exif": saved(picture(), "JPEG", exif=with_orientation(6)),
     "exif upright": saved(picture(), "JPEG", exif=with_orientation(1)),
     "broken exif": saved(picture(), "JPEG", exif=b"Exif\0\0garbage"),
-    "exif before the scan": inserted(PLAIN, segment(0xE1, with_orientation(8).tobytes()), SOS),
-    "xmp": inserted(PLAIN, segment(0xE1, XMP)),
-    "xmp of a grey one": inserted(GREY, segment(0xE1, XMP)),
+    "exif before the scan": insert_bytes(PLAIN, segment(0xE1, with_orientation(8).tobytes()), SOS),
+    "xmp": insert_bytes(PLAIN, segment(0xE1, XMP)),
+    "xmp of a grey one": insert_bytes(GREY, segment(0xE1, XMP)),
     "thumbnail in exif": with_thumbnail(),
-    "app1 of others": inserted(PLAIN, segment(0xE1, b"anything")),
+    "app1 of others": insert_bytes(PLAIN, segment(0xE1, b"anything")),
     "mpo": saved(picture(), "MPO", save_all=True, append_images=[ImageOps.mirror(picture())]),
-    "mpf": inserted(PLAIN, segment(0xE2, b"MPF\0II*\0\x08\0\0\0\0\0")),
-    "mpf broken": inserted(PLAIN, segment(0xE2, b"MPF\0garbage")),
-    "short profile": inserted(PLAIN, segment(0xE2, b"ICC_PROFILE\0\x01")),
-    "photoshop": inserted(PLAIN, segment(0xED, PHOTOSHOP)),
-    "photoshop cut": inserted(PLAIN, segment(0xED, PHOTOSHOP[:20])),
-    "short jfif": inserted(PLAIN, segment(0xE0, b"JFIF\0")),
-    "short adobe": inserted(PLAIN, segment(0xEE, b"Adobe\0")),
+    "mpf": insert_bytes(PLAIN, segment(0xE2, b"MPF\0II*\0\x08\0\0\0\0\0")),
+    "mpf broken": insert_bytes(PLAIN, segment(0xE2, b"MPF\0garbage")),
+    "short profile": insert_bytes(PLAIN, segment(0xE2, b"ICC_PROFILE\0\x01")),
+    "photoshop": insert_bytes(PLAIN, segment(0xED, PHOTOSHOP)),
+    "photoshop cut": insert_bytes(PLAIN, segment(0xED, PHOTOSHOP[:20])),
+    "short jfif": insert_bytes(PLAIN, segment(0xE0, b"JFIF\0")),
+    "short adobe": insert_bytes(PLAIN, segment(0xEE, b"Adobe\0")),
     "12 bits": changed(PLAIN, SOF0, 4, b"\x0c"),
     "two components": changed(PLAIN, SOF0, 9, b"\x02"),
     "four components": changed(PLAIN, SOF0, 9, b"\x04"),
     "zero width": changed(PLAIN, SOF0, 7, b"\0\0"),
     "zero height": changed(PLAIN, SOF0, 5, b"\0\0"),
-    "zero height and DNL": inserted(changed(PLAIN, SOF0, 5, b"\0\0"), segment(0xDC, b"\0\x17"), b"\xff\xd9"),
-    "DNL before the scan": inserted(PLAIN, segment(0xDC, b"\0\x05"), SOS),
+    "zero height and DNL": insert_bytes(changed(PLAIN, SOF0, 5, b"\0\0"), segment(0xDC, b"\0\x17"), b"\xff\xd9"),
+    "DNL before the scan": insert_bytes(PLAIN, segment(0xDC, b"\0\x05"), SOS),
     "arithmetic": PLAIN.replace(SOF0, b"\xff\xc9", 1),
     "arithmetic, progressive": PLAIN.replace(SOF0, b"\xff\xca", 1),
     "lossless": PLAIN.replace(SOF0, b"\xff\xc3", 1),
-    "DAC": inserted(PLAIN, segment(0xCC, b"\0\0"), SOS),
-    "hierarchical": inserted(PLAIN, segment(0xDE, PLAIN[PLAIN.index(SOF0) + 4 :][:15]), SOF0),
-    "two frames": inserted(PLAIN, PLAIN[PLAIN.index(SOF0) :][:19], SOS),
+    "DAC": insert_bytes(PLAIN, segment(0xCC, b"\0\0"), SOS),
+    "hierarchical": insert_bytes(PLAIN, segment(0xDE, PLAIN[PLAIN.index(SOF0) + 4 :][:15]), SOF0),
+    "two frames": insert_bytes(PLAIN, PLAIN[PLAIN.index(SOF0) :][:19], SOS),
     "frame too long": PLAIN.replace(SOF0 + b"\0\x11", SOF0 + b"\0\x12", 1),
     "frame too short": PLAIN.replace(SOF0 + b"\0\x11", SOF0 + b"\0\x10", 1),
     "frame with a byte to spare": PLAIN.replace(
         SOF0 + PLAIN[PLAIN.index(SOF0) + 2 :][:17], SOF0 + b"\0\x12" + PLAIN[PLAIN.index(SOF0) + 4 :][:15] + b"\0", 1
     ),
     "no frame": PLAIN.replace(SOF0, b"\xff\xfe", 1),
-    "fill byte": inserted(PLAIN, b"\xff", SOS),
-    "fill bytes": inserted(PLAIN, b"\xff\xff\xff", DQT),
-    "junk": inserted(PLAIN, b"junk", SOS),
-    "zeros": inserted(PLAIN, b"\0" * 7, SOS),
-    "escaped": inserted(PLAIN, b"\xff\0", SOS),
-    "a restart marker": inserted(PLAIN, b"\xff\xd0", SOS),
-    "TEM": inserted(PLAIN, b"\xff\x01", SOS),
+    "fill byte": insert_bytes(PLAIN, b"\xff", SOS),
+    "fill bytes": insert_bytes(PLAIN, b"\xff\xff\xff", DQT),
+    "junk": insert_bytes(PLAIN, b"junk", SOS),
+    "zeros": insert_bytes(PLAIN, b"\0" * 7, SOS),
+    "escaped": insert_bytes(PLAIN, b"\xff\0", SOS),
+    "a restart marker": insert_bytes(PLAIN, b"\xff\xd0", SOS),
+    "TEM": insert_bytes(PLAIN, b"\xff\x01", SOS),
     "two starts": PLAIN[:2] + PLAIN,
-    "an end first": inserted(PLAIN, b"\xff\xd9", SOF0),
-    "JPG0": inserted(PLAIN, segment(0xF0, b"abc")),
-    "length of 0": inserted(PLAIN, b"\xff\xfe\0\0"),
-    "length of 1": inserted(PLAIN, b"\xff\xfe\0\x01"),
-    "length beyond the end": inserted(PLAIN, b"\xff\xfe\xff\xff"),
-    "table too short": inserted(PLAIN, segment(0xDB, b"\0" + b"\x01" * 63)),
-    "table too long": inserted(PLAIN, segment(0xDB, b"\0" + b"\x01" * 65)),
+    "an end first": insert_bytes(PLAIN, b"\xff\xd9", SOF0),
+    "JPG0": insert_bytes(PLAIN, segment(0xF0, b"abc")),
+    "length of 0": insert_bytes(PLAIN, b"\xff\xfe\0\0"),
+    "length of 1": insert_bytes(PLAIN, b"\xff\xfe\0\x01"),
+    "length beyond the end": insert_bytes(PLAIN, b"\xff\xfe\xff\xff"),
+    "table too short": insert_bytes(PLAIN, segment(0xDB, b"\0" + b"\x01" * 63)),
+    "table too long": insert_bytes(PLAIN, segment(0xDB, b"\0" + b"\x01" * 65)),
     "cut in the header": PLAIN[: PLAIN.index(SOS)],
     "cut in the start of the scan": PLAIN[: PLAIN.index(SOS) + 6],
     "cut in a length": PLAIN[: PLAIN.index(SOF0) + 3],
@@ -156,29 +156,37 @@ PILLOWS = {
 VARIANTS = PLAIN_ONES | PILLOWS
 
 
-def outcome(data: bytes, color: str, strict: bool, min_side: int) -> tuple[Any, ...]:
-    """Everything that decode says."""
+def decode_outcome(data: bytes, color: str, strict: bool, min_side: int) -> tuple[Any, ...]:
+    """Return the reason of a rejection, or all fields of the decoded image."""
     try:
         enough = keep_min_side(min_side) if min_side else None
-        found = decode(data, color, lenient=None if strict else LenientDecoding(enough), limits=LIMITS)
+        decoded = decode(data, color, lenient=None if strict else LenientDecoding(enough), limits=LIMITS)
     except ImageRejected as error:
         return error.reason, error.detail
-    pixels = found.pixels
+    pixels = decoded.pixels
     assert pixels.flags.c_contiguous
-    return pixels.shape, pixels.tobytes(), found.width, found.height, found.format, found.warning, found.as_stored
+    return (
+        pixels.shape,
+        pixels.tobytes(),
+        decoded.width,
+        decoded.height,
+        decoded.format,
+        decoded.warning,
+        decoded.as_stored,
+    )
 
 
-def says_what_pillow_says(data: bytes) -> None:
+def assert_equal_outcomes(data: bytes) -> None:
     for color, strict, min_side in (("rgb", True, 0), ("gray", False, 0), ("red", False, 9)):
-        found = outcome(data, color, strict, min_side)
+        result = decode_outcome(data, color, strict, min_side)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(images, "parse_jpeg_header", lambda data: None)
-            assert found == outcome(data, color, strict, min_side)
+            assert result == decode_outcome(data, color, strict, min_side)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_kind_of_jpeg_is_decoded_as_by_way_of_pillow(name: str) -> None:
-    says_what_pillow_says(VARIANTS[name])
+    assert_equal_outcomes(VARIANTS[name])
 
 
 @pytest.mark.parametrize("name", PLAIN_ONES)
@@ -208,7 +216,7 @@ def test_cut_anywhere(name: str) -> None:
     data = VARIANTS[name]
     scan = data.index(SOS) + 16
     for end in [*range(3, scan, 3), *range(scan, len(data), max(1, (len(data) - scan) // 25))]:
-        says_what_pillow_says(data[:end])
+        assert_equal_outcomes(data[:end])
 
 
 @given(st.sampled_from(sorted(VARIANTS)), st.data())
@@ -219,7 +227,7 @@ def test_bytes_changed_anywhere(name: str, draw: st.DataObject) -> None:
     places = st.one_of(st.integers(2, min(header, len(data)) - 1), st.integers(2, len(data) - 1))
     for place, value in draw.draw(st.lists(st.tuples(places, st.integers(0, 255)), min_size=1, max_size=5)):
         data[place] = value
-    says_what_pillow_says(bytes(data))
+    assert_equal_outcomes(bytes(data))
 
 
 LEADS = (b"JFIF", b"Exif\0\0", b"Adobe", b"MPF\0", b"ICC_PROFILE\0", b"Photoshop 3.0\0", b"8BIM", XMP[:29], b"")
@@ -244,17 +252,17 @@ SEGMENTS = st.builds(
 )
 @settings(max_examples=150, deadline=None)
 def test_segments_put_in_anywhere(name: str, segments: list[bytes], before: bytes) -> None:
-    says_what_pillow_says(inserted(VARIANTS[name], b"".join(segments), before))
+    assert_equal_outcomes(insert_bytes(VARIANTS[name], b"".join(segments), before))
 
 
 @pytest.mark.parametrize("lead", [b"", b"\xff\xff", b"\xff\xfe\0\x04hi"])
-def test_samples_of_other_than_8_bits_are_told_from_broken_headers(lead: bytes) -> None:
+def test_samples_of_other_than_8_bits_are_unsupported(lead: bytes) -> None:
     deep = changed(PLAIN, SOF0, 4, b"\x0c")
     deep = deep[:2] + lead + deep[2:]
     assert parse_jpeg_precision(deep) == 12 and parse_jpeg_precision(PLAIN) == 8
-    with pytest.raises(ImageRejected) as caught:
+    with pytest.raises(ImageRejected) as error:
         decode(deep)
-    assert caught.value.reason == "unsupported_bands" and "12 bits" in caught.value.detail
+    assert error.value.reason == "unsupported_bands" and "12 bits" in error.value.detail
     assert (
         parse_jpeg_precision(PLAIN[:2])
         == parse_jpeg_precision(b"\xff\xd8\xff\xe0\0\0\xff")

@@ -102,7 +102,7 @@ def test_custom_resources_match_their_crds(rendered: list[Json], case: str) -> N
 def test_every_pod_is_restricted(rendered: list[Json], case: str) -> None:
     restricted_pods = [pod for document in rendered for pod in pods(document)]
     for pod in restricted_pods:
-        manifests.check_restricted(pod.where, pod.spec, pod.annotations)
+        manifests.check_restricted(pod.owner, pod.spec, pod.annotations)
     assert len(restricted_pods) == (10 if "kind" in case else 0)
 
 
@@ -130,12 +130,12 @@ def test_rendered_overlays_equal_golden_files(name: str) -> None:
     manifests.check_golden(f"k8s-{name}.yaml", manifests.dumped(*documents, sort_keys=True))
 
 
-def test_the_pipeline_is_what_compile_gives(base: Cluster, tmp_path: Path) -> None:
+def test_stored_pipeline_equals_the_compiled_one(base: Cluster, tmp_path: Path) -> None:
     compile_argo(resolve_parameters({}), tmp_path / "pipeline.yaml", base)
     manifests.check_golden(str(K8S / "base" / "pipeline.yaml"), (tmp_path / "pipeline.yaml").read_text())
 
 
-def test_the_schedule_waits_until_it_is_wanted(kind: list[Json]) -> None:
+def test_schedule_is_suspended_by_default(kind: list[Json]) -> None:
     (cron,) = of_kind(kind, "CronWorkflow").values()
     (template,) = of_kind(kind, "WorkflowTemplate").values()
     assert cron["spec"]["suspend"] is True
@@ -146,7 +146,7 @@ def test_the_schedule_waits_until_it_is_wanted(kind: list[Json]) -> None:
 
 
 def rights_by_account(documents: list[Json]) -> dict[str, dict[tuple[str, str, str], set[str]]]:
-    """By account, through bindings: (API group, resource, its name) → verbs."""
+    """Return by account, through bindings: (API group, resource, its name) → verbs."""
     roles = of_kind(documents, "Role")
     rights_by_account: dict[str, dict[tuple[str, str, str], set[str]]] = {}
     for binding in of_kind(documents, "RoleBinding").values():
@@ -200,8 +200,8 @@ def test_pods_run_as_accounts_that_exist_and_steps_see_no_token(kind: list[Json]
     for document in kind:
         for pod in pods(document):
             if document["kind"] != "StatefulSet":  # which has no account and no token
-                assert pod.spec["serviceAccountName"] in accounts, pod.where
-            tokens[pod.where.rpartition(" ")[2]] = pod.spec.get("automountServiceAccountToken")
+                assert pod.spec["serviceAccountName"] in accounts, pod.owner
+            tokens[pod.owner.rpartition(" ")[2]] = pod.spec.get("automountServiceAccountToken")
     assert {name for name, token in tokens.items() if token is not False} == {"rayjob", "finish", "seaweedfs-setup"}
     argo = base.argo
     assert {argo.service_account, argo.executor_service_account, argo.launcher_service_account} <= accounts.keys()
@@ -266,7 +266,7 @@ def test_images_have_fixed_tags(rendered: list[Json]) -> None:
                 if "image" in container:
                     assert re.fullmatch(r"\S+:[^:/]+", container["image"]) and not container["image"].endswith(
                         ":latest"
-                    ), pod.where
+                    ), pod.owner
 
 
 @pytest.mark.parametrize("name", ["kubeflow", "kubeflow-profile"])
@@ -305,7 +305,7 @@ def test_istio_is_not_injected_into_any_pod(tmp_path: Path) -> None:
     assert of_kind(changed, "Namespace")["imagemill"]["metadata"]["labels"]["istio-injection"] == "disabled"
     for document in kustomize.render(tmp_path):
         for pod in pods(document):
-            assert pod.labels["sidecar.istio.io/inject"] == "false", pod.where
+            assert pod.labels["sidecar.istio.io/inject"] == "false", pod.owner
 
 
 def test_a_patch_of_another_template_is_refused() -> None:

@@ -37,11 +37,11 @@ STEP = DNS | {"store"} | API
 
 
 def peers(document: Json, namespace: str, names: dict[str, str]) -> dict[str, Peer]:
-    return {names.get(pod.where, _short(pod)): Peer(pod.labels, namespace) for pod in pods(document)}
+    return {names.get(pod.owner, _short(pod)): Peer(pod.labels, namespace) for pod in pods(document)}
 
 
 def _short(pod: Pod) -> str:
-    return pod.where.rpartition(" ")[2]
+    return pod.owner.rpartition(" ")[2]
 
 
 def ray_peers(cluster: Cluster) -> dict[str, Peer]:
@@ -51,7 +51,7 @@ def ray_peers(cluster: Cluster) -> dict[str, Peer]:
 
 
 def outside(namespace: str) -> dict[str, Peer]:
-    """What is not ours: for destinations, and for sources that may reach nothing of ours."""
+    """Return peers of others: destinations, and sources that may not reach ours."""
     return {
         "dns": Peer({"k8s-app": "kube-dns"}, "kube-system"),
         **{name: Peer(ip=ip) for name, ip in ADDRESSES.items()},
@@ -91,7 +91,7 @@ RAY = {"head:8265", "head:6379", "head:10001", "worker:20000"}
 
 
 def reached(policies: list[Json], all_pods: dict[str, Peer], targets: dict[str, Any]) -> dict[str, set[str]]:
-    """By source, the targets that it reaches; a pod reaches itself always, and is no target of its own here."""
+    """Return by source the targets that it reaches; a pod always reaches itself and is left out."""
     return {
         source: {
             name

@@ -32,16 +32,16 @@ def labels() -> Any:
     return np.where(far < 1, 1, np.where(far < 1.2, 3, 2)).astype(np.uint8)
 
 
-def keeping(**options: Any) -> CleanConfig:
-    made = CleanConfig(keep_masks=True, **options)
-    made.check()
-    return made
+def make_config(**options: Any) -> CleanConfig:
+    config = CleanConfig(keep_masks=True, **options)
+    config.check()
+    return config
 
 
-def kept(found: bytes | None) -> Any:
+def read_mask(data: bytes | None) -> Any:
     """The mask as Pillow reads it: uint8 [H, W] of 0 and 255 only."""
-    assert found is not None
-    opened = Image.open(io.BytesIO(found))
+    assert data is not None
+    opened = Image.open(io.BytesIO(data))
     assert (opened.format, opened.mode) == ("PNG", "L")
     values = np.asarray(opened)
     assert set(np.unique(values)) <= {0, 255}
@@ -57,10 +57,10 @@ def as_stored(orientation: int, pixels: Any) -> bytes:
     return photos.saved(np.ascontiguousarray(pixels), exif=exif)
 
 
-def row(number: int, mask: bytes | None, data: bytes = b"", split: str | None = None) -> dict[str, Any]:
+def make_row(number: int, mask: bytes | None, data: bytes = b"", split: str | None = None) -> dict[str, Any]:
     data = data or photos.saved(photos.made(number, 60, 40))
-    found = {"image_id": f"{number}.png", "image": data, "sha256": f"{number:064x}", "label": "cat", "split": split}
-    return found | {"group": None, "boxes": None, "mask": mask}
+    values = {"image_id": f"{number}.png", "image": data, "sha256": f"{number:064x}", "label": "cat", "split": split}
+    return values | {"group": None, "boxes": None, "mask": mask}
 
 
 def rules(config: CleanConfig) -> RowRules:
@@ -69,70 +69,70 @@ def rules(config: CleanConfig) -> RowRules:
 
 @pytest.mark.parametrize("options", [{}, {"color": "gray"}, {"background": "fill"}, {"background": "blur"}])
 def test_the_foreground_is_255_and_the_rest_0(options: dict[str, Any]) -> None:
-    done = standardize(photos.saved(photos.made()), keeping(**options), None, photos.saved(labels()))
-    np.testing.assert_array_equal(kept(done.mask) == 255, labels() != 2)
+    standardized = standardize(photos.saved(photos.made()), make_config(**options), None, photos.saved(labels()))
+    np.testing.assert_array_equal(read_mask(standardized.mask) == 255, labels() != 2)
 
 
 def test_a_mask_is_cut_out_with_its_picture() -> None:
     pixels = photos.made()
     pixels[:, :12] = pixels[:10] = 7
     source, mask = photos.saved(pixels), photos.saved(labels())
-    roi = standardize(source, keeping(roi="largest"), BOX, mask)
-    np.testing.assert_array_equal(kept(roi.mask) == 255, labels()[20:100, 30:130] != 2)
-    trim = standardize(source, keeping(trim="on"), None, mask)
+    roi = standardize(source, make_config(roi="largest"), BOX, mask)
+    np.testing.assert_array_equal(read_mask(roi.mask) == 255, labels()[20:100, 30:130] != 2)
+    trim = standardize(source, make_config(trim="on"), None, mask)
     assert trim.pixels.shape == (HEIGHT - 10, WIDTH - 12, 3)
-    np.testing.assert_array_equal(kept(trim.mask) == 255, labels()[10:, 12:] != 2)
+    np.testing.assert_array_equal(read_mask(trim.mask) == 255, labels()[10:, 12:] != 2)
     pixels[:40] = 7  # a border within the box, too
-    both = standardize(photos.saved(pixels), keeping(roi="largest", trim="on"), BOX, mask)
+    both = standardize(photos.saved(pixels), make_config(roi="largest", trim="on"), BOX, mask)
     assert both.pixels.shape == (60, 100, 3)
     np.testing.assert_array_equal(both.pixels, pixels[40:100, 30:130])
-    np.testing.assert_array_equal(kept(both.mask) == 255, labels()[40:100, 30:130] != 2)
+    np.testing.assert_array_equal(read_mask(both.mask) == 255, labels()[40:100, 30:130] != 2)
 
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_mask_lies_upright_over_its_picture(orientation: int) -> None:
+def test_mask_has_the_orientation_of_its_image(orientation: int) -> None:
     """Given upright, and turned by a quarter as the file is: the same mask, and the bytes of the file stay."""
     source = as_stored(orientation, photos.made())
     turns = {1: 0, 3: 0, 6: 1, 8: 3}[orientation]  # a half turn can't be told from none
     for mask in (labels(), np.ascontiguousarray(np.rot90(labels(), turns))):
-        done = standardize(source, keeping(), None, photos.saved(mask))
-        assert done.data is source and decode(done.data).pixels.shape[:2] == (HEIGHT, WIDTH)
-        np.testing.assert_array_equal(kept(done.mask) == 255, labels() != 2)
+        standardized = standardize(source, make_config(), None, photos.saved(mask))
+        assert standardized.data is source and decode(standardized.data).pixels.shape[:2] == (HEIGHT, WIDTH)
+        np.testing.assert_array_equal(read_mask(standardized.mask) == 255, labels() != 2)
 
 
 def test_the_trimap_of_a_known_photograph_is_kept() -> None:
-    done = standardize(photos.pet("Abyssinian_101"), keeping(), None, photos.trimap("Abyssinian_101"))
-    mask = kept(done.mask)
-    assert mask.shape == done.pixels.shape[:2] and (mask == 0).sum() == 99_672
+    standardized = standardize(photos.pet("Abyssinian_101"), make_config(), None, photos.trimap("Abyssinian_101"))
+    mask = read_mask(standardized.mask)
+    assert mask.shape == standardized.pixels.shape[:2] and (mask == 0).sum() == 99_672
 
 
 def test_no_mask_is_null_and_a_broken_one_rejects() -> None:
     source = photos.saved(photos.made())
-    assert standardize(source, keeping()).mask is None
+    assert standardize(source, make_config()).mask is None
     assert standardize(source, CleanConfig(), None, photos.saved(labels())).mask is None
     assert standardize(source, CleanConfig(background="fill"), None, photos.saved(labels())).mask is None
     with pytest.raises(ImageRejected, match="bad_mask"):
-        standardize(source, keeping(), None, b"no PNG")
+        standardize(source, make_config(), None, b"no PNG")
     assert standardize(source, CleanConfig(), None, b"no PNG").data is source
 
 
-def test_rows_have_the_column_only_where_it_is_asked_for() -> None:
+def test_mask_column_exists_only_with_keep_masks() -> None:
     mask = photos.saved(np.eye(40, 60, dtype=np.uint8))
-    found = clean_row(row(1, mask), rules(keeping()))
-    assert found["mask"] is not None and clean_row(row(1, None), rules(keeping()))["mask"] is None
-    plain = clean_row(row(1, mask), rules(CleanConfig()))
-    assert "mask" not in plain and plain == {name: value for name, value in found.items() if name != "mask"}
-    assert rules(keeping()).layout.schema.names == [*make_clean_schema().names, "mask"]
+    with_mask = clean_row(make_row(1, mask), rules(make_config()))
+    assert with_mask["mask"] is not None and clean_row(make_row(1, None), rules(make_config()))["mask"] is None
+    plain = clean_row(make_row(1, mask), rules(CleanConfig()))
+    assert "mask" not in plain and plain == {name: value for name, value in with_mask.items() if name != "mask"}
+    assert rules(make_config()).layout.schema.names == [*make_clean_schema().names, "mask"]
     assert rules(CleanConfig()).layout.schema == make_clean_schema()
 
 
-def test_a_dataset_without_masks_has_the_name_it_had() -> None:
+def test_fingerprint_without_masks_is_unchanged() -> None:
     assert CleanConfig().fingerprint_values() == CleanConfig(keep_masks=False).fingerprint_values() == {}
-    assert keeping().fingerprint_values() == {"keep_masks": True}
+    assert make_config().fingerprint_values() == {"keep_masks": True}
 
 
-def test_files_written_again_keep_their_masks(tmp_path: Path) -> None:
-    """Of a raw shard, through clean_shard, and once more where rows go or change sides."""
+def test_rewritten_files_keep_masks(tmp_path: Path) -> None:
+    """A raw shard goes through clean_shard and is rewritten where rows are dropped or change splits."""
     schema = pa.schema(
         [(name, pa.string()) for name in ("image_id", "sha256", "label", "split", "group")]
         + [("image", pa.binary()), ("mask", pa.binary())]
@@ -140,17 +140,19 @@ def test_files_written_again_keep_their_masks(tmp_path: Path) -> None:
     masks = [photos.saved((np.indices((40, 60)).sum(axis=0) % (n + 2) == 0).astype(np.uint8)) for n in range(6)]
     with ShardWriter(str(tmp_path), Layout(schema)) as writer:
         for number in range(6):
-            one = row(number, None if number == 3 else masks[number], split="train")
-            writer.add({name: one[name] for name in schema.names}, 1)
+            values = make_row(number, None if number == 3 else masks[number], split="train")
+            writer.add({name: values[name] for name in schema.names}, 1)
         file = writer.publish("data/raw", "data")
     part = Slice(file, 0, 1, 6, 1)
-    config = keeping(val_fraction=0.0)
+    config = make_config(val_fraction=0.0)
     shard = CleanedShard.from_record(clean_shard(part, str(tmp_path), str(tmp_path), rules(config), 1))
     first = {r["image_id"]: r["mask"] for t in read_file(f"{tmp_path}/{shard.data[0].uri}") for r in t.to_pylist()}
     assert len(first) == 6 and first["3.png"] is None
-    np.testing.assert_array_equal(kept(first["2.png"]) == 255, np.indices((40, 60)).sum(axis=0) % 4 == 0)
-    alive, splits = np.array([True, False, True, True, True, True]), np.array([0, 0, 1, 0, 0, 2], np.uint8)
-    again = list(rewrite_file(str(tmp_path), shard.data[0], alive, splits, rules(config).layout))
-    assert sorted((f.split, f.rows) for f in again) == [("test", 1), ("train", 3), ("val", 1)]
-    second = {r["image_id"]: r["mask"] for f in again for t in read_file(f"{tmp_path}/{f.uri}") for r in t.to_pylist()}
+    np.testing.assert_array_equal(read_mask(first["2.png"]) == 255, np.indices((40, 60)).sum(axis=0) % 4 == 0)
+    is_kept, splits = np.array([True, False, True, True, True, True]), np.array([0, 0, 1, 0, 0, 2], np.uint8)
+    rewritten = list(rewrite_file(str(tmp_path), shard.data[0], is_kept, splits, rules(config).layout))
+    assert sorted((f.split, f.rows) for f in rewritten) == [("test", 1), ("train", 3), ("val", 1)]
+    second = {
+        r["image_id"]: r["mask"] for f in rewritten for t in read_file(f"{tmp_path}/{f.uri}") for r in t.to_pylist()
+    }
     assert len(second) == 5 and all(first[name] == mask for name, mask in second.items())

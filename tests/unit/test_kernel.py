@@ -32,25 +32,29 @@ def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> npt.NDAr
     return random.integers(0, 256, (height, width, channels)).astype(np.uint8)
 
 
-def apart(found: npt.NDArray[np.uint8], expected: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
-    assert found.shape == expected.shape
-    return np.abs(found.astype(int) - expected.astype(int))
+def compare_pixels(actual: npt.NDArray[np.uint8], expected: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+    assert actual.shape == expected.shape
+    return np.abs(actual.astype(int) - expected.astype(int))
 
 
 @given(st.data(), st.sampled_from(INTERPOLATIONS), st.sampled_from([1, 3, 5]))
 @settings(max_examples=150, deadline=None)
-def test_a_window_is_the_part_of_the_whole(data: st.DataObject, interpolation: str, channels: int) -> None:
+def test_resampled_window_equals_the_part_of_the_full_result(
+    data: st.DataObject, interpolation: str, channels: int
+) -> None:
     side = st.integers(1, 90)
     source = noise(data.draw(side), data.draw(side), channels)
     width, height = data.draw(side), data.draw(side)
     size = data.draw(st.integers(1, min(width, height)))
     window = CropSquare(data.draw(st.integers(0, height - size)), data.draw(st.integers(0, width - size)), size)
-    whole = resample(source, width, height, interpolation)
+    expected = resample(source, width, height, interpolation)
     part = resample(source, width, height, interpolation, window)
     rows, columns = slice(window.top, window.top + size), slice(window.left, window.left + size)
-    off = apart(part, whole[rows, columns])
+    difference = compare_pixels(part, expected[rows, columns])
     # torch keeps the weights of what it computes in 16 bits together: those of a part may have one bit more.
-    assert off.max() <= 1 and (interpolation == "area" or (off > 0).mean() <= max(0.05, 1.5 / off.size))
+    assert difference.max() <= 1 and (
+        interpolation == "area" or (difference > 0).mean() <= max(0.05, 1.5 / difference.size)
+    )
 
 
 @pytest.mark.parametrize(
@@ -59,10 +63,10 @@ def test_a_window_is_the_part_of_the_whole(data: st.DataObject, interpolation: s
 @pytest.mark.parametrize("interpolation", INTERPOLATIONS)
 def test_a_window_of_sizes_that_divide_and_that_do_not(sizes: tuple[int, int, int, int], interpolation: str) -> None:
     source = noise(*sizes[:2])
-    whole = resample(source, *sizes[2:], interpolation)
+    expected = resample(source, *sizes[2:], interpolation)
     part = resample(source, *sizes[2:], interpolation, CropSquare(37, 41, 50))
-    off = apart(part, whole[37:87, 41:91])
-    assert off.max() <= 1 and off.mean() < 0.01
+    difference = compare_pixels(part, expected[37:87, 41:91])
+    assert difference.max() <= 1 and difference.mean() < 0.01
 
 
 @pytest.mark.parametrize("interpolation", PILLOW)
@@ -70,7 +74,7 @@ def test_a_window_of_sizes_that_divide_and_that_do_not(sizes: tuple[int, int, in
 def test_filters_are_pillows(interpolation: str, target: tuple[int, int]) -> None:
     source = noise(97, 61)
     expected = np.asarray(Image.fromarray(source).resize(target, PILLOW[interpolation]))
-    assert apart(resample(source, *target, interpolation), expected).max() <= 2
+    assert compare_pixels(resample(source, *target, interpolation), expected).max() <= 2
 
 
 def test_area_is_the_mean_of_the_area() -> None:
@@ -83,16 +87,16 @@ def test_area_is_the_mean_of_the_area() -> None:
 def test_a_long_picture_is_resampled_by_the_same_filter(interpolation: str) -> None:
     source = noise(20, 400)
     expected = resample(source, 32, 640, interpolation)[300:332]
-    found = resample_long(source, 32, 640, interpolation, CropSquare(300, 0, 32))
+    actual = resample_long(source, 32, 640, interpolation, CropSquare(300, 0, 32))
     if interpolation == "area":  # OpenCV's is linear where the picture grows, Pillow's repeats
-        assert apart(found, expected).mean() < 40
+        assert compare_pixels(actual, expected).mean() < 40
     else:
-        assert apart(found, expected).max() <= 2
+        assert compare_pixels(actual, expected).max() <= 2
 
 
 @given(st.integers(20, 90), st.integers(20, 90), st.sampled_from([(32, 36), (31, 37), (32, 32), (20, 36)]))
 @settings(max_examples=80, deadline=None)
-def test_what_is_stored_around_leaves_the_centre_as_it_is(width: int, height: int, sizes: tuple[int, int]) -> None:
+def test_stored_margin_does_not_change_the_center(width: int, height: int, sizes: tuple[int, int]) -> None:
     size, stored = sizes
     decoded = Decoded(noise(width, height), width, height, "PNG")
     around = resize_image(decoded, Geometry(size, resize=38, stored=stored))
@@ -106,28 +110,28 @@ def jpeg(width: int, height: int, seed: int = 0) -> bytes:
     return bytes(simplejpeg.encode_jpeg(np.asarray(smooth), 95, "RGB", "420"))
 
 
-@pytest.mark.parametrize(("width", "height", "kept"), [
+@pytest.mark.parametrize(("width", "height", "expected"), [
     (500, 375, (500, 375)), (1600, 1200, (800, 600)), (2000, 1500, (1000, 750)), (4100, 3001, (1025, 751)),
     (1025, 1021, (1025, 1021)), (1024, 1024, (512, 512)), (512, 4096, (512, 4096)), (1000, 1000, (1000, 1000)),
 ])  # fmt: skip
 def test_a_scaled_decode_keeps_twice_the_target(
-    width: int, height: int, kept: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    width: int, height: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By halves only: three eighths would be slower and worse."""
+    """Only halves are used: three eighths would be slower and worse."""
     from imagemill.components.imaging import geometry as module
 
-    seen = []
+    shapes = []
     monkeypatch.setattr(
-        module, "resize_image", lambda decoded, *_: seen.append(decoded.pixels.shape) or decoded.pixels[:1]
+        module, "resize_image", lambda decoded, *_: shapes.append(decoded.pixels.shape) or decoded.pixels[:1]
     )
     decode_and_resize(jpeg(width, height), Geometry(224))
-    assert seen == [(kept[1], kept[0], 3)]
+    assert shapes == [(expected[1], expected[0], 3)]
 
 
 def test_fast_may_decode_smaller() -> None:
     data = jpeg(1200, 900)
     exact, fast = (decode_and_resize(data, Geometry(224, quality=quality)) for quality in ("exact", "fast"))
-    assert 0 < apart(fast, exact).mean() < 1.5
+    assert 0 < compare_pixels(fast, exact).mean() < 1.5
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -202,16 +206,21 @@ OTHERS = {
 
 @pytest.mark.parametrize("name", PLAIN)
 @pytest.mark.parametrize("color", ["rgb", "gray", "red", "lab"])
-def test_plain_pictures_are_decoded_as_pillow_decodes_them(name: str, color: str) -> None:
+def test_plain_images_are_decoded_as_by_pillow(name: str, color: str) -> None:
     data = PLAIN[name]
     assert parse_plain_header(data, sniff(data)) is not None
-    found, expected = decode(data, color, lenient=LenientDecoding()), decode(data, color)
-    np.testing.assert_array_equal(found.pixels, expected.pixels)
-    assert (found.width, found.height, found.format, found.as_stored) == (31, 22, expected.format, expected.as_stored)
+    decoded, expected = decode(data, color, lenient=LenientDecoding()), decode(data, color)
+    np.testing.assert_array_equal(decoded.pixels, expected.pixels)
+    assert (decoded.width, decoded.height, decoded.format, decoded.as_stored) == (
+        31,
+        22,
+        expected.format,
+        expected.as_stored,
+    )
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_is_not_plain_is_left_to_pillow(name: str) -> None:
+def test_other_images_are_decoded_by_pillow(name: str) -> None:
     assert parse_plain_header(OTHERS[name], sniff(OTHERS[name])) is None
 
 
@@ -229,7 +238,7 @@ def test_pillow_is_not_on_the_way_of_plain_pictures(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize(("quality", "limit"), [("exact", 0.3), ("fast", 1.5)])
 @pytest.mark.parametrize("size", [64, 128, 224])
-def test_photographs_are_as_pillow_makes_them(quality: str, limit: float, size: int) -> None:
+def test_resized_photographs_equal_those_of_pillow(quality: str, limit: float, size: int) -> None:
     if not PETS.exists():
         pytest.skip(f"no photographs here: {os.path.normpath(PETS)} is missing")
     errors = []
@@ -244,6 +253,6 @@ def test_photographs_are_as_pillow_makes_them(quality: str, limit: float, size: 
             left, top = round((width - size) / 2.0), round((height - size) / 2.0)
             scaled = image.resize((width, height), Image.Resampling.BILINEAR)
             expected = np.asarray(scaled.crop((left, top, left + size, top + size)))
-            errors.append(apart(decode_and_resize(data, geometry), expected).mean())
+            errors.append(compare_pixels(decode_and_resize(data, geometry), expected).mean())
     print(f"{quality} at {size}: {np.mean(errors):.3f} of 255 in the mean, {max(errors):.3f} at most")
     assert len(errors) > 40 and np.mean(errors) < limit

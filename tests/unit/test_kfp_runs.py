@@ -14,7 +14,7 @@ from kfp_state import KfpService
 mill, records = kfp_commands.mill, kfp_commands.records
 
 
-def test_runs_are_listed_newest_first_and_only_ours(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
+def test_only_runs_of_imagemill_are_listed_newest_first(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
     """A pipeline of somebody else's is told by the name that it was compiled with."""
     records |= {"evaluate": record("evaluate", metrics={"macro_f1": 0.91}), "promote": record("promote")}
     records["promote"]["metrics"] = {"verdict": "kept", "promoted": False, "report": ""}
@@ -30,8 +30,8 @@ def test_runs_are_listed_newest_first_and_only_ours(mill: Commands, records: dic
     assert lines[0].split()[0] == "run" and states == ["running", "failed", "succeeded"]
     assert "0.910" in lines[3] and "kept" in lines[3]
     assert mill.service.runs[3]["run_id"] in lines[1]
-    found = [json.loads(line) for line in mill("runs", "--last", "1", "--json").out.splitlines()]
-    assert [one["run"] for one in found] == [mill.service.runs[3]["run_id"]]
+    parsed = [json.loads(line) for line in mill("runs", "--last", "1", "--json").out.splitlines()]
+    assert [entry["run"] for entry in parsed] == [mill.service.runs[3]["run_id"]]
     assert mill("runs", "--last", "0").code == 2 and mill("runs", "--follow").code == 2
     assert "no runs of nothing" in mill("runs", "--pipeline-name", "nothing").out
 
@@ -59,8 +59,8 @@ def test_a_run_whose_version_was_deleted_is_shown_without_its_results(
     mill.service.versions.clear()
     listed = mill("runs")
     assert listed.code == 0 and "succeeded" in listed.out and "0.910" not in listed.out
-    shown = mill("runs", run)
-    assert shown.code == 0 and "the run doesn't say its workspace" in shown.err
+    details = mill("runs", run)
+    assert details.code == 0 and "the run doesn't say its workspace" in details.err
     followed = mill("runs", run, "--follow", "--json")
     assert followed.code == 0 and followed.json["status"] == "succeeded"
 
@@ -71,21 +71,21 @@ def test_a_service_that_fails_after_the_runs_end_leaves_its_result(
     monkeypatch.setattr("imagemill.pipelines.kfp.client.RETRY_S", 0.1)
     mill.service.scripts = [script()]
     mill.service.fail("503", 1000, "GET", "/versions/")
-    ran = mill("submit", "--json")
-    assert ran.code == 0 and ran.json["status"] == "succeeded"
-    assert "the run's workspace can't be found" in ran.err and "answers 503" in ran.err
+    result = mill("submit", "--json")
+    assert result.code == 0 and result.json["status"] == "succeeded"
+    assert "the run's workspace can't be found" in result.err and "answers 503" in result.err
     listed = mill("runs")
     assert listed.code == 0 and "succeeded" in listed.out
 
 
-def test_one_run_is_shown_by_its_steps(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
+def test_run_is_shown_step_by_step(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
     records |= {"download": record("download", state="cached"), "clean": record("clean", exit_code=75, error="gone")}
     mill.service.scripts = [script("download", "clean", last="FAILED")]
     mill("submit", "--no-wait")
     run = mill.service.runs[0]["run_id"]
     mill("runs", run, "--follow")
-    ran = mill("runs", run)
-    assert ran.code == 0 and "download  succeeded, cached" in ran.out and "gone" in ran.out
+    result = mill("runs", run)
+    assert result.code == 0 and "download  succeeded, cached" in result.out and "gone" in result.out
     assert mill("runs", run, "--json").json["tasks"]["clean"]["state"] == "FAILED"
     assert mill("runs", run, "--follow").code == 75
     missing = mill("runs", "no-such-run")

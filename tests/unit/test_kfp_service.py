@@ -1,4 +1,4 @@
-"""How KFP's service is reached and logged in to, and what is said while it is away or another answers."""
+"""Connection and login to KFP's service, and messages while it is unreachable or another server answers."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ SECRET = "s3cr3t-0f-somebody"
 mill = kfp_commands.mill
 
 
-def test_following_survives_drops_errors_and_pages_that_are_none(mill: Commands) -> None:
+def test_following_survives_lost_connections_and_server_errors(mill: Commands) -> None:
     mill.service.scripts = [script()]
-    look = "/runs/[^/]+$"
+    run_path = "/runs/[^/]+$"
     for kind in ("drop", "500", "503", "drop after", "429"):
-        mill.service.fail(kind, 2, "GET", look)
-    ran = mill("submit")
-    assert ran.code == 0, ran.err
-    assert ran.err.count("waiting for the service") == 1 and ran.err.count("the service is back after") == 1
+        mill.service.fail(kind, 2, "GET", run_path)
+    result = mill("submit")
+    assert result.code == 0, result.err
+    assert result.err.count("waiting for the service") == 1 and result.err.count("the service is back after") == 1
     assert mill.service.asked("POST", "/runs$") == 1
 
 
@@ -66,13 +66,13 @@ def test_following_survives_a_service_that_starts_again(mill: Commands, monkeypa
     assert len(service.runs) == 1
 
 
-def test_the_wait_is_given_up_in_the_end(mill: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_following_ends_after_a_long_outage(mill: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(following, "MAX_OUTAGE_S", 0.2)
     mill.service.fail("502", 1000, "GET", "/runs/[^/]+$")
-    ran = mill("submit", "--json")
+    result = mill("submit", "--json")
     run = mill.service.runs[0]["run_id"]
-    assert ran.code == 75 and f"the run goes on: {mill.service.url}/#/runs/details/{run}" in ran.json["error"]
-    assert ran.json["run"] == run and ran.json["exit_code"] == 75
+    assert result.code == 75 and f"the run goes on: {mill.service.url}/#/runs/details/{run}" in result.json["error"]
+    assert result.json["run"] == run and result.json["exit_code"] == 75
 
 
 @pytest.mark.parametrize(
@@ -80,29 +80,29 @@ def test_the_wait_is_given_up_in_the_end(mill: Commands, monkeypatch: pytest.Mon
     [("POST", "/pipelines$"), ("POST", "/upload_version$"), ("POST", "/experiments$"), ("POST", "/runs$")],
 )
 @pytest.mark.parametrize("kind", ["drop", "drop after", "500"])
-def test_nothing_is_made_twice_when_an_answer_is_lost(mill: Commands, method: str, path: str, kind: str) -> None:
+def test_nothing_is_created_twice_when_a_response_is_lost(mill: Commands, method: str, path: str, kind: str) -> None:
     mill.service.fail(kind, 1, method, path)
-    ran = mill("submit", "--no-wait")
-    assert ran.code == 0, ran.err
-    made = (mill.service.pipelines, mill.service.versions, mill.service.experiments, mill.service.runs)
-    assert [len(items) for items in made] == [1, 1, 1, 1]
+    result = mill("submit", "--no-wait")
+    assert result.code == 0, result.err
+    collections = (mill.service.pipelines, mill.service.versions, mill.service.experiments, mill.service.runs)
+    assert [len(items) for items in collections] == [1, 1, 1, 1]
     assert mill.service.faults[0].times == 0
 
 
-def test_what_the_login_must_be_is_said(
+def test_required_login_is_described(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     service = KfpService(token=SECRET)
     with commands(tmp_path, monkeypatch, capsys, service) as mill:
-        ran = mill("submit", "--no-wait")
-        assert ran.code == 2 and "expected a valid login, found it refused (401:" in ran.err
-        assert "KF_PIPELINES_COOKIE" in ran.err and "kubectl port-forward" in ran.err
+        result = mill("submit", "--no-wait")
+        assert result.code == 2 and "expected a valid login, found it refused (401:" in result.err
+        assert "KF_PIPELINES_COOKIE" in result.err and "kubectl port-forward" in result.err
         monkeypatch.setenv("KF_PIPELINES_TOKEN", "wrong-" + SECRET)
-        ran = mill("submit", "--no-wait", "--json")
-        assert ran.code == 2 and SECRET not in ran.err + ran.out
+        result = mill("submit", "--no-wait", "--json")
+        assert result.code == 2 and SECRET not in result.err + result.out
         monkeypatch.setenv("KF_PIPELINES_TOKEN", SECRET)
-        ran = mill("submit", "--json")
-        assert ran.code == 0 and SECRET not in ran.err + ran.out
+        result = mill("submit", "--json")
+        assert result.code == 0 and SECRET not in result.err + result.out
         monkeypatch.delenv("KF_PIPELINES_TOKEN")
         (tmp_path / "token").write_text(SECRET + "\n")
         assert mill("runs", "--token-file", str(tmp_path / "token")).code == 0
@@ -111,7 +111,7 @@ def test_what_the_login_must_be_is_said(
     assert not service.pipelines[1:] and all(SECRET not in path for _, path, _ in service.requests)
 
 
-def test_a_login_that_runs_out_while_a_run_is_followed(
+def test_expired_login_is_waited_for_while_a_run_is_followed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old, new = f"authservice_session={SECRET}", "authservice_session=renewed"
@@ -129,20 +129,20 @@ def test_a_login_that_runs_out_while_a_run_is_followed(
 
     with commands(tmp_path, monkeypatch, capsys, service) as mill:
         service.on_request = run_out
-        ran = mill("submit", "--cookie-file", str(file))
-        assert ran.code == 0, ran.err
-        assert f"waiting for a new login in {file}" in ran.err and SECRET not in ran.err
+        result = mill("submit", "--cookie-file", str(file))
+        assert result.code == 0, result.err
+        assert f"waiting for a new login in {file}" in result.err and SECRET not in result.err
         service.cookie, service.on_request = old, run_out
         monkeypatch.setenv("KF_PIPELINES_COOKIE", old)
-        ran = mill("submit")
+        result = mill("submit")
         run = service.runs[-1]["run_id"]
-        assert ran.code == 2 and f"imagemill runs {run} --follow" in ran.err and SECRET not in ran.err
+        assert result.code == 2 and f"imagemill runs {run} --follow" in result.err and SECRET not in result.err
         file.write_text(SECRET)
-        ran = mill("runs", "--cookie-file", str(file))
-        assert ran.code == 2 and "expected one line, name=value" in ran.err and SECRET not in ran.err
+        result = mill("runs", "--cookie-file", str(file))
+        assert result.code == 2 and "expected one line, name=value" in result.err and SECRET not in result.err
 
 
-def test_a_mounted_token_that_runs_out_is_waited_for(
+def test_following_waits_for_the_renewal_of_a_mounted_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """In a pod the kubelet renews it."""
@@ -161,12 +161,12 @@ def test_a_mounted_token_that_runs_out_is_waited_for(
     monkeypatch.setattr("imagemill.pipelines.kfp.client.MOUNTED_TOKEN_FILE", str(file))
     with commands(tmp_path, monkeypatch, capsys, service) as mill:
         service.on_request = run_out
-        ran = mill("submit")
-        assert ran.code == 0 and f"waiting for a new login in {file}" in ran.err, ran.err
+        result = mill("submit")
+        assert result.code == 0 and f"waiting for a new login in {file}" in result.err, result.err
 
 
 @pytest.mark.parametrize(
-    ("kind", "code", "said"),
+    ("kind", "code", "message"),
     [
         ("html", 2, "found a web page (to log in?)"),
         ("404 plain", 2, "--host: expected Kubeflow Pipelines' API, found nothing at "),
@@ -174,34 +174,38 @@ def test_a_mounted_token_that_runs_out_is_waited_for(
         ("500", 75, "answers 500: no healthy upstream"),
     ],
 )
-def test_what_answers_instead_of_the_service_is_told_apart(mill: Commands, kind: str, code: int, said: str) -> None:
+def test_responses_of_other_services_are_recognized(mill: Commands, kind: str, code: int, message: str) -> None:
     mill.service.fail(kind, 1000)
-    ran = mill("submit", "--no-wait", "--json")
-    assert ran.code == code and said in ran.err and ran.json["exit_code"] == code
+    result = mill("submit", "--no-wait", "--json")
+    assert result.code == code and message in result.err and result.json["exit_code"] == code
     assert not mill.service.runs
 
 
-def test_a_service_that_never_answers_is_not_waited_for(mill: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unresponsive_service_times_out(mill: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("imagemill.pipelines.kfp.client.TIMEOUT_S", (1, 0.5))
     mill.service.fail("hang", 1, "GET", "/runs$")
-    ran = mill("submit", "--no-wait")
-    assert ran.code == 0 and "Read timed out" in ran.err and len(mill.service.runs) == 1
+    result = mill("submit", "--no-wait")
+    assert result.code == 0 and "Read timed out" in result.err and len(mill.service.runs) == 1
 
 
-def test_a_service_that_is_not_there_is_transient(mill: Commands) -> None:
+def test_unreachable_service_is_a_transient_error(mill: Commands) -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as closed:
         host = f"http://127.0.0.1:{closed.server_address[1]}"
-    ran = mill("submit", "--no-wait", host=host)
-    [tries, error] = ran.err.splitlines()
-    said = f"{host} can't be reached: [Errno 111] Connection refused"
-    assert ran.code == 75 and tries.startswith(f"looking for the service: {said}") and "trying again for 2 s" in tries
-    assert error.startswith(f"imagemill: error: {said}")
+    result = mill("submit", "--no-wait", host=host)
+    [tries, error] = result.err.splitlines()
+    message = f"{host} can't be reached: [Errno 111] Connection refused"
+    assert (
+        result.code == 75
+        and tries.startswith(f"looking for the service: {message}")
+        and "trying again for 2 s" in tries
+    )
+    assert error.startswith(f"imagemill: error: {message}")
 
 
 @pytest.mark.parametrize("host", ["localhost:8080", "ftp://x", "http://user:pass@x"])
-def test_an_address_that_is_none_is_refused(mill: Commands, host: str) -> None:
-    ran = mill("runs", host=host)
-    assert ran.code == 2 and "--host: expected an address" in ran.err and "pass" not in ran.err
+def test_invalid_addresses_are_rejected(mill: Commands, host: str) -> None:
+    result = mill("runs", host=host)
+    assert result.code == 2 and "--host: expected an address" in result.err and "pass" not in result.err
 
 
 def test_without_any_address_the_ways_in_are_named(mill: Commands) -> None:
@@ -260,16 +264,18 @@ users: [{{name: me, user: {{token: {SECRET}}}}}]
     assert cli.main(["runs"]) == 2 and "--host: expected" in mill.capsys.readouterr().err
 
 
-def test_where_there_are_several_users_everything_is_in_ones_own_profile(
+def test_multi_user_mode_uses_the_namespace_of_the_profile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     service = KfpService(multi_user=True)
     with commands(tmp_path, monkeypatch, capsys, service) as mill:
         assert mill("submit", "--no-wait", "--namespace", "team").code == 0
-        assert [one["namespace"] for one in (*service.pipelines, *service.experiments)] == ["team", "team"]
+        assert [resource["namespace"] for resource in (*service.pipelines, *service.experiments)] == ["team", "team"]
         assert mill("submit", "--no-wait", "--cluster", str(tmp_path / "cluster.yaml")).code == 0  # that file's
         assert service.pipelines[1]["namespace"] == "imagemill"
-        ran = mill("runs", "--namespace", "team")
-        assert ran.code == 0 and service.runs[0]["run_id"] in ran.out and service.runs[1]["run_id"] not in ran.out
-        ran = mill("runs")
-        assert ran.code == 2 and "--namespace: expected the namespace of your profile" in ran.err
+        result = mill("runs", "--namespace", "team")
+        assert (
+            result.code == 0 and service.runs[0]["run_id"] in result.out and service.runs[1]["run_id"] not in result.out
+        )
+        result = mill("runs")
+        assert result.code == 2 and "--namespace: expected the namespace of your profile" in result.err

@@ -21,24 +21,24 @@ from imagemill.pipelines.parameters import FORM_PARAMETERS, format_form_value, l
 mill = kfp_commands.mill
 
 
-def test_a_version_is_called_by_release_date_and_content_and_described_by_its_parameters(mill: Commands) -> None:
-    ran = mill("submit", "--no-wait")
-    assert ran.code == 0, ran.err
+def test_version_is_named_by_release_date_and_content(mill: Commands) -> None:
+    result = mill("submit", "--no-wait")
+    assert result.code == 0, result.err
     (version,) = mill.service.versions
     sha256 = hashlib.sha256(compiled_once().read_bytes()).hexdigest()
-    called = rf"{re.escape(code_version())} · 20\d\d-\d\d-\d\d \d\d:\d\d · {sha256[:6]}"
-    assert re.fullmatch(called, version["display_name"])
-    assert f"version {version['display_name']}\n" in ran.err
+    version_name = rf"{re.escape(code_version())} · 20\d\d-\d\d-\d\d \d\d:\d\d · {sha256[:6]}"
+    assert re.fullmatch(version_name, version["display_name"])
+    assert f"version {version['display_name']}\n" in result.err
     assert version["name"] == f"{code_version()}-{sha256[:16]}"
     assert re.fullmatch(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?", version["name"])  # what KFP asks for, with its store in CRDs
-    about, _, header, line, *rows = version["description"].splitlines()
-    assert about.startswith("Labelled images in, a better classifier out (") and sha256[:16] in about
+    summary, _, header, line, *rows = version["description"].splitlines()
+    assert summary.startswith("Labelled images in, a better classifier out (") and sha256[:16] in summary
     assert header == "| parameter | meaning | default | choices |" and line == "|---|---|---|---|"
     table = {cells[0]: cells[1:] for cells in (cells_of(row) for row in rows)}
     assert list(table) == [*FORM_PARAMETERS, "config"]
-    for name, one in list_form_parameters().items():
-        default = "s3://mill/work" if name == "workspace" else format_form_value(one.default)
-        assert table[name] == [one.help, default, ", ".join(one.choices)]
+    for name, parameter in list_form_parameters().items():
+        default = "s3://mill/work" if name == "workspace" else format_form_value(parameter.default)
+        assert table[name] == [parameter.help, default, ", ".join(parameter.choices)]
     assert len(quote(version["description"])) < 7_000  # it is a part of a URL, of which proxies take 8 kB
 
 

@@ -90,7 +90,7 @@ def test_sound_labels_are_left_alone_and_the_result_is_the_same_again() -> None:
 
 
 def test_random_labels_have_no_suspects() -> None:
-    """Not at the second look either, at what is left when the images that the classifiers doubt are taken out."""
+    """This holds for the second pass, too, without the images that the classifiers doubt."""
     for seed, classes in ((0, 2), (2, 6)):
         random = np.random.default_rng(seed)
         features = random.normal(0, 1, (400, 32)).astype(np.float16)
@@ -125,7 +125,7 @@ def test_a_class_of_few_images_is_not_judged_and_one_of_one_image_does_no_harm()
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), out=st.integers(1, 40))
-def test_what_was_counted_out_again_was_never_there(seed: int, out: int) -> None:
+def test_subtracted_images_leave_no_trace_in_fold_statistics(seed: int, out: int) -> None:
     features, labels, _ = clusters(120, 3, seed=seed)
     folds = (np.arange(120) % FOLDS).astype(np.int8)
     fitted, rest = FoldStatistics(3, 16), FoldStatistics(3, 16)

@@ -90,8 +90,8 @@ def test_forms_of_a_table(data: bytes) -> None:
 
 
 def test_quotes_hide_separators_and_newlines() -> None:
-    found = rows(b'label,path\n"a ""big"", old\ncat","x,y.jpg"\n')
-    assert found == [{"label": 'a "big", old\ncat', "path": "x,y.jpg"}]
+    parsed = rows(b'label,path\n"a ""big"", old\ncat","x,y.jpg"\n')
+    assert parsed == [{"label": 'a "big", old\ncat', "path": "x,y.jpg"}]
 
 
 def test_numbers_and_null_words_stay_texts() -> None:
@@ -99,7 +99,7 @@ def test_numbers_and_null_words_stay_texts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"file,label\na,b\n", "a column named path"),
         (b"path,class\na,b\n", "a column named label"),
@@ -116,19 +116,19 @@ def test_numbers_and_null_words_stay_texts() -> None:
         ("path,label\na,b\n".encode("utf-16"), "a column named path"),
     ],
 )
-def test_a_wrong_table_is_told_with_its_place(data: bytes, told: str) -> None:
-    with pytest.raises(UserError, match=told) as caught:
+def test_error_of_a_table_names_line_and_column(data: bytes, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
         read_table(data, "t.csv")
-    assert str(caught.value).startswith("t.csv")
+    assert str(error.value).startswith("t.csv")
 
 
 def test_table_labels_and_splits_are_trimmed_and_mapped() -> None:
     labeller = TableLabeller(read_table(b"path,label,split\na, cat ,Dev\nb,,\nc,dog,trainval\n", "t.csv"))
-    found = [labeller.labels("", number) for number in range(3)]
-    assert found == [Labels("cat", "val"), Labels(None, None), Labels("dog", "trainval")]
+    labels = [labeller.labels("", number) for number in range(3)]
+    assert labels == [Labels("cat", "val"), Labels(None, None), Labels("dog", "trainval")]
 
 
-def test_a_table_tells_group_and_boxes_and_nothing_where_a_cell_is_empty() -> None:
+def test_table_has_group_and_boxes_and_empty_cells_are_none() -> None:
     sides = b"1,2,3,4.5"
     data = b"path,label,group,xmin,ymin,xmax,ymax\na,cat, p1 ," + sides + b"\nb,dog, ,,,,\na,cat,p1,5,6,7,8\n"
     labeller = TableLabeller(read_table(data, "t.csv"))
@@ -138,7 +138,7 @@ def test_a_table_tells_group_and_boxes_and_nothing_where_a_cell_is_empty() -> No
     assert labeller.labels("", 1) == Labels("dog")
 
 
-def test_several_labels_in_a_cell_stay_as_they_are_written() -> None:
+def test_several_labels_in_a_cell_are_kept_as_text() -> None:
     labeller = TableLabeller(read_table(b"path,label\na, cat | dog;x \nb,|\n", "t.csv"))
     assert [labeller.labels("", n).label for n in range(2)] == ["cat | dog;x", "|"]
 
@@ -192,17 +192,17 @@ def test_files_in_no_folder_have_no_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "told"),
+    ("source", "message"),
     [
         ("nothing", "a folder or archive that is there"),
         ("empty", "with nothing in it"),
         ("text", "with no image in it"),
     ],
 )
-def test_a_folder_without_images_is_told(source: str, told: str, tmp_path: Path) -> None:
+def test_folder_without_images_is_a_user_error(source: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     write(tmp_path / "text", "cat/a.txt", ".hidden/cat/1.jpg")
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         opened(tmp_path, dataset="folder", source=str(tmp_path / source))
 
 
@@ -213,9 +213,9 @@ def test_a_source_is_needed(dataset: str) -> None:
 
 
 def test_a_source_beside_the_demo_is_refused_without_its_password() -> None:
-    with pytest.raises(UserError, match="nothing with --dataset demo") as caught:
+    with pytest.raises(UserError, match="nothing with --dataset demo") as error:
         DownloadConfig(source="http://me:s3cr3t@host/x?s3cr3t").check()
-    assert "s3cr3t" not in str(caught.value)
-    with pytest.raises(UserError, match="a path, s3://") as caught:
+    assert "s3cr3t" not in str(error.value)
+    with pytest.raises(UserError, match="a path, s3://") as error:
         DownloadConfig(dataset="folder", source="ftp://me:s3cr3t@host/x").check()
-    assert "s3cr3t" not in str(caught.value)
+    assert "s3cr3t" not in str(error.value)

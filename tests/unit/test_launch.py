@@ -14,13 +14,16 @@ import pytest
 import torch
 from trained import make_tensors, settings
 
+from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.step.step import RANK_RECORDS, Context, Step, rank
 from imagemill.components.storage.errors import MillError, TransientError, UserError
 from imagemill.components.train import STEP
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.loop import torchrun
+from imagemill.components.train.loop.batch_norm import synchronize_batch_norm
 from imagemill.components.train.loop.communicator import LOST, Communicator, StopRequest
 from imagemill.components.train.loop.stepper import _find_unused_parameters
 
@@ -30,13 +33,13 @@ def tensors(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return make_tensors(tmp_path_factory.mktemp("tensors"), train=13, val=0)
 
 
-def test_the_processes_get_the_same_config_but_for_the_run(tensors: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_get_the_config_of_the_step(tensors: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(
         tensors=tensors.uri, ema=0.99, flip="false", tensorboard=False, processes=3, rerun="train", seed=7
     )
     flags = torchrun.make_flags(config, "some-run")
     configs: list[TrainConfig] = []
-    monkeypatch.setattr(Step, "execute", lambda self, made, result="": configs.append(made) or 0)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(Step, "execute", lambda self, parsed, result="": configs.append(parsed) or 0)  # type: ignore[func-returns-value]
     assert STEP.main(flags) == 0
     assert asdict(configs[0]) == asdict(config) | {"run": "some-run", "processes": None}
     assert torchrun.make_flags(TrainConfig(), "r") == ["--run=r"] or all("=" in flag for flag in flags)
@@ -47,7 +50,7 @@ def record(folder: Path, rank: int, code: int, error: str = "") -> None:
 
 
 @pytest.mark.parametrize(
-    ("records", "last", "kind", "words"),
+    ("records", "last", "kind", "message"),
     [
         ([(75, f"{LOST}: Connection closed"), (2, "dropout: expected 0")], [], UserError, "dropout: expected 0"),
         ([(75, "stopped by SIGTERM"), (1, "KeyError: 3")], [], MillError, "KeyError: 3"),
@@ -62,14 +65,14 @@ def record(folder: Path, rank: int, code: int, error: str = "") -> None:
         ([None, None], ["run.py: error: no such option"], MillError, "torchrun failed: run.py"),
     ],
 )
-def test_the_error_is_that_of_the_process_that_had_one(
-    tmp_path: Path, records: list[tuple[int, str] | None], last: list[str], kind: type[MillError], words: str
+def test_error_of_the_failed_process_is_raised(
+    tmp_path: Path, records: list[tuple[int, str] | None], last: list[str], kind: type[MillError], message: str
 ) -> None:
-    for number, one in enumerate(records):
-        if one:
-            record(tmp_path, number, *one)
+    for number, process_record in enumerate(records):
+        if process_record:
+            record(tmp_path, number, *process_record)
     error = torchrun._find_error(tmp_path, 2, last)
-    assert type(error) is kind and str(error).startswith(words)
+    assert type(error) is kind and str(error).startswith(message)
 
 
 def test_torchruns_own_account_of_an_error_is_kept_back(capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +99,7 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch, tensors: Dataset) -
     with pytest.raises(UserError, match="batch_size: expected at least two images for each of 5 processes, found 8"):
         number(processes=5)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert number(4, device="auto", processes=3) == 1
+    assert number(4, device="auto", processes=3) == 2, "torchrun's"
 
 
 def test_a_process_alone_agrees_with_itself() -> None:
@@ -110,7 +113,7 @@ def test_a_process_alone_agrees_with_itself() -> None:
     alone.close()
 
 
-def test_others_than_the_first_write_nothing_and_say_only_errors(
+def test_processes_other_than_the_first_log_errors_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     workspace = Workspace.open(str(tmp_path))
@@ -141,24 +144,46 @@ def test_parameters_that_the_logits_do_not_depend_on_are_found() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return self.norm(self.used(images.flatten(1)))
 
-    made = Odd().train()
-    made.used.bias.requires_grad_(False)
-    before = {key: value.clone() for key, value in made.state_dict().items()}
-    assert _find_unused_parameters(made, (3, 2, 2), torch.device("cpu")) == ["unused.weight", "unused.bias"]
-    assert all(torch.equal(value, before[key]) for key, value in made.state_dict().items())
-    assert made.training and not made.used.bias.requires_grad and made.used.weight.grad is None
+    network = Odd().train()
+    network.used.bias.requires_grad_(False)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    assert _find_unused_parameters(network, (3, 2, 2), torch.device("cpu")) == ["unused.weight", "unused.bias"]
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert network.training and not network.used.bias.requires_grad and network.used.weight.grad is None
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "timm:efficientnet_lite0"])
+def test_batch_normalizations_are_synchronized_on_gpus_and_elsewhere_it_is_said_that_they_are_not(
+    backbone: str,
+) -> None:
+    """Parameters, names and what the network computes are the same; timm's activations stay with their layers."""
+    network = build_network(ModelSpec(backbone, ("a", "b"), ImageSpec((32, 32, 3)))).eval()
+    images, before = torch.randn(2, 3, 32, 32), dict(network.named_parameters())
+    expected, names = network(images), list(network.state_dict())
+    assert "each process normalizes by its own share" in synchronize_batch_norm(network, backbone, torch.device("cpu"))
+    assert not any(isinstance(module, torch.nn.SyncBatchNorm) for module in network.modules())
+    assert "SyncBatchNorm" in synchronize_batch_norm(network, backbone, torch.device("cuda"))
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in network.modules())
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in network.modules())
+    assert list(network.state_dict()) == names and torch.equal(network(images), expected)
+    assert all(parameter is before[name] for name, parameter in network.named_parameters())
+
+
+def test_a_network_without_batch_normalization_is_left_alone() -> None:
+    network = build_network(ModelSpec("squeezenet1_1", ("a", "b"), ImageSpec((32, 32, 3))))
+    assert not synchronize_batch_norm(network, "squeezenet1_1", torch.device("cuda"))
 
 
 def test_sigterm_outside_of_the_main_thread_is_left_alone() -> None:
     import threading
 
-    stop, seen = StopRequest(), []
+    stop, entered = StopRequest(), []
 
     def enter() -> None:
         with stop.handle_signals():
-            seen.append(os.getpid())
+            entered.append(os.getpid())
 
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert seen and not stop.is_requested
+    assert entered and not stop.is_requested

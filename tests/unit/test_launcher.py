@@ -15,10 +15,10 @@ from launching import (
     WORKFLOW,
     Work,
     config_of,
-    job_made,
     launch,
     place,
     run_for_real,
+    write_tensors,
 )
 
 from imagemill.components.dataset.manifest import find_intact_dataset
@@ -31,12 +31,12 @@ from imagemill.pipelines.kuberay.launcher import WATCHER_ANNOTATION
 from imagemill.pipelines.kuberay.manifest import build_job_name
 
 ODD_RUN = """run '"$(touch x)`touch x`;touch x&"""
-s3, api, made, work = launching.s3, launching.api, launching.made, launching.work
+s3, api, finished_work, work = launching.s3, launching.api, launching.finished_work, launching.work
 
 
 @pytest.mark.proof
 def test_the_command_line_makes_the_tensors(api: KubeApi, tmp_path: Path) -> None:
-    """From the step's values to tensors, through two shells and Ray; an odd name of a run does no harm."""
+    """The step's values pass two shells and Ray; a run's name is quoted."""
     work = Work.make("real")
     api.acts = [(*STARTED, run_for_real(tmp_path), *DONE)]
     result = launch(work, run=ODD_RUN)
@@ -51,14 +51,14 @@ def test_the_command_line_makes_the_tensors(api: KubeApi, tmp_path: Path) -> Non
 
 
 def test_rayjob_runs_the_command_line_of_the_step(
-    api: KubeApi, work: Work, made: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    api: KubeApi, work: Work, finished_work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the head runs makes the tensors that were looked for: read by a shell and by the step's own parser."""
+    """The head's command line, parsed by a shell and the step's parser, makes the expected tensors."""
     monkeypatch.chdir(tmp_path)
-    api.acts = [(*STARTED, job_made(made), *DONE)]
+    api.acts = [(*STARTED, write_tensors(finished_work), *DONE)]
     result = launch(work, run=ODD_RUN)
     assert (result.code, result.record["state"]) == (0, "ran"), result.stderr
-    config = config_of(api.made[0])
+    config = config_of(api.created[0])
     assert (config.run, config.ray_address, config.workspace) == (ODD_RUN, "auto", work.workspace)
     assert (config.clean, config.image_size, config.device) == (work.clean, 16, "cpu")
     context = Context("resize", Workspace.open(work.workspace), ODD_RUN, False)
@@ -66,11 +66,11 @@ def test_rayjob_runs_the_command_line_of_the_step(
     assert not list(tmp_path.rglob("x"))
 
 
-def test_job_is_owned_by_the_workflow(api: KubeApi, work: Work, made: Work) -> None:
-    """Not with the step's pod, whose next try finds it again."""
-    api.acts = [(*STARTED, job_made(made), *DONE)]
+def test_job_is_owned_by_the_workflow(api: KubeApi, work: Work, finished_work: Work) -> None:
+    """The step's pod does not own it, since its next try finds the job again."""
+    api.acts = [(*STARTED, write_tensors(finished_work), *DONE)]
     result = launch(work, run=ODD_RUN)
-    [job] = api.made
+    [job] = api.created
     assert job["metadata"]["name"] == build_job_name(ODD_RUN, result.record["fingerprint"])
     assert job["metadata"]["namespace"] == NAMESPACE
     assert job["metadata"]["ownerReferences"] == [WORKFLOW]
@@ -81,18 +81,18 @@ def test_job_is_owned_by_the_workflow(api: KubeApi, work: Work, made: Work) -> N
     assert deletion["preconditions"] == {"uid": job["metadata"]["uid"]}
 
 
-def test_job_is_owned_by_the_pod_where_there_is_no_workflow(api: KubeApi, work: Work, made: Work) -> None:
+def test_job_is_owned_by_the_pod_where_there_is_no_workflow(api: KubeApi, work: Work, finished_work: Work) -> None:
     api.put(PODS, {"metadata": {"name": "resize-pod"}, "spec": {}})
-    api.acts = [(*STARTED, job_made(made), *DONE)]
+    api.acts = [(*STARTED, write_tensors(finished_work), *DONE)]
     assert launch(work).code == 0
     uid = api.objects[PODS]["resize-pod"]["metadata"]["uid"]
-    [owner] = api.made[0]["metadata"]["ownerReferences"]
+    [owner] = api.created[0]["metadata"]["ownerReferences"]
     assert owner == {"apiVersion": "v1", "kind": "Pod", "name": "resize-pod", "uid": uid}
 
 
-def test_existing_tensors_need_no_cluster(work: Work, made: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_tensors_need_no_cluster(work: Work, finished_work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
-    place(made, work.workspace)
+    place(finished_work, work.workspace)
     result = launch(work)
     assert (result.code, result.record["state"]) == (0, "cached") and "RayJob" not in result.stderr
     rerun = launch(work, rerun="resize")
@@ -100,7 +100,7 @@ def test_existing_tensors_need_no_cluster(work: Work, made: Work, monkeypatch: p
 
 
 def test_mode_auto_resizes_small_data_in_the_pod(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With mode auto: in threads of this process, on the same tensors as a RayJob's; nothing is asked of Kubernetes."""
+    """Threads of this process make the same tensors as a RayJob, without any request to Kubernetes."""
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
     result = launch(work, {"ray": {"mode": "auto"}})
     assert (result.code, result.record["state"]) == (0, "ran"), result.stderr
@@ -110,11 +110,11 @@ def test_mode_auto_resizes_small_data_in_the_pod(work: Work, monkeypatch: pytest
     assert find_target(config, context, 0).uri == result.record["uri"]
 
 
-def test_mode_auto_makes_a_rayjob_for_large_data(api: KubeApi, work: Work, made: Work) -> None:
-    api.acts = [(*STARTED, job_made(made), *DONE)]
+def test_mode_auto_makes_a_rayjob_for_large_data(api: KubeApi, work: Work, finished_work: Work) -> None:
+    api.acts = [(*STARTED, write_tensors(finished_work), *DONE)]
     result = launch(work, {"ray": {"mode": "auto", "auto_seconds": 0}})
     assert (result.code, result.record["state"]) == (0, "ran"), result.stderr
-    assert len(api.made) == 1
+    assert len(api.created) == 1
 
 
 def test_workspace_in_a_folder_is_rejected_on_a_cluster(tmp_path: Path) -> None:
@@ -124,21 +124,21 @@ def test_workspace_in_a_folder_is_rejected_on_a_cluster(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("gpu", "device"), [(1, "cuda"), (0, "cpu")])
 def test_the_device_is_decided_by_rays_workers(gpu: int, device: str, api: KubeApi, work: Work) -> None:
-    """And said to the job, so that what it makes has the name that was looked for."""
+    """The job is told the device, so that its tensors have the expected fingerprint."""
     api.acts = [(*STARTED, *DONE)]
     cluster = {"ray": {"workers": {"minimum": 0, "pod": {"gpu": gpu}}}}
     launch(work, cluster, config={"resize": {"device": "auto", "gpu_pixels": 1}})
-    [job] = api.made
+    [job] = api.created
     assert config_of(job).device == device
     [group] = job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert group["minReplicas"] == gpu
 
 
-def test_without_a_secret_rays_pods_are_who_the_step_is(api: KubeApi, work: Work) -> None:
+def test_without_a_secret_ray_pods_use_the_service_account_of_the_step(api: KubeApi, work: Work) -> None:
     api.acts = [(*STARTED, *DONE)]
     launch(work, {"storage": {"secret": ""}})
     launch(work, run="run-2")
-    identities = [json.dumps(job).count('"serviceAccountName": "default-editor"') for job in api.made]
+    identities = [json.dumps(job).count('"serviceAccountName": "default-editor"') for job in api.created]
     assert identities == [2, 0]
 
 
@@ -161,7 +161,7 @@ def test_ray_address_in_the_run_configuration_is_rejected(work: Work) -> None:
     ("cluster_json", "message"), [('{"nosuch": 1}', "cluster (nosuch): expected one of"), ("{", "as JSON")]
 )
 def test_cluster_file_of_another_release_is_rejected_with_a_record(work: Work, cluster_json: str, message: str) -> None:
-    result = launch(work, told=cluster_json)
+    result = launch(work, cluster_json=cluster_json)
     assert result.code == result.record["exit_code"] == EXIT_USER and message in result.record["error"]
     assert ("by another imagemill" in result.record["error"]) == (cluster_json != "{")
 

@@ -11,13 +11,13 @@ import launching
 import pytest
 from kube_api import Fault, KubeApi, pause, status, submitter, suffered, until
 from kube_http import NAMESPACE, PODS, RAYJOBS, Json
-from launching import DONE, NEW, STARTED, Work, job_made, launch
+from launching import DONE, NEW, STARTED, Work, launch, write_tensors
 
 from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER, TransientError
 from imagemill.pipelines.cluster import kube_client as kube
 from imagemill.pipelines.kuberay import pods as joblog
 
-s3, api, made, work = launching.s3, launching.api, launching.made, launching.work
+s3, api, finished_work, work = launching.s3, launching.api, launching.finished_work, launching.work
 
 
 BROKEN: dict[str, list[Fault]] = {
@@ -34,22 +34,26 @@ BROKEN: dict[str, list[Fault]] = {
     "quota": [Fault("POST", RAYJOBS, 403, 'rayjobs.ray.io "x" is forbidden: exceeded quota: jobs')],
     "nothing deleted at first": [Fault("DELETE", RAYJOBS, 502)],
     "somebody else's page": [
-        Fault(*one, 200, "<html>")
-        for one in (("GET", f"{RAYJOBS}/"), ("GET", f"{PODS}/"), ("GET", "labelSelector=job-name"), ("DELETE", RAYJOBS))
+        Fault(*request, 200, "<html>")
+        for request in (
+            ("GET", f"{RAYJOBS}/"), ("GET", f"{PODS}/"), ("GET", "labelSelector=job-name"), ("DELETE", RAYJOBS),
+        )
     ],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_an_api_server_that_is_out_of_order_for_a_while(name: str, api: KubeApi, work: Work, made: Work) -> None:
-    api.acts = [(*STARTED, until(suffered), job_made(made), *DONE)]
-    api.faults = [Fault(**vars(one)) for one in BROKEN[name]]
-    found = launch(work)
-    assert found.code == 0, found.stderr
-    assert len(api.made) == 1 and not any(fault.times for fault in api.faults)
+def test_temporary_failures_of_the_api_server_are_retried(
+    name: str, api: KubeApi, work: Work, finished_work: Work
+) -> None:
+    api.acts = [(*STARTED, until(suffered), write_tensors(finished_work), *DONE)]
+    api.faults = [Fault(**vars(fault)) for fault in BROKEN[name]]
+    result = launch(work)
+    assert result.code == 0, result.stderr
+    assert len(api.created) == 1 and not any(fault.times for fault in api.faults)
 
 
-def test_a_watch_from_too_long_ago(api: KubeApi, work: Work, made: Work) -> None:
+def test_expired_watch_is_restarted(api: KubeApi, work: Work, finished_work: Work) -> None:
     """410 Gone: the job is got again, and watched from there."""
 
     def watches(api: KubeApi) -> int:
@@ -63,22 +67,32 @@ def test_a_watch_from_too_long_ago(api: KubeApi, work: Work, made: Work) -> None
 
     api.oldest = 10**6
     api.acts = [
-        (*NEW, until(lambda api: watches(api) > 2), compacted, until(suffered), *STARTED, job_made(made), *DONE)
+        (
+            *NEW,
+            until(lambda api: watches(api) > 2),
+            compacted,
+            until(suffered),
+            *STARTED,
+            write_tensors(finished_work),
+            *DONE,
+        )
     ]
-    found = launch(work)
-    assert found.code == 0, found.stderr
+    result = launch(work)
+    assert result.code == 0, result.stderr
     assert not any(fault.times for fault in api.faults) and watches(api) > 3
 
 
-def test_an_api_server_that_stays_away(api: KubeApi, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_permanent_failure_of_the_api_server_is_transient(
+    api: KubeApi, work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kube, "RETRY_S", 0.4)
     api.faults = [Fault("GET", RAYJOBS, 500, times=10**6)]
-    found = launch(work)
-    assert found.code == EXIT_TRANSIENT and "the Kubernetes API is out of order" in found.record["error"]
+    result = launch(work)
+    assert result.code == EXIT_TRANSIENT and "the Kubernetes API is out of order" in result.record["error"]
 
 
 def test_pods_that_cannot_be_listed_cost_the_job_no_try(api: KubeApi, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are looked at for their logs, in a thread of its own; the job has its own patience."""
+    """Pods are listed in a thread of their own, with retries of their own."""
     monkeypatch.setattr(kube, "RETRY_S", 0.3)
     client = kube.KubeClient.connect(NAMESPACE)
     api.faults = [Fault("GET", PODS, 500, times=10**6)]
@@ -104,33 +118,33 @@ REFUSED: dict[str, tuple[Fault, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_an_api_server_refuses_names_the_remedy(name: str, api: KubeApi, work: Work) -> None:
-    fault, said = REFUSED[name]
+def test_refused_requests_are_reported_with_a_remedy(name: str, api: KubeApi, work: Work) -> None:
+    fault, message = REFUSED[name]
     api.acts, api.faults = [STARTED], [Fault(**vars(fault))]
-    found = launch(work)
-    assert found.code == EXIT_USER and said in found.record["error"], found.stderr
-    assert "right" not in said or "namespace mill" in found.record["error"]
-    assert "b'" not in found.record["error"] and '"kind"' not in found.record["error"]
+    result = launch(work)
+    assert result.code == EXIT_USER and message in result.record["error"], result.stderr
+    assert "right" not in message or "namespace mill" in result.record["error"]
+    assert "b'" not in result.record["error"] and '"kind"' not in result.record["error"]
 
 
-def test_a_log_that_breaks_off_is_heard_once(api: KubeApi, work: Work, made: Work) -> None:
+def test_lines_of_an_interrupted_log_are_read_once(api: KubeApi, work: Work, finished_work: Work) -> None:
     """Lines come once and in their order, from two pods one after the other; what is not the step's stays away."""
     lines = [f"[resize] {n} of 40 images é" for n in range(40)]
     api.acts = [
         (
             *STARTED, submitter("Job 'x' submitted", *lines[:10], number=1), pause(0.1), submitter(*lines[10:20]),
             pause(0.1), submitter(*lines[20:25], phase="Failed"), submitter(*lines[25:], number=2),
-            until(suffered), job_made(made),
+            until(suffered), write_tensors(finished_work),
             submitter("[resize] done (1 s): s3://mill", phase="Succeeded", number=2), *DONE,
         )
     ]  # fmt: skip
     api.faults = [Fault("GET", "-pod1/log", 0, after=after) for after in (30, 333, 700)]
     api.faults += [Fault("GET", "-pod2/log", 500), Fault("GET", "-pod2/log", 400, "container is waiting to start")]
-    gone = {"kind": "Status", "reason": "NotFound", "message": "pod not found", "details": {"kind": "pods"}}
-    api.faults += [Fault("GET", "-pod2/log", 404, gone)]
-    found = launch(work)
-    assert [line for line in found.stderr.splitlines() if "of 40" in line] == lines
-    assert "submitted" not in found.stderr and found.stderr.count("done (") == 1
+    not_found = {"kind": "Status", "reason": "NotFound", "message": "pod not found", "details": {"kind": "pods"}}
+    api.faults += [Fault("GET", "-pod2/log", 404, not_found)]
+    result = launch(work)
+    assert [line for line in result.stderr.splitlines() if "of 40" in line] == lines
+    assert "submitted" not in result.stderr and result.stderr.count("done (") == 1
 
 
 def test_half_a_line_is_one_only_if_no_more_can_come() -> None:
@@ -152,7 +166,7 @@ def test_lines_of_a_node_in_another_zone_are_heard_once_in_their_order(capsys: p
     assert log.tail().splitlines()[-1] == "[resize] 3 of 3"
 
 
-def test_a_pods_token_is_read_anew_while_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_renewed_token_of_the_pod_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kubelets renew it within an hour; a job may take a day."""
     from kubernetes.config import incluster_config
 
@@ -163,13 +177,13 @@ def test_a_pods_token_is_read_anew_while_it_is_used(tmp_path: Path, monkeypatch:
     monkeypatch.delenv("KUBECONFIG", raising=False)
     monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
     monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
-    known = incluster_config.InClusterConfigLoader
+    loader = incluster_config.InClusterConfigLoader
     later = datetime.timedelta(seconds=-1)
-    monkeypatch.setattr(known, "_read_token_file", _expiring(known._read_token_file, later))
-    used = kube.KubeClient.connect(NAMESPACE).api.configuration
-    assert used.get_api_key_with_prefix("authorization") == "bearer old"
+    monkeypatch.setattr(loader, "_read_token_file", _expiring(loader._read_token_file, later))
+    configuration = kube.KubeClient.connect(NAMESPACE).api.configuration
+    assert configuration.get_api_key_with_prefix("authorization") == "bearer old"
     (tmp_path / "token").write_text("new")
-    assert used.get_api_key_with_prefix("authorization") == "bearer new"
+    assert configuration.get_api_key_with_prefix("authorization") == "bearer new"
 
 
 def _expiring(read: Callable[[Any], None], after: datetime.timedelta) -> Callable[[Any], None]:
@@ -180,7 +194,7 @@ def _expiring(read: Callable[[Any], None], after: datetime.timedelta) -> Callabl
     return reading
 
 
-def test_what_is_not_there_is_none(api: KubeApi) -> None:
+def test_missing_objects_are_none(api: KubeApi) -> None:
     client = kube.KubeClient.connect(NAMESPACE)
     assert client.get_pod("absent") is None and client.get_rayjob("absent") is None
     with pytest.raises(kube.StreamInterrupted, match="not found"):

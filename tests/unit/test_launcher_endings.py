@@ -16,8 +16,8 @@ from launching import (
     STARTED,
     Work,
     job_failed,
-    job_made,
     launch,
+    write_tensors,
 )
 
 from imagemill.components.storage.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER
@@ -25,7 +25,7 @@ from imagemill.pipelines.cluster.cluster_file import RUN_LABEL
 from imagemill.pipelines.kuberay import launcher
 
 APP = "Job entrypoint command failed with exit code {}, last available logs (truncated to 20,000 chars):\n{}"
-s3, api, made, work = launching.s3, launching.api, launching.made, launching.work
+s3, api, finished_work, work = launching.s3, launching.api, launching.finished_work, launching.work
 
 
 ENDINGS: dict[str, tuple[Sequence[Act], int, str]] = {
@@ -87,7 +87,7 @@ ENDINGS: dict[str, tuple[Sequence[Act], int, str]] = {
 
 
 @pytest.mark.parametrize("name", ENDINGS)
-def test_how_a_job_ends_without_tensors(name: str, api: KubeApi, work: Work) -> None:
+def test_error_of_a_job_without_tensors(name: str, api: KubeApi, work: Work) -> None:
     acts, code, message = ENDINGS[name]
     api.acts = [acts]
     result = launch(work)
@@ -95,7 +95,7 @@ def test_how_a_job_ends_without_tensors(name: str, api: KubeApi, work: Work) -> 
     assert result.record["exit_code"] == code and message in result.stderr.splitlines()[-1]
     if code == EXIT_USER:  # a retry of KFP's fails at once, with the same message
         retry = launch(work)
-        assert retry.code == code and message in retry.record["error"] and len(api.made) == 1
+        assert retry.code == code and message in retry.record["error"] and len(api.created) == 1
 
 
 LOST = status("Failed", "RUNNING", reason="SubmissionFailed", message="Job has reached the specified backoff limit")
@@ -105,7 +105,7 @@ HEAD_DELETED = (
 )
 
 
-def test_the_error_says_why_a_head_died_that_is_gone(api: KubeApi, work: Work) -> None:
+def test_error_has_the_cause_of_a_deleted_head_pod(api: KubeApi, work: Work) -> None:
     """KubeRay has deleted its pod at once; its event of that stays."""
     api.acts = [(*STARTED, kube_event("DeletedHeadPod", HEAD_DELETED.format(139, "Error")), LOST)]
     result = launch(work)
@@ -127,16 +127,18 @@ def test_a_head_that_is_killed_for_memory_again_and_again_ends_the_step(api: Kub
     assert time.monotonic() - began < 20 and len(api.deletions) == 1
 
 
-def test_what_became_of_an_earlier_jobs_head_is_not_this_ones(api: KubeApi, work: Work, made: Work) -> None:
+def test_events_of_an_earlier_job_are_ignored(api: KubeApi, work: Work, finished_work: Work) -> None:
     """A try makes another job of the same name, and Kubernetes keeps its events for an hour."""
     early = kube_event("DeletedHeadPod", HEAD_DELETED.format(137, "OOMKilled"), cluster="a1b2c")
     looked = until(lambda api: len(api.asked("GET", "component")) > 3)
-    api.acts = [(early, status("", rayClusterName=""), pause(0.3), *NEW, looked, *STARTED, job_made(made), *DONE)]
+    api.acts = [
+        (early, status("", rayClusterName=""), pause(0.3), *NEW, looked, *STARTED, write_tensors(finished_work), *DONE)
+    ]
     result = launch(work)
     assert result.code == 0 and "head" not in result.stderr, result.stderr
 
 
-def test_a_job_that_lost_its_workers_says_why_they_died(api: KubeApi, work: Work) -> None:
+def test_error_has_the_cause_of_lost_workers(api: KubeApi, work: Work) -> None:
     """The job knows only that they are gone."""
     worker = HEAD_DELETED.format(137, "OOMKilled").replace("head", "worker", 1)
     failed = status("Failed", "FAILED", reason="AppFailed")
@@ -154,10 +156,10 @@ def test_without_the_right_to_list_events_the_error_is_the_jobs(api: KubeApi, wo
     assert result.code == EXIT_TRANSIENT and "backoff limit" in result.record["error"]
 
 
-def test_what_pods_wait_for_is_said_once_while_they_wait(api: KubeApi, work: Work, made: Work) -> None:
+def test_reason_of_pending_pods_is_logged_once(api: KubeApi, work: Work, finished_work: Work) -> None:
     waits = [{"type": "PodScheduled", "status": "False", "message": "0/1 nodes are available: 1 Insufficient cpu."}]
     looked = until(lambda api: len(api.asked("GET", "component")) > 3)
-    api.acts = [(*NEW, ray_pod("worker", conditions=waits), looked, *STARTED, job_made(made), *DONE)]
+    api.acts = [(*NEW, ray_pod("worker", conditions=waits), looked, *STARTED, write_tensors(finished_work), *DONE)]
     result = launch(work)
     assert result.code == 0 and result.stderr.count("worker: not scheduled: 0/1 nodes are available") == 1
 
@@ -172,22 +174,30 @@ SUCCESSES: dict[str, Sequence[Act]] = {
 
 
 @pytest.mark.parametrize("name", SUCCESSES)
-def test_a_job_that_succeeds_in_the_end(name: str, api: KubeApi, work: Work, made: Work) -> None:
-    api.acts = [(*SUCCESSES[name], job_made(made), *DONE)]
+def test_a_job_that_succeeds_in_the_end(name: str, api: KubeApi, work: Work, finished_work: Work) -> None:
+    api.acts = [(*SUCCESSES[name], write_tensors(finished_work), *DONE)]
     result = launch(work)
     assert (result.code, result.record["state"]) == (0, "ran"), result.stderr
 
 
-def test_rays_pods_go_as_soon_as_the_tensors_are_there(api: KubeApi, work: Work, made: Work) -> None:
-    """Not when the submitter has ended and KubeRay has seen it: train waits for their cores."""
-    api.acts = [(*STARTED, submitter("[resize] 1 image"), job_made(made), status("Running", "SUCCEEDED"), pause(60))]
+def test_ray_pods_are_deleted_as_soon_as_the_tensors_exist(api: KubeApi, work: Work, finished_work: Work) -> None:
+    """Waiting for the submitter and KubeRay would delay train, which needs their cores."""
+    api.acts = [
+        (
+            *STARTED,
+            submitter("[resize] 1 image"),
+            write_tensors(finished_work),
+            status("Running", "SUCCEEDED"),
+            pause(60),
+        )
+    ]
     began = time.monotonic()
     result = launch(work)
     assert result.code == 0 and time.monotonic() - began < 20 and len(api.deletions) == 1, result.stderr
 
 
-def test_tensors_that_are_there_count_for_more_than_a_status(api: KubeApi, work: Work, made: Work) -> None:
-    api.acts = [(*STARTED, job_made(made), status("Failed", "SUCCEEDED", reason="DeadlineExceeded"))]
+def test_existing_tensors_take_precedence_over_the_status(api: KubeApi, work: Work, finished_work: Work) -> None:
+    api.acts = [(*STARTED, write_tensors(finished_work), status("Failed", "SUCCEEDED", reason="DeadlineExceeded"))]
     assert launch(work).code == 0
 
 

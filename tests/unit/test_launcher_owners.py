@@ -20,8 +20,8 @@ from launching import (
     WORKFLOW,
     Work,
     job_failed,
-    job_made,
     launch,
+    write_tensors,
 )
 
 from imagemill.components.dataset.workspace import Workspace
@@ -33,14 +33,14 @@ from imagemill.pipelines.kuberay import launcher
 from imagemill.pipelines.kuberay.launcher import WATCHER_ANNOTATION
 from imagemill.pipelines.kuberay.pods import delete_rayjobs
 
-s3, api, made, work = launching.s3, launching.api, launching.made, launching.work
+s3, api, finished_work, work = launching.s3, launching.api, launching.finished_work, launching.work
 
 
 def earlier(api: KubeApi, work: Work, **metadata: Any) -> Json:
     """A job as an earlier try has made it, whose pod is lost: ready to be put there again."""
     api.acts = [(*STARTED, deleted)]
     assert launch(work).code == EXIT_TRANSIENT
-    [job] = api.made
+    [job] = api.created
     copy: Json = json.loads(json.dumps(job))
     copy["metadata"] |= {"annotations": {WATCHER_ANNOTATION: "uid-lost"}} | metadata
     copy.pop("status", None)
@@ -48,7 +48,7 @@ def earlier(api: KubeApi, work: Work, **metadata: Any) -> Json:
 
 
 @pytest.mark.parametrize("kind", ["Workflow", "Pod"])
-def test_a_job_of_an_earlier_try_is_adopted(kind: str, api: KubeApi, work: Work, made: Work) -> None:
+def test_a_job_of_an_earlier_try_is_adopted(kind: str, api: KubeApi, work: Work, finished_work: Work) -> None:
     """The pod that made it was lost: the next one finds it by its name, and it does not go with the lost pod."""
     lost = {"apiVersion": "v1", "kind": "Pod", "name": "lost", "uid": "uid-lost"}
     job = earlier(api, work, ownerReferences=[WORKFLOW if kind == "Workflow" else lost])
@@ -59,7 +59,7 @@ def test_a_job_of_an_earlier_try_is_adopted(kind: str, api: KubeApi, work: Work,
 
     api.acts = [
         (*STARTED, submitter("[resize] 1 image"), until(lambda api: bool(api.asked("PATCH", RAYJOBS))), look,
-         job_made(made), submitter(phase="Succeeded"), *DONE)
+         write_tensors(finished_work), submitter(phase="Succeeded"), *DONE)
     ]  # fmt: skip
     api.play(api.put(RAYJOBS, job))
     result = launch(work)
@@ -76,20 +76,20 @@ def test_a_job_of_an_earlier_try_is_adopted(kind: str, api: KubeApi, work: Work,
      (job_failed(2, "color: expected rgb"), False)],
 )  # fmt: skip
 def test_job_that_failed_in_an_earlier_try_is_recreated_unless_the_input_was_wrong(
-    api: KubeApi, work: Work, made: Work, ended: Act, is_recreated: bool
+    api: KubeApi, work: Work, finished_work: Work, ended: Act, is_recreated: bool
 ) -> None:
-    """It is deleted, waited for and made anew; unless it found the input wrong."""
+    """The job is deleted and created again, unless the input was wrong."""
     api.acts = [(*STARTED, deleted)]
     launch(work)
-    job = json.loads(json.dumps(api.made[0]))
+    job = json.loads(json.dumps(api.created[0]))
     api.put(RAYJOBS, job)
     for act in (ended, status("Failed", "FAILED", reason="AppFailed")):
         act(api, job)
     api.finalizer_s = 0.2
-    api.acts = [(*STARTED, job_made(made), *DONE)]
+    api.acts = [(*STARTED, write_tensors(finished_work), *DONE)]
     result = launch(work)
     time.sleep(0.25)
-    assert len(api.made) == (2 if is_recreated else 1)
+    assert len(api.created) == (2 if is_recreated else 1)
     assert result.code == (0 if is_recreated else EXIT_USER), result.stderr
     assert ("is being deleted" if is_recreated else "color: expected rgb") in result.stderr
 
@@ -99,7 +99,7 @@ def terminate(api: KubeApi, job: Json) -> None:
 
 
 def test_sigterm_deletes_the_job(api: KubeApi, work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once: not after the log, which goes on; and a second signal does not keep it from that."""
+    """The job is deleted before the end of the log, also after a second signal."""
 
     def send_second_signal() -> None:
         while not api.asked("DELETE", RAYJOBS):
@@ -107,7 +107,7 @@ def test_sigterm_deletes_the_job(api: KubeApi, work: Work, monkeypatch: pytest.M
         os.kill(os.getpid(), signal.SIGTERM)
 
     def too_late(number: int, frame: object) -> None:
-        """Where the machine is so busy that the second signal comes after the end: it must not end the tests."""
+        """Ignore a second signal that comes late on a busy machine."""
 
     monkeypatch.setattr(launcher, "LOG_TIMEOUT_S", 60.0)
     api.acts = [(*STARTED, submitter("[resize] 1 image"), pause(0.2), terminate, pause(60))]
@@ -139,17 +139,26 @@ GOING: dict[str, Act] = {
 
 
 @pytest.mark.parametrize("cause", GOING)
-def test_a_pod_that_is_deleted_leaves_its_job_to_the_next_try(cause: str, api: KubeApi, work: Work, made: Work) -> None:
+def test_a_pod_that_is_deleted_leaves_its_job_to_the_next_try(
+    cause: str, api: KubeApi, work: Work, finished_work: Work
+) -> None:
     """The work of Ray's cluster goes on while Argo makes another pod, which finds the job by its name."""
     api.acts = [
-        (*STARTED, GOING[cause], terminate, until(lambda api: bool(api.asked("PATCH", RAYJOBS))), job_made(made), *DONE)
+        (
+            *STARTED,
+            GOING[cause],
+            terminate,
+            until(lambda api: bool(api.asked("PATCH", RAYJOBS))),
+            write_tensors(finished_work),
+            *DONE,
+        )
     ]
     result = launch(work)
     assert result.code == EXIT_TRANSIENT and "goes on, and the next try finds it" in result.record["error"]
     assert len(api.objects[RAYJOBS]) == 1 and not api.deletions
     api.put(PODS, {"metadata": {"name": "resize-pod", "ownerReferences": [WORKFLOW]}, "spec": {}})
     retry = launch(work)
-    assert retry.code == 0 and "is there already" in retry.stderr and len(api.made) == 1, retry.stderr
+    assert retry.code == 0 and "is there already" in retry.stderr and len(api.created) == 1, retry.stderr
 
 
 def test_deleted_pod_without_a_workflow_deletes_its_job(api: KubeApi, work: Work) -> None:
@@ -160,7 +169,7 @@ def test_deleted_pod_without_a_workflow_deletes_its_job(api: KubeApi, work: Work
 
 
 def test_job_adopted_by_another_try_is_not_deleted(api: KubeApi, work: Work) -> None:
-    """This pod's node was away: the run's next pod has found the job meanwhile."""
+    """The node of this pod was unreachable, and the run's next pod has adopted the job."""
 
     def take_over(api: KubeApi, job: Json) -> None:
         api.update(RAYJOBS, job["metadata"]["name"], {"metadata": {"annotations": {WATCHER_ANNOTATION: "uid-next"}}})
@@ -172,7 +181,7 @@ def test_job_adopted_by_another_try_is_not_deleted(api: KubeApi, work: Work) -> 
     api.objects[RAYJOBS].clear()
 
 
-def test_concurrent_runs_of_the_same_tensors_use_separate_jobs(api: KubeApi, work: Work, made: Work) -> None:
+def test_concurrent_runs_of_the_same_tensors_use_separate_jobs(api: KubeApi, work: Work, finished_work: Work) -> None:
     """Each has a job of its own; whichever is done first, both find the tensors, and each deletes its own job."""
     other_results: list[launching.Launched] = []
 
@@ -180,15 +189,15 @@ def test_concurrent_runs_of_the_same_tensors_use_separate_jobs(api: KubeApi, wor
         other_results.append(launch(work, run="run-2"))
         assert [rayjob["metadata"]["uid"] for rayjob in api.objects[RAYJOBS].values()] == [job["metadata"]["uid"]]
 
-    api.acts = [(*STARTED, another_run, *DONE), (*STARTED, job_made(made), *DONE)]
+    api.acts = [(*STARTED, another_run, *DONE), (*STARTED, write_tensors(finished_work), *DONE)]
     result = launch(work)
     assert [result.code, other_results[0].code] == [0, 0], result.stderr
     assert result.record["uri"] == other_results[0].record["uri"] and result.record["state"] == "ran"
-    assert len({rayjob["metadata"]["name"] for rayjob in api.made}) == len(api.made) == 2
-    assert {item["preconditions"]["uid"] for item in api.deletions} == {item["metadata"]["uid"] for item in api.made}
+    assert len({rayjob["metadata"]["name"] for rayjob in api.created}) == len(api.created) == 2
+    assert {item["preconditions"]["uid"] for item in api.deletions} == {item["metadata"]["uid"] for item in api.created}
 
 
-def test_a_job_of_the_same_name_that_somebody_else_made_is_not_deleted(api: KubeApi, work: Work) -> None:
+def test_job_recreated_by_others_is_not_deleted(api: KubeApi, work: Work) -> None:
     def recreate(api: KubeApi, job: Json) -> None:
         copy = json.loads(json.dumps(job))
         deleted(api, job)
@@ -211,7 +220,7 @@ def test_a_job_that_could_not_be_adopted_is_not_deleted(api: KubeApi, work: Work
     api.objects[RAYJOBS].clear()
 
 
-def test_clean_up_deletes_what_is_the_runs(api: KubeApi) -> None:
+def test_clean_up_deletes_objects_of_the_run(api: KubeApi) -> None:
     cluster = parse_cluster({})
     for name, run in (("a", RUN), ("b", RUN), ("c", "run-2")):
         api.put(RAYJOBS, {"metadata": {"name": name, "labels": {RUN_LABEL: run, COMPONENT_LABEL: "resize"}}})
@@ -223,8 +232,8 @@ def test_clean_up_deletes_what_is_the_runs(api: KubeApi) -> None:
     assert delete_rayjobs(parse_cluster({"ray": {"mode": "pod"}}), RUN) == []
 
 
-def test_clean_up_says_why_a_job_failed_that_nobody_followed(api: KubeApi, work: Work) -> None:
-    """As with Argo: the step's record says no more than that the job has not said how it ended."""
+def test_clean_up_reports_the_error_of_an_unwatched_job(api: KubeApi, work: Work) -> None:
+    """With Argo the step's record only says that the job's end is unknown."""
     workspace = Workspace.open(work.workspace)
     write_pending_record("job", Context("resize", workspace, RUN, False))
     job = api.put(RAYJOBS, {"metadata": {"name": "job", "labels": {RUN_LABEL: RUN, COMPONENT_LABEL: "resize"}}})
@@ -238,7 +247,7 @@ def test_clean_up_says_why_a_job_failed_that_nobody_followed(api: KubeApi, work:
     assert record["exit_code"] == EXIT_TRANSIENT and "head: ray-head: its pod failed" in record["error"]
 
 
-def test_clean_up_leaves_a_record_that_says_how_the_job_ended(api: KubeApi, work: Work) -> None:
+def test_clean_up_keeps_an_existing_record(api: KubeApi, work: Work) -> None:
     api.acts = [(*STARTED, job_failed(2, "color: expected rgb"), status("Failed", "FAILED", reason="AppFailed"))]
     launch(work)
     before = work.record()

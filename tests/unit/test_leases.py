@@ -113,7 +113,7 @@ def test_a_run_that_reuses_old_files_keeps_them(
 def test_a_step_that_begins_while_garbage_is_deleted_waits(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It would have found records and files that are just about to go."""
+    """Otherwise it would use records and files that are about to be deleted."""
     source = downloading.write(tmp_path / "source", downloading.images(8))
     stop_before_commit(workspace, source, monkeypatch)
     monkeypatch.setattr(leases, "POLL_S", 0.01)
@@ -147,10 +147,10 @@ def test_a_step_that_begins_while_garbage_is_deleted_waits(
     assert len(datasets_of(workspace)) == 1
 
 
-def test_what_was_deleted_is_made_again(
+def test_deleted_datasets_are_built_again(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And what was not is found: a source that came back to what it was."""
+    """Datasets that still exist are reused: a source that has its earlier content again."""
     monkeypatch.setattr(raw, "SHARD_BYTES", 4000)
     source = downloading.write(tmp_path / "source", downloading.images(8))
     first = downloading.run(workspace.uri, source, tmp_path, "--name", "weekly")
@@ -161,8 +161,8 @@ def test_what_was_deleted_is_made_again(
     assert set(datasets_of(workspace)) == paths_of(downloading.dataset_of(second))
     assert len([path for path in files_of(workspace) if path.startswith("sources/")]) == 1
     assert downloading.run(workspace.uri, other, tmp_path, "--name", "weekly")["state"] == "cached"
-    again = downloading.run(workspace.uri, source, tmp_path, "--name", "weekly")
-    assert (again["state"], again["fingerprint"]) == ("ran", first["fingerprint"])
+    repeated = downloading.run(workspace.uri, source, tmp_path, "--name", "weekly")
+    assert (repeated["state"], repeated["fingerprint"]) == ("ran", first["fingerprint"])
     check_intact(workspace)
 
 
@@ -171,35 +171,37 @@ def put_lease(workspace: Workspace, run: str, step: str, *uses: str) -> None:
     workspace.store.put(workspace.at("running", f"{run}.{step}.json"), json.dumps(record).encode())
 
 
-def gone(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> set[str]:
+def list_garbage(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> set[str]:
     capsys.readouterr()
     assert main(["gc", "--workspace", workspace.uri, "--keep-last", "1", "--json"]) == 0
     return {entry["path"] for entry in json.loads(capsys.readouterr().out)["goes"]}
 
 
-def test_what_a_running_step_may_use_stays(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+def test_datasets_that_a_running_step_may_use_are_kept(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Its parents with theirs, and all of the kind that it makes; other old datasets go."""
     weeks = [make_week(workspace, week) for week in range(3)]
     age(workspace, 2)
-    everything = gone(workspace, capsys)
-    assert everything >= paths_of(*weeks[0].values(), *weeks[1].values())
+    all_garbage = list_garbage(workspace, capsys)
+    assert all_garbage >= paths_of(*weeks[0].values(), *weeks[1].values())
     put_lease(workspace, "weekly.2-x", "train", workspace.relative(weeks[0]["tensors"].uri))
     models = [week["model"] for week in weeks]
-    stays = {path for path in everything if path.startswith("features/")}  # a training makes both kinds
-    stays |= paths_of(*models, *(weeks[0][kind] for kind in ("tensors", "clean", "raw", "evaluation")))
-    assert gone(workspace, capsys) == everything - stays - {"raw/_shards", "clean/_shards"}
+    used_paths = {path for path in all_garbage if path.startswith("features/")}  # a training makes both kinds
+    used_paths |= paths_of(*models, *(weeks[0][kind] for kind in ("tensors", "clean", "raw", "evaluation")))
+    assert list_garbage(workspace, capsys) == all_garbage - used_paths - {"raw/_shards", "clean/_shards"}
     assert main(["gc", "--workspace", workspace.uri, "--keep-last", "1"]) == 0
     assert "train of weekly.2-x is running (last sign of life 0 s ago): what is in model stays" in (
         capsys.readouterr().out
     )
     age(workspace, 0.9, "running")
-    assert gone(workspace, capsys) == everything - stays - {"raw/_shards", "clean/_shards"}
+    assert list_garbage(workspace, capsys) == all_garbage - used_paths - {"raw/_shards", "clean/_shards"}
     age(workspace, 1.1, "running")
-    assert gone(workspace, capsys) == everything | {"running"}
+    assert list_garbage(workspace, capsys) == all_garbage | {"running"}
 
 
 def test_a_lease_older_than_the_steps_record_counts_no_more(workspace: Workspace) -> None:
-    """Where steps may not delete, theirs stay."""
+    """Leases stay where steps may not delete files."""
     put_lease(workspace, "r1", "clean")
     put_lease(workspace, "r1", "train")
     age(workspace, 0.1, "running")
@@ -213,13 +215,13 @@ def test_a_lease_older_than_the_steps_record_counts_no_more(workspace: Workspace
     assert [lease.step for lease in list_running_steps(workspace)] == ["clean", "train"]
 
 
-def test_a_step_names_what_it_was_given_and_leaves_no_lease(
+def test_lease_names_the_inputs_and_is_removed_at_the_end(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[Any] = []
+    running: list[Any] = []
 
     def work(*_: Any) -> Any:
-        seen.extend(list_running_steps(workspace))
+        running.extend(list_running_steps(workspace))
         raise TransientError("the store is away")
 
     source = downloading.write(tmp_path / "mill" / "photos", downloading.images(2))
@@ -227,27 +229,27 @@ def test_a_step_names_what_it_was_given_and_leaves_no_lease(
     monkeypatch.setenv("WORLD_SIZE", "1")
     record = downloading.run(workspace.uri, source, tmp_path, "--run", "r.1")
     assert record["exit_code"] == 75
-    ((run, step, uses),) = [(lease.run, lease.step, lease.uses) for lease in seen]
+    ((run, step, uses),) = [(lease.run, lease.step, lease.uses) for lease in running]
     assert (run, step, uses) == ("r.1", "download", ("photos",))
     assert leases_in(workspace) == []
 
 
 @pytest.mark.parametrize(("old", "waits"), [(0.0, True), (1 / 24, False)])
-def test_the_lease_of_a_killed_deletion_holds_nobody_for_long(
+def test_lease_of_a_killed_deletion_expires(
     old: float, waits: bool, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "DELETE_LEASE_S", 0.4)
     monkeypatch.setattr(leases, "POLL_S", 0.02)
     workspace.store.put(workspace.at("running", "gc-0123.json"), b"{}")
     age(workspace, old, "running")
-    said: list[str] = []
+    messages: list[str] = []
     started = time.monotonic()
-    with hold_step_lease(workspace, "r", "clean", [], said.append):
+    with hold_step_lease(workspace, "r", "clean", [], messages.append):
         seconds = time.monotonic() - started
-    assert (seconds > 0.4, len(said)) == (waits, int(waits))
+    assert (seconds > 0.4, len(messages)) == (waits, int(waits))
 
 
-def test_a_lease_is_renewed_whatever_the_store_does(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lease_is_renewed_despite_errors_of_the_store(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     put, fails = LocalStore.put, [False]
 
     def put_or_fail(store: LocalStore, uri: str, data: bytes) -> None:

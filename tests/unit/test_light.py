@@ -14,17 +14,19 @@ HEAVY = (
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], *([word, "--help"] for word in ("run", "train", "config", "submit", "doctor", "gc"))], ids=str
+    "arguments",
+    [["--help"], *([word, "--help"] for word in ("run", "train", "config", "submit", "doctor", "gc"))],
+    ids=str,
 )
-def test_help_imports_nothing_heavy(words: list[str]) -> None:
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     script = (
         "import sys\nfrom imagemill.pipelines.cli.main import main\n"
-        f"try:\n    main({words!r})\nexcept SystemExit:\n    pass\n"
+        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
         f"print(*sorted(set(sys.modules) & set({HEAVY!r})), file=sys.stderr)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    assert "usage: imagemill" in done.stdout
-    assert done.stderr.split() == []
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert "usage: imagemill" in process.stdout
+    assert process.stderr.split() == []
 
 
 @pytest.mark.parametrize("step", ["download", "clean", "resize", "train", "evaluate", "promote"])
@@ -35,5 +37,5 @@ def test_a_steps_defaults_are_resolved_without_anything_heavy(step: str) -> None
         "STEP.config.from_values({})\n"
         f"print(*sorted(set(sys.modules) & set({HEAVY!r})))"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.split() == []
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert process.stdout.split() == []

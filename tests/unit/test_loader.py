@@ -27,26 +27,26 @@ def hundred(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @given(batch_size=st.integers(2, 130), epoch=st.integers(0, 3), seed=st.integers(0, 5))
 @settings(max_examples=40, deadline=None)
-def test_every_row_comes_once_an_epoch_whatever_the_batch_size(
+def test_every_row_is_read_once_per_epoch_with_any_batch_size(
     hundred: Dataset, batch_size: int, epoch: int, seed: int
 ) -> None:
-    found = list(iter_batches(hundred, "train", batch_size, seed, epoch))
-    rows = [label for batch in found for label in batch.labels.tolist()]
+    batches = list(iter_batches(hundred, "train", batch_size, seed, epoch))
+    rows = [label for batch in batches for label in batch.labels.tolist()]
     left_out = 1 if batch_size < 101 and 101 % batch_size == 1 else 0
     assert len(rows) == len(set(rows)) == 101 - left_out
-    assert all(len(batch.labels) == batch_size for batch in found[:-1])
-    assert [batch.number for batch in found] == list(range(len(found)))
-    for batch in found:
+    assert all(len(batch.labels) == batch_size for batch in batches[:-1])
+    assert [batch.number for batch in batches] == list(range(len(batches)))
+    for batch in batches:
         assert batch.images.shape == (len(batch.labels), *SHAPE) and batch.labels.dtype == np.int64
         assert (batch.images[:, 0, 0, 0] == batch.labels).all(), "image and label stay together"
 
 
-def test_the_order_is_a_function_of_seed_and_epoch(hundred: Dataset) -> None:
-    one = rows_of(iter_batches(hundred, "train", 10, 3, 5))
-    assert one == rows_of(iter_batches(hundred, "train", 10, 3, 5))
-    assert one != rows_of(iter_batches(hundred, "train", 10, 3, 6))
-    assert one != rows_of(iter_batches(hundred, "train", 10, 4, 5))
-    assert one != sorted(one)
+def test_order_depends_on_seed_and_epoch(hundred: Dataset) -> None:
+    order = rows_of(iter_batches(hundred, "train", 10, 3, 5))
+    assert order == rows_of(iter_batches(hundred, "train", 10, 3, 5))
+    assert order != rows_of(iter_batches(hundred, "train", 10, 3, 6))
+    assert order != rows_of(iter_batches(hundred, "train", 10, 4, 5))
+    assert order != sorted(order)
 
 
 def test_the_order_of_the_rows_does_not_depend_on_the_batch_size(hundred: Dataset) -> None:
@@ -88,9 +88,9 @@ def test_a_label_that_is_none_of_the_classes_is_named(tmp_path: Path) -> None:
         list(iter_batches(few, "train", 8))
 
 
-def test_a_damaged_jpeg_is_named(tmp_path: Path) -> None:
-    whole = encode_jpeg(np.zeros((8, 8, 3), np.uint8), 90, "420")
-    shard = TableShard(pa.array([whole, whole[:40]]), np.zeros(2, np.int64), "RGB", "part-1.parquet")
+def test_error_of_a_damaged_jpeg_names_file_and_row(tmp_path: Path) -> None:
+    jpeg = encode_jpeg(np.zeros((8, 8, 3), np.uint8), 90, "420")
+    shard = TableShard(pa.array([jpeg, jpeg[:40]]), np.zeros(2, np.int64), "RGB", "part-1.parquet")
     out = np.empty((8, 8, 3), np.uint8)
     shard.copy_row(0, out)
     with pytest.raises(DatasetError, match=r"part-1.parquet: row 1: expected a JPEG of \(8, 8, 3\), found "):

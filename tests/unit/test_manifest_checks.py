@@ -168,7 +168,7 @@ def list_refused_containers(document: Json) -> dict[str, list[str]]:
     for pod in pods(document):
         lines = pod_security.violations(pod.spec, pod.annotations)
         if names := sorted({line.partition("[")[2].partition("]")[0] for line in lines}):
-            refused[pod.where] = names
+            refused[pod.owner] = names
     return refused
 
 
@@ -234,7 +234,7 @@ def test_sidecars_and_init_containers_are_checked() -> None:
 
 def test_pods_of_ray() -> None:
     assert not list_refused_containers(RAY)
-    assert [pod.where for pod in pods(RAY)] == ["RayJob r: head", "RayJob r: workers w"]
+    assert [pod.owner for pod in pods(RAY)] == ["RayJob r: head", "RayJob r: workers w"]
     assert [pod.labels["ray.io/node-type"] for pod in pods(RAY)] == ["head", "worker"]
     for mode, expected in {
         "SidecarMode": {"RayJob r: head": ["ray-job-submitter"]},
@@ -264,7 +264,7 @@ def test_pods_of_core_objects(kind: str) -> None:
         document = {"kind": kind, **inner, "metadata": {"name": "n", **inner["metadata"]}}
     (pod,) = pods(document)
     of_job = {"batch.kubernetes.io/job-name": "n"} if "Job" in kind else {}
-    assert pod.labels == {"a": "b"} | of_job and pod.where == f"{kind} n"
+    assert pod.labels == {"a": "b"} | of_job and pod.owner == f"{kind} n"
     assert pod_security.violations(pod.spec) == ["hostPID: true"]
 
 

@@ -93,13 +93,8 @@ def test_unknown_fields_are_kept(kind: str) -> None:
 def test_missing_fields_have_defaults() -> None:
     data = make_manifest("evaluation", seen=..., roc=..., throughput=..., intervals=..., slices=..., model_task=...)
     extra = EvaluationExtra.of(parse_manifest(data, "here"))
-    assert (extra.seen.images, extra.roc, extra.throughput, extra.slices, extra.model_task) == (
-        0,
-        None,
-        None,
-        [],
-        "single",
-    )
+    assert (extra.seen.images, extra.slices, extra.model_task) == (0, [], "single")
+    assert extra.roc is extra.throughput is None
     empty = EvaluationExtra.of(
         parse_manifest(make_manifest("evaluation", chance={}, curves={}, calibration={}), "here")
     )

@@ -29,13 +29,8 @@ def list_torchvision_presets() -> dict[str, tuple[Any, ...]]:
     for name in list_models(module=torchvision.models):
         for weights, member in get_model_weights(name).__members__.items():
             transforms = member.transforms()
-            parameters = (
-                *transforms.crop_size,
-                *transforms.resize_size,
-                transforms.interpolation.value,
-                tuple(transforms.mean),
-                tuple(transforms.std),
-            )
+            sizes = (*transforms.crop_size, *transforms.resize_size)
+            parameters = (*sizes, transforms.interpolation.value, tuple(transforms.mean), tuple(transforms.std))
             presets[f"{name}:{weights}"] = parameters
             if weights == "DEFAULT":
                 presets[name] = parameters
@@ -50,10 +45,8 @@ def to_tuple(preset: ModelPreset | None) -> tuple[Any, ...]:
 
 def test_presets_of_all_torchvision_weights_with_and_without_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = list_torchvision_presets()
-    assert (
-        len(expected) >= 270
-        and expected["resnet50:IMAGENET1K_V2"] == expected["resnet50"] != expected["resnet50:IMAGENET1K_V1"]
-    )
+    assert len(expected) >= 270
+    assert expected["resnet50:IMAGENET1K_V2"] == expected["resnet50"] != expected["resnet50:IMAGENET1K_V1"]
     assert {name: to_tuple(preset) for name, preset in torchvision_presets().items()} == expected
     table = [name for name in torchvision_presets() if ":" not in name]
     assert sorted(table) == sources.backbones() and set(expected) == set(torchvision_presets())
@@ -191,26 +184,17 @@ def test_preset_overrides_the_model_preset() -> None:
 
 
 def test_fingerprint_counts_the_presets_values_and_not_its_name() -> None:
-    assert from_values(model_preset="xception").fingerprint_values() == {
+    def counted(**values: Any) -> dict[str, Any]:
+        return from_values(**values).fingerprint_values()
+
+    assert counted(model_preset="xception") == {
         "image_size": 299, "resize_size": 333, "interpolation": "bicubic", "normalization": "half",
     }  # fmt: skip
-    assert (
-        from_values(model_preset="224").fingerprint_values()
-        == from_values(model_preset="resnet18").fingerprint_values()
-    )
-    assert from_values(model_preset="resnet18").fingerprint_values() == from_values(image_size=224).fingerprint_values()
-    assert (
-        from_values(model_preset="resnet50").fingerprint_values()
-        == from_values(image_size=224, resize_size=232).fingerprint_values()
-    )
-    same = from_values(model_preset="resnet50", preset="medical")
-    assert same.fingerprint_values() == from_values(image_size=224, preset="medical").fingerprint_values()
+    assert counted(model_preset="224") == counted(model_preset="resnet18") == counted(image_size=224)
+    assert counted(model_preset="resnet50") == counted(image_size=224, resize_size=232)
+    assert counted(model_preset="resnet50", preset="medical") == counted(image_size=224, preset="medical")
+    assert counted(model_preset="resnet18", image_size=128) == counted() == {}
     assert "model_preset" not in from_values(model_preset="resnet50").manifest_values()
-    assert (
-        from_values(model_preset="resnet18", image_size=128).fingerprint_values()
-        == from_values().fingerprint_values()
-        == {}
-    )
 
 
 def test_help_is_short_and_complete() -> None:

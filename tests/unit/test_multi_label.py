@@ -4,10 +4,8 @@ and the report."""
 from __future__ import annotations
 
 import io
-import json
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +15,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pytest
 import torch
+from chain import one_core, resized
 from kfp import dsl
 from PIL import Image
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    f1_score,
-    precision_recall_fscore_support,
-)
+from sklearn.metrics import accuracy_score, average_precision_score, f1_score, precision_recall_fscore_support
 from test_multi_label_numbers import mean_loss
 
 from imagemill.components.clean.schema import make_clean_layout, make_clean_schema
@@ -45,8 +39,6 @@ from imagemill.components.promote.config import PromoteConfig
 from imagemill.components.promote.mistakes import LabelErrors
 from imagemill.components.promote.promote import promote
 from imagemill.components.promote.thumbnails import GALLERY_PER_CLASS, _ClassSample, sample_classes
-from imagemill.components.resize import resize
-from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.step import Context
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.data.loader import iter_batches
@@ -110,22 +102,8 @@ def make_clean(
     )  # fmt: skip
 
 
-@contextmanager
-def no_session(*_: object) -> Iterator[int]:
-    yield 1
-
-
-def run_serially(jobs: Iterable[Any], work: Any, arguments: tuple[Any, ...], slots: int) -> Iterator[tuple[Any, Any]]:
-    for job in jobs:
-        yield job, json.loads(json.dumps(work(job, *arguments)))
-
-
 def make_tensors(clean: Dataset, workspace: Workspace) -> Dataset:
-    config = ResizeConfig(workspace=workspace.uri, clean=clean.uri, image_size=32, resize_mode="squash")
-    with pytest.MonkeyPatch.context() as patch:  # Ray is tested elsewhere
-        patch.setattr(resize, "open_ray_session", no_session)
-        patch.setattr(resize, "run_tasks", run_serially)
-        return read_dataset(resize.resize(config, Context("resize", workspace, "r", False)).uri, "tensors")
+    return resized(workspace, clean, image_size=32, resize_mode="squash")
 
 
 def make_model(tensors: Dataset, workspace: Workspace, epochs: int = 1, **options: Any) -> Dataset:
@@ -163,11 +141,8 @@ def read_rows(dataset: Dataset, *names: str, split: str | None = None) -> list[d
 
 
 @pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """torch's threads wait for one another by spinning: on a busy machine two are far slower than one."""
-    with pytest.MonkeyPatch.context() as patch:
-        for module in ("evaluate.inputs", "storage.parallel"):
-            patch.setattr(f"imagemill.components.{module}.cores", lambda: 1)
+def single_core() -> Iterator[None]:
+    with one_core():
         yield
 
 
@@ -334,9 +309,7 @@ def test_multi_label_model_predicts_its_highest_score_on_single_label_images() -
     assert score.compute_metrics() == expected, "a model of other targets has no loss and no calibration"
 
 
-def test_multi_label_evaluation_has_no_confusion_matrix_in_kfp(
-    multi: Chain, single: Chain, evaluation: Dataset
-) -> None:
+def test_multi_label_has_no_confusion_matrix_in_kfp(multi: Chain, single: Chain, evaluation: Dataset) -> None:
     from imagemill.pipelines.kfp import steps
 
     assert confusion_matrix(evaluation.uri) is None
@@ -346,9 +319,9 @@ def test_multi_label_evaluation_has_no_confusion_matrix_in_kfp(
             workspace=chain.workspace.uri, name="k", rerun="", run="r", config="{}", model=chain.model.uri,
             clean=chain.clean.uri, metrics=metrics, confusion=confusion,
         )  # fmt: skip
-        both = {"top1", "macro_f1", "pr_auc", "roc_auc", "loss", "nll", "brier", "ece", "ece_uncalibrated"}
-        several = {"micro_f1", "subset_accuracy", "micro_pr_auc"}
-        assert set(metrics.metadata) == both | (several if chain is multi else {"balanced_accuracy"})
+        common = {"top1", "macro_f1", "pr_auc", "roc_auc", "loss", "nll", "brier", "ece", "ece_uncalibrated"}
+        multi_label = {"micro_f1", "subset_accuracy", "micro_pr_auc"}
+        assert set(metrics.metadata) == common | (multi_label if chain is multi else {"balanced_accuracy"})
         assert ("confusionMatrix" in confusion.metadata) is (chain is single)
 
 
@@ -391,7 +364,7 @@ def test_multi_label_report_shows_labels_instead_of_a_confusion_matrix(multi: Ch
     assert "Against the champion" in page and "F1 by class" in page
 
 
-def test_the_worst_mistakes_come_first(multi: Chain, tmp_path: Path) -> None:
+def test_the_worst_mistakes_come_first(tmp_path: Path) -> None:
     schema = make_scorer(MULTI, MULTI, align_classes(CLASSES, CLASSES)).SCHEMA
     predictions = [("a", [0], [0], 0.9), ("b", [0], [0, 1], 0.7), ("c", [0, 2], [1], 0.6), ("d", [1], [], 0.4)]
     predictions += [("e", [1], [2, 1], 0.8), ("f", [2, 0], [0, 2], 0.9)]

@@ -8,12 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import (
-    accuracy_score,
-    f1_score,
-    log_loss,
-    precision_recall_fscore_support,
-)
+from sklearn.metrics import accuracy_score, f1_score, log_loss, precision_recall_fscore_support
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from imagemill.components.dataset.labels import MULTI, SINGLE, multi_hot, sum_loss

@@ -161,11 +161,8 @@ def test_metadata_describes_the_model() -> None:
     network, spec = make_network("shufflenet_v2_x0_5", temperature=1.25, preprocessing={"clean": {"equalize": "clahe"}})
     model = onnx.load_from_string(export(network, spec, {"fingerprint": "feed"}))
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    assert (
-        metadata["fingerprint"] == "feed"
-        and metadata["task"] == "single"
-        and json.loads(metadata["temperature"]) == 1.25
-    )
+    assert metadata["fingerprint"] == "feed" and metadata["task"] == "single"
+    assert json.loads(metadata["temperature"]) == 1.25
     assert json.loads(metadata["classes"]) == list(CLASSES)
     assert json.loads(metadata["mean"]) == [*spec.image.mean] and json.loads(metadata["std"]) == [*spec.image.std]
     preprocessing = json.loads(metadata["preprocessing"])

@@ -27,12 +27,6 @@ def make_picture(name: str, channels: int) -> photos.Pixels:
     return photos.photo(name) if channels == 3 else convert_color(photos.photo(name), "gray")
 
 
-def max_difference(first: Any, second: Any) -> int:
-    """Return the largest difference of two images, in levels."""
-    assert first.shape == second.shape
-    return int(np.abs(first.astype(int) - np.asarray(second).astype(int)).max())
-
-
 def iterate_shifts(pixels: Any, radius: int, mode: Literal["edge", "reflect"]) -> Any:
     """Yield (dy, dx) of each position in the window and the image shifted there."""
     height, width = pixels.shape[:2]
@@ -51,7 +45,7 @@ def test_gaussian_is_a_weighted_mean(name: str, channels: int, size: int, weight
         line[dy + radius] * line[dx + radius] * moved
         for dy, dx, moved in iterate_shifts(pixels.astype(float), radius, "reflect")
     )
-    assert max_difference(denoise(pixels, "gaussian", size), np.rint(expected / sum(line) ** 2)) <= 1
+    assert photos.max_difference(denoise(pixels, "gaussian", size), np.rint(expected / sum(line) ** 2)) <= 1
 
 
 @pytest.mark.parametrize(("name", "channels"), PICTURES)
@@ -59,7 +53,7 @@ def test_gaussian_is_a_weighted_mean(name: str, channels: int, size: int, weight
 def test_median_is_the_median(name: str, channels: int, size: int) -> None:
     pixels = make_picture(name, channels)
     expected = np.median([moved for _, _, moved in iterate_shifts(pixels, size // 2, "edge")], axis=0)
-    assert max_difference(denoise(pixels, "median", size), expected) == 0
+    assert photos.max_difference(denoise(pixels, "median", size), expected) == 0
 
 
 @pytest.mark.parametrize(("name", "channels"), PICTURES)
@@ -73,7 +67,7 @@ def test_bilateral_weighs_by_distance_and_colour(name: str, channels: int, size:
             difference = np.abs(moved - pixels).sum(axis=2, keepdims=True)
             share = np.exp(-(dy**2 + dx**2) / (2 * sigma**2) - difference**2 / (2 * BILATERAL_SIGMA**2))
             total, weight = total + share * moved, weight + share
-    assert max_difference(denoise(pixels, "bilateral", size), np.rint(total / weight)) <= 1
+    assert photos.max_difference(denoise(pixels, "bilateral", size), np.rint(total / weight)) <= 1
 
 
 def test_denoisers_remove_noise_and_only_the_gaussian_blurs_edges() -> None:
@@ -98,7 +92,7 @@ def equalize_by_definition(gray: Any) -> Any:
 @pytest.mark.parametrize("name", photos.NAMES)
 def test_histogram_equalization_of_gray(name: str) -> None:
     gray = make_picture(name, 1)
-    assert max_difference(equalize(gray, "histogram", 2, 8), equalize_by_definition(gray)) <= 1
+    assert photos.max_difference(equalize(gray, "histogram", 2, 8), equalize_by_definition(gray)) <= 1
 
 
 @pytest.mark.parametrize("name", photos.NAMES)
@@ -106,7 +100,7 @@ def test_histogram_equalization_of_colors_changes_lightness(name: str) -> None:
     pixels, gray = make_picture(name, 3), make_picture(name, 1)
     # Cr and Cb are multiples of R - Y and B - Y: where they stay, all channels change by what Y does.
     expected = np.clip(pixels + (equalize_by_definition(gray) - gray), 0, 255)
-    assert max_difference(equalize(pixels, "histogram", 2, 8), expected) <= 3
+    assert photos.max_difference(equalize(pixels, "histogram", 2, 8), expected) <= 3
 
 
 def clahe_by_definition(gray: Any, clip: float, grid: int) -> Any:
@@ -139,7 +133,7 @@ def clahe_by_definition(gray: Any, clip: float, grid: int) -> Any:
 def test_clahe_of_gray(name: str, clip: float, grid: int) -> None:
     gray = make_picture(name, 1)
     gray = gray[: gray.shape[0] // grid * grid, : gray.shape[1] // grid * grid]
-    assert max_difference(equalize(gray, "clahe", clip, grid), clahe_by_definition(gray, clip, grid)) <= 1
+    assert photos.max_difference(equalize(gray, "clahe", clip, grid), clahe_by_definition(gray, clip, grid)) <= 1
 
 
 @pytest.mark.parametrize("name", photos.NAMES)
@@ -147,7 +141,7 @@ def test_clahe_of_colors_is_that_of_lab_lightness(name: str) -> None:
     pixels = make_picture(name, 3)
     lab = cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB)
     lab[:, :, 0] = cv2.createCLAHE(3.0, (4, 4)).apply(np.ascontiguousarray(lab[:, :, 0]))
-    assert max_difference(equalize(pixels, "clahe", 3.0, 4), cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)) == 0
+    assert photos.max_difference(equalize(pixels, "clahe", 3.0, 4), cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)) == 0
 
 
 @pytest.mark.parametrize(("name", "channels"), PICTURES)
@@ -156,7 +150,7 @@ def test_autocontrast_matches_pillow(name: str, channels: int) -> None:
     for pixels in (make_picture(name, channels), faint):
         image = Image.fromarray(pixels if channels == 3 else pixels[:, :, 0])
         expected = np.asarray(ImageOps.autocontrast(image, cutoff=0, preserve_tone=True)).reshape(pixels.shape)
-        assert max_difference(equalize(pixels, "autocontrast", 2, 8), expected) == 0
+        assert photos.max_difference(equalize(pixels, "autocontrast", 2, 8), expected) == 0
     stretched = equalize(convert_color(faint, "gray"), "autocontrast", 2, 8)
     assert stretched.min() == 0 and stretched.max() >= 254  # Pillow rounds down
 
@@ -236,10 +230,10 @@ def test_operations_match_albumentations(albumentations: Any, name: str, channel
     ]
     for transform, output, tolerance in pairs:
         expected = transform(image=pixels)["image"].reshape(pixels.shape)
-        assert max_difference(output, expected) <= tolerance, type(transform).__name__
+        assert photos.max_difference(output, expected) <= tolerance, type(transform).__name__
     if channels == 3:
         gray = albumentations.ToGray(num_output_channels=1, p=1)(image=pixels)["image"]
-        assert max_difference(convert_color(pixels, "gray")[:, :, 0], gray.reshape(gray.shape[:2])) == 0
+        assert photos.max_difference(convert_color(pixels, "gray")[:, :, 0], gray.reshape(gray.shape[:2])) == 0
 
 
 OPERATIONS = (

@@ -82,8 +82,8 @@ def some_sources(draw: st.DrawFn) -> list[SortedRows]:
             f"s{number}", indices, draw(st.integers(1, 9)), draw(st.integers(1, 3)) if chosen is None else 1
         )
         if chosen is not None:
-            list_positions = np.array(sorted(chosen), np.int64)
-            rows = replace(rows, indices=indices[list_positions], positions=list_positions)
+            positions = np.array(sorted(chosen), np.int64)
+            rows = replace(rows, indices=indices[positions], positions=positions)
         sources.append(rows)
     return sources
 
@@ -102,14 +102,14 @@ def list_positions(rows: SortedRows) -> list[int]:
 @settings(max_examples=150, deadline=None)
 def test_every_row_is_in_one_file_in_order(sources: list[SortedRows], max_rows: int, files: int) -> None:
     jobs = make_jobs(sources, max_rows)
-    everything = sorted(
+    expected = sorted(
         (int(i), s.uris[0], position) for s in sources for position, i in zip(list_positions(s), s.indices, strict=True)
     )
     by_job = [
         sorted(read_slices(sources, slices))
         for slices in locate_rows(sources, get_index_ranges([(job,) for job in jobs]))
     ]
-    assert [row for rows in by_job for row in rows] == everything, "each once, files one after the other"
+    assert [row for rows in by_job for row in rows] == expected, "each once, files one after the other"
     assert [len(rows) for rows in by_job] == [job.rows for job in jobs]
     assert all(before.high == after.low for before, after in pairwise(jobs)), "nothing is between two files"
     for job, rows in zip(jobs, by_job, strict=True):
@@ -117,7 +117,7 @@ def test_every_row_is_in_one_file_in_order(sources: list[SortedRows], max_rows: 
         assert len(rows) <= max_rows or rows[0][0] == rows[-1][0], "too long only for copies of one index"
     groups = group_shards(jobs, files)
     together = [sorted(read_slices(sources, slices)) for slices in locate_rows(sources, get_index_ranges(groups))]
-    assert [row for rows in together for row in rows] == everything
+    assert [row for rows in together for row in rows] == expected
     assert [job for group in groups for job in group] == jobs and max(map(len, groups), default=0) <= files
 
 
@@ -158,10 +158,8 @@ def make_plan(rows: int, image_bytes: int, seed: int = 0, file_bytes: int = 32 *
 def test_small_datasets_are_split_into_many_tasks(rows: int, image_bytes: int) -> None:
     plan = make_plan(rows, image_bytes)
     planned = list(plan_tasks(plan, plan.shards))
-    assert (
-        len(planned) >= min(12, len(plan.shards))
-        and [len(task.shards) for task in planned][-2:] == [1, 1][-len(planned) :]
-    )
+    assert len(planned) >= min(12, len(plan.shards))
+    assert [len(task.shards) for task in planned][-2:] == [1, 1][-len(planned) :]
     amplification = compute_read_amplification(plan, plan.shards, choose_shards_per_task(plan, plan.shards))
     assert amplification <= tasks.MAX_READ_AMPLIFICATION + 0.3, "or the tail"
 

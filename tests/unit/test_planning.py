@@ -73,9 +73,7 @@ def test_missing_tensors_are_made_by_a_rayjob(clean: Dataset, tmp_path: Path) ->
         ({"mode": "address", "address": "http://ray:8265"}, "pod"),
     ],
 )
-def test_executor_depends_on_the_cluster_file_and_the_size(
-    ray: dict[str, Any], executor: str, clean: Dataset, tmp_path: Path
-) -> None:
+def test_executor_by_cluster_file_and_size(ray: dict[str, Any], executor: str, clean: Dataset, tmp_path: Path) -> None:
     cluster = parse_cluster({"images": {"tags_allowed": True}, "ray": {"version": "2.49.0", **ray}})
     outputs = write_plan(clean, tmp_path / "out", "--image-size=36", cluster=cluster)
     assert (outputs["executor"], bool(outputs["rayjob"])) == (executor, executor == "rayjob")
@@ -116,7 +114,7 @@ def test_rayjob_makes_the_planned_tensors(clean: Dataset, tmp_path: Path, monkey
     assert find_target(config, context, 0).uri == outputs["tensors"]
 
 
-def test_template_passes_the_rayjobs_settings_to_the_pod(
+def test_template_passes_rayjob_settings_to_pod(
     clean: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Workload identity by an account of one's own, and KubeRay's retries, for Argo tries no failed resource again."""
@@ -167,18 +165,14 @@ def test_rerun_makes_existing_tensors_again(clean: Dataset, tmp_path: Path) -> N
         (['--config={"resize": {"nosuch": 3}}'], "nosuch"),
     ],
 )
-def test_user_error_is_written_to_the_record_of_resize(
-    flags: list[str], message: str, clean: Dataset, tmp_path: Path
-) -> None:
+def test_user_error_is_recorded_for_resize(flags: list[str], message: str, clean: Dataset, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         write_plan(clean, tmp_path / "out", *flags)
     record = open_workspace(clean).step_record(RUN, "resize")
     assert record and record["exit_code"] == 2 and message in record["error"]
 
 
-def test_internal_error_is_written_to_the_record_of_resize(
-    clean: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_internal_error_is_recorded_for_resize(clean: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise ZeroDivisionError("by nothing")
 

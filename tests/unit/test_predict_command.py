@@ -153,9 +153,7 @@ def test_paths_are_read_from_stdin(model: str, folder: Path, command: Command, m
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
-def test_output_file_holds_the_printed_predictions(
-    model: str, folder: Path, tmp_path: Path, command: Command, ending: str
-) -> None:
+def test_output_file_holds_predictions(model: str, folder: Path, tmp_path: Path, command: Command, ending: str) -> None:
     output = tmp_path / f"out.{ending}"
     output.write_text("an older one")
     code, out, _ = command("--model", model, "--top", "2", "--output", str(output), str(folder))
@@ -177,9 +175,7 @@ def test_output_file_holds_the_printed_predictions(
             assert float(row["probability_2"]) == second["probability"]
 
 
-def test_failed_command_leaves_the_output_file_unchanged(
-    model: str, folder: Path, tmp_path: Path, command: Command
-) -> None:
+def test_failed_command_keeps_the_output_file(model: str, folder: Path, tmp_path: Path, command: Command) -> None:
     (tmp_path / "out.csv").write_text("kept")
     code, _, err = command("--model", model, "--output", str(tmp_path / "out.csv"), str(folder / "broken.jpg"))
     assert code == 2 and "at least one image that can be read" in err
@@ -219,9 +215,7 @@ def test_invalid_arguments_are_named(arguments: list[str], words: str, model: st
     assert (code, out) == (2, "") and words in err
 
 
-def test_champion_is_found_by_name_without_writing_to_the_workspace(
-    tmp_path: Path, folder: Path, command: Command
-) -> None:
+def test_champion_is_found_by_name_without_writing(tmp_path: Path, folder: Path, command: Command) -> None:
     mill = Workspace(str(tmp_path / "mill"))
     commit_model(tmp_path / "mill", name="old")
     commit_model(tmp_path / "mill", name="new")
@@ -279,7 +273,7 @@ def test_model_without_recorded_cleaning_is_warned_about(tmp_path: Path, folder:
     assert code == 0 and "warning: the model does not say what clean did" in err
 
 
-def test_file_above_the_size_limit_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_above_the_size_limit_is_not_read(folder: Path) -> None:
     with (folder / "a.jpg").open("r+b") as file:
         file.truncate(DecodeLimits().bytes + 1)  # sparse
     for argument in (str(folder / "a.jpg"), str(folder)):
@@ -288,7 +282,7 @@ def test_file_above_the_size_limit_is_not_read(folder: Path, monkeypatch: pytest
             first.read()
 
 
-def test_storage_error_is_not_a_corrupt_image(
+def test_storage_error_is_transient(
     model: str, folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = LocalStore.read
@@ -303,7 +297,7 @@ def test_storage_error_is_not_a_corrupt_image(
     assert code == 75 and "the line is down" in err and "error" not in out
 
 
-def test_endless_list_is_read_lazily(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_list_is_read_lazily(model: str, folder: Path) -> None:
     """A list without an end is read no further than it is asked for."""
     num_listed = 0
 

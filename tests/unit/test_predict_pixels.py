@@ -31,12 +31,6 @@ from imagemill.components.step.step import Context
 SIZE = 40
 
 
-def _make_exif(orientation: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return exif
-
-
 def _quantize(pixels: Any) -> Any:
     return np.asarray(Image.fromarray(pixels).quantize(64).convert("RGB"))
 
@@ -56,8 +50,8 @@ def _encode_forms() -> dict[str, bytes]:
         "plain.jpg": photos.saved(make(0), "JPEG", quality=90),
         "large.jpg": photos.saved(make(1, 1210, 907), "JPEG", quality=85),  # decoded at a half or less
         "subsampled.jpg": photos.saved(make(2, 333, 250), "JPEG", quality=70, subsampling=2),
-        "turned.jpg": photos.saved(make(3, 130, 80), "JPEG", exif=_make_exif(6)),
-        "mirrored.png": photos.saved(make(4), "PNG", exif=_make_exif(5)),
+        "turned.jpg": photos.saved(make(3, 130, 80), "JPEG", exif=photos.exif(6)),
+        "mirrored.png": photos.saved(make(4), "PNG", exif=photos.exif(5)),
         "progressive.jpg": photos.saved(make(5), "JPEG", progressive=True),
         "grey.jpg": photos.saved(make(7)[:, :, 0], "JPEG"),
         "grey.png": photos.saved(make(8)[:, :, 1]),
@@ -141,7 +135,7 @@ CHANGED = ("ocr", "encoded again as JPEG", "black and white", "one channel of tr
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_pixels_equal_those_of_the_tensors(
+def test_pixels_equal_the_tensors(
     case: str, source: Path, workspace: Workspace, cleaned_by: Callable[..., Dataset]
 ) -> None:
     cleaning, resizing = CASES[case]
@@ -168,7 +162,7 @@ def test_pixels_equal_those_of_the_tensors(
 
 
 def test_probabilities_equal_those_of_the_evaluation(
-    source: Path, workspace: Workspace, cleaned_by: Callable[..., Dataset], capsys: pytest.CaptureFixture[str]
+    source: Path, workspace: Workspace, cleaned_by: Callable[..., Dataset]
 ) -> None:
     clean_images = cleaned_by(preset="ocr")
     with chain.one_core():

@@ -34,9 +34,7 @@ def test_wait_seconds_exclude_training() -> None:
         time.sleep(0.2)
     assert 0.15 <= prefetcher.wait_seconds <= time.perf_counter() - started - 0.6
     prefetcher.wait_seconds = 0.0
-    assert (
-        next(prefetcher, None) is None and prefetcher.wait_seconds < 0.6
-    )  # the pauses of whoever trains are not waiting for the loader
+    assert next(prefetcher, None) is None and prefetcher.wait_seconds < 0.6, "pauses of the training do not count"
 
 
 def test_error_of_the_loader_is_raised() -> None:

@@ -163,9 +163,7 @@ def test_small_batches_without_batch_normalization_have_no_warning() -> None:
         (("grizzly bear", "black bear"), None, None, None),
     ],
 )
-def test_class_names_swapped_by_augmentation(
-    names: tuple[str, ...], by_mirror: Any, by_turn: Any, by_colour: Any
-) -> None:
+def test_classes_swapped_by_augmentation(names: tuple[str, ...], by_mirror: Any, by_turn: Any, by_colour: Any) -> None:
     pairs = [find_mirrored(names), find_upended(names), find_recolored(names)]
     assert [bool(pair) for pair in pairs] == [bool(by_mirror), bool(by_turn), bool(by_colour)]
     assert all(set(pair) <= set(names) and pair[0] != pair[1] for pair in pairs if pair)

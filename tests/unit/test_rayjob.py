@@ -93,11 +93,8 @@ def test_pods_have_labels_resources_and_a_read_only_root(values: Json) -> None:
     job = build_job(values)
     for role, template in get_pod_templates(job).items():
         spec, labels = template["spec"], template["metadata"]["labels"]
-        assert (
-            labels["sidecar.istio.io/inject"]
-            == "false"
-            == template["metadata"]["annotations"]["sidecar.istio.io/inject"]
-        ), role
+        annotations = template["metadata"]["annotations"]
+        assert labels["sidecar.istio.io/inject"] == annotations["sidecar.istio.io/inject"] == "false", role
         assert labels[RUN_LABEL] == "run-1" and labels["app.kubernetes.io/part-of"] == "imagemill"
         assert labels.items() >= values.get("labels", {}).items()
         assert spec["securityContext"]["runAsUser"] == 10001 and spec["restartPolicy"] == "Never"
@@ -266,7 +263,7 @@ def test_argo_waits_for_a_job_without_status() -> None:
 
 
 def evaluate_conditions(status: Json) -> str:
-    """As Argo's executor does it (workflow/executor/resource.go): requirements of Kubernetes' label selectors on the
+    """Evaluate the conditions as Argo's executor does (workflow/executor/resource.go): label selectors on the
     document; one of failure is enough and comes first, those of success must all hold."""
     document = {f"status.{key}": value for key, value in status.items() if value}
     if any(_holds(requirement, document) for requirement in _requirements(rayjob.FAILURE_CONDITION)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -16,7 +16,7 @@ from imagemill.components.step.presets import NAMES
 from imagemill.components.train.config import RECIPES, TrainConfig
 from imagemill.components.train.recipe_values import BY_PRESET, COLOR, OWN_DROPOUT, PER_IMAGE, PLAIN, PRETRAINED
 from imagemill.components.train.recipe_values import RECIPES as TABLES
-from imagemill.components.train.recipes import choose_layer_decay, resolve
+from imagemill.components.train.recipes import choose_epochs, choose_layer_decay, explain_epochs, resolve
 
 FROM_SCRATCH = tuple(recipe for recipe in RECIPES if recipe not in ("probe", "finetune"))
 """Recipes that need no pretrained weights."""
@@ -66,20 +66,30 @@ def test_auto_chooses_the_recipe_by_the_dataset_size(manifest: Manifest, expecte
 def test_plain_recipe_has_crops_and_flips_only() -> None:
     for more in ({}, {"weights": "DEFAULT"}, {"preset": "ocr"}, {"backbone": "convnext_tiny"}):
         config = resolve_config(recipe="plain", **more)
-        assert {name: getattr(config, name) for name in PER_IMAGE} == {
-            **dict.fromkeys(PER_IMAGE, 0.0),
-            "policy": "none",
-        }
-        assert (
-            config.mixup_probability
-            == config.cutmix_probability
-            == config.drop_path
-            == config.dropout
-            == config.ema
-            == 0
-        )
+        assert {name: getattr(config, name) for name in PER_IMAGE} == dict.fromkeys(PER_IMAGE, 0.0) | {"policy": "none"}
+        off = ("mixup_probability", "cutmix_probability", "drop_path", "dropout", "ema")
+        assert {getattr(config, name) for name in off} == {0}
         assert config.epochs == 8 and config.probe_epochs == config.unfreeze_epochs == config.early_stopping == 0
         assert config.class_balance == "none" and config.layer_decay == config.backbone_rate == 1
+
+
+def test_epochs_of_standard_from_scratch_are_by_the_number_of_images() -> None:
+    """A thousand batches of 32 at least, in 30 to 90 epochs; the source may recommend others, users overrule both."""
+    for images, epochs in ((300, 90), (560, 58), (1_066, 31), (1_067, 30), (5_000, 30), (99_999, 30)):
+        manifest = make_manifest(images, 2)
+        config = resolve_config(manifest, recipe="standard")
+        assert config.epochs == choose_epochs(images) == epochs
+        [line] = explain_epochs(TrainConfig(recipe="standard"), config, manifest)
+        assert line.startswith(f"{epochs} epochs: ") and f"{images:,} images" in line
+        assert resolve_config(manifest, recipe="standard", epochs=4).epochs == 4
+        assert not explain_epochs(
+            TrainConfig(epochs=4), resolve_config(manifest, recipe="standard", epochs=4), manifest
+        )
+        assert resolve_config(manifest, recipe="standard", weights="DEFAULT").epochs == 20
+    demo = replace(make_manifest(), extra=TensorsExtra(epochs=8))
+    assert resolve_config(demo).epochs == 8
+    assert "the source" in explain_epochs(TrainConfig(), resolve_config(demo), demo)[0]
+    assert resolve_config(demo, recipe="small").epochs == 20
 
 
 def test_recipes_set_every_unset_option_and_no_other() -> None:
@@ -155,11 +165,8 @@ def test_head_is_trained_first_on_few_images_with_weights() -> None:
     alone = resolve_config(make_manifest(180))
     assert (alone.head, alone.probe_epochs, alone.unfreeze_epochs, alone.backbone_rate) == (None, 0, 0, 1.0)
     standard = resolve_config(weights="DEFAULT", recipe="standard")
-    assert (
-        (standard.head, standard.probe_epochs) == ("solved", 1)
-        and standard.backbone_rate < 1
-        and standard.weight_decay < resolve_config().weight_decay
-    )
+    assert (standard.head, standard.probe_epochs) == ("solved", 1) and standard.backbone_rate < 1
+    assert standard.weight_decay < resolve_config().weight_decay
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_kubeflow_has_every_champion(gate: Gate) -> None:
 def test_missed_registration_is_repeated(
     kind: type[Registry], gate: Gate, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("imagemill.components.promote.registry._RETRY_S", 0.0)
+    monkeypatch.setattr("imagemill.components.storage.json_client.RETRY_S", 0.0)
     registry, prefix = kind(), "mlflow" if kind is Mlflow else "kubeflow"
     with serve(registry) as url:
         registry.out_of_order = 1
@@ -119,10 +119,10 @@ def test_mlflow_refuses_a_model_in_a_folder(gate: Gate, capfd: pytest.CaptureFix
 
 
 @pytest.mark.usefixtures("in_s3")
-def test_unreachable_registry_is_a_warning(
+def test_unreachable_registry_warns(
     gate: Gate, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("imagemill.components.promote.registry._RETRY_S", 0.0)
+    monkeypatch.setattr("imagemill.components.storage.json_client.RETRY_S", 0.0)
     with serve(Mlflow()) as url:
         pass
     assert gate.promote(gate.evaluate("one", wrong(60)), registry=f"mlflow+{url}")["promoted"]

@@ -80,9 +80,7 @@ def test_slices_include_removed_rows(
     assert sum(part.rows for part in shard.plan_slices(dataset)) == len(remaining) + 26
 
 
-def test_clean_equals_that_of_a_dataset_without_the_rows(
-    replaced: tuple[Dataset, list[dict[str, Any]]], tmp_path: Path
-) -> None:
+def test_clean_equals_that_without_the_rows(replaced: tuple[Dataset, list[dict[str, Any]]], tmp_path: Path) -> None:
     dataset, remaining = replaced
     (tmp_path / "new").mkdir()
     fresh = run_clean(tmp_path / "new", raw_dataset(tmp_path / "new", remaining))

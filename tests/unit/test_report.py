@@ -6,7 +6,6 @@ import base64
 import io
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,11 +20,6 @@ from imagemill.components.imaging.decoder import ImageRejected
 from imagemill.components.imaging.pictures import encode_picture
 from imagemill.components.promote import charts, mistakes, report, thumbnails
 from imagemill.components.promote.charts import ConfusionMatrix
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(str(tmp_path / "ws"))
 
 
 def test_the_ledger_adds_up(workspace: Workspace) -> None:

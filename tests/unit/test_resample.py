@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import photos
 import pytest
 import torch
 from hypothesis import given, settings
@@ -45,10 +46,6 @@ def resize_by_torchvision(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArr
     return np.asarray(tv.center_crop(resized, [size, size])).reshape(size, size, pixels.shape[2])
 
 
-def max_difference(first: npt.NDArray[np.uint8], second: npt.NDArray[np.uint8]) -> int:
-    return int(np.abs(first.astype(int) - second).max())
-
-
 @pytest.mark.parametrize("size", [8, 97, 128])
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_crop_matches_torchvisions_evaluation_transform(width: int, height: int, size: int) -> None:
@@ -56,7 +53,7 @@ def test_crop_matches_torchvisions_evaluation_transform(width: int, height: int,
         source = make_noise(width, height, channels)
         output = resize_image(make_decoded(source), Geometry(size, "crop", color))
         assert output.shape == (size, size, channels) and output.dtype == np.uint8 and output.flags.c_contiguous
-        assert max_difference(output, resize_by_torchvision(source, size)) <= 1
+        assert photos.max_difference(output, resize_by_torchvision(source, size)) <= 1
 
 
 @given(st.integers(1, 120), st.integers(1, 120), st.integers(8, 64))
@@ -65,21 +62,21 @@ def test_crop_matches_torchvision_at_any_size(width: int, height: int, size: int
     """The kernels keep their weights with other precisions: seldom a pixel of noise differs by 2, most by 0."""
     source = make_noise(width, height)
     output, expected = resize_image(make_decoded(source), Geometry(size)), resize_by_torchvision(source, size)
-    assert max_difference(output, expected) <= 2 and np.abs(output.astype(int) - expected).mean() < 0.3
+    assert photos.max_difference(output, expected) <= 2 and np.abs(output.astype(int) - expected).mean() < 0.3
 
 
 def test_crop_matches_torchvision_on_tensors() -> None:
     source = make_noise(301, 223)
     tensor = tv.resize(torch.from_numpy(source).permute(2, 0, 1), [146], antialias=True)
     expected = tv.center_crop(tensor, [128, 128]).permute(1, 2, 0).numpy()
-    assert max_difference(resize_image(make_decoded(source), Geometry(128)), expected) <= 1
+    assert photos.max_difference(resize_image(make_decoded(source), Geometry(128)), expected) <= 1
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
 def test_squash_matches_pillows_resize(width: int, height: int) -> None:
     source = make_noise(width, height)
     expected = np.asarray(Image.fromarray(source).resize((64, 64), Image.Resampling.BILINEAR))
-    assert max_difference(resize_image(make_decoded(source), Geometry(64, "squash")), expected) <= 1
+    assert photos.max_difference(resize_image(make_decoded(source), Geometry(64, "squash")), expected) <= 1
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
@@ -91,7 +88,7 @@ def test_letterbox_holds_the_whole_picture_on_black(width: int, height: int) -> 
     assert max(w, h) == 64 and abs(w * height - h * width) <= max(width, height) * 64
     top, left = (64 - h) // 2, (64 - w) // 2
     expected = np.asarray(Image.fromarray(source).resize((w, h), Image.Resampling.BILINEAR))
-    assert max_difference(output[top : top + h, left : left + w], expected) <= 1
+    assert photos.max_difference(output[top : top + h, left : left + w], expected) <= 1
     rest = output.copy()
     rest[top : top + h, left : left + w] = 0
     assert not rest.any()
@@ -139,7 +136,7 @@ def test_memory_of_a_very_long_picture_is_limited() -> None:
 def test_long_pictures_are_cropped_like_others(width: int, height: int) -> None:
     source = make_noise(width, height)
     output, expected = resize_image(make_decoded(source), Geometry(32)), resize_by_torchvision(source, 32)
-    assert max_difference(output, expected) <= 1 and np.abs(output.astype(int) - expected).mean() < 0.05
+    assert photos.max_difference(output, expected) <= 1 and np.abs(output.astype(int) - expected).mean() < 0.05
 
 
 def test_resample_to_the_same_size_changes_nothing() -> None:

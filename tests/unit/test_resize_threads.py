@@ -58,9 +58,7 @@ def test_copies_require_another_executor_than_threads() -> None:
         ({"store_size": 140}, 64, USUAL_SIZE),
     ],
 )
-def test_image_size_defaults_to_the_sources_recommendation(
-    values: dict[str, Any], recommended: int | None, size: int
-) -> None:
+def test_image_size_defaults_to_the_recommended_one(values: dict[str, Any], recommended: int | None, size: int) -> None:
     config = ResizeConfig.from_values(values).for_images(recommended)
     assert config.image_size == size
     config.check()

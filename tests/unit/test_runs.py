@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_edges import here, resized, without_ray  # noqa: F401 (a fixture)
+from test_edges import resized, run_in_this_process, without_ray  # noqa: F401 (a fixture)
 
 from imagemill.components.clean.schema import CLEAN
 from imagemill.components.dataset.kinds import CleanExtra, CleanImage
@@ -101,13 +101,13 @@ def undisturbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_ray: No
 
 
 @pytest.mark.usefixtures("merging", "without_ray")
-def test_merged_files_give_the_same_tensors_and_are_removed(
+def test_merging_gives_the_same_tensors(
     tmp_path: Path, undisturbed: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks: list[Any] = []
 
     def record_tasks(shards: Iterable[Any], *others: Any) -> Iterator[Any]:
-        for job, result in here(shards, *others):
+        for job, result in run_in_this_process(shards, *others):
             tasks.append(job)
             yield job, result
 
@@ -123,9 +123,7 @@ def test_merged_files_give_the_same_tensors_and_are_removed(
 
 
 @pytest.mark.usefixtures("merging", "without_ray")
-def test_retry_resumes_from_finished_merges(
-    tmp_path: Path, undisturbed: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_retry_resumes_finished_merges(tmp_path: Path, undisturbed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Killed again and again, after every third result; between two tries a run is lost, and one is damaged."""
     finished_keys: list[str] = []
 
@@ -133,7 +131,7 @@ def test_retry_resumes_from_finished_merges(
         pass
 
     def fail_after_three(shards: Iterable[Any], *others: Any) -> Iterator[Any]:
-        for number, (job, result) in enumerate(here(shards, *others)):
+        for number, (job, result) in enumerate(run_in_this_process(shards, *others)):
             if number == 3:
                 raise Killed
             finished_keys.append(job.key if isinstance(job, MergeTask) else job.shards[0].key)
@@ -172,9 +170,9 @@ def test_tensors_committed_by_another_run_are_used(tmp_path: Path, monkeypatch: 
     def run_after_another(shards: Iterable[Any], *others: Any) -> Iterator[Any]:
         todo = list(shards)
         if not isinstance(todo[0], MergeTask):
-            monkeypatch.setattr(resize, "run_tasks", here)
+            monkeypatch.setattr(resize, "run_tasks", run_in_this_process)
             assert read_dataset(resized(clean).uri)
-        yield from here(todo, *others)
+        yield from run_in_this_process(todo, *others)
 
     monkeypatch.setattr(resize, "run_tasks", run_after_another)
     tensors = resized(clean)

@@ -83,7 +83,7 @@ def test_open_file_is_readable_after_eviction(cache: ShardCache, tmp_path: Path)
     os.close(handle)
 
 
-def test_copy_evicted_before_it_is_opened_is_read(
+def test_copy_evicted_before_opening_is_read(
     cache: ShardCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As by another thread that makes room, between any two calls of this one."""
@@ -129,9 +129,7 @@ def test_deleted_folder_is_made_again(cache: ShardCache, tmp_path: Path) -> None
     assert read_cached(cache, uri, file) == b"a" * 100
 
 
-def test_unreadable_copy_leaks_no_descriptor(
-    cache: ShardCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_copy_leaks_no_file(cache: ShardCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri, file = store_file(tmp_path / "far", "a.parquet", b"a" * 100)
     read_cached(cache, uri, file)
     other, before = (

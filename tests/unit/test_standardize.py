@@ -48,12 +48,6 @@ def make_config(**options: Any) -> CleanConfig:
     return clean_config
 
 
-def make_exif(orientation: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return exif
-
-
 def load_pixels(data: bytes) -> Any:
     """Return uint8 [H, W] or [H, W, 3] as Pillow decodes it, without applying EXIF's orientation."""
     return np.asarray(Image.open(io.BytesIO(data)))
@@ -78,7 +72,7 @@ def check_stored(result: StandardizedImage, original: bytes) -> None:
 def test_bytes_are_unchanged_without_operations(kind: str) -> None:
     pixels = photos.made()
     for picture in (pixels, pixels[:, :, 0]):
-        for exif in (make_exif(1), make_exif(6)):
+        for exif in (photos.exif(1), photos.exif(6)):
             options = {} if kind in ("GIF", "BMP") else {"exif": exif}
             data = photos.saved(picture, kind, **options)
             for color in ("rgb", "ycbcr", "lab"):
@@ -171,12 +165,8 @@ def test_fill_of_a_single_channel_is_that_channel_of_the_color() -> None:
             photos.saved(mask),
         )
         assert result.pixels.shape == (152, 200, 1) and (result.pixels[mask == 0] == level).all()
-        assert max_difference(result.pixels[mask == 1], convert_color(pixels, color)[mask == 1]) <= (color == "gray")
-
-
-def max_difference(first: Any, second: Any) -> int:
-    assert first.shape == second.shape
-    return int(np.abs(first.astype(int) - second.astype(int)).max())
+        foreground = convert_color(pixels, color)[mask == 1]
+        assert photos.max_difference(result.pixels[mask == 1], foreground) <= (color == "gray")
 
 
 def apply_in_order(pixels: Any, options: CleanConfig, window: tuple[int, int, int, int], mask: Any) -> Any:
@@ -273,7 +263,7 @@ def test_any_options_on_any_image_succeed_or_reject(
     pixels = np.kron(rng.integers(0, 256, (height, width, channels)), np.ones((4, 4, 1))).astype(np.uint8)
     if seed % 3 == 0:
         pixels[: len(pixels) // 2] = 200
-    exif = {} if kind in ("GIF", "BMP") else {"exif": make_exif(orientation)}
+    exif = {} if kind in ("GIF", "BMP") else {"exif": photos.exif(orientation)}
     data = photos.saved(pixels, kind, **exif)
     upright = decode(data).pixels.shape[:2]
     masks = {"good": rng.integers(0, 4, upright), "flat": np.zeros(upright), "small": np.zeros((1, 1))}
@@ -303,8 +293,8 @@ def test_lossless_sources_are_stored_lossless(channels: int) -> None:
     sources: list[tuple[str, dict[str, Any], str]] = [
         ("JPEG", {}, "JPEG"), ("PNG", {}, "PNG"), ("BMP", {}, "PNG"), ("TIFF", {}, "PNG"), ("GIF", {}, "PNG"),
         ("WEBP", {}, "JPEG"), ("WEBP", {"lossless": True}, "PNG"),
-        ("WEBP", {"lossless": True, "exif": make_exif(1), "icc_profile": bytes(777)}, "PNG"),
-        ("WEBP", {"exif": make_exif(1)}, "JPEG"),
+        ("WEBP", {"lossless": True, "exif": photos.exif(1), "icc_profile": bytes(777)}, "PNG"),
+        ("WEBP", {"exif": photos.exif(1)}, "JPEG"),
         ("WEBP", {"lossless": True, "save_all": True, "append_images": [Image.new("RGB", (200, 152))]}, "PNG"),
         ("WEBP", {"save_all": True, "append_images": [Image.new("RGB", (200, 152))]}, "JPEG"),
     ]  # fmt: skip
@@ -331,8 +321,8 @@ def test_jpegs_are_encoded_with_quality_95_without_subsampling() -> None:
 
 def test_photograph_with_a_mask_without_background_stays_a_jpeg() -> None:
     data = photos.saved(photos.made(), "JPEG")
-    nothing = photos.saved(np.ones((152, 200), np.uint8))
-    for mask in (nothing, None):
+    no_background = photos.saved(np.ones((152, 200), np.uint8))
+    for mask in (no_background, None):
         result = standardize(data, make_config(background="fill", denoise="median"), None, mask)
         assert Image.open(io.BytesIO(result.data)).format == "JPEG"
 
@@ -351,7 +341,7 @@ def test_picture_too_long_for_a_jpeg_is_stored_as_png() -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
 def test_rotated_picture_is_stored_upright(kind: str, orientation: int) -> None:
-    data = photos.saved(photos.made(), kind, exif=make_exif(orientation))
+    data = photos.saved(photos.made(), kind, exif=photos.exif(orientation))
     upright = decode(data).pixels
     for options in ({"denoise": "median"}, {"color": "gray"}, {"color": "red"}, {"trim": "on", "binarize": "otsu"}):
         result = standardize(data, make_config(**options))
@@ -365,7 +355,7 @@ def test_rotated_picture_is_stored_upright(kind: str, orientation: int) -> None:
 
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
 def test_boxes_and_masks_of_a_rotated_picture(orientation: int) -> None:
-    data = photos.saved(photos.made(), "JPEG", exif=make_exif(orientation))
+    data = photos.saved(photos.made(), "JPEG", exif=photos.exif(orientation))
     upright = decode(data).pixels
     box = [{"name": "", "xmin": 11, "ymin": 21, "xmax": 100, "ymax": 140}]
     np.testing.assert_array_equal(standardize(data, make_config(roi="largest"), box).pixels, upright[20:140, 10:100])
@@ -373,7 +363,7 @@ def test_boxes_and_masks_of_a_rotated_picture(orientation: int) -> None:
     labels[5:60, 9:120] = 1
     mask = photos.saved(labels)
     if orientation in (1, 6, 8):
-        expected = decode(photos.saved(labels, exif=make_exif(orientation)), "gray").pixels[:, :, 0]
+        expected = decode(photos.saved(labels, exif=photos.exif(orientation)), "gray").pixels[:, :, 0]
         filled = standardize(data, make_config(background="fill"), None, mask)
         np.testing.assert_array_equal(decode_background_mask(mask, (), data, *upright.shape[1::-1]), expected == 0)
         np.testing.assert_array_equal(filled.pixels[expected == 1], upright[expected == 1])
@@ -404,7 +394,7 @@ def test_gray_of_a_jpeg_is_its_luma() -> None:
     luma.draft("L", luma.size)
     pixels = standardize(data, make_config(color="gray")).pixels
     np.testing.assert_array_equal(pixels, decode(data, "gray").pixels)
-    assert max_difference(pixels[:, :, 0], np.asarray(luma)) == 0
+    assert photos.max_difference(pixels[:, :, 0], np.asarray(luma)) == 0
     for options in ({"trim": "on"}, {"background": "blur"}):
         converted = standardize(data, make_config(color="gray", **options)).pixels
         np.testing.assert_array_equal(converted, convert_color(decode(data).pixels, "gray"))

@@ -30,9 +30,8 @@ def test_outputs_are_files_with_single_values(tmp_path: Path) -> None:
 
     clean_outputs = tmp_path / "clean"
     section = json.dumps({"clean": {"min_side": 20}, "train": {"weight_decay": 0.1}})
-    assert (
-        CLEAN.main([f"--raw={uri}/_manifest.json", f"--config={section}", f"--outputs={clean_outputs}", *common]) == 0
-    )
+    words = [f"--raw={uri}/_manifest.json", f"--config={section}", f"--outputs={clean_outputs}", *common]
+    assert CLEAN.main(words) == 0
     assert json.loads((clean_outputs / "manifest.json").read_text())["config"]["min_side"] == 20
     assert json.loads((clean_outputs / "record.json").read_text())["uri"] == (clean_outputs / "uri").read_text()
 

@@ -13,14 +13,7 @@ from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.local.step_process import StepRunner, StoppedByWatch
 
 
-@pytest.fixture
-def workspace(tmp_path: Path) -> Workspace:
-    return Workspace.open(str(tmp_path / "mill"))
-
-
-def test_finished_step_is_found_as_cached(
-    workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_finished_step_is_cached(workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = mill.make_photos(tmp_path / "photos", each=2)
     config = DownloadConfig(workspace=workspace.uri, dataset="folder", source=str(source), run="r.a")
     with StepRunner.open(workspace, "r") as steps:

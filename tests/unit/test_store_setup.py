@@ -182,9 +182,7 @@ def test_secret_without_keys_is_not_changed(api: tuple[Api, dict[str, str]], s3:
     assert set(api_state.secrets["store"]) == {"accesskey"}
 
 
-def test_untrusted_server_gets_no_token(
-    api: tuple[Api, dict[str, str]], s3: str, tmp_path: Path, identity: Path
-) -> None:
+def test_untrusted_api_gets_no_token(api: tuple[Api, dict[str, str]], s3: str, tmp_path: Path, identity: Path) -> None:
     api_state, environment = api
     subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
                     "-subj", "/CN=other", "-keyout", tmp_path / "key", "-out", tmp_path / "ca.crt"],

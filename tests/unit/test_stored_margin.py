@@ -86,11 +86,7 @@ def test_center_equals_the_input_without_a_margin(
     )  # fmt: skip
     stored_pixels = decode_and_resize(data, stored)
     assert stored_pixels.shape == stored.shape == (size + 2 * margin, size + 2 * margin, 3 if color == "rgb" else 1)
-    assert max_difference(center_crop(stored_pixels, size), decode_and_resize(data, stored.input)) <= 1
-
-
-def max_difference(first: Pixels, second: Pixels) -> int:
-    return int(np.abs(first.astype(int) - second).max())
+    assert photos.max_difference(center_crop(stored_pixels, size), decode_and_resize(data, stored.input)) <= 1
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])

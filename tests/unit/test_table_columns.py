@@ -35,20 +35,14 @@ def read_error(text: str) -> str:
 
 def test_box_is_four_float32_numbers() -> None:
     rows = read_rows(BOX + "a,x,0.1,1,9.7,8.9\nb,y, 1e1 ,+2,.5e2,3.\nc,z,-3,0,7,65500\n")
-    assert [row["boxes"] for row in rows] == [
-        [make_box(0.1, 1, 9.7, 8.9)],
-        [make_box(10, 2, 50, 3)],
-        [make_box(-3, 0, 7, 65500)],
-    ]
+    boxes = [make_box(0.1, 1, 9.7, 8.9), make_box(10, 2, 50, 3), make_box(-3, 0, 7, 65500)]
+    assert [row["boxes"] for row in rows] == [[box] for box in boxes]
     assert rows[0]["boxes"][0]["xmin"] != 0.1, "float32"
 
 
 def test_four_empty_cells_give_no_box() -> None:
-    assert [row["boxes"] for row in read_rows(BOX + "a,x,,,,\nb,y,1,2,3,4\nc,z, ,, ,\n")] == [
-        [],
-        [make_box(1, 2, 3, 4)],
-        [],
-    ]
+    rows = read_rows(BOX + "a,x,,,,\nb,y,1,2,3,4\nc,z, ,, ,\n")
+    assert [row["boxes"] for row in rows] == [[], [make_box(1, 2, 3, 4)], []]
     assert [row["boxes"] for row in read_rows(BOX + "a,x,,,,\n")] == [[]]
 
 
@@ -134,10 +128,8 @@ def test_lines_of_one_path_are_boxes_of_one_image() -> None:
 )  # fmt: skip
 def test_contradicting_lines_of_one_path_are_refused(column: str, first: str, second: str) -> None:
     text = f"path,label,{column},xmin,ymin,xmax,ymax\na,x,{first},1,2,3,4\nb,y,,1,2,3,4\na,x,{second},5,6,7,8\n"
-    assert (
-        read_error(text)
-        == f"t.csv, lines 2 and 4 ({column}): expected one {column} of 'a', found {first!r} and {second!r}"
-    )
+    expected = f"t.csv, lines 2 and 4 ({column}): expected one {column} of 'a', found {first!r} and {second!r}"
+    assert read_error(text) == expected
 
 
 def test_several_labels_of_one_path_in_several_lines_are_refused() -> None:
@@ -149,17 +141,14 @@ def test_several_labels_of_one_path_in_several_lines_are_refused() -> None:
 
 
 def test_repeated_path_without_a_box_is_refused() -> None:
-    assert (
-        read_error("path,label\na,x\nb,y\na,x\n")
-        == "t.csv, lines 2 and 4 (path): expected every path once, found a twice"
-    )
+    error = read_error("path,label\na,x\nb,y\na,x\n")
+    assert error == "t.csv, lines 2 and 4 (path): expected every path once, found a twice"
     for lines in ("a,x,1,2,3,4\na,x,,,,\n", "a,x,,,,\na,x,1,2,3,4\n", "a,x,,,,\na,x,,,,\n"):
         assert read_error(BOX + lines) == (
             "t.csv, lines 2 and 3 (path): expected every path once, or a box in every line of it, found a twice"
         )
 
 
-CELLS = st.sampled_from(["", "1", "2"])
 LINES = st.lists(
     st.tuples(st.integers(0, 5), st.one_of(st.none(), st.tuples(st.integers(0, 9), st.integers(0, 9)))), min_size=1
 )

@@ -15,13 +15,7 @@ from trained import history_of, make_tensors, model_of, settings, trainer
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.storage.errors import MillError, TransientError, UserError
 from imagemill.components.train.loop import checkpoint
-from imagemill.components.train.loop.checkpoint import (
-    SLOTS,
-    Learner,
-    TrainingState,
-    load_checkpoint,
-    save_checkpoint,
-)
+from imagemill.components.train.loop.checkpoint import SLOTS, Learner, TrainingState, load_checkpoint, save_checkpoint
 from imagemill.components.train.loop.communicator import Communicator, StopRequest
 from imagemill.components.train.loop.optimizer import MovingAverage
 from imagemill.components.train.loop.stepper import choose_autocast_dtype, should_compile
@@ -72,12 +66,10 @@ def assert_same_result(first: Trainer, expected: TrainingState, second: Trainer,
 
 
 @pytest.mark.parametrize("backbone", ["squeezenet1_1", "shufflenet_v2_x0_5"])  # dropout; batch normalization
-def test_killed_training_ends_with_the_weights_of_an_uninterrupted_one(
-    tensors: Dataset, tmp_path: Path, backbone: str
-) -> None:
+def test_killed_training_resumes_to_the_same_weights(tensors: Dataset, tmp_path: Path, backbone: str) -> None:
     config = settings(tensors, **STEP_OPTIONS, backbone=backbone)
-    whole = trainer(tensors, tmp_path / "whole", config)
-    expected = whole.run()
+    uninterrupted = trainer(tensors, tmp_path / "whole", config)
+    expected = uninterrupted.run()
     moments = [(0, 3), (1, 0), (2, 4)]  # in the middle of a group of batches, and at the start of an epoch
     for epoch, number in moments:
         killed = trainer(tensors, tmp_path / "killed", config)
@@ -87,7 +79,7 @@ def test_killed_training_ends_with_the_weights_of_an_uninterrupted_one(
             killed.run()
     resumed = trainer(tensors, tmp_path / "killed", config)
     state = resumed.run()
-    assert_same_result(whole, expected, resumed, state)
+    assert_same_result(uninterrupted, expected, resumed, state)
     assert [row["blocks"] for row in state.history] == [1, 1 + -(-(len(resumed.blocks) - 1) // 2), len(resumed.blocks)]
 
 
@@ -106,8 +98,8 @@ def test_signal_saves_a_checkpoint_from_which_the_next_attempt_resumes(
     tensors: Dataset, tmp_path: Path, number: signal.Signals, name: str
 ) -> None:
     config = settings(tensors, epochs=2, dropout=0.3, checkpoint_minutes=0.0)
-    whole = trainer(tensors, tmp_path / "whole", config)
-    expected = whole.run()
+    uninterrupted = trainer(tensors, tmp_path / "whole", config)
+    expected = uninterrupted.run()
     stop = StopRequest()
     stopped = trainer(tensors, tmp_path / "stopped", config, Communicator(stop=stop))
     call_before_batch(stopped, 1, 2, lambda: os.kill(os.getpid(), number))
@@ -121,12 +113,10 @@ def test_signal_saves_a_checkpoint_from_which_the_next_attempt_resumes(
     resumed.stepper.train_batch = lambda *a: (trained.append(a[0].number), step(*a))[1]  # type: ignore[method-assign,func-returns-value]
     state = resumed.run()
     assert trained == [3, 4], "nothing is done twice"
-    assert_same_result(whole, expected, resumed, state)
+    assert_same_result(uninterrupted, expected, resumed, state)
 
 
-def test_sigterm_during_the_validation_loses_no_step(
-    tensors: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sigterm_in_validation_loses_no_step(tensors: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = settings(tensors, epochs=1, checkpoint_minutes=0.0)
     stop = StopRequest()
     stopped = trainer(tensors, tmp_path, config, Communicator(stop=stop))
@@ -169,9 +159,7 @@ def test_early_stopping_counts_epochs_after_all_blocks_are_trained(tensors: Data
     assert [unlimited.is_finished(TrainingState(epoch, best_epoch=1)) for epoch in (9, 10)] == [False, True]
 
 
-def test_training_stops_early_without_improvement(
-    tensors: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_early_stop_without_improvement(tensors: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     training = trainer(tensors, tmp_path, settings(tensors, epochs=50, early_stopping=2))
     training._is_best = lambda state: state.epoch == 2  # type: ignore[method-assign]
     state = training.run()
@@ -217,12 +205,12 @@ def test_diverged_training_does_not_replace_the_checkpoint(tensors: Dataset, tmp
 def test_accumulated_batches_equal_one_large_batch(tensors: Dataset, tmp_path: Path) -> None:
     """Without what looks at a whole batch, 40 images in groups of 3 batches of 6 are as many in batches of 18: the last
     group is one batch of 4, and still every image in it counts the same."""
-    make_learner = trainer(tensors, tmp_path / "a", settings(tensors, batch_size=6, accumulate=3, **STEADY))
+    small = trainer(tensors, tmp_path / "a", settings(tensors, batch_size=6, accumulate=3, **STEADY))
     large = trainer(tensors, tmp_path / "b", settings(tensors, batch_size=18, **STEADY))
-    small_state, large_state = make_learner.run(), large.run()
+    small_state, large_state = small.run(), large.run()
     assert small_state.updates == large_state.updates == 6
     for key, value in large.network.state_dict().items():
-        torch.testing.assert_close(make_learner.network.state_dict()[key], value, rtol=2e-4, atol=2e-6)
+        torch.testing.assert_close(small.network.state_dict()[key], value, rtol=2e-4, atol=2e-6)
     assert [row["train_loss"] for row in small_state.history] == pytest.approx(
         [r["train_loss"] for r in large_state.history], rel=1e-4
     )
@@ -243,7 +231,7 @@ def test_epoch_is_logged_with_its_scores(tensors: Dataset, tmp_path: Path, capsy
     }  # fmt: skip
 
 
-def test_autocast_and_compilation_depend_on_the_device(monkeypatch: pytest.MonkeyPatch, tensors: Dataset) -> None:
+def test_autocast_and_compilation_depend_on_the_device(tensors: Dataset) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert choose_autocast_dtype("float32", cpu) is None and choose_autocast_dtype("bfloat16", cpu) is torch.bfloat16
     assert choose_autocast_dtype("float16", cuda) is torch.float16

@@ -51,9 +51,7 @@ def test_bins_have_equal_shares_and_frequent_values_their_own() -> None:
 
 
 @pytest.mark.parametrize(("common", "removed", "added"), [(560, 0, 20), (500, 60, 100), (0, 300, 200), (300, 200, 0)])
-def test_false_positive_rate_is_the_level(
-    common: int, removed: int, added: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_false_positive_rate(common: int, removed: int, added: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The share of p-values up to 0.05 in 400 cases without change is 0.05 +- 0.011; within four of these in a correct
     program but for one in 10,000 seeds, and the seed is fixed. There are 999 permutations here, for speed."""
     monkeypatch.setattr(two_sample, "PERMUTATIONS", 999)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_recipes import make_manifest
 from trained import IMAGE, command, finish, make_tensors, start, weights_sha256
 
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit, read_dataset
@@ -77,10 +78,10 @@ def train(tensors: Dataset, code: int = 0, **values: Any) -> str:
     return str(json.loads(result.read_text())["fingerprint"])
 
 
-def promote(tensors: Dataset, read_model: str) -> None:
+def promote(tensors: Dataset, fingerprint: str) -> None:
     workspace = open_workspace(tensors)
     number = len(workspace.promotions(NAME)) + 1
-    assert workspace.append_promotion(NAME, number, Promotion(model=f"model/{read_model}"))
+    assert workspace.append_promotion(NAME, number, Promotion(model=f"model/{fingerprint}"))
 
 
 def open_workspace(tensors: Dataset) -> Workspace:
@@ -106,24 +107,18 @@ def test_training_without_a_champion_starts_from_scratch(tmp_path: Path, capsys:
     assert read_model(tensors, first).manifest.extra.start is None
 
 
-def test_training_starts_from_the_champion_of_its_first_attempt(
+def test_champion_of_the_first_attempt_is_used(
     first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tensors, first = after_first_week(first_week, tmp_path)
     later = next_week(tensors)
     second = train(later, **CHAMPION)
     assert f"from the champion {first}" in capsys.readouterr().err
-    make_tensors_manifest = read_model(tensors, second).manifest
+    manifest = read_model(tensors, second).manifest
     sha256 = weights_sha256(read_model(tensors, first))
-    assert make_tensors_manifest.extra.start.to_dict() == {
-        "model": f"model/{first}",
-        "weights_sha256": sha256,
-        "promotion": 1,
-    }
-    assert [parent.uri for parent in make_tensors_manifest.parents] == ["../../tensors/02", f"../{first}"]
-    assert (
-        f"from the champion {first}" in make_tensors_manifest.extra.origin and make_tensors_manifest.extra.weights == ""
-    )
+    assert manifest.extra.start.to_dict() == {"model": f"model/{first}", "weights_sha256": sha256, "promotion": 1}
+    assert [parent.uri for parent in manifest.parents] == ["../../tensors/02", f"../{first}"]
+    assert f"from the champion {first}" in manifest.extra.origin and manifest.extra.weights == ""
     card = next(Path(read_model(tensors, second).uri).glob("card-*.md")).read_text()
     assert f"| model | `{first}` | the weights that training started from" in card
 
@@ -181,7 +176,7 @@ def test_resumed_training_keeps_its_champion(first_week: Path, tmp_path: Path) -
     assert models[1].manifest.extra.start.promotion == 1
 
 
-def test_champion_with_another_backbone_is_refused(
+def test_champion_of_another_backbone_fails(
     first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tensors, _ = after_first_week(first_week, tmp_path)
@@ -195,15 +190,15 @@ def test_missing_champion(first_week: Path, tmp_path: Path, capsys: pytest.Captu
     tensors, first = after_first_week(first_week, tmp_path)
     later = next_week(tensors)
     second = train(later, **CHAMPION)
-    make_tensors_manifest = tmp_path / "model" / first / "_manifest.json"
-    moved_manifest = make_tensors_manifest.rename(tmp_path / "manifest.json")
+    manifest_file = tmp_path / "model" / first / "_manifest.json"
+    moved_manifest = manifest_file.rename(tmp_path / "manifest.json")
     assert train(later, **CHAMPION) == second, "its result is there all the same"
     (tmp_path / "model" / second / "_manifest.json").unlink()
     train(later, 2, **CHAMPION)
     assert f"at model/{first}, found no intact model: --rerun train" in capsys.readouterr().err
     train(later, **CHAMPION, seed=2)
     assert f"the model of promotion 1, model/{first}, is gone: training starts from nothing" in capsys.readouterr().err
-    moved_manifest.rename(make_tensors_manifest)
+    moved_manifest.rename(manifest_file)
 
 
 def test_head_of_a_new_class_is_untrained(first_week: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -247,7 +242,7 @@ def test_weights_are_unchanged_by_default_and_the_head_of_another_task_is_droppe
     champion, network = make_network(classes, 0, backbone), make_network(classes, 1, backbone)
     state = champion.state_dict()
     spec = ModelSpec(backbone, classes, IMAGE)
-    config = resolve(TrainConfig(backbone=backbone, start="champion", weights="/w/model/0"), make_tensors_manifest())
+    config = resolve(TrainConfig(backbone=backbone, start="champion", weights="/w/model/0"), make_manifest())
     adapted, notes = adapt_champion(state, state, network, spec, Manifest("model", "0", classes=classes), config)
     assert not notes and all(torch.equal(value, state[name]) for name, value in adapted.items())
     other = Manifest("model", "0", classes=classes, task="multi")
@@ -255,36 +250,24 @@ def test_weights_are_unchanged_by_default_and_the_head_of_another_task_is_droppe
     assert state.keys() - adapted.keys() == {"fc.weight", "fc.bias"} and notes == ["the head knows 0 of 2 classes"]
 
 
-def make_tensors_manifest(train: int = 560) -> Manifest:
-    from test_recipes import make_manifest
-
-    return make_manifest(train)
-
-
 @pytest.mark.parametrize("recipe", sorted(WARM))
 def test_recipe_from_the_champion_has_fewer_epochs_and_a_lower_rate(recipe: str) -> None:
     weights = {"weights": "/w/model/0", "recipe": recipe}
-    warm = resolve(TrainConfig(start="champion", **weights), make_tensors_manifest())
+    warm = resolve(TrainConfig(start="champion", **weights), make_manifest())
     needs_weights = recipe in ("probe", "finetune")
-    from_nothing = resolve(
-        TrainConfig(recipe=recipe, weights="DEFAULT" if needs_weights else ""), make_tensors_manifest()
-    )
+    from_nothing = resolve(TrainConfig(recipe=recipe, weights="DEFAULT" if needs_weights else ""), make_manifest())
     assert warm.learning_rate < from_nothing.learning_rate or needs_weights  # which have that rate already
     assert warm.epochs < from_nothing.epochs or recipe == "probe"
     assert warm.head == ("solved" if recipe == "probe" else None)
     assert warm.probe_epochs == (recipe == "probe") and warm.unfreeze_epochs == 0
-    chosen = resolve(
-        TrainConfig(start="champion", epochs=7, learning_rate=0.5, shrink=0.3, **weights), make_tensors_manifest()
-    )
+    chosen = resolve(TrainConfig(start="champion", epochs=7, learning_rate=0.5, shrink=0.3, **weights), make_manifest())
     assert (chosen.epochs, chosen.learning_rate, chosen.shrink, chosen.perturb) == (7, 0.5, 0.3, 0.0)
-    assert resolve(warm, make_tensors_manifest()) == warm
+    assert resolve(warm, make_manifest()) == warm
 
 
 def test_champion_options_do_not_count_without_a_champion() -> None:
-    assert (
-        not {"start", "shrink", "perturb"} & resolve(TrainConfig(), make_tensors_manifest()).fingerprint_values().keys()
-    )
-    assert not {"start", "shrink", "perturb"} & resolve(TrainConfig(), make_tensors_manifest()).manifest_values().keys()
+    assert not {"start", "shrink", "perturb"} & resolve(TrainConfig(), make_manifest()).fingerprint_values().keys()
+    assert not {"start", "shrink", "perturb"} & resolve(TrainConfig(), make_manifest()).manifest_values().keys()
 
 
 @pytest.mark.parametrize(

@@ -19,15 +19,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ...imaging.rand_augment import BINS, SIGNED
+from ...imaging.rand_augment import BINS, OPERATIONS, SIGNED, list_magnitudes
 from ..config import TrainConfig
 from .matrices import Floats, compose, make_affine, make_identity
 
 RANDAUGMENT, TRIVIALAUGMENT, AUTOAUGMENT = "randaugment", "trivialaugment", "autoaugment"
-NAMES = (
-    "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
-    "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize", "Invert",
-)  # fmt: skip
+NAMES = (*OPERATIONS, "Invert")
 """In torchvision's order. RandAugment and TrivialAugment sample from all but Invert."""
 _INDICES = {name: index for index, name in enumerate(NAMES)}
 _IS_SIGNED = np.array([name in SIGNED for name in NAMES])
@@ -148,19 +145,12 @@ class PolicyOps(NamedTuple):
 @cache
 def compute_magnitudes(policy: str, size: int) -> Floats:
     """Return the magnitude of each of `NAMES` at each bin, before its sign, for an image of `size` pixels a side:
-    float64 [operations, bins]. Computed in float32 as in torchvision: a translation is truncated to whole pixels."""
-    import torch
-
-    bins = AUTO_BINS if policy == AUTOAUGMENT else BINS
-    magnitudes = np.zeros((len(NAMES), bins))
-    for name, largest in (_WIDE if policy == TRIVIALAUGMENT else SIGNED).items():
-        if name.startswith("Translate"):
-            largest = _WIDE_TRANSLATION if policy == TRIVIALAUGMENT else largest * size
-        magnitudes[_INDICES[name]] = torch.linspace(0.0, largest, bins).numpy()
-    dropped_bits = 6 if policy == TRIVIALAUGMENT else 4
-    magnitudes[_INDICES["Posterize"]] = (8 - (torch.arange(bins) / ((bins - 1) / dropped_bits))).round().numpy()
-    magnitudes[_INDICES["Solarize"]] = torch.linspace(1.0, 0.0, bins).numpy()
-    return magnitudes
+    float64 [operations, bins]."""
+    bins, dropped_bits = AUTO_BINS if policy == AUTOAUGMENT else BINS, 6 if policy == TRIVIALAUGMENT else 4
+    largest = dict(_WIDE if policy == TRIVIALAUGMENT else SIGNED)
+    for name in ("TranslateX", "TranslateY"):
+        largest[name] = _WIDE_TRANSLATION if policy == TRIVIALAUGMENT else largest[name] * size
+    return np.array([list_magnitudes(name, largest.get(name, 0.0), bins, dropped_bits) for name in NAMES])
 
 
 def sample_ops(config: TrainConfig, rng: np.random.Generator, count: int, size: int) -> PolicyOps:

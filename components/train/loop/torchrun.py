@@ -28,12 +28,12 @@ _TORCHRUN_LOG = re.compile(r"[IWEF]\d{4} [\d:.]+ \d+ .*torch")
 
 
 def choose_processes(config: TrainConfig) -> int:
-    """Return the number of processes to start: one for each GPU unless configured, 1 in a process of torchrun.
+    """Return the number of processes that train: one for each GPU unless configured, torchrun's number in its own.
 
     UserError for more processes than GPUs, or than pairs of images in a batch.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        return 1
+    if (world_size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        return world_size
     number = config.processes or int(config.recipe == "probe")  # one solves the head, and there is nothing else to do
     if config.device != "cpu" and pick_device(config.device).type == "cuda":
         import torch

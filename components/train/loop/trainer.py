@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from ...step.progress import Progress, format_duration
 from ...step.step import Context
 from ...storage.errors import TransientError, UserError
 from ..config import TrainConfig
+from .batch_norm import synchronize_batch_norm
 from .checkpoint import Learner, TrainingState, load_checkpoint, save_checkpoint
 from .communicator import Communicator
 from .domain_adversary import DomainAdversary
@@ -47,6 +49,7 @@ class Trainer:
         events_uri: folder or S3 prefix of TensorBoard's event files; empty for none.
         solution: of the head on the frozen features; None where there is none, or several processes train.
         target: tensors of unlabelled images, to whose domain the features are adapted; None for no adaptation.
+        log_epoch: called by the main process with the row of each epoch.
         preparation_seconds: time that went into the features and the solution.
 
     Attributes:
@@ -68,6 +71,7 @@ class Trainer:
     events_uri: str = ""
     solution: HeadSolution | None = None
     target: Dataset | None = None
+    log_epoch: Callable[[EpochRow], None] | None = None
     preparation_seconds: float = 0.0
     events: EventFile | None = field(default=None, init=False)
     _counted_until: float = field(default=0.0, init=False)
@@ -78,6 +82,8 @@ class Trainer:
         import torch
 
         config, manifest, image = self.config, self.tensors.manifest, self.tensors.manifest.image_spec
+        if self.comm.world_size > 1 and (line := synchronize_batch_norm(self.network, config.backbone, self.device)):
+            self.context.say(line)
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.blocks = parameter_blocks(self.network)
         average = MovingAverage(self.network, config.ema) if config.ema else None
@@ -197,6 +203,8 @@ class Trainer:
         if self.events:
             self.events.add(state.updates, row)
             self.events.publish()
+        if self.log_epoch and self.comm.is_main:
+            self.log_epoch(row)
 
     def _train_batches(self, state: TrainingState) -> None:
         """Train on the batches of an epoch from number `state.batches` on."""

@@ -40,7 +40,7 @@ def reach(workspace: str) -> dict[str, Any]:
 
 
 def _server(endpoint: str) -> str:
-    """What the object store calls itself in its answers; empty where it doesn't."""
+    """Return the object store's Server header, empty without one."""
     import urllib.error
     import urllib.request
 
@@ -146,7 +146,7 @@ def look(workspace: str) -> dict[str, Any]:
 
 
 def count(places: Sequence[str]) -> dict[str, Any]:
-    """How many objects there are below each place."""
+    """Return the number of objects below each place."""
     from imagemill.components.storage.store import get_store
 
     return {place: sum(1 for _ in get_store(place).list(place)) for place in places}
@@ -221,7 +221,7 @@ def listen(port: int, seconds: float) -> dict[str, Any]:
 
 
 def version() -> dict[str, Any]:
-    """What is in the image: imagemill's version, the user that it runs as, and what it can import."""
+    """Return imagemill's version, the user of the process, and the modules that can be imported."""
     import importlib.util
 
     from imagemill.components.dataset.manifest import code_version

@@ -40,7 +40,7 @@ _TIMEOUT = (10, 60)
 
 
 class KubeError(Exception):
-    """What the API answered, or why it did not: `status` is 0 when nothing answered."""
+    """Error of the Kubernetes API: its answer, or the reason for none (`status` is 0)."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -76,7 +76,7 @@ class Kube:
         return self.read(self.path(kind, name))
 
     def items(self, kind: str, selector: str = "") -> list[Doc]:
-        """Those that the label selector takes; none where the kind is unknown."""
+        """Return the objects that the label selector matches; none where the kind is unknown."""
         response = self.read(self.path(kind, labelSelector=selector))
         return list(response["items"]) if response else []
 
@@ -171,7 +171,7 @@ class Kube:
 
 
 def _message(error: Any) -> str:
-    """What the API says was wrong, from the Status document that it answers with."""
+    """Return the message of the Status document with which the API answers."""
     try:
         return str(json.loads(error.body)["message"])
     except (TypeError, ValueError, KeyError):

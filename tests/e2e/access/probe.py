@@ -85,7 +85,7 @@ def ask(
 
 
 def answer(trial: Trial, name: str, deadline: Deadline | None = None) -> Doc:
-    """What a pod of `begin` answers, when it has ended; the pod is deleted."""
+    """Return the answer of a pod of `begin` when it has ended, and delete the pod."""
 
     def find_ended() -> Doc | None:
         document = trial.find("pods", name)

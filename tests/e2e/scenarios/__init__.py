@@ -2,19 +2,7 @@
 
 from __future__ import annotations
 
-from . import (
-    kills,
-    leftovers,
-    measured,
-    pages,
-    policies,
-    preflight,
-    refusals,
-    retries,
-    sdk,
-    weekly,
-    whole_runs,
-)
+from . import kills, leftovers, measured, pages, policies, preflight, refusals, retries, sdk, weekly, whole_runs
 from .common import REGISTRY
 
 for _module in (whole_runs, weekly, kills, refusals, retries, policies, sdk, pages, leftovers, measured):

@@ -1,4 +1,4 @@
-"""What scenarios share: how a small run is started through each engine, and what it must have stored."""
+"""Functions that scenarios share: start of a small run through each engine, and checks of its datasets."""
 
 from __future__ import annotations
 

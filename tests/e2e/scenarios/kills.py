@@ -21,7 +21,7 @@ from .retries import policy_of
 
 @dataclass(frozen=True)
 class Target:
-    """Whose pod is killed: the tasks that it may be of, and how many seconds after it began to work."""
+    """Task whose pod is killed, by its possible names, and the seconds after it began to work."""
 
     name: str
     tasks: tuple[str, ...]
@@ -38,10 +38,7 @@ TARGETS = {
         Target("evaluate", ("evaluate",), 1),
         Target("promote", ("promote",), 0.3),
     ),
-    "rayjob": (
-        Target("rayjob", ("rayjob", "resize"), 5),
-        Target("ray-worker", ("ray-worker",), 0, of_ray=True),
-    ),
+    "rayjob": (Target("rayjob", ("rayjob", "resize"), 5), Target("ray-worker", ("ray-worker",), 0, of_ray=True)),
     "ray-head": (Target("ray-head", ("ray-head",), 0, of_ray=True),),
 }
 """By run, the pods that are killed in it, in the order in which they work."""
@@ -106,8 +103,8 @@ def _caught(trial: Trial, run: Run, target: Target, after: float) -> Doc | None:
             return True
         return None
 
-    what = f"a working pod of {' or '.join(target.tasks)}"
-    pod_or_end = trial.mirror.wait(find_working, what, trial.deadline, run.doing, every=0.2)
+    awaited = f"a working pod of {' or '.join(target.tasks)}"
+    pod_or_end = trial.mirror.wait(find_working, awaited, trial.deadline, run.doing, every=0.2)
     return None if pod_or_end is True else pod_or_end  # type: ignore[return-value]
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves when a user deletes it: its datasets, records and report in the workspace, and nothing else."""
+"""Deletion of a run by a user: datasets, records and report stay in the workspace, and nothing else is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run costs, measured with nothing else under way: the demo, the same again, and the ways to resize."""
+"""Cost of a run, measured alone: the demo, an unchanged run, and the ways to resize."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from imagemill.components.dataset.workspace import STEPS
 
 from ..access.kube import Doc
 from ..options import in_pods, with_rayjob
-from ..runs import ARGO, KFP, Run, created, main_container, moment
+from ..runs import ARGO, KFP, Run, created, main_container, moment, own_seconds
 from ..scenario import Failed
 from ..session import Trial
 from .common import NEEDS, add, check_complete, check_unchanged, start
@@ -40,7 +40,7 @@ def _record_cost(trial: Trial, run: Run, kind: str) -> str:
     """The run's seconds, for the results and in words. Failed with --bars if they are over the bar."""
     seconds, bar = run.wall_seconds(), BARS[trial.engine, kind]
     pods = run.pods()
-    own = sum(_own_seconds(pod) for pod in pods)
+    own = sum(own_seconds(pod) for pod in pods)
     steps = {step: round(taken, 1) for step, taken in run.seconds().items() if step in STEPS}
     trial.session.measure(
         TABLE, run=f"{kind} run", engine=trial.engine, seconds=round(seconds), bar=bar, pods=len(pods),
@@ -52,14 +52,6 @@ def _record_cost(trial: Trial, run: Run, kind: str) -> str:
         if trial.options.bars:
             raise Failed(note)
     return note
-
-
-def _own_seconds(pod: Doc) -> float:
-    """Seconds that a pod's main container ran."""
-    ended = main_container(pod).get("terminated") or {}
-    if not (ended.get("startedAt") and ended.get("finishedAt")):
-        return 0.0
-    return (moment(ended["finishedAt"]) - moment(ended["startedAt"])).total_seconds()
 
 
 def _resizing(trial: Trial) -> str:

@@ -141,13 +141,13 @@ def _node_addresses(trial: Trial) -> list[str]:
 
 
 def _list_required(trial: Trial) -> tuple[str, ...]:
-    """What a step's pod must reach: the API server for Argo's own container in it, the rest for KFP's launcher."""
+    """Return the targets that a step's pod must reach: for Argo's own container, and for KFP's launcher."""
     kfp = ("KFP's API", "KFP's metadata store") if trial.engine == KFP else ()
     return ("the store", "the API server", *kfp)
 
 
 def _expected(trial: Trial, kind: str, targets: Mapping[str, tuple[str, int]]) -> dict[str, bool | None]:
-    """By target, whether it answers; None: a step that fetches from public addresses may reach the internet."""
+    """Return whether each target answers; None: a step that fetches from public addresses may reach the internet."""
     reached = set(_list_required(trial))
     if kind in ("ray-worker", "ray-submitter"):
         reached -= {"the API server"}

@@ -1,4 +1,4 @@
-"""What the other scenarios need of the cluster: each a line of the table of its own."""
+"""Requirements of the other scenarios on the cluster, each with a row of the table."""
 
 from __future__ import annotations
 
@@ -224,7 +224,7 @@ def kuberay(trial: Trial) -> str:
 @check("resizing", needs=("api",), minutes=1)
 @in_each_place
 def resizing(trial: Trial) -> str:
-    """What ray.mode asks for is there."""
+    """The executor of ray.mode is available."""
     if trial.cluster.ray.mode == "rayjob":
         _require_kinds(trial, "ray.io/v1", {"rayjobs", "rayclusters"}, "KubeRay (ray.mode is rayjob)", missing=Failed)
     return f"ray.mode {trial.cluster.ray.mode}"
@@ -235,8 +235,8 @@ def kubeflow(trial: Trial) -> str:
     """Kubeflow Pipelines' API answers, and its runs are where they are looked for."""
     place = trial.session.places[KFP]
     try:
-        with kfp.service(trial.options, place.cluster.namespace) as api:
-            host, profile = api.host, api.namespace
+        with kfp.service(trial.options, place.cluster.namespace) as service:
+            host, profile = service.host, service.namespace
     except MillError as error:
         if trial.options.submit or os.environ.get(HOST_VARIABLE) or _has_kubeflow(trial):
             raise Failed(str(error)) from None
@@ -308,7 +308,7 @@ def _deployments(trial: Trial) -> list[Doc]:
 
 
 def _namespace_of(trial: Trial, deployment: str) -> str:
-    """Where a deployment of that name is; empty where it can't be seen."""
+    """Return the namespace of a deployment, empty where it can't be seen."""
     metadata = [
         document["metadata"] for document in _deployments(trial) if document["metadata"].get("name") == deployment
     ]

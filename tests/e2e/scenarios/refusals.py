@@ -110,7 +110,7 @@ def _end_by_deadline(trial: Trial, run: Run, deadline: float) -> str:
 
 
 def _seconds_to_train(trial: Trial) -> float:
-    """How long the undisturbed run took until its pod of train was made."""
+    """Return the seconds of the undisturbed run until its pod of train was created."""
     run = baseline(trial)
     workflow, pods = run.object(), run.pods("train")
     return (created(pods[0]) - created(workflow)).total_seconds() if workflow and pods else 0.0

@@ -1,8 +1,7 @@
-"""Which failures of a step are tried again, how often and for how long: by Argo's template, and by KFP's count.
+"""Retries of failed steps, their number and time: by Argo's template, and by KFP's count.
 
 KFP compiles a number of tries and no policy, so that its retries are those of Argo's controller: by Argo's own default
-pods that failed, by the defaults of KFP's installation (OnError) those that were lost. What is met is recorded.
-"""
+pods that failed, by the defaults of KFP's installation (OnError) those that were lost. The outcome is recorded."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from dataclasses import replace
 from ..access.controller import Controller, find_controller, other_policy
 from ..access.kube import Doc, name_of
 from ..access.mirror import say
-from ..runs import ARGO, KFP, SUCCEEDED, Run, main_container, moment, uid_of
+from ..runs import ARGO, KFP, SUCCEEDED, Run, main_container, own_seconds, uid_of
 from ..scenario import Failed
 from ..session import Session, Trial
 from .common import NEEDS, add, submit
@@ -28,7 +27,7 @@ NEXT_POD_S = 240
 
 
 def policy_of(session: Session) -> str:
-    """Which failures Argo's controller tries again where a template says nothing; empty where it is out of sight."""
+    """Return the retry policy of Argo's controller for templates without one; empty where it can't be seen."""
     controller = controller_of(session)
     return str(session.facts.get("other_policy") or (controller.policy if controller else ""))
 
@@ -50,7 +49,7 @@ def record(trial: Trial, run: Run, failure: str, seconds: float) -> str:
     outcome = "went on" if not run.ended or run.phase == SUCCEEDED else f"ended {run.phase}"
     trial.session.measure(
         TABLE, failure=failure, engine=trial.engine, policy=policy, pods=len(pods), exit_codes=codes,
-        own_seconds=[round(_own_seconds(pod)) for pod in pods], seconds=round(seconds), outcome=outcome,
+        own_seconds=[round(own_seconds(pod)) for pod in pods], seconds=round(seconds), outcome=outcome,
     )  # fmt: skip
     return f"{len(pods)} pod(s), {seconds:.0f} s, {outcome} under the policy {policy}"
 
@@ -62,13 +61,6 @@ def _exit_code(pod: Doc) -> str:
 
 def _reason(ended: Doc) -> str:
     return str(ended["reason"]) if ended.get("reason") not in (None, "Error", "Completed") else ""
-
-
-def _own_seconds(pod: Doc) -> float:
-    ended = main_container(pod).get("terminated") or {}
-    if not (ended.get("startedAt") and ended.get("finishedAt")):
-        return 0.0
-    return (moment(ended["finishedAt"]) - moment(ended["startedAt"])).total_seconds()
 
 
 def lost_pod(trial: Trial) -> str:

@@ -23,7 +23,7 @@ SECONDS_A_RETRAINING = 240
 
 
 def _second_week(trial: Trial) -> str:
-    """Two runs in one workspace, with 1% new images before the second; the datasets are those of a run from nothing."""
+    """Run twice in one workspace, with 1% new images before the second; compare with a run from nothing."""
     source, workspace = trial.workspace(f"{trial.engine}-photos"), trial.workspace(f"{trial.engine}-weeks")
     seconds: dict[int, dict[str, float]] = {}
     stored: dict[int, dict[str, Any]] = {0: {"bytes": {}}}

@@ -40,8 +40,8 @@ def _submitted(trial: Trial) -> str:
     stored = datasets(trial)
     other = {ARGO: KFP, KFP: ARGO}[trial.engine]
     same = ""
-    if (known := trial.session.facts.get(f"datasets {other}")) is not None:
-        check_same(stored, known, f"the run through {other}")
+    if (stored_by_other := trial.session.facts.get(f"datasets {other}")) is not None:
+        check_same(stored, stored_by_other, f"the run through {other}")
         same = f"; the same datasets as through {other}"
     return f"{format_seconds(run.seconds())}{same}"
 
@@ -91,7 +91,7 @@ def _gpu(trial: Trial) -> str:
 
 
 def _gpu_steps(trial: Trial) -> dict[str, str]:
-    """By step, the kind of GPU that it asks for."""
+    """Return the kind of GPU that each step asks for."""
     return {step: pod.gpu_type for step, pod in trial.cluster.steps.items() if step in ON_GPU and pod.gpu}
 
 
@@ -128,7 +128,7 @@ def _two_at_once(trial: Trial) -> str:
 
 
 def _watch_turns(trial: Trial, first: Run, second: Run, deadline: Deadline) -> str:
-    """Until one of them waits; Failed when both work at the same time. The message of the one that waits."""
+    """Wait until one of the runs waits for the other and return its message; Failed when both work at the same time."""
 
     def waiting() -> str | None:
         working = [run for run in (first, second) if any(_works(pod) for pod in run.pods(living=True))]

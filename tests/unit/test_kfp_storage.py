@@ -33,10 +33,10 @@ def last_run(mill: Commands) -> str:
     return str(mill.service.runs[-1]["run_id"])
 
 
-def start(mill: Commands, *words: str, looks: Any = None) -> str:
+def start(mill: Commands, *options: str, looks: Any = None) -> str:
     """Start a run that is not followed; its id."""
     mill.service.scripts = [looks or script()]
-    assert mill("submit", "--no-wait", *words).code == 0
+    assert mill("submit", "--no-wait", *options).code == 0
     return last_run(mill)
 
 
@@ -57,37 +57,37 @@ def when_looked_at(mill: Commands, keep: Any) -> None:
     mill.service.on_request = on_request
 
 
-def test_a_failed_step_is_told_by_the_exit_steps_summary(mill: Commands) -> None:
-    wrong = record("clean", state="failed", uri="", exit_code=2, error="color: expected one of rgb, found 'x'")
+def test_error_of_a_failed_step_is_read_from_the_exit_handler(mill: Commands) -> None:
+    failed_record = record("clean", state="failed", uri="", exit_code=2, error="color: expected one of rgb, found 'x'")
 
     def keep(run: str) -> None:
-        mill.service.kept.step(run, "download", record=record("download"))
-        mill.service.kept.step(run, "clean", "FAILED")
-        mill.service.kept.step(run, "finish", records={"download": record("download"), "clean": wrong})
+        mill.service.storage.step(run, "download", record=record("download"))
+        mill.service.storage.step(run, "clean", "FAILED")
+        mill.service.storage.step(run, "finish", records={"download": record("download"), "clean": failed_record})
 
     mill.service.scripts = [script("download", "clean", last="FAILED")]
     when_looked_at(mill, keep)
-    ran = mill("submit", "--json")
-    assert ran.code == 2 and ran.json["error"] == "clean: color: expected one of rgb, found 'x'", ran.err
-    assert ran.json["records"]["download"]["uri"] == "s3://mill/work/download/00"
-    assert "credentials" not in ran.err and "can't be read" not in ran.err
-    shown = mill("runs", last_run(mill))
-    assert "failed, exit code 2" in shown.out and "color: expected one of rgb" in shown.out and shown.code == 0
-    assert "resize    not reached" in shown.out and "resize" not in ran.err
+    result = mill("submit", "--json")
+    assert result.code == 2 and result.json["error"] == "clean: color: expected one of rgb, found 'x'", result.err
+    assert result.json["records"]["download"]["uri"] == "s3://mill/work/download/00"
+    assert "credentials" not in result.err and "can't be read" not in result.err
+    details = mill("runs", last_run(mill))
+    assert "failed, exit code 2" in details.out and "color: expected one of rgb" in details.out and details.code == 0
+    assert "resize    not reached" in details.out and "resize" not in result.err
     assert "failed at clean" in mill("runs").out
 
 
-def test_numbers_and_verdicts_are_listed(mill: Commands, started: str) -> None:
-    mill.service.kept.step(started, "promote", records=WHOLE)
+def test_scores_and_verdicts_are_listed(mill: Commands, started: str) -> None:
+    mill.service.storage.step(started, "promote", records=WHOLE)
     assert mill("runs", started, "--follow").code == 0
     row = mill("runs").out.splitlines()[1]
     assert "0.947" in row and "first" in row
-    shown = mill("runs", started).out
-    assert "top-1 0.950 · macro-F1 0.947 · first" in shown and "s3://mill/work/train/00" in shown
+    details = mill("runs", started).out
+    assert "top-1 0.950 · macro-F1 0.947 · first" in details and "s3://mill/work/train/00" in details
 
 
 def test_runs_of_a_package_that_the_sdk_started_are_listed(mill: Commands) -> None:
-    """They have no version: the package goes along with the run."""
+    """Such runs have no version: they include the package."""
     import kfp
 
     with warnings.catch_warnings():
@@ -97,12 +97,12 @@ def test_runs_of_a_package_that_the_sdk_started_are_listed(mill: Commands) -> No
         client.create_run_from_pipeline_package(str(compiled_once()), arguments={"name": "by-sdk"}, run_name="by-sdk")
     run = last_run(mill)
     assert "pipeline_version_reference" not in mill.service.runs[-1]
-    mill.service.kept.step(run, "promote", records=WHOLE)
+    mill.service.storage.step(run, "promote", records=WHOLE)
     row = mill("runs").out.splitlines()[-1]  # the SDK has printed, too
     assert row.startswith("by-sdk") and "0.947" in row and "first" in row
     assert "by-sdk" not in mill("runs", "--pipeline-name", "another").out
-    shown = mill("runs", run)
-    assert shown.code == 0 and shown.err == "", shown.err
+    details = mill("runs", run)
+    assert details.code == 0 and details.err == "", details.err
 
 
 def test_a_pipeline_uploaded_under_another_name_is_asked_for_once(mill: Commands) -> None:
@@ -114,30 +114,30 @@ def test_a_pipeline_uploaded_under_another_name_is_asked_for_once(mill: Commands
     assert training.NAME == PIPELINE_NAME
 
 
-def test_a_run_that_goes_on_shows_what_its_steps_have_made(mill: Commands) -> None:
+def test_running_run_shows_the_datasets_of_finished_steps(mill: Commands) -> None:
     run = start(mill, looks=[("RUNNING", {"download": "SUCCEEDED", "clean": "RUNNING"})])
-    mill.service.kept.step(run, "download", record=record("download", state="cached"))
-    mill.service.kept.step(run, "clean", "RUNNING")
-    shown = mill("runs", run)
-    assert "download  succeeded, cached" in shown.out and "s3://mill/work/download/00" in shown.out
+    mill.service.storage.step(run, "download", record=record("download", state="cached"))
+    mill.service.storage.step(run, "clean", "RUNNING")
+    details = mill("runs", run)
+    assert "download  succeeded, cached" in details.out and "s3://mill/work/download/00" in details.out
 
 
-def test_what_may_be_tried_again_is_one_step(
+def test_retried_step_is_shown_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with commands(tmp_path, monkeypatch, capsys, KfpService(retries=True)) as mill:
         mill.service.scripts = [script()]
-        ran = mill("submit", "--json")
-        assert ran.err.count("[clean] running") == 1 and "(0)" not in ran.err
+        result = mill("submit", "--json")
+        assert result.err.count("[clean] running") == 1 and "(0)" not in result.err
         tasks = json.loads(mill("runs", last_run(mill), "--json").out)["tasks"]
-        assert list(tasks) == list(STEPS) and {one["state"] for one in tasks.values()} == {"SUCCEEDED"}
+        assert list(tasks) == list(STEPS) and {task["state"] for task in tasks.values()} == {"SUCCEEDED"}
 
 
 def test_the_report_is_written(mill: Commands, started: str, tmp_path: Path) -> None:
     target = tmp_path / "report.html"
     early = mill("runs", started, "--report", str(target))
     assert early.code == 2 and "--report: expected a run that has made its report" in early.err and not target.exists()
-    mill.service.kept.step(started, "promote", records=WHOLE, report="<p>ä</p>".encode())
+    mill.service.storage.step(started, "promote", records=WHOLE, report="<p>ä</p>".encode())
     assert mill("runs", started, "--follow", "--report", str(target)).code == 0
     assert target.read_text(encoding="utf-8") == "<p>ä</p>"
     assert mill("runs", started, "--report", str(tmp_path / "no" / "folder.html")).code == 2
@@ -146,35 +146,37 @@ def test_the_report_is_written(mill: Commands, started: str, tmp_path: Path) -> 
 
 def test_the_report_of_an_unchanged_run_is_the_earlier_runs(mill: Commands, started: str, tmp_path: Path) -> None:
     """Its promote did not run: Kubeflow Pipelines keeps the report with the run that its record names."""
-    mill.service.kept.step(started, "promote", records=WHOLE, report=b"<p>earlier</p>")
-    again = start(mill)
+    mill.service.storage.step(started, "promote", records=WHOLE, report=b"<p>earlier</p>")
+    rerun = start(mill)
     report = f"s3://mill/work/runs/{started}/report.html"
     gate = WHOLE["promote"] | {"metrics": WHOLE["promote"]["metrics"] | {"report": report}}
-    mill.service.kept.step(again, "finish", records=WHOLE | {"promote": gate})
+    mill.service.storage.step(rerun, "finish", records=WHOLE | {"promote": gate})
     target = tmp_path / "report.html"
-    shown = mill("runs", again, "--follow", "--report", str(target))
-    assert shown.code == 0 and target.read_bytes() == b"<p>earlier</p>", shown.err
+    details = mill("runs", rerun, "--follow", "--report", str(target))
+    assert details.code == 0 and target.read_bytes() == b"<p>earlier</p>", details.err
 
 
 LAUNCHER = "I1122 launcher_v2.go:90] input\n[clean] error: color: expected rgb\nF1122 main.go:50] failed to execute "
 LAUNCHER += "component: exit status 2\n"
 
 
-def test_logs_come_from_where_they_are(mill: Commands, started: str) -> None:
-    kept = mill.service.kept
-    running = kept.step(started, "train", "RUNNING")
-    kept.pod_logs[running] = "[train] epoch 1"
+def test_logs_are_read_from_pods_artifacts_and_the_archive(mill: Commands, started: str) -> None:
+    storage = mill.service.storage
+    running = storage.step(started, "train", "RUNNING")
+    storage.pod_logs[running] = "[train] epoch 1"
     assert mill("runs", started, "--logs", "train").out == "[train] epoch 1\n"
-    ended = kept.step(started, "clean", "FAILED", logs=("[clean] first try\n", "[clean] error: color\n"))
-    kept.pod_logs[ended] = LAUNCHER
+    failed_pod = storage.step(started, "clean", "FAILED", logs=("[clean] first try\n", "[clean] error: color\n"))
+    storage.pod_logs[failed_pod] = LAUNCHER
     assert mill("runs", started, "--logs", "clean").out == "[clean] error: color\n"  # the step's own lines
-    archived = kept.step(started, "resize", "FAILED")
-    kept.archived_logs[archived] = "[resize] archived ä\n"
+    archived = storage.step(started, "resize", "FAILED")
+    storage.archived_logs[archived] = "[resize] archived ä\n"
     assert mill("runs", started, "--logs", "resize").out == "[resize] archived ä\n"
-    kept.step(started, "promote")
-    gone = mill("runs", started, "--logs", "promote")
+    storage.step(started, "promote")
+    missing = mill("runs", started, "--logs", "promote")
     assert (
-        gone.code == 2 and "expected the log of promote, found none: " in gone.err and "artifact not found" in gone.err
+        missing.code == 2
+        and "expected the log of promote, found none: " in missing.err
+        and "artifact not found" in missing.err
     )
     unknown = mill("runs", started, "--logs", "evaluate")
     assert (
@@ -192,7 +194,7 @@ EVICTED = {"status": {"phase": "Failed", "reason": "Evicted", "message": "The no
 
 
 @pytest.mark.parametrize(
-    ("log", "pod", "code", "said"),
+    ("log", "pod", "code", "message"),
     [
         (LAUNCHER, {}, 2, "clean: color: expected rgb"),
         ("[clean] 12 rows\n", OOM, 1, "clean: its pod was killed: out of memory (OOMKilled, exit code 137)"),
@@ -202,51 +204,51 @@ EVICTED = {"status": {"phase": "Failed", "reason": "Evicted", "message": "The no
         ("", {}, 1, "the run failed in clean; clean ended without a record"),
     ],
 )
-def test_without_a_record_the_log_or_the_pod_tells(
-    mill: Commands, log: str, pod: dict[str, Any], code: int, said: str
+def test_missing_record_is_replaced_by_the_log_or_the_pod_status(
+    mill: Commands, log: str, pod: dict[str, Any], code: int, message: str
 ) -> None:
     def keep(run: str) -> None:
-        mill.service.kept.step(run, "download", record=record("download"))
-        name = mill.service.kept.step(run, "clean", "FAILED")
-        mill.service.kept.pod_logs[name] = log
+        mill.service.storage.step(run, "download", record=record("download"))
+        name = mill.service.storage.step(run, "clean", "FAILED")
+        mill.service.storage.pod_logs[name] = log
         if pod:
-            mill.service.kept.pods[name] = pod
-        mill.service.kept.step(run, "finish", records={})
+            mill.service.storage.pods[name] = pod
+        mill.service.storage.step(run, "finish", records={})
 
     mill.service.scripts = [script("download", "clean", last="FAILED")]
     when_looked_at(mill, keep)
-    ran = mill("submit", "--json")
-    assert ran.code == code and ran.json["error"].startswith(said), ran.json["error"]
-    assert "can't be read" not in ran.err
+    result = mill("submit", "--json")
+    assert result.code == code and result.json["error"].startswith(message), result.json["error"]
+    assert "can't be read" not in result.err
 
 
 @pytest.fixture
 def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Commands]:
     """Behind Kubeflow's gateway: below /pipeline, with a login and namespaces; the metadata store below the origin."""
     service = KfpService(multi_user=True, cookie="authservice_session=s3cr3t", prefix="/pipeline")
-    service.kept.authorized = True
+    service.storage.authorized = True
     with commands(tmp_path, monkeypatch, capsys, service) as mill:
         service.url += "/pipeline"
         monkeypatch.setenv("KF_PIPELINES_COOKIE", service.cookie)
         yield mill
 
 
-def test_with_profiles_everything_goes_through_the_gateway(profiles: Commands, tmp_path: Path) -> None:
+def test_multi_user_mode_reads_everything_through_the_gateway(profiles: Commands, tmp_path: Path) -> None:
     run = start(profiles, "--namespace", "team")
-    pod = profiles.service.kept.step(run, "promote", records=WHOLE, report=b"<p>team</p>")
-    profiles.service.kept.pod_logs[pod] = "[promote] first\n"
-    words = ["--namespace", "team"]
+    pod = profiles.service.storage.step(run, "promote", records=WHOLE, report=b"<p>team</p>")
+    profiles.service.storage.pod_logs[pod] = "[promote] first\n"
+    options = ["--namespace", "team"]
     target = tmp_path / "report.html"
-    shown = profiles("runs", run, "--follow", "--report", str(target), *words)
-    assert shown.code == 0 and target.read_bytes() == b"<p>team</p>", shown.err
-    assert profiles("runs", run, "--logs", "promote", *words).out == "[promote] first\n"
-    assert "0.947" in profiles("runs", *words).out
+    details = profiles("runs", run, "--follow", "--report", str(target), *options)
+    assert details.code == 0 and target.read_bytes() == b"<p>team</p>", details.err
+    assert profiles("runs", run, "--logs", "promote", *options).out == "[promote] first\n"
+    assert "0.947" in profiles("runs", *options).out
 
 
 def test_a_login_that_is_not_the_pages_leaves_the_store(
     mill: Commands, started: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What can't be had through KFP comes from the workspace, where that can be read."""
+    """Results that KFP can't give are read from the workspace."""
     from imagemill.pipelines.kfp import artifacts
 
     monkeypatch.setattr(artifacts, "read_stored_records", lambda workspace, run: dict(WHOLE))
@@ -289,7 +291,7 @@ def test_the_metadata_store_is_read_as_its_own_engine_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "message"),
     [
         (kfp_metadata.frame(b"grpc-status: 14\r\ngrpc-message:away\r\n", 0x80), "status 14: away"),
         (b"", "something else"),
@@ -297,8 +299,8 @@ def test_the_metadata_store_is_read_as_its_own_engine_answers() -> None:
         (kfp_metadata.frame(b"x" * 9)[:-3], "something else"),
     ],
 )
-def test_an_answer_that_is_none_is_an_error(body: bytes, said: str) -> None:
-    with pytest.raises(MillError, match=said):
+def test_invalid_grpc_responses_are_errors(body: bytes, message: str) -> None:
+    with pytest.raises(MillError, match=message):
         kfp_metadata.unframe(body)
 
 

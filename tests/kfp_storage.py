@@ -1,7 +1,7 @@
-"""What the stand-in of Kubeflow Pipelines (kfp_server) serves beside its API: the pages' routes for artifacts, pods and
+"""Routes of the Kubeflow Pipelines test server (kfp_server) beside its API: the pages' routes for artifacts, pods and
 their logs, the API's for archived logs, and the metadata store in gRPC-web, as 2.17 has them.
 
-Tests say what a run has left by `Kept.step`, as KFP's launcher does it: an execution, artifacts with metadata, a log.
+Tests add what a step has left by `RunStorage.step`, as KFP's launcher does: an execution, artifacts, metadata, a log.
 Answers of a real store are in `golden/metadata_store.json`.
 """
 
@@ -22,8 +22,8 @@ Answer = tuple[int, bytes, str]
 
 
 @dataclass
-class KeptRun:
-    """What KFP keeps of one run; `id` is its context's in the metadata store."""
+class StoredRun:
+    """Stored metadata of one run; `id` is its context's in the metadata store."""
 
     id: int
     artifacts: list[Any] = field(default_factory=list)
@@ -32,11 +32,11 @@ class KeptRun:
 
 
 @dataclass
-class Kept:
+class RunStorage:
     """The object store, the metadata store, the pods. `authorized`: with profiles, the pages want a namespace."""
 
     authorized: bool = False
-    runs: dict[str, KeptRun] = field(default_factory=dict)
+    runs: dict[str, StoredRun] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     pods: dict[str, dict[str, Any]] = field(default_factory=dict)
     pod_logs: dict[str, str] = field(default_factory=dict)
@@ -49,36 +49,43 @@ class Kept:
     ) -> str:  # fmt: skip
         """A task's execution, with its record or those of all steps, a kept log for each try, or a report. Returns
         the name of its pod."""
-        kept = self.runs.setdefault(run, KeptRun(self._next()))
+        stored_run = self.runs.setdefault(run, StoredRun(self._next()))
         execution = get_message_class("Execution")(
             id=self._next(), last_known_state=STATES.index(state), create_time_since_epoch=1_790_000_000_000
         )
         pod = f"imagemill-training-x7k2p-system-container-impl-{execution.id}"
         _describe(execution, {"task_name": task, "pod_name": pod, "namespace": "kubeflow"})
-        kept.executions.append(execution)
+        stored_run.executions.append(execution)
         if record or records is not None:
-            told = records_metadata({task: record} if record else records or {})
-            self._artifact(kept, execution.id, "manifest", "system.Dataset", b"{}", told)
+            properties = records_metadata({task: record} if record else records or {})
+            self._artifact(stored_run, execution.id, "manifest", "system.Dataset", b"{}", properties)
         for number, log in enumerate(logs):
-            self._artifact(kept, execution.id, LOG_OUTPUT, "system.Artifact", log.encode(), {}, f"-{number}")
+            self._artifact(stored_run, execution.id, LOG_OUTPUT, "system.Artifact", log.encode(), {}, f"-{number}")
         if report:
-            self._artifact(kept, execution.id, "report", "system.HTML", report, {"display_name": "report"})
+            self._artifact(stored_run, execution.id, "report", "system.HTML", report, {"display_name": "report"})
         return pod
 
     def _artifact(
-        self, kept: KeptRun, execution: int, name: str, kind: str, data: bytes, told: dict[str, str], ending: str = ""
+        self,
+        stored_run: StoredRun,
+        execution: int,
+        name: str,
+        kind: str,
+        data: bytes,
+        properties: dict[str, str],
+        ending: str = "",
     ) -> None:
-        uri = f"{BUCKET}/v2/artifacts/imagemill-training/{kept.id}/{execution}/{name}{ending}"
+        uri = f"{BUCKET}/v2/artifacts/imagemill-training/{stored_run.id}/{execution}/{name}{ending}"
         self.objects[uri] = data
         artifact = get_message_class("Artifact")(id=self._next(), uri=uri, type=kind)
-        _describe(artifact, {"store_session_info": '{"Provider":"minio"}', **told})
-        kept.artifacts.append(artifact)
+        _describe(artifact, {"store_session_info": '{"Provider":"minio"}', **properties})
+        stored_run.artifacts.append(artifact)
         step = get_message_class("PathStep")(key=name)
         path = get_message_class("Path")(steps=[step])
         event = get_message_class("Event")(
             artifact_id=artifact.id, execution_id=execution, path=path, type=OUTPUT_EVENT
         )
-        kept.events.append(event)
+        stored_run.events.append(event)
 
     def _next(self) -> int:
         self._number += 1
@@ -86,8 +93,8 @@ class Kept:
 
     def records_of(self, run: str) -> list[str]:
         """The texts of the records that a run has left."""
-        found = self.runs[run].artifacts if run in self.runs else []
-        return [e.value.string_value for a in found for e in a.custom_properties if e.key == RECORDS]
+        artifacts = self.runs[run].artifacts if run in self.runs else []
+        return [e.value.string_value for a in artifacts for e in a.custom_properties if e.key == RECORDS]
 
     # What the handler calls.
 
@@ -129,7 +136,7 @@ class Kept:
     def _metadata(self, method: str, body: bytes) -> bytes:
         request = get_message_class(f"{method}Request").FromString(unframe(body))
         answer = get_message_class(f"{method}Response")()
-        by_id = {one.id: one for one in self.runs.values()}
+        by_id = {stored_run.id: stored_run for stored_run in self.runs.values()}
         if method == "GetContextByTypeAndName":
             if request.type_name == "system.PipelineRun" and request.context_name in self.runs:
                 answer.context.id = self.runs[request.context_name].id
@@ -140,14 +147,14 @@ class Kept:
             _describe(group, {"task_name": "exit-handler-1"})
             answer.executions.extend([group, *by_id[request.context_id].executions])
         else:
-            wanted = set(request.execution_ids)
-            events = (event for one in self.runs.values() for event in one.events)
-            answer.events.extend(event for event in events if event.execution_id in wanted)
+            execution_ids = set(request.execution_ids)
+            events = (event for stored_run in self.runs.values() for event in stored_run.events)
+            answer.events.extend(event for event in events if event.execution_id in execution_ids)
         return frame(answer.SerializeToString()) + frame(b"grpc-status:0\r\ngrpc-message:\r\n", 0x80)
 
 
-def _describe(thing: Any, properties: dict[str, str]) -> None:
+def _describe(message: Any, properties: dict[str, str]) -> None:
     for key, text in properties.items():
-        thing.custom_properties.append(
+        message.custom_properties.append(
             get_message_class("Property")(key=key, value=get_message_class("Value")(string_value=text))
         )
