@@ -52,13 +52,13 @@ def compile_kfp(parameters: RunParameters, target: Path, cluster: Cluster | None
         (baked, parameters), key=lambda parameters: parse_quantity(shm_size("train", train, parameters) or "0")
     )
     check_output(target)
-    _quiet_kfp()
+    quiet_kfp()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         name_callers_quickly()
         from .training import build_pipeline
 
-        _write_package(build_pipeline(cluster, largest), target, baked.arguments())
+        write_package(build_pipeline(cluster, largest), target, baked.arguments())
 
 
 def compile_package(cluster: Cluster, parameters: RunParameters) -> Package:
@@ -87,11 +87,13 @@ def write_cluster_template(output: str) -> None:
     print(f"wrote {output}")
 
 
-def _quiet_kfp() -> None:
+def quiet_kfp() -> None:
+    """Leave out what KFP logs below the level of errors."""
     logging.getLogger("kfp").setLevel(logging.ERROR)
 
 
-def _write_package(pipeline: Any, target: Path, arguments: dict[str, Any]) -> None:
+def write_package(pipeline: Any, target: Path, arguments: dict[str, Any]) -> None:
+    """Write a pipeline as a package whose defaults are `arguments`; UserError for a file that can't be written."""
     from kfp import compiler
 
     try:

@@ -65,17 +65,17 @@ def build_pipeline(cluster: Cluster | None = None, parameters: RunParameters | N
                 ))  # fmt: skip
 
     training.__signature__ = make_signature(form)  # type: ignore[attr-defined]
-    training.__doc__ = make_docstring(form)
+    training.__doc__ = make_docstring(form, "Labelled images in, a better classifier out.")
     decorate = dsl.pipeline(name=NAME, display_name="Imagemill training", pipeline_config=on.build_config())
     pipeline = decorate(training)
     if cluster is not None:
-        _replace_executor(pipeline.pipeline_spec)
+        replace_executor(pipeline.pipeline_spec)
     if cluster is not None and supports_literals(cluster.kfp.version):
-        _add_choices(pipeline.pipeline_spec, form)
+        add_choices(pipeline.pipeline_spec, form)
     return pipeline
 
 
-def _replace_executor(spec: pipeline_spec_pb2.PipelineSpec) -> None:
+def replace_executor(spec: pipeline_spec_pb2.PipelineSpec) -> None:
     """Let the pods start KFP's executor through ours, which does not print a step's whole input to its log."""
     for settings in spec.deployment_spec["executors"].values():
         command = settings["container"]["command"]
@@ -83,7 +83,7 @@ def _replace_executor(spec: pipeline_spec_pb2.PipelineSpec) -> None:
             command[index] = word.replace(f"-m {ENTRY_POINT}", f"-m {executor.__name__}")
 
 
-def _add_choices(spec: pipeline_spec_pb2.PipelineSpec, form: Mapping[str, Parameter]) -> None:
+def add_choices(spec: pipeline_spec_pb2.PipelineSpec, form: Mapping[str, Parameter]) -> None:
     """Add the fixed values of parameters. The UI makes a drop-down of them, and the API server refuses others; the
     pipeline spec has a field for them that the SDK (2.17) can't set."""
     for name, parameter in form.items():
@@ -102,11 +102,10 @@ def make_signature(form: Mapping[str, Parameter]) -> inspect.Signature:
     ])  # fmt: skip
 
 
-def make_docstring(form: Mapping[str, Parameter]) -> str:
+def make_docstring(form: Mapping[str, Parameter], description: str) -> str:
     """Return the pipeline function's docstring, from which KFP reads the descriptions of parameters."""
     lines = [f"    {name}: {parameter.help}" for name, parameter in form.items()]
-    description = f"Labelled images in, a better classifier out. Compiled by imagemill {code_version()}"
-    return f"{description}\n\nArgs:\n" + "\n".join(lines) + "\n"
+    return f"{description} Compiled by imagemill {code_version()}\n\nArgs:\n" + "\n".join(lines) + "\n"
 
 
 training_pipeline = build_pipeline()

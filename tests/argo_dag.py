@@ -8,6 +8,7 @@ util/template, docs/enhanced-depends-logic.md and docs/variables.md.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -105,9 +106,24 @@ class Workflow:
         }
         if "when" in task and not _when(resolve(task["when"], values)):
             return Node(SKIPPED, self._defaults(self._templates[task["template"]]))
+        if "withParam" in task:
+            return self._repeat(task, values)
         arguments = resolve(task.get("arguments", {}), values)
         inputs = {parameter["name"]: parameter["value"] for parameter in arguments.get("parameters", ())}
         return self._node(self._templates[task["template"]], inputs)
+
+    def _repeat(self, task: Json, values: Mapping[str, str]) -> Node:
+        """Run the nodes of a task over the items of a list, of which there are never more at a time than the workflow's
+        `parallelism`: here one. A task over an empty list is skipped (dag.go: "Skipped, empty params")."""
+        items = json.loads(resolve(task["withParam"], values))
+        for number, item in enumerate(items):
+            arguments = resolve(task["arguments"], {**values, "item": item})
+            inputs = {parameter["name"]: parameter["value"] for parameter in arguments["parameters"]}
+            node = self._node(self._templates[task["template"]], inputs)
+            self.nodes[f"{task['name']}({number}:{item})"] = node
+            if node.phase != SUCCEEDED:
+                return Node(FAILED)
+        return Node(SUCCEEDED if items else SKIPPED)
 
     def _depends(self, expression: str) -> bool:
         """Evaluate `depends` by docs/enhanced-depends-logic.md: a name alone is (Succeeded || Skipped || Daemoned)."""

@@ -63,7 +63,7 @@ def add_package_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-check", action="store_true", help="start it without a look at the cluster of KUBECONFIG "
                         "(see `imagemill doctor`)")  # fmt: skip
     parser.add_argument("--package", default="", metavar="FILE", help="a pipeline that was compiled before")
-    parser.add_argument("--pipeline-name", default=PIPELINE_NAME, metavar="NAME", help=f"(default: {PIPELINE_NAME})")
+    parser.add_argument("--pipeline-name", metavar="NAME", help=f"(default: the package's own, {PIPELINE_NAME})")
     parser.add_argument(
         "--experiment", default="", metavar="NAME",
         help=f"(default: KF_PIPELINES_DEFAULT_EXPERIMENT_NAME, else {EXPERIMENT_NAME})",
@@ -83,12 +83,14 @@ class SubmitRequest:
         self.cluster: Cluster | None = load_cluster(cluster_file) if cluster_file else None
         self.cluster_file: str = cluster_file
         self.connection = Connection.from_flags(flags, self.cluster.namespace if self.cluster else "")
-        self.pipeline: str = flags.pop("pipeline_name")
+        self._package = read_package(Path(package_file)) if package_file else None
+        own_name = self._package.name if self._package else PIPELINE_NAME
+        name = flags.pop("pipeline_name")
+        self.pipeline: str = own_name if name is None else name
         self.experiment: str = flags.pop("experiment") or _get_default_experiment()
         for flag, name in (("--pipeline-name", self.pipeline), ("--experiment", self.experiment)):
             if not name.strip() or len(name) > 100:
                 raise wrong(flag, "a name of 1 to 100 characters", name)
-        self.package_file = package_file
         config_file = flags.pop("config_file", None) or ""
         self.parameters: RunParameters = resolve_parameters(
             {key: value for key, value in flags.items() if value is not None}, config_file
@@ -100,9 +102,8 @@ class SubmitRequest:
     def package(self) -> tuple[Package, dict[str, Any]]:
         """Return the package and the arguments of its run. UserError also where the cluster is reachable from here and
         not ready for a run."""
-        if self.package_file:
-            package = read_package(Path(self.package_file))
-        else:
+        package = self._package
+        if package is None:
             cluster = read_cluster(self.cluster_file)
             package = compile_package(cluster, self.parameters)
             if self._checks:

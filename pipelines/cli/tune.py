@@ -5,16 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ...components.step.command_line import parse_count, require_modules
-from ...components.storage.errors import EXIT_OK
+from ...components.storage.errors import EXIT_OK, wrong
 from ..parameters import ALL_STEPS
 from .compare import parse_seeds
 from .runs import align_columns
 
 HELP = "search for training parameters that do better than a configuration, by the validation images"
 MAX_TRIALS = 10_000
+PARALLELISM = 2
 SHOWN = 10
 """Trials in the terminal's table; the report has all."""
 _DESCRIPTION = (
@@ -35,13 +37,25 @@ def add_command(commands: Any, add_parameters: Callable[[argparse.ArgumentParser
         "--seeds", default="3", metavar="N", help="new seeds with which base and best values are compared (default: 3)"
     )
     parser.add_argument(
-        "--pruner", default="median", metavar="PRUNER", choices=("median", "asha", "none"),
-        help="what ends a trial that falls behind [median, asha, none] (default: median)",
+        "--pruner", metavar="PRUNER", choices=("median", "asha", "none"),
+        help="what ends a trial that falls behind [median, asha, none] (default: median, with --target asha)",
     )  # fmt: skip
     parser.add_argument(
-        "-o", "--output", default="tuned.yaml", metavar="FILE.yaml",
-        help="the best configuration, as `imagemill run --config` takes it (default: tuned.yaml)",
+        "-o", "--output", metavar="FILE.yaml",
+        help="the best configuration, as `imagemill run --config` takes it (default: tuned.yaml); with --target the "
+        "package (default: tuning.yaml)",
     )  # fmt: skip
+    parser.add_argument(
+        "--target", metavar="TARGET", choices=("kfp", "argo"),
+        help="search nothing here, and write the search as a package for a cluster [kfp, argo]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cluster", default="", metavar="FILE.yaml", help="with --target: how the cluster is used (see `imagemill "
+        "cluster`)"
+    )  # fmt: skip
+    parser.add_argument(
+        "--parallelism", metavar="N", help=f"with --target: trials at a time, each in a pod (default: {PARALLELISM})"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as one line of JSON, last on stdout")
     add_parameters(parser)
     parser.usage = "%(prog)s [BASE.yaml] [--<option> VALUE ...] [--<parameter> VALUE ...]"
@@ -54,14 +68,30 @@ def run(flags: dict[str, Any]) -> int:
     trials = parse_count("--trials", flags.pop("trials"), expected, low=1, high=MAX_TRIALS)
     seeds = parse_seeds(flags.pop("seeds"), 2)  # one does not show how much seeds differ
     pruner, output = flags.pop("pruner"), flags.pop("output")
+    target, cluster, parallelism = flags.pop("target"), flags.pop("cluster"), flags.pop("parallelism")
+    for flag, value in (("--cluster", cluster), ("--parallelism", parallelism)):
+        if value and not target:
+            raise wrong(flag, "nothing without --target", value)
     require_modules("tune", ["optuna"])
-    require_modules("run", [module for step in ALL_STEPS.values() for module in step.needs])
     from ..experiments.search_space import SearchSpace
     from ..experiments.trials import Configuration
-    from ..tuning import SearchOptions, tune
 
     base = Configuration.read(source, {name: value for name, value in flags.items() if value is not None})
-    result = tune(base, SearchSpace.read(space_file, base), SearchOptions(trials, seeds, pruner, output))
+    space = SearchSpace.read(space_file, base)
+    if target:
+        require_modules("compile", ["kfp" if target == "kfp" else "hera"])
+        from ..tuning.package import SearchPackage, compile_search
+
+        at_a_time = parse_count("--parallelism", parallelism or str(PARALLELISM), expected, low=1, high=MAX_TRIALS)
+        package = SearchPackage(base.parameters, trials, seeds, "", pruner or "asha", at_a_time)
+        compile_search(target, space, package, Path(output or "tuning.yaml"), cluster)
+        print(f"wrote {output or 'tuning.yaml'}")
+        return EXIT_OK
+    require_modules("run", [module for step in ALL_STEPS.values() for module in step.needs])
+    from ..tuning.search import SearchOptions, tune
+
+    options = SearchOptions(trials, seeds, pruner or "median", output or "tuned.yaml")
+    result = tune(base, space, options)
     print(json.dumps(result, ensure_ascii=False) if as_json else format_result(result))
     return EXIT_OK
 

@@ -80,19 +80,30 @@ class SearchSpace:
     @classmethod
     def read(cls, path: str, base: Configuration) -> SearchSpace:
         """Read a YAML file; without one, `DEFAULT_SPACE`. UserError names the file and the entry that is wrong."""
-        declared = _read_yaml(path) if path else DEFAULT_SPACE
+        return cls.parse(_read_yaml(path) if path else DEFAULT_SPACE, path or "the default space", base)
+
+    @classmethod
+    def parse(cls, declared: Mapping[str, Any], place: str, base: Configuration) -> SearchSpace:
+        """Return the space of a mapping as the file holds it; UserError names the `place` and the entry."""
         dimensions: list[Dimension] = []
         for name, entry in declared.items():
-            dimension = _parse_dimension(path or "the default space", str(name), entry)
+            dimension = _parse_dimension(place, str(name), entry)
             if dimension.when and dimension.when[0] not in {earlier.name for earlier in dimensions}:
-                raise wrong(f"{path} ({name}.when)", "a parameter that stands before it", dimension.when[0])
+                raise wrong(f"{place} ({name}.when)", "a parameter that stands before it", dimension.when[0])
             for value in dimension.choices or (dimension.low, dimension.high):
                 try:
                     base.with_values(dimension.step_name, **{dimension.name: value})
                 except UserError as error:
-                    raise UserError(f"{path or 'the default space'} ({name}): {error}") from None
+                    raise UserError(f"{place} ({name}): {error}") from None
             dimensions.append(dimension)
         return cls(tuple(dimensions), dict(declared))
+
+    def check_train_only(self, place: str) -> None:
+        """Raise UserError for a parameter of another step than training, which a cluster's pods of trials can't do."""
+        for dimension in self.dimensions:
+            if dimension.step_name != "train":
+                expected = "a parameter of train on a cluster, where images are prepared once for all trials"
+                raise wrong(f"{place} ({dimension.name})", expected, f"one of {dimension.step_name}")
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Scalar]:
         """Return the values of all dimensions that apply, chosen by the sampler of `trial`."""

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import optuna
 
 COMPLETE, PRUNED, FAILED = "complete", "pruned", "failed"
+WAITING = "waiting"
+"""The state of an open trial, on a cluster, that has not begun."""
 _STARTUP_TRIALS = 4
 """Trials that are never pruned, since there is too little to compare with."""
 
@@ -35,6 +37,12 @@ class TriedValues:
     seconds: float | None = None
     note: str = ""
 
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> TriedValues:
+        """Return the trial of a record."""
+        values = {key: record[key] for key in cls.__dataclass_fields__}
+        return cls(**values | {"course": tuple(record["course"])})
+
 
 @dataclass
 class Study:
@@ -51,8 +59,7 @@ class Study:
     def __post_init__(self) -> None:
         """Read the trials of earlier calls, up to the first number that has no record."""
         while record := self.workspace.study_trial(self.name, self.key, len(self.trials)):
-            record["course"] = tuple(record["course"])
-            self.trials.append(TriedValues(**{key: record[key] for key in TriedValues.__dataclass_fields__}))
+            self.trials.append(TriedValues.from_dict(record))
 
     @property
     def best(self) -> TriedValues:
@@ -60,11 +67,13 @@ class Study:
         complete = [trial for trial in self.trials if trial.state == COMPLETE]
         return max(complete, key=lambda trial: (trial.score or 0.0, -trial.number))
 
-    def suggest(self) -> dict[str, Scalar]:
+    def suggest(self, pending: Sequence[dict[str, Scalar]] = ()) -> dict[str, Scalar]:
         """Return the values of the next trial: by TPE (Bergstra et al., "Algorithms for Hyper-Parameter Optimization",
-        2011), and at random at first. The same trials before give the same values."""
-        study = self._build()
-        return self.space.suggest(study.ask())
+        2011), and at random at first. The same trials before give the same values.
+
+        `pending`: values of trials before it that are not recorded yet, near which TPE does not look ("constant liar").
+        """
+        return self.space.suggest(self._build(pending).ask())
 
     def should_prune(self, course: list[float]) -> bool:
         """Return whether a trial with these scores, one an epoch, is to end: it is worse than the median of the others
@@ -90,20 +99,37 @@ class Study:
         self.workspace.add_study_trial(self.name, self.key, trial.number, asdict(trial))
         self.trials.append(trial)
 
-    def _build(self) -> optuna.Study:
+    def read_open(self, key: str) -> TriedValues | None:
+        """Return an open trial: on a cluster, one of a number that is not recorded yet, or with another seed."""
+        record = self.workspace.open_trial(self.name, self.key, key)
+        return TriedValues.from_dict(record) if record else None
+
+    def write_open(self, key: str, trial: TriedValues) -> None:
+        """Record how far an open trial is."""
+        self.workspace.write_open_trial(self.name, self.key, key, asdict(trial))
+
+    def _build(self, pending: Sequence[dict[str, Scalar]]) -> optuna.Study:
         import optuna
+        from optuna.trial import TrialState, create_trial
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        sampler = optuna.samplers.TPESampler(seed=self.seed + len(self.trials), n_startup_trials=2 * _STARTUP_TRIALS)
+        startup = 2 * _STARTUP_TRIALS
+        sampler = optuna.samplers.TPESampler(
+            seed=self.seed + len(self.trials) + len(pending), n_startup_trials=startup,
+            constant_liar=bool(pending) and len(self.trials) >= startup,
+        )  # fmt: skip
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for tried in self.trials:
-            study.add_trial(optuna.trial.create_trial(
+            study.add_trial(create_trial(
                 state=_get_state(tried.state),
                 params=tried.values,
                 distributions=self.space.make_distributions(tried.values),
                 value=tried.score if tried.state == COMPLETE else None,
                 intermediate_values=dict(enumerate(tried.course, 1)),
             ))  # fmt: skip
+        for values in pending:
+            distributions = self.space.make_distributions(values)
+            study.add_trial(create_trial(state=TrialState.RUNNING, params=values, distributions=distributions))
         return study
 
 

@@ -36,10 +36,14 @@ class Configuration:
         if not source.strip():
             raise wrong("configuration", "a YAML file, or a JSON object ({…})", source)
         configuration = cls(source, resolve_parameters(flags, source))
-        for name in ("rerun", "run"):
-            if value := configuration.parameters.pipeline.get(name):
-                raise wrong(configuration.parameters.place(name), "nothing: trials share what they make", value)
+        configuration.refuse_rerun()
         return configuration
+
+    def refuse_rerun(self) -> None:
+        """Raise UserError for parameters by which a trial would not use what exists."""
+        for name in ("rerun", "run"):
+            if value := self.parameters.pipeline.get(name):
+                raise wrong(self.parameters.place(name), "nothing: trials share what they make", value)
 
     def config(self, step: str) -> StepConfig:
         """Return a step's config, without parents."""
@@ -77,21 +81,20 @@ class Trial:
 class TrialRunner:
     """Runs trials of one dataset (`name`) as parts of the experiment `run`, whose `kind` is the experiment's command.
 
-    Hints and the champion of `name` are not touched: from clean on, steps run under a name of their own, whose class
-    list is that of `name`.
+    Hints and the champion of `name` are not touched: from clean on, steps run under a name of their own, `begin_scope`.
+    `tensors`: the dataset that all trials are trained on where their images are prepared already.
     """
 
     steps: StepRunner
     name: str
     run: str
     kind: str
+    tensors: str = ""
     _records: dict[str, Record] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for dataset_kind in ("clean", "tensors"):
-            latest = self.workspace.latest(self.name, dataset_kind)
-            if latest and (dataset := find_dataset(latest)):
-                self.workspace.note_latest(self.scope, dataset, self.run)
+        if not self.tensors:
+            begin_scope(self.workspace, self.name, self.kind, self.run)
 
     @property
     def workspace(self) -> Workspace:
@@ -100,7 +103,7 @@ class TrialRunner:
     @property
     def scope(self) -> str:
         """The name under which the steps of trials leave hints."""
-        return f"{self.name}.{self.kind}"
+        return name_scope(self.name, self.kind)
 
     def run_trial(
         self, configuration: Configuration, label: str, last_step: str = LAST_STEPS[-1], watch: Watch | None = None
@@ -110,14 +113,17 @@ class TrialRunner:
         `label` of the trial in the names of its records' folders; `watch` is called while the training runs. Raises the
         error of the step that fails.
         """
-        records: dict[str, Record] = {}
-        for step in LAST_STEPS[: LAST_STEPS.index(last_step) + 1]:
+        records: dict[str, Record] = {"resize": {"uri": self.tensors}} if self.tensors else {}
+        first = LAST_STEPS.index("train") if self.tensors else 0
+        for step in LAST_STEPS[first : LAST_STEPS.index(last_step) + 1]:
             config = replace(
                 configuration.config(step), workspace=self.workspace.uri, name=self._choose_name(step, configuration),
                 run=f"{self.run}.{label}", **build_parents(step, records),
             )  # fmt: skip
             records[step] = self._run_step(step, config, watch if step == "train" else None)
-        return Trial(records, {step: self._find_seconds(step, record) for step, record in records.items()})
+        if self.tensors:
+            del records["resize"]
+        return Trial(records, {step: self.find_seconds(step, record) for step, record in records.items()})
 
     def _run_step(self, step: str, config: StepConfig, watch: Watch | None) -> Record:
         key = digest({"step": step, **dataclasses.asdict(config), "run": ""})
@@ -134,13 +140,28 @@ class TrialRunner:
         starts_from_champion = isinstance(train, TrainConfig) and train.start == CHAMPION
         return self.name if step == "download" or (step == "train" and starts_from_champion) else self.scope
 
-    def _find_seconds(self, step: str, record: Record) -> float | None:
+    def find_seconds(self, step: str, record: Record) -> float | None:
         """Return the seconds of the step when it ran: as an experiment recorded them, or the model's manifest."""
         if cost := self.workspace.cost(self.scope, str(record["fingerprint"])):
             return float(cost["seconds"])
         if step == "train":
             return ModelExtra.of(read_dataset(str(record["uri"]), "model").manifest).seconds
         return None
+
+
+def name_scope(name: str, kind: str) -> str:
+    """Return the name under which the steps of an experiment on `name` leave hints."""
+    return f"{name}.{kind}"
+
+
+def begin_scope(workspace: Workspace, name: str, kind: str, run: str) -> str:
+    """Return `name_scope`, whose class list is from now on that of `name`."""
+    scope = name_scope(name, kind)
+    for dataset_kind in ("clean", "tensors"):
+        latest = workspace.latest(name, dataset_kind)
+        if latest and (dataset := find_dataset(latest)):
+            workspace.note_latest(scope, dataset, run)
+    return scope
 
 
 def check_comparable(first: Configuration, second: Configuration) -> None:

@@ -59,10 +59,11 @@ class CourseWatch:
 
 
 def read_events(workspace: Workspace, run: str, tag: str) -> list[float]:
-    """Return the values of a tag in a run's TensorBoard files, in their order; what can't be read yet is left out."""
+    """Return the values of a tag in a run's TensorBoard files, in the order of their steps, of which a training that
+    went on from a checkpoint may have repeated some; what can't be read yet is left out."""
     from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-    values: list[float] = []
+    values: dict[int, float] = {}
     with TemporaryDirectory(prefix="imagemill-events-") as folder:
         try:
             entries = list(workspace.store.list(workspace.run_file(run, "tensorboard")))
@@ -70,10 +71,12 @@ def read_events(workspace: Workspace, run: str, tag: str) -> list[float]:
                 path = Path(folder) / f"{number}.tfevents"
                 path.write_bytes(workspace.store.read(entry.uri))
                 for event in EventFileLoader(str(path)).Load():
-                    values += [_read_scalar(value) for value in event.summary.value if value.tag == tag]
+                    for value in event.summary.value:
+                        if value.tag == tag:
+                            values[event.step] = _read_scalar(value)
         except (MillError, FileNotFoundError):  # the next look sees more
-            return values
-    return values
+            pass
+    return [values[step] for step in sorted(values)]
 
 
 def _read_scalar(value: Any) -> float:

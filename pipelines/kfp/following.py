@@ -24,7 +24,7 @@ ENDED = ("SUCCEEDED", "FAILED", "CANCELED", "SKIPPED")
 NOT_REACHED = "NOT_REACHED"
 """The state of a task that Argo omits because an earlier one has failed: the API gives it no state."""
 _DRIVER_NODES = ("root", "executor")
-_GROUPS = ("exit-handler", "condition-", "for-loop-", "imagemill-")
+_GROUPS = ("exit-handler", "condition-", "for-loop-", "iteration", "rung", "imagemill-")
 """Prefixes of the names of KFP's groups of tasks, and of the workflow's own."""
 _NODE = re.compile(r"(?P<name>.+?)(?:\((?P<number>\d+)\))?")
 _TASK_ITSELF = sys.maxsize

@@ -79,6 +79,10 @@ class ClusterPlacement:
             _set_timeout(task, get_rayjob_deadline(cluster))
         return task
 
+    def place_small(self, name: str, task: Task) -> Task:
+        """Configure a small pod, which is no step's."""
+        return self._configure(name, task, self.cluster.image("cpu"), self.cluster.small)
+
     def build_config(self) -> dsl.PipelineConfig | None:
         """Return the settings of the whole run: its deadline, and how long the workflow is kept after its end."""
         from kfp import dsl
@@ -96,7 +100,7 @@ class ClusterPlacement:
         """Return the group of all steps, after which the exit step runs however they end."""
         from kfp import dsl
 
-        exit_step = self._configure("finish", make(), self.cluster.image("cpu"), self.cluster.small)
+        exit_step = self.place_small("finish", make())
         group: contextlib.AbstractContextManager[Any] = dsl.ExitHandler(exit_step, name="Training")
         return group
 

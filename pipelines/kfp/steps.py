@@ -24,17 +24,17 @@ Form = dict[str, str]
 """Parameters of the form by name, as texts."""
 
 
-def form_component(target: str) -> Callable[[Callable[..., Any]], Any]:
+def form_component(target: str, *, whole: bool = False) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that makes a KFP component of the function of a step, to run in the image `target`.
 
     In place of its argument `form` the component has an input for each parameter of the form that the step of its name
-    has; download, which checks the form, has all of them.
+    has, or with `whole` for all.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
         step = function.__name__
         steps = {name: parameter.steps for name, parameter in list_parameters().items()}
-        names = [name for name in FORM_PARAMETERS if step == "download" or step in steps[name]]
+        names = [name for name in FORM_PARAMETERS if whole or step in steps[name]]
         return dsl.component(base_image=IMAGES[target], install_kfp_package=False)(_write_inputs(function, names))
 
     return decorate
@@ -59,7 +59,7 @@ def _write_inputs(function: Callable[..., Any], names: list[str]) -> Callable[..
     return component
 
 
-@form_component("cpu")
+@form_component("cpu", whole=True)
 def download(
     form: Form, run: str, config: str, manifest: dsl.Output[dsl.Dataset],
 ) -> NamedTuple("Downloaded", [("raw", str), ("name", str), ("changed", str)]):  # type: ignore[valid-type]  # fmt: skip

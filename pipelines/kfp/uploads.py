@@ -31,13 +31,14 @@ _MARKDOWN = re.compile(r"([\\`*_|<>\[\]])")
 
 @dataclass(frozen=True)
 class Package:
-    """A compiled pipeline: its YAML, the definitions of its parameters from the first document, and the version of
-    imagemill that compiled it (empty where the package has none)."""
+    """A compiled pipeline: its YAML, the definitions of its parameters from the first document, the version of
+    imagemill that compiled it (empty where the package has none), and the name that it was compiled with."""
 
     text: bytes
     source: str
     parameters: Mapping[str, Mapping[str, Any]]
     made_by: str = ""
+    name: str = PIPELINE_NAME
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -88,6 +89,7 @@ def read_package(path: Path, source: str = "") -> Package:
         loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where libyaml is installed
         documents = [document for document in yaml.load_all(text, Loader=loader) if document]
         parameters = documents[0]["root"].get("inputDefinitions", {}).get("parameters", {})
+        name = str(documents[0]["pipelineInfo"].get("name") or PIPELINE_NAME)
         made_by = _MADE_BY.search(documents[0]["pipelineInfo"].get("description", ""))
         if not all(isinstance(definition, dict) for definition in parameters.values()):
             raise TypeError("parameters")
@@ -95,7 +97,7 @@ def read_package(path: Path, source: str = "") -> Package:
         raise wrong("--package", "a compiled pipeline that can be read", f"{path} ({error.strerror})") from None
     except (yaml.YAMLError, UnicodeDecodeError, IndexError, KeyError, TypeError, AttributeError):
         raise wrong("--package", "a pipeline as `imagemill compile --target kfp` writes it", str(path)) from None
-    return Package(text, source or path.name, parameters, made_by.group(1) if made_by else "")
+    return Package(text, source or path.name, parameters, made_by.group(1) if made_by else "", name)
 
 
 def build_run_arguments(package: Package, parameters: RunParameters) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import manifests
 import pytest
-from packages import IMAGES, Json, documents
+from packages import IMAGES, Json, build_kfp_pod, container, documents, kubernetes
 
 from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.cluster.cluster_file import Cluster, Kfp, Pod, parse_cluster, parse_cluster_json
@@ -83,16 +83,6 @@ def tasks(spec: Json) -> Json:
     dags = [component["dag"] for component in spec["components"].values() if "dag" in component]
     all_tasks = {name: task for dag in (*dags, spec["root"]["dag"]) for name, task in dag["tasks"].items()}
     return {name: task for name, task in all_tasks.items() if name not in GROUPS}
-
-
-def container(spec: Json, step: str) -> Json:
-    container: Json = spec["deploymentSpec"]["executors"][f"exec-{step}"]["container"]
-    return container
-
-
-def kubernetes(platform: Json, step: str) -> Json:
-    executor: Json = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][f"exec-{step}"]
-    return executor
 
 
 def summarize(path: Path) -> Json:
@@ -249,57 +239,6 @@ def test_package_has_one_condition_and_one_exit_handler(package: Any) -> None:
     assert finish["triggerPolicy"]["strategy"] == "ALL_UPSTREAM_TASKS_COMPLETED"
     assert finish["dependentTasks"] == ["exit-handler-1"]
     assert finish["inputs"]["parameters"]["status"] == {"taskFinalStatus": {"producerTask": "exit-handler-1"}}
-
-
-def build_kfp_pod(spec: Json, platform: Json, step: str) -> Json:
-    """The pod of a step, as KFP's driver and Argo make it of the package (backend/src/v2/driver/k8s.go and
-    compiler/argocompiler/security_context.go of KFP 2.16): what is not in the package is what KFP adds itself."""
-    body, config = container(spec, step), kubernetes(platform, step)
-    resources = body["resources"]
-    limits = {"memory": resources["resourceMemoryLimit"]}
-    if "resourceCpuLimit" in resources:
-        limits["cpu"] = resources["resourceCpuLimit"]
-    if gpu := resources.get("accelerator"):
-        limits[gpu["resourceType"]] = gpu["resourceCount"]
-    env: list[Json] = [dict(variable) for variable in body["env"]]
-    env += [{"name": entry["name"], "valueFrom": {"fieldRef": {"fieldPath": entry["fieldPath"]}}}
-            for entry in config["fieldPathAsEnv"]]  # fmt: skip
-    for secret in config.get("secretAsEnv", []):
-        env += [{"name": entry["envVar"], "valueFrom": {"secretKeyRef": {
-                    "name": secret["secretName"], "key": entry["secretKey"], "optional": secret["optional"]}}}
-                for entry in secret["keyToEnv"]]  # fmt: skip
-    user = config["securityContext"]
-    security = {
-        "runAsUser": int(user["runAsUser"]), "runAsGroup": int(user["runAsGroup"]),
-        "runAsNonRoot": user["runAsNonRoot"],
-        "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]},
-        "seccompProfile": {"type": "RuntimeDefault"},
-    }  # fmt: skip
-    mounts = config["emptyDirMounts"]
-    tolerations = [dict(toleration) for toleration in config.get("tolerations", [])]
-    for toleration in tolerations:
-        if "tolerationSeconds" in toleration:
-            toleration["tolerationSeconds"] = int(toleration["tolerationSeconds"])
-    pod_spec: Json = {
-        "containers": [{
-            "name": "main", "image": body["image"], "imagePullPolicy": config["imagePullPolicy"], "env": env,
-            "resources": {"limits": limits, "requests": {"memory": resources["resourceMemoryRequest"],
-                                                         "cpu": resources["resourceCpuRequest"]}},
-            "securityContext": security,
-            "volumeMounts": [{"name": m["volumeName"], "mountPath": m["mountPath"]} for m in mounts],
-        }],
-        "volumes": [
-            {"name": m["volumeName"], "emptyDir": {"sizeLimit": m["sizeLimit"]}
-             | ({"medium": m["medium"]} if "medium" in m else {})} for m in mounts
-        ],
-        "securityContext": {"seccompProfile": {"type": "RuntimeDefault"}},
-        "restartPolicy": "Never", "nodeSelector": config.get("nodeSelector", {}).get("labels", {}),
-        "tolerations": tolerations,
-        "imagePullSecrets": [{"name": secret["secretName"]} for secret in config.get("imagePullSecret", [])],
-    }  # fmt: skip
-    if "activeDeadlineSeconds" in config:
-        pod_spec["activeDeadlineSeconds"] = int(config["activeDeadlineSeconds"])
-    return pod_spec
 
 
 @pytest.mark.parametrize("case", CASES)

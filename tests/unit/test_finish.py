@@ -51,7 +51,7 @@ def run_by_kfp(folder: Path, run: str, pod: str = "a-pod", **arguments: Any) -> 
         # Here all steps share the machine's folders.
         patch.setattr(kfp_pods, "build_plain_storage_variables", lambda cluster: {})
         # KFP's local runners know a Python component by its command, and take a condition on a named output for false.
-        patch.setattr(training, "_replace_executor", lambda spec: None)
+        patch.setattr(training, "replace_executor", lambda spec: None)
         patch.setattr(kfp_pods.ClusterPlacement, "build_changed_group", lambda self, download: contextlib.nullcontext())
         if pod:
             patch.setenv("POD_NAME", pod)

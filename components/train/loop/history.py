@@ -109,12 +109,20 @@ def _warn(error: Exception) -> None:
 
 
 @contextlib.contextmanager
-def open_events(uri: str, step: int) -> Iterator[EventFile | None]:
-    """Open an event file, published and closed at the end; None for an empty URI."""
+def open_events(uri: str, step: int, history: Sequence[EpochRow] = ()) -> Iterator[EventFile | None]:
+    """Open an event file that begins at `step`, published and closed at the end; None for an empty URI.
+
+    `history`: rows of epochs that are done. Those that no file in the folder has are written: all of them in a folder
+    without one, that of another run, and else what TensorBoard drops from `step` on.
+    """
     if not uri:
         yield None
         return
+    is_first = not history or next(iter(get_store(uri).list(uri)), None) is None
     event_file = EventFile(uri, step)
+    for row in history:
+        if is_first or row["updates"] >= step:
+            event_file.add(row["updates"], row)
     try:
         yield event_file
     finally:

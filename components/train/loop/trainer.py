@@ -135,7 +135,8 @@ class Trainer:
         state = self._resume()
         started, first_epoch = time.monotonic(), state.epoch
         self._last_checkpoint = started
-        with open_events(self.events_uri if self.comm.is_main else "", state.updates) as self.events:
+        events_uri = self.events_uri if self.comm.is_main else ""
+        with open_events(events_uri, state.updates, state.history) as self.events:
             self._fit_epochs(state)
             while not self.is_finished(state):
                 try:

@@ -10,25 +10,27 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..components.dataset.fingerprint import digest
-from ..components.dataset.manifest import Dataset
-from ..components.metrics.repeated_trainings import MeanDifference, compute_mean_difference
-from ..components.promote.config import PromoteConfig
-from ..components.promote.score_difference import METRIC_TITLES
-from ..components.step.step import new_run
-from ..components.storage.errors import EXIT_USER, MillError, UserError, wrong
-from .experiments.search_space import SearchSpace
-from .experiments.study import COMPLETE, FAILED, PRUNED, Study, TriedValues
-from .experiments.trials import Configuration, Trial, TrialRunner
-from .experiments.validation import CourseWatch, describe_regularization, read_course
-from .local.run import check_parameters
-from .local.step_process import StepRunner, StoppedByWatch
+from ...components.dataset.fingerprint import digest
+from ...components.dataset.manifest import Dataset
+from ...components.metrics.repeated_trainings import MeanDifference, compute_mean_difference
+from ...components.promote.config import PromoteConfig
+from ...components.promote.score_difference import METRIC_TITLES
+from ...components.step.config import Scalar
+from ...components.step.step import new_run
+from ...components.storage.errors import EXIT_USER, MillError, UserError, wrong
+from ..experiments.search_space import SearchSpace
+from ..experiments.study import COMPLETE, FAILED, PRUNED, Study, TriedValues
+from ..experiments.trials import Configuration, TrialRunner
+from ..experiments.validation import CourseWatch, describe_regularization, read_course
+from ..local.run import check_parameters
+from ..local.step_process import StepRunner, StoppedByWatch
 
 COMMAND = "tune"
 
@@ -58,17 +60,27 @@ def tune(base: Configuration, space: SearchSpace, options: SearchOptions) -> dic
         search = Search.begin(TrialRunner(steps, name, run, COMMAND), base, space, options.pruner)
         while len(search.study.trials) <= options.trials:
             search.run_next()
-        confirmation = search.confirm(options.seeds)
-    write_config(options.output, search.configure(search.study.best), _describe_search(search, name))
+        confirmation = search.confirm(options.seeds, search.train_with_seed)
+    return finish_search(search, confirmation, options)
+
+
+def finish_search(
+    search: Search, confirmation: Confirmation | None, options: SearchOptions, place: str = ""
+) -> dict[str, Any]:
+    """Write the best configuration and the report; return the result. `place`: where the configuration will be, if that
+    is not `options.output`."""
+    runner, best = search.runner, search.study.best
+    write_config(options.output, search.configure(best), _describe_search(search, runner.name))
     verdict, reason = describe_confirmation(search.study, search.metric, confirmation, options.seeds)
+    report = runner.workspace.report(runner.run)
     result = {
-        "status": "succeeded", "name": name, "run": run, "report": workspace.report(run), "metric": search.metric,
-        "verdict": verdict, "reason": reason, "config": options.output, "best": search.study.best.number,
+        "status": "succeeded", "name": runner.name, "run": runner.run, "report": report, "metric": search.metric,
+        "verdict": verdict, "reason": reason, "config": place or options.output, "best": best.number,
         "trials": [asdict(trial) for trial in search.study.trials], "confirmation": _to_dict(confirmation),
     }  # fmt: skip
-    from .experiments.report import render_study
+    from ..experiments.report import render_study
 
-    workspace.store.put(workspace.report(run), render_study(result).encode("utf-8", "replace"))
+    runner.workspace.store.put(report, render_study(result).encode("utf-8", "replace"))
     return result
 
 
@@ -84,20 +96,31 @@ class Search:
 
     @classmethod
     def begin(cls, runner: TrialRunner, base: Configuration, space: SearchSpace, pruner: str) -> Search:
-        """Train the base, and read the trials of earlier calls. All trials have as many epochs as the base."""
+        """Train the base, and read the trials of earlier calls."""
+        print(f"the base: {base.label}", file=sys.stderr, flush=True)
+        return cls.open(runner, base, runner.run_trial(base, "base", "train").read("model"), space, pruner)
+
+    @classmethod
+    def open(cls, runner: TrialRunner, base: Configuration, model: Dataset, space: SearchSpace, pruner: str) -> Search:
+        """Return the search from the base's `model`, with the trials of earlier calls; the base is the first of them.
+
+        All trials have as many epochs as the base.
+        """
         promote = base.config("promote")
         assert isinstance(promote, PromoteConfig)
         metric = "top1" if promote.metric == "top1" else "macro_f1"  # what training measures in each epoch
-        print(f"the base: {base.label}", file=sys.stderr, flush=True)
-        trial = runner.run_trial(base, "base", "train")
-        model = trial.read("model")
-        course = read_course(model, metric)
         base = base.with_values("train", epochs=int(model.manifest.config["epochs"]))
         key = digest([model.fingerprint, space.declared, metric, pruner])
         study = Study(runner.workspace, runner.scope, key, space, pruner, base.seed)
+        search = cls(runner, base, model, study, metric)
         if not study.trials:
-            study.add(_make_complete(0, {}, trial, model, course, describe_regularization(model, model, metric)))
-        return cls(runner, base, model, study, metric)
+            study.add(search._make_complete(0, {}, model))
+        return search
+
+    @property
+    def epochs(self) -> int:
+        """The epochs of all trials."""
+        return int(self.base_model.manifest.config["epochs"])
 
     def configure(self, tried: TriedValues) -> Configuration:
         """Return the base with a trial's values."""
@@ -106,24 +129,33 @@ class Search:
     def run_next(self) -> None:
         """Run the next trial, and record how it ended. What is transient, or our fault, is raised."""
         study, number = self.study, len(self.study.trials)
-        values = study.suggest()
+        study.add(self.run_trial(number, study.suggest(), study.should_prune))
+        self._report(study.trials[-1])
+
+    def run_trial(
+        self, number: int, values: dict[str, Scalar], should_end: Callable[[list[float]], bool]
+    ) -> TriedValues:
+        """Train a trial, or the rest of one that has begun, and return how it ended: complete, pruned where
+        `should_end` says so of its scores by epoch, or failed. What is transient, or our fault, is raised."""
         listed = ", ".join(f"{name} {value}" for name, value in values.items())
         print(f"trial {number}: {listed}", file=sys.stderr, flush=True)
         label = f"t{number}"
-        watch = CourseWatch(self.runner.workspace, f"{self.runner.run}.{label}", self.metric, study.should_prune)
+        watch = CourseWatch(self.runner.workspace, f"{self.runner.run}.{label}", self.metric, should_end)
         try:
-            trial = self.runner.run_trial(study.space.apply(self.base, values), label, "train", watch)
+            trial = self.runner.run_trial(self.study.space.apply(self.base, values), label, "train", watch)
         except StoppedByWatch:
-            study.add(TriedValues(number, values, PRUNED, max(watch.course), tuple(watch.course)))
+            return TriedValues(number, values, PRUNED, max(watch.course), tuple(watch.course))
         except MillError as error:
             if error.exit_code != EXIT_USER:
                 raise
-            study.add(TriedValues(number, values, FAILED, note=str(error)))  # a loss of nan, a size that does not fit
-        else:
-            model = trial.read("model")
-            note = describe_regularization(model, self.base_model, self.metric)
-            study.add(_make_complete(number, values, trial, model, read_course(model, self.metric), note))
-        self._report(study.trials[-1])
+            return TriedValues(number, values, FAILED, note=str(error))  # a loss of nan, a size that does not fit
+        return self._make_complete(number, values, trial.read("model"))
+
+    def _make_complete(self, number: int, values: dict[str, Scalar], model: Dataset) -> TriedValues:
+        course = read_course(model, self.metric)
+        seconds = self.runner.find_seconds("train", {"uri": model.uri, "fingerprint": model.fingerprint})
+        note = describe_regularization(model, self.base_model, self.metric)
+        return TriedValues(number, values, COMPLETE, max(course), course, model.uri, seconds, note)
 
     def _report(self, tried: TriedValues) -> None:
         score = "" if tried.score is None else f", {METRIC_TITLES[self.metric]} {tried.score:.4f}"
@@ -133,23 +165,31 @@ class Search:
             file=sys.stderr, flush=True,
         )  # fmt: skip
 
-    def confirm(self, seeds: int) -> Confirmation | None:
-        """Train the best values and the base with seeds that the search has not used; None where the base is best."""
+    def confirm(self, seeds: int, get_score: Callable[[TriedValues, int], float]) -> Confirmation | None:
+        """Compare the best values and the base with seeds that the search has not used; None where the base is best.
+
+        `get_score`: returns the validation score of values with a seed, of `train_with_seed`.
+        """
         best = self.study.best
         if not best.number:
             return None
-        scores: list[list[float]] = [[], []]
-        used = range(self.base.seed + 1, self.base.seed + 1 + seeds)
-        for seed in used:
-            for side, configuration in enumerate((self.base, self.configure(best))):
-                print(f"{('the base', 'the best values')[side]}, seed {seed}", file=sys.stderr, flush=True)
-                trial = self.runner.run_trial(
-                    configuration.with_values("train", seed=seed), f"{'bw'[side]}{seed}", "train"
-                )
-                scores[side].append(max(read_course(trial.read("model"), self.metric)))
-        gains = np.array(scores[1]) - np.array(scores[0])
-        difference = compute_mean_difference(gains[:, None], gains)
-        return Confirmation(tuple(used), tuple(scores[0]), tuple(scores[1]), difference)
+        used = self.list_seeds(seeds)
+        scores = [[get_score(tried, seed) for tried in (self.study.trials[0], best)] for seed in used]
+        base, tuned = zip(*scores, strict=True)
+        gains = np.array(tuned) - np.array(base)
+        return Confirmation(tuple(used), base, tuned, compute_mean_difference(gains[:, None], gains))
+
+    def list_seeds(self, seeds: int) -> range:
+        """Return the seeds of the confirmation: those after the base's, which the search has used."""
+        return range(self.base.seed + 1, self.base.seed + 1 + seeds)
+
+    def train_with_seed(self, tried: TriedValues, seed: int) -> float:
+        """Train values with another seed, and return the validation score."""
+        side = "the best values" if tried.number else "the base"
+        print(f"{side}, seed {seed}", file=sys.stderr, flush=True)
+        label = f"{'w' if tried.number else 'b'}{seed}"
+        trial = self.runner.run_trial(self.configure(tried).with_values("train", seed=seed), label, "train")
+        return max(read_course(trial.read("model"), self.metric))
 
 
 @dataclass(frozen=True)
@@ -161,14 +201,6 @@ class Confirmation:
     base: tuple[float, ...]
     best: tuple[float, ...]
     difference: MeanDifference
-
-
-def _make_complete(
-    number: int, values: dict[str, Any], trial: Trial, model: Dataset, course: tuple[float, ...], note: str
-) -> TriedValues:
-    return TriedValues(
-        number, values, COMPLETE, max(course), course, model.uri, trial.seconds["train"], note
-    )  # fmt: skip
 
 
 def _to_dict(confirmation: Confirmation | None) -> dict[str, Any] | None:
