@@ -120,7 +120,8 @@ class RayCluster:
         """Return this environment without variables of the tests; `python` is the one whose Ray is started."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "IMAGEMILL_", "PYTEST_"))}
         environment["PATH"] = f"{Path(self.python).parent}:{environment['PATH']}"
-        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token), "RAY_USAGE_STATS_ENABLED": "0"}
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+        environment |= {"RAY_USAGE_STATS_ENABLED": "0"}
         environment |= {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TMPDIR": str(self.folder / "r")}
         # A raylet that is gone is missed within seconds, not after half a minute.
         environment |= {"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000"}
@@ -162,10 +163,6 @@ class RayCluster:
     def login(self) -> dict[str, str]:
         """The environment of a command that is let in."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
-
-    def login_on_a_node(self) -> dict[str, str]:
-        """The same for one that joins from a node, by `auto`."""
-        return self.login | {"RAY_TMPDIR": str(self.folder / "r")}
 
 
 def free_ports(number: int) -> list[int]:
