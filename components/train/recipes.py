@@ -95,9 +95,7 @@ def explain_epochs(requested: TrainConfig, config: TrainConfig, tensors: Manifes
     elif choose_epochs(traits.images) == tables.MIN_EPOCHS:
         reason = f"what a training from scratch takes at least; {traits.images:,} images make them long enough"
     else:
-        reason = (
-            f"{traits.images:,} images make short ones; a training from scratch takes {tables.MIN_UPDATES:,} batches"
-        )
+        reason = f"{traits.images:,} images make short ones, and a training takes {tables.MIN_UPDATES:,} batches"
     start = ", and from the champion a third of them does" if config.start == CHAMPION else ""
     return [f"{config.epochs} epochs: {reason}{start} (--epochs)"]
 

@@ -110,7 +110,7 @@ def test_killed_resize_leaves_no_ray_process(finished: Finished, expected: dict[
     assert mill.content(tensors) == mill.content(expected["tensors"])
 
 
-def test_orphaned_step_exits(tmp_path: Path) -> None:
+def test_orphaned_step_exits() -> None:
     """Only the runner is killed, not its group: the step sees that and ends, long before its work would."""
     runner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     script = (

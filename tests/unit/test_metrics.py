@@ -80,8 +80,8 @@ def test_per_class_scores_of_an_example() -> None:
 def test_confusion_matrices_of_batches_add_up() -> None:
     random = np.random.default_rng(0)
     true, predicted = random.integers(0, 7, 1000), random.integers(0, 7, 1000)
-    whole = sum(confusion(true[n : n + 64], predicted[n : n + 64], 7) for n in range(0, 1000, 64))
-    np.testing.assert_array_equal(whole, confusion(true, predicted, 7))
+    total = sum(confusion(true[n : n + 64], predicted[n : n + 64], 7) for n in range(0, 1000, 64))
+    np.testing.assert_array_equal(total, confusion(true, predicted, 7))
 
 
 def test_no_images_give_zeros() -> None:

@@ -131,12 +131,12 @@ def test_limit_drops_the_largest_groups() -> None:
 def test_limit_drops_the_most_distant_pairs_first() -> None:
     hashes = np.random.default_rng(1).permutation(np.unique(make_clustered_hashes(900, seed=2)))
     for radius in (5, 10):
-        everything = find_near_pairs(hashes, radius)
-        among = hamming_distances(hashes, everything.pairs)
+        unlimited = find_near_pairs(hashes, radius)
+        among = hamming_distances(hashes, unlimited.pairs)
         limit = int((among <= radius - 2).sum())
         result = find_near_pairs(hashes, radius, limit=limit)
         assert not result.complete and len(result.pairs) == limit
-        np.testing.assert_array_equal(result.pairs, everything.pairs[among <= radius - 2])
+        np.testing.assert_array_equal(result.pairs, unlimited.pairs[among <= radius - 2])
 
 
 def test_limit_drops_the_most_distant_of_equally_large_blocks() -> None:

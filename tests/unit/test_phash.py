@@ -133,8 +133,8 @@ def compare_all(pictures: list[Pixels]) -> tuple[npt.NDArray[np.uint8], npt.NDAr
 @pytest.mark.parametrize("name", CHANGES)
 def test_near_duplicates_are_matched_and_verified(name: str) -> None:
     change, radius, min_recall = CHANGES[name]
-    matched, verified, both = measure_recall(read_photographs(4), change, radius)
-    assert verified == 1 and both == matched
+    matched, verified, matched_and_verified = measure_recall(read_photographs(4), change, radius)
+    assert verified == 1 and matched_and_verified == matched
     assert matched >= (min_recall if radius == 3 else 0.95), "few photographs: one missed weighs more than 1 %"
 
 
@@ -148,9 +148,11 @@ def test_different_photographs_do_not_match() -> None:
 def test_recall_and_precision_on_all_photographs() -> None:
     pictures = read_photographs()
     for name, (change, radius, min_recall) in CHANGES.items():
-        matched, verified, both = measure_recall(pictures, change, radius, seed=1)
-        print(f"{name}: {matched:.4f} found at radius {radius}, {verified:.4f} verified, {both:.4f} both")
-        assert both >= min_recall, name
+        matched, verified, matched_and_verified = measure_recall(pictures, change, radius, seed=1)
+        print(
+            f"{name}: {matched:.4f} found at radius {radius}, {verified:.4f} verified, {matched_and_verified:.4f} both"
+        )
+        assert matched_and_verified >= min_recall, name
     distances, differences = compare_all(pictures)
     candidates = [int((distances <= radius).sum()) for radius in (3, 10)]
     print(

@@ -105,7 +105,7 @@ def test_every_parameter_is_described_and_has_a_default(package: Path) -> None:
         assert parameter["parameterType"] == "STRING" and "defaultValue" in parameter, name
 
 
-def test_what_is_unset_is_blank_in_the_form_and_no_number_stands_for_it(package: Path) -> None:
+def test_unset_values_are_blank_in_the_form(package: Path) -> None:
     parameters = load_spec(package)["root"]["inputDefinitions"]["parameters"]
     blank = {name for name, parameter in parameters.items() if parameter["defaultValue"] == ""}
     assert blank == {"source", "name", "model_preset", "image_size", "weights", "epochs", "rerun", "config"}

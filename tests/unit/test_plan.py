@@ -102,14 +102,14 @@ def list_positions(rows: SortedRows) -> list[int]:
 @settings(max_examples=150, deadline=None)
 def test_every_row_is_in_one_file_in_order(sources: list[SortedRows], max_rows: int, files: int) -> None:
     jobs = make_jobs(sources, max_rows)
-    everything = sorted(
+    expected = sorted(
         (int(i), s.uris[0], position) for s in sources for position, i in zip(list_positions(s), s.indices, strict=True)
     )
     by_job = [
         sorted(read_slices(sources, slices))
         for slices in locate_rows(sources, get_index_ranges([(job,) for job in jobs]))
     ]
-    assert [row for rows in by_job for row in rows] == everything, "each once, files one after the other"
+    assert [row for rows in by_job for row in rows] == expected, "each once, files one after the other"
     assert [len(rows) for rows in by_job] == [job.rows for job in jobs]
     assert all(before.high == after.low for before, after in pairwise(jobs)), "nothing is between two files"
     for job, rows in zip(jobs, by_job, strict=True):
@@ -117,7 +117,7 @@ def test_every_row_is_in_one_file_in_order(sources: list[SortedRows], max_rows: 
         assert len(rows) <= max_rows or rows[0][0] == rows[-1][0], "too long only for copies of one index"
     groups = group_shards(jobs, files)
     together = [sorted(read_slices(sources, slices)) for slices in locate_rows(sources, get_index_ranges(groups))]
-    assert [row for rows in together for row in rows] == everything
+    assert [row for rows in together for row in rows] == expected
     assert [job for group in groups for job in group] == jobs and max(map(len, groups), default=0) <= files
 
 

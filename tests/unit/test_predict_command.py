@@ -273,7 +273,7 @@ def test_model_without_recorded_cleaning_is_warned_about(tmp_path: Path, folder:
     assert code == 0 and "warning: the model does not say what clean did" in err
 
 
-def test_file_above_the_size_limit_is_not_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_above_the_size_limit_is_not_read(folder: Path) -> None:
     with (folder / "a.jpg").open("r+b") as file:
         file.truncate(DecodeLimits().bytes + 1)  # sparse
     for argument in (str(folder / "a.jpg"), str(folder)):
@@ -297,7 +297,7 @@ def test_storage_error_is_transient(
     assert code == 75 and "the line is down" in err and "error" not in out
 
 
-def test_endless_list_is_read_lazily(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_endless_list_is_read_lazily(model: str, folder: Path) -> None:
     """A list without an end is read no further than it is asked for."""
     num_listed = 0
 

@@ -162,7 +162,7 @@ def test_pixels_equal_the_tensors(
 
 
 def test_probabilities_equal_those_of_the_evaluation(
-    source: Path, workspace: Workspace, cleaned_by: Callable[..., Dataset], capsys: pytest.CaptureFixture[str]
+    source: Path, workspace: Workspace, cleaned_by: Callable[..., Dataset]
 ) -> None:
     clean_images = cleaned_by(preset="ocr")
     with chain.one_core():

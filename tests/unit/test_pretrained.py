@@ -77,8 +77,8 @@ def test_initial_outputs_equal_those_of_the_rgb_network(rgb_file: str, color: st
     edge_maps = torch.rand(2, len(edges), SIZE, SIZE)
     expected = compute_logits(original, image if COLORS[color] == 3 else image.expand(-1, 3, -1, -1))
     torch.testing.assert_close(compute_logits(network, image, edge_maps), expected)
-    everything = len(original.state_dict())
-    assert f"{everything - 2} of {everything} tensors" in summary, "all but the head's"
+    num_tensors = len(original.state_dict())
+    assert f"{num_tensors - 2} of {num_tensors} tensors" in summary, "all but the head's"
     assert ("trained on rgb" in summary) == (color != "rgb")
     assert summary.endswith(f"{' and '.join(edges)} from zero") == bool(edges)
 
@@ -165,7 +165,7 @@ def test_model_of_five_channels_is_loaded(tmp_path: Path) -> None:
     torch.testing.assert_close(compute_logits(network, image), compute_logits(network_for("lab", BOTH), image))
 
 
-def test_a_vision_transformers_position_embeddings_are_resampled(tmp_path: Path) -> None:
+def test_position_embeddings_of_a_vision_transformer_are_resampled(tmp_path: Path) -> None:
     """To the size of the images: the class token's stays, the grid's is stretched (align_corners: corners stay)."""
     from torchvision.models import VisionTransformer
 
@@ -178,8 +178,8 @@ def test_a_vision_transformers_position_embeddings_are_resampled(tmp_path: Path)
     spec = ModelSpec("vit_b_16", ("a", "b", "c"), replace(image_of("rgb"), shape=(96, 96, 3)))
     save_file(pretrained.state_dict(), tmp_path / "w.safetensors")
     summary = load_pretrained(network, spec, TrainConfig(backbone="vit_b_16", weights=str(tmp_path / "w.safetensors")))
-    everything = len(network.state_dict())
-    assert summary.endswith(f"{everything - 2} of {everything} tensors, position embeddings resampled")
+    num_tensors = len(network.state_dict())
+    assert summary.endswith(f"{num_tensors - 2} of {num_tensors} tensors, position embeddings resampled")
     before = pretrained.state_dict()["encoder.pos_embedding"]
     after = network.state_dict()["encoder.pos_embedding"]
     torch.testing.assert_close(after[:, 0], before[:, 0])

@@ -79,7 +79,7 @@ def test_export_writes_a_model_repository(tmp_path: Path, capsys: pytest.Capture
     assert "expected an empty or new folder" in capsys.readouterr().err
 
 
-def test_int8_requires_tensors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_int8_requires_tensors(tmp_path: Path) -> None:
     model, _, _ = commit_model_with_onnx(tmp_path)
     assert main(["export-model", model.uri, "--output", str(tmp_path / "out"), "--precision", "int8"]) == 2
     assert not (tmp_path / "out").exists()

@@ -292,10 +292,10 @@ def test_missing_or_too_large_mask_is_reported(tmp_path: Path, monkeypatch: pyte
     folder = write(tmp_path / "in", {"1.jpg": JPEG, "big.png": b"12345", "fits.png": b"1234", "folder/x": b""})
     masks = ("big.png", "fits.png", "none.png", "folder", "none.png")
     source = make_table_source(str(folder / "t.csv"), *["1.jpg"] * 4, "none.jpg", masks=masks)
-    big, fits, gone, no_file, no_image = source.members()
+    big, fits, missing, no_file, no_image = source.members()
     assert big == Member("1.jpg", JPEG, None, Skipped("big.png", "5 bytes, larger than any image may be"))
     assert fits == Member("1.jpg", JPEG, b"1234")
-    assert gone == Member("1.jpg", JPEG, None, Skipped("none.png", "not there"))
+    assert missing == Member("1.jpg", JPEG, None, Skipped("none.png", "not there"))
     assert no_file == Member("1.jpg", JPEG, None, Skipped("folder", "not there"))
     assert no_image == Member("none.jpg", None), "without an image nobody misses its mask"
 

@@ -321,8 +321,8 @@ def test_jpegs_are_encoded_with_quality_95_without_subsampling() -> None:
 
 def test_photograph_with_a_mask_without_background_stays_a_jpeg() -> None:
     data = photos.saved(photos.made(), "JPEG")
-    nothing = photos.saved(np.ones((152, 200), np.uint8))
-    for mask in (nothing, None):
+    no_background = photos.saved(np.ones((152, 200), np.uint8))
+    for mask in (no_background, None):
         result = standardize(data, make_config(background="fill", denoise="median"), None, mask)
         assert Image.open(io.BytesIO(result.data)).format == "JPEG"
 

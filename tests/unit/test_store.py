@@ -244,7 +244,7 @@ def test_unwritable_folder_is_a_user_error() -> None:
         STORE.put("/sys/kernel/imagemill", b"")
 
 
-def test_a_full_disk_is_transient(tmp_path: Path) -> None:
+def test_a_full_disk_is_transient() -> None:
     with pytest.raises(TransientError), map_disk_errors("x"), open("/dev/full", "wb", buffering=0) as full:  # noqa: PTH123
         full.write(b"a")
 

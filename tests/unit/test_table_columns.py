@@ -149,7 +149,6 @@ def test_repeated_path_without_a_box_is_refused() -> None:
         )
 
 
-CELLS = st.sampled_from(["", "1", "2"])
 LINES = st.lists(
     st.tuples(st.integers(0, 5), st.one_of(st.none(), st.tuples(st.integers(0, 9), st.integers(0, 9)))), min_size=1
 )

@@ -124,15 +124,17 @@ def test_weights_fit_other_sizes_classes_and_channels(monkeypatch: pytest.Monkey
     published = serve_weights(monkeypatch, tmp_path, VIT, 160)
     same = build_network(make_spec(VIT, 160))
     summary = load_pretrained(same, make_spec(VIT, 160), TrainConfig(backbone=VIT, weights="DEFAULT"))
-    everything = len(same.state_dict())
-    assert summary == f"from DEFAULT, {everything - 2} of {everything} tensors"
+    num_tensors = len(same.state_dict())
+    assert summary == f"from DEFAULT, {num_tensors - 2} of {num_tensors} tensors"
     x = torch.randn(1, 3, 160, 160)
     with torch.no_grad():
         torch.testing.assert_close(same.eval().forward_features(x), published.eval().forward_features(x))
     small = make_spec(VIT, 96, color="gray")
     network = build_network(small)
     summary = load_pretrained(network, small, TrainConfig(backbone=VIT, weights="DEFAULT"))
-    assert summary.endswith(f"{everything - 2} of {everything} tensors, trained on rgb, position embeddings resampled")
+    assert summary.endswith(
+        f"{num_tensors - 2} of {num_tensors} tensors, trained on rgb, position embeddings resampled"
+    )
     expected = timm.layers.resample_abs_pos_embed(published.state_dict()["pos_embed"], (6, 6), num_prefix_tokens=1)
     torch.testing.assert_close(network.state_dict()["pos_embed"], expected)
     filters = published.state_dict()["patch_embed.proj.weight"].sum(1, keepdim=True)
@@ -147,8 +149,8 @@ def test_relative_position_table_is_resampled(tmp_path: Path) -> None:
     spec = make_spec(backbone, 128)
     network = build_network(spec)
     summary = load_pretrained(network, spec, TrainConfig(backbone=backbone, weights=str(tmp_path / "a.safetensors")))
-    everything = len(network.state_dict())
-    assert f"{everything - 2} of {everything} tensors" in summary
+    num_tensors = len(network.state_dict())
+    assert f"{num_tensors - 2} of {num_tensors} tensors" in summary
     with pytest.raises(UserError, match="weights: expected weights of timm:swin_tiny"):
         save_file({"head.weight": torch.zeros(3, 3)}, tmp_path / "b.safetensors")
         load_pretrained(network, spec, TrainConfig(backbone=backbone, weights=str(tmp_path / "b.safetensors")))

@@ -68,8 +68,8 @@ def assert_same_result(first: Trainer, expected: TrainingState, second: Trainer,
 @pytest.mark.parametrize("backbone", ["squeezenet1_1", "shufflenet_v2_x0_5"])  # dropout; batch normalization
 def test_killed_training_resumes_to_the_same_weights(tensors: Dataset, tmp_path: Path, backbone: str) -> None:
     config = settings(tensors, **STEP_OPTIONS, backbone=backbone)
-    whole = trainer(tensors, tmp_path / "whole", config)
-    expected = whole.run()
+    uninterrupted = trainer(tensors, tmp_path / "whole", config)
+    expected = uninterrupted.run()
     moments = [(0, 3), (1, 0), (2, 4)]  # in the middle of a group of batches, and at the start of an epoch
     for epoch, number in moments:
         killed = trainer(tensors, tmp_path / "killed", config)
@@ -79,7 +79,7 @@ def test_killed_training_resumes_to_the_same_weights(tensors: Dataset, tmp_path:
             killed.run()
     resumed = trainer(tensors, tmp_path / "killed", config)
     state = resumed.run()
-    assert_same_result(whole, expected, resumed, state)
+    assert_same_result(uninterrupted, expected, resumed, state)
     assert [row["blocks"] for row in state.history] == [1, 1 + -(-(len(resumed.blocks) - 1) // 2), len(resumed.blocks)]
 
 
@@ -98,8 +98,8 @@ def test_signal_saves_a_checkpoint_from_which_the_next_attempt_resumes(
     tensors: Dataset, tmp_path: Path, number: signal.Signals, name: str
 ) -> None:
     config = settings(tensors, epochs=2, dropout=0.3, checkpoint_minutes=0.0)
-    whole = trainer(tensors, tmp_path / "whole", config)
-    expected = whole.run()
+    uninterrupted = trainer(tensors, tmp_path / "whole", config)
+    expected = uninterrupted.run()
     stop = StopRequest()
     stopped = trainer(tensors, tmp_path / "stopped", config, Communicator(stop=stop))
     call_before_batch(stopped, 1, 2, lambda: os.kill(os.getpid(), number))
@@ -113,7 +113,7 @@ def test_signal_saves_a_checkpoint_from_which_the_next_attempt_resumes(
     resumed.stepper.train_batch = lambda *a: (trained.append(a[0].number), step(*a))[1]  # type: ignore[method-assign,func-returns-value]
     state = resumed.run()
     assert trained == [3, 4], "nothing is done twice"
-    assert_same_result(whole, expected, resumed, state)
+    assert_same_result(uninterrupted, expected, resumed, state)
 
 
 def test_sigterm_in_validation_loses_no_step(tensors: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ def test_epoch_is_logged_with_its_scores(tensors: Dataset, tmp_path: Path, capsy
     }  # fmt: skip
 
 
-def test_autocast_and_compilation_depend_on_the_device(monkeypatch: pytest.MonkeyPatch, tensors: Dataset) -> None:
+def test_autocast_and_compilation_depend_on_the_device(tensors: Dataset) -> None:
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert choose_autocast_dtype("float32", cpu) is None and choose_autocast_dtype("bfloat16", cpu) is torch.bfloat16
     assert choose_autocast_dtype("float16", cuda) is torch.float16

@@ -80,7 +80,7 @@ class Mirror:
                 self._apply(kind, "MODIFIED", document)
 
     def wait(
-        self, condition: Callable[[], T | None], what: str, deadline: Deadline,
+        self, condition: Callable[[], T | None], awaited: str, deadline: Deadline,
         doing: Callable[[], str] | None = None, every: float = 5.0,
     ) -> T:  # fmt: skip
         """The condition's first true value, asked whenever something changes and `every` few seconds.
@@ -100,8 +100,8 @@ class Mirror:
             doing_now = doing() if doing else ""
             if (doing_now and doing_now != logged) or time.monotonic() - logged_at > _QUIET_S:
                 logged, logged_at = doing_now, time.monotonic()
-                say(f"{logged or what} · {deadline.left():.0f} s left")
-            deadline.check(" · ".join(filter(None, [what, doing_now])))
+                say(f"{logged or awaited} · {deadline.left():.0f} s left")
+            deadline.check(" · ".join(filter(None, [awaited, doing_now])))
             with self._changed:
                 if self._changes == before:
                     self._changed.wait(min(every, deadline.left()))

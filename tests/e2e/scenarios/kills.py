@@ -103,8 +103,8 @@ def _caught(trial: Trial, run: Run, target: Target, after: float) -> Doc | None:
             return True
         return None
 
-    what = f"a working pod of {' or '.join(target.tasks)}"
-    pod_or_end = trial.mirror.wait(find_working, what, trial.deadline, run.doing, every=0.2)
+    awaited = f"a working pod of {' or '.join(target.tasks)}"
+    pod_or_end = trial.mirror.wait(find_working, awaited, trial.deadline, run.doing, every=0.2)
     return None if pod_or_end is True else pod_or_end  # type: ignore[return-value]
 
 

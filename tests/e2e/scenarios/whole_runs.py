@@ -40,8 +40,8 @@ def _submitted(trial: Trial) -> str:
     stored = datasets(trial)
     other = {ARGO: KFP, KFP: ARGO}[trial.engine]
     same = ""
-    if (known := trial.session.facts.get(f"datasets {other}")) is not None:
-        check_same(stored, known, f"the run through {other}")
+    if (stored_by_other := trial.session.facts.get(f"datasets {other}")) is not None:
+        check_same(stored, stored_by_other, f"the run through {other}")
         same = f"; the same datasets as through {other}"
     return f"{format_seconds(run.seconds())}{same}"
 
