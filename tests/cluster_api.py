@@ -82,7 +82,9 @@ class ClusterApi:
     def account_may(self, namespace: str, account: str, group: str, resource: str, verb: str) -> bool:
         """Return whether the roles bound to the account in the namespace allow it."""
         roles = {
-            role["metadata"]["name"]: role for role in self.of_kind("Role") if role["metadata"]["namespace"] == namespace
+            role["metadata"]["name"]: role
+            for role in self.of_kind("Role")
+            if role["metadata"]["namespace"] == namespace
         }
         for binding in self.of_kind("RoleBinding"):
             if binding["metadata"]["namespace"] == namespace and any(
@@ -143,7 +145,9 @@ class ClusterApi:
 
     def _list(self, kind: str, namespace: str, query: Mapping[str, str]) -> Json:
         """List in pages of two, so that clients which ignore `continue` fail."""
-        items = [document for document in self.of_kind(kind) if namespace in ("", document["metadata"].get("namespace", ""))]
+        items = [
+            document for document in self.of_kind(kind) if namespace in ("", document["metadata"].get("namespace", ""))
+        ]
         items = [document for document in items if _selected(document, query)]
         start = int(query.get("continue") or 0)
         continue_token = str(start + 2) if len(items) > start + 2 else ""
@@ -283,13 +287,17 @@ def installed(overlay: str, images: tuple[str, ...]) -> ClusterApi:
         account = "pipeline-runner" if overlay == "kubeflow" else "default-editor"
         api.add(named("ServiceAccount", account, home_namespace))
     if overlay == "kubeflow-profile":
-        api.add(named("Namespace", home_namespace, metadata={"labels": {"app.kubernetes.io/part-of": "kubeflow-profile"}}))
+        api.add(
+            named("Namespace", home_namespace, metadata={"labels": {"app.kubernetes.io/part-of": "kubeflow-profile"}})
+        )
     api.add(deployment("workflow-controller", argo, "quay.io/argoproj/workflow-controller:v4.1.2", **QUICK))
     api.add(secret(keys, home_namespace, accesskey="key", secretkey="secret"))
     name, namespace, port = service
     api.add(named("Service", name, namespace, spec={"ports": [{"port": port}], "selector": {"app": name}}))
     metadata = {"labels": {"kubernetes.io/service-name": name}}
-    api.add(named("EndpointSlice", f"{name}-x", namespace, metadata=metadata, endpoints=[{"conditions": {"ready": True}}]))
+    api.add(
+        named("EndpointSlice", f"{name}-x", namespace, metadata=metadata, endpoints=[{"conditions": {"ready": True}}])
+    )
     return api
 
 

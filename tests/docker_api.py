@@ -69,9 +69,15 @@ class Engine:
         """List containers by the filters for labels and state; without a state the running ones, or all."""
         filters = json.loads(query.get("filters", ["{}"])[0])
         states = filters.get("status") or ([] if query.get("all") == ["1"] else ["running"])
-        selected = {name: container for name, container in self.containers.items() if not states or container["state"] in states}
+        selected = {
+            name: container for name, container in self.containers.items() if not states or container["state"] in states
+        }
         required_labels = filters.get("label", [])
-        return [{"Id": name} for name, container in selected.items() if all(_has(container["labels"], label) for label in required_labels)]
+        return [
+            {"Id": name}
+            for name, container in selected.items()
+            if all(_has(container["labels"], label) for label in required_labels)
+        ]
 
     def _container(self, method: str, path: str, name: str) -> tuple[int, Any]:
         container = self.containers[name]

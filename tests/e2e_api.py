@@ -243,7 +243,9 @@ def _handler(cluster: Cluster) -> type[BaseHTTPRequestHandler]:
                     if not news:
                         cluster.changed.wait(1.0)
                         continue
-                lines = "".join(json.dumps({"type": change, "object": document}) + "\n" for _, _, change, document in news)
+                lines = "".join(
+                    json.dumps({"type": change, "object": document}) + "\n" for _, _, change, document in news
+                )
                 data = lines.encode()
                 try:
                     self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")

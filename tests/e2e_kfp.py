@@ -39,7 +39,11 @@ class KfpOnCluster(KfpService):
         ]  # fmt: skip
 
     def _workflow_of(self, run: str) -> Doc | None:
-        workflows = [workflow for workflow in self.play.cluster.list("workflows") if _labels(workflow).get("pipeline/runid") == run]
+        workflows = [
+            workflow
+            for workflow in self.play.cluster.list("workflows")
+            if _labels(workflow).get("pipeline/runid") == run
+        ]
         return workflows[0] if workflows else None
 
     def _version(self, reference: dict[str, str]) -> dict[str, Any]:
@@ -64,7 +68,9 @@ class KfpOnCluster(KfpService):
         name = f"training-{run['display_name']}"
         settings = package["platform_spec"]["platforms"]["kubernetes"].get("pipelineConfig", {})
         deadline = {key: settings[key] for key in ("activeDeadlineSeconds",) if key in settings}
-        document = self.play.cluster.create("workflows", {"metadata": {"name": name, "labels": labels}, "spec": deadline})
+        document = self.play.cluster.create(
+            "workflows", {"metadata": {"name": name, "labels": labels}, "spec": deadline}
+        )
         parameters = body.get("runtime_config", {}).get("parameters", {})
         _thread(lambda: KfpFlow(self.play, document, spec, parameters, run["run_id"]).play())
         return run

@@ -159,7 +159,11 @@ class Play:
         time.sleep(0.1)
         name = document["metadata"]["name"]
         cron_workflow = self.cluster.get("cronworkflows", name)
-        if cron_workflow is None or cron_workflow["spec"].get("suspend") or cron_workflow["spec"]["schedules"] != ["* * * * *"]:
+        if (
+            cron_workflow is None
+            or cron_workflow["spec"].get("suspend")
+            or cron_workflow["spec"]["schedules"] != ["* * * * *"]
+        ):
             return
         labels = {**cron_workflow["spec"].get("workflowMetadata", {}).get("labels", {}),
                   "workflows.argoproj.io/cron-workflow": name}  # fmt: skip
@@ -206,7 +210,9 @@ class Flow:
         self.play_, self.cluster, self.spec = play, play.cluster, spec
         self.name, self.uid = document["metadata"]["name"], document["metadata"]["uid"]
         parameters = document["spec"].get("arguments", {}).get("parameters", [])
-        self.values = {parameter["name"]: str(parameter["value"]) for parameter in [*spec["arguments"]["parameters"], *parameters]}
+        self.values = {
+            parameter["name"]: str(parameter["value"]) for parameter in [*spec["arguments"]["parameters"], *parameters]
+        }
         self.workspace = play.local(self.values["workspace"])
         self.ends = time.monotonic() + spec["activeDeadlineSeconds"] * DEADLINE_SCALE
         self.run = self.name
@@ -290,7 +296,11 @@ class Flow:
     def _seconds(self, task: str) -> float:
         if self.play_.faults.hangs == task:
             return 600.0
-        durations = [seconds_by_task[task] for word, seconds_by_task in self.play_.seconds.items() if word in self.name and task in seconds_by_task]
+        durations = [
+            seconds_by_task[task]
+            for word, seconds_by_task in self.play_.seconds.items()
+            if word in self.name and task in seconds_by_task
+        ]
         return durations[0] if durations and self.tries[task] == 1 else 0.03
 
     def _never_scheduled(self, pod: str, resource: str) -> str:
@@ -337,7 +347,9 @@ class Flow:
     def _make_ray(self, step: str, job: str, owner: Doc) -> None:
         labels = {RUN: self.run, "app.kubernetes.io/component": step}
         owners = [] if self.play_.faults.leaves_rayjob else [owner]
-        rayjob = self.cluster.create("rayjobs", {"metadata": {"name": job, "labels": labels, "ownerReferences": owners}})
+        rayjob = self.cluster.create(
+            "rayjobs", {"metadata": {"name": job, "labels": labels, "ownerReferences": owners}}
+        )
         owned = {"ownerReferences": [{"kind": "RayJob", "name": job, "uid": rayjob["metadata"]["uid"]}]}
         for kind in ("head", "worker"):
             name, container = f"{job}-{kind}", {"name": f"ray-{kind}", "image": "ray"}

@@ -106,8 +106,12 @@ class KfpService:
         """Start a run of a recurring run, as the controller does when it is due."""
         with self._lock:
             recurring_run = next(r for r in self.recurring if r["display_name"] == name and r["mode"] == "ENABLE")
-            body = {key: recurring_run[key] for key in ("experiment_id", "runtime_config", "pipeline_version_reference")}
-            return self.create_run(body | {"display_name": f"{name}-1", "recurring_run_id": recurring_run["recurring_run_id"]})
+            body = {
+                key: recurring_run[key] for key in ("experiment_id", "runtime_config", "pipeline_version_reference")
+            }
+            return self.create_run(
+                body | {"display_name": f"{name}-1", "recurring_run_id": recurring_run["recurring_run_id"]}
+            )
 
     # What the handler calls.
 
@@ -293,7 +297,9 @@ class KfpService:
         return recurring_run
 
     def _recurring(self, recurring_run_id: str) -> dict[str, Any]:
-        recurring_run = next((candidate for candidate in self.recurring if candidate["recurring_run_id"] == recurring_run_id), None)
+        recurring_run = next(
+            (candidate for candidate in self.recurring if candidate["recurring_run_id"] == recurring_run_id), None
+        )
         if recurring_run is None:
             raise missing(f"Job {recurring_run_id} not found.")
         return recurring_run

@@ -66,7 +66,13 @@ class RunStorage:
         return pod
 
     def _artifact(
-        self, stored_run: StoredRun, execution: int, name: str, kind: str, data: bytes, properties: dict[str, str],
+        self,
+        stored_run: StoredRun,
+        execution: int,
+        name: str,
+        kind: str,
+        data: bytes,
+        properties: dict[str, str],
         ending: str = "",
     ) -> None:
         uri = f"{BUCKET}/v2/artifacts/imagemill-training/{stored_run.id}/{execution}/{name}{ending}"

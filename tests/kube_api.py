@@ -205,7 +205,9 @@ class KubeApi:
             if document := self.objects[kind].pop(name, None):
                 document["metadata"]["resourceVersion"] = str(self.version)
                 self._tell(kind, "DELETED", document)
-            for pod in [pod_name for pod_name in self.objects[PODS] if kind == RAYJOBS and pod_name.startswith(f"{name}-pod")]:
+            for pod in [
+                pod_name for pod_name in self.objects[PODS] if kind == RAYJOBS and pod_name.startswith(f"{name}-pod")
+            ]:
                 self.remove(PODS, pod)
 
     def forget(self) -> None:

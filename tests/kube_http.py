@@ -121,7 +121,11 @@ class Handler(BaseHTTPRequestHandler):
                          "items": items})  # fmt: skip
 
     def _watch(self, kind: str, query: dict[str, str]) -> None:
-        api, version_seen, until = self.kube, int(query["resourceVersion"]), time.monotonic() + int(query["timeoutSeconds"])
+        api, version_seen, until = (
+            self.kube,
+            int(query["resourceVersion"]),
+            time.monotonic() + int(query["timeoutSeconds"]),
+        )
         self._begin_chunks("application/json")
         if version_seen < api.oldest:
             expired = _status_document(410, f"too old resource version: {version_seen} ({api.oldest})", "Expired")
@@ -129,7 +133,11 @@ class Handler(BaseHTTPRequestHandler):
             return self._end_chunks()
         while not api.closed and time.monotonic() < until:
             with api.changed:
-                new = [event for event in api.events if event[0] > version_seen and event[1] == kind and _matches(event[3], query)]
+                new = [
+                    event
+                    for event in api.events
+                    if event[0] > version_seen and event[1] == kind and _matches(event[3], query)
+                ]
                 if not new:
                     api.changed.wait(0.2)
             for version, _, change, document in new:
@@ -220,7 +228,10 @@ def _matches(document: Json, query: dict[str, str]) -> bool:
     labels = document["metadata"].get("labels") or {}
     label_pairs = [term.split("=", 1) for term in query.get("labelSelector", "").split(",") if term]
     field_name = query.get("fieldSelector", "").partition("metadata.name=")[2]
-    return all(labels.get(key) == value for key, value in label_pairs) and field_name in ("", document["metadata"]["name"])
+    return all(labels.get(key) == value for key, value in label_pairs) and field_name in (
+        "",
+        document["metadata"]["name"],
+    )
 
 
 def _status_document(code: int, message: str, reason: str, details: Json | None = None) -> Json:

@@ -136,7 +136,10 @@ def served(folder: Path) -> Iterator[KubeApi]:
             patch.delenv(name, raising=False)
         (folder / "namespace").write_text(NAMESPACE)
         patch.setattr(kube, "SERVICE_ACCOUNT_DIR", folder)
-        metadata = {"name": "resize-pod", "ownerReferences": [WORKFLOW | {"controller": True, "blockOwnerDeletion": True}]}
+        metadata = {
+            "name": "resize-pod",
+            "ownerReferences": [WORKFLOW | {"controller": True, "blockOwnerDeletion": True}],
+        }
         api.put(PODS, {"metadata": metadata, "spec": {"serviceAccountName": "default-editor"}})
         patch.setenv("KUBECONFIG", str(api.kubeconfig(folder)))
         patch.setenv("KUBERNETES_SERVICE_HOST", "127.0.0.1")
@@ -192,7 +195,9 @@ def launch(work: Work, cluster: Json | None = None, run: str = RUN, cluster_json
     """Run the step as the KFP component calls it. The mode is rayjob unless `cluster` has another; `cluster_json` is
     the cluster file as JSON, used instead of `cluster`."""
     cluster = cluster or {}
-    cluster_json = cluster_json or parse_cluster(cluster | {"ray": {"mode": "rayjob"} | cluster.get("ray", {})}).to_json()
+    cluster_json = (
+        cluster_json or parse_cluster(cluster | {"ray": {"mode": "rayjob"} | cluster.get("ray", {})}).to_json()
+    )
     arguments = {"workspace": work.workspace, "clean": work.clean, "run": run, "image_size": 16.0} | values
     config = json.dumps(arguments.pop("config", {}))
     with contextlib.redirect_stderr(io.StringIO()) as stderr, pytest.MonkeyPatch.context() as patch:

@@ -31,7 +31,9 @@ def plant(folder: Path, share: float, seed: int, demo_seed: int = 0) -> dict[str
     sound = [p for p in files if p.split == "train" and p.fault is None and copies[p.number] == 1 and not p.damage]
     random = np.random.default_rng([seed, round(1e6 * share)])
     chosen = random.choice(len(sound), round(share * len(sound)), replace=False)
-    wrong_labels = {sound[i].path: str(random.choice([c for c in CLASSES if c != sound[i].label])) for i in sorted(chosen)}
+    wrong_labels = {
+        sound[i].path: str(random.choice([c for c in CLASSES if c != sound[i].label])) for i in sorted(chosen)
+    }
     folder.mkdir(parents=True, exist_ok=True)
     for file in generate(demo_seed):
         (folder / file.path).parent.mkdir(parents=True, exist_ok=True)

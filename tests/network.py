@@ -82,5 +82,7 @@ def _peer(entry: Json, other: Peer, namespace: str) -> bool:
     if not other.namespace:
         return False
     names = {"kubernetes.io/metadata.name": other.namespace}
-    is_in_namespace = selects(entry["namespaceSelector"], names) if "namespaceSelector" in entry else other.namespace == namespace
+    is_in_namespace = (
+        selects(entry["namespaceSelector"], names) if "namespaceSelector" in entry else other.namespace == namespace
+    )
     return is_in_namespace and selects(entry.get("podSelector", {}), other.labels)

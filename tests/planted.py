@@ -157,7 +157,9 @@ class Bed:
         self._pictures += 1
         if photograph.width < width or photograph.height < height:
             photograph = photograph.resize((max(photograph.width, width), max(photograph.height, height)))
-        left, top = (int(self.random.integers(0, room + 1)) for room in (photograph.width - width, photograph.height - height))
+        left, top = (
+            int(self.random.integers(0, room + 1)) for room in (photograph.width - width, photograph.height - height)
+        )
         return photograph.crop((left, top, left + width, top + height))
 
     def coded(self, coding: str, mode: str = "RGB") -> bytes:
@@ -265,7 +267,12 @@ def polyglots(bed: Bed) -> None:
     script, page = b"#!/bin/sh\nrm -rf /tmp/nothing\n" * 20, b"<!DOCTYPE html><html><body>404</body></html>" * 9
     for coding in ("jpeg", "jpeg progressive", "png", "gif", "webp", "bmp", "tiff"):
         ending = ENDINGS[CODINGS[coding][0]]
-        for description, tail in (("zip", archive.getvalue()), ("script", script), ("zeros", bytes(64)), ("html", page)):
+        for description, tail in (
+            ("zip", archive.getvalue()),
+            ("script", script),
+            ("zeros", bytes(64)),
+            ("html", page),
+        ):
             bed.add("polyglot behind an image", f"{coding}-{description}.{ending}", bed.coded(coding) + tail, "")
     comment = b"\xff\xfe" + struct.pack(">H", 2 + len(page)) + page
     data = bed.coded("jpeg")

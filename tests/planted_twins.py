@@ -159,7 +159,9 @@ def _plant(folder: Path, number: int, name: str, data: bytes, seed: int) -> list
     label = ("cat", "dog")[number % 2]
     members: list[Member] = []
     (folder / name).mkdir(parents=True)
-    variants = {"": ("jpg", data)} | {change: (ending, transform(picture, random)) for change, (ending, transform) in DONE.items()}
+    variants = {"": ("jpg", data)} | {
+        change: (ending, transform(picture, random)) for change, (ending, transform) in DONE.items()
+    }
     for place, (change, (ending, content)) in enumerate(variants.items()):
         path = f"{name}/{place}.{ending}"
         (folder / path).write_bytes(content)

@@ -230,7 +230,9 @@ def still_there(processes: list[tuple[int, str]]) -> list[str]:
     for pid, started in processes:
         if (fields := _stat(pid)) and fields[19] == started and fields[0] not in "ZX":
             with contextlib.suppress(OSError):
-                command_lines.append(Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ").strip())
+                command_lines.append(
+                    Path(f"/proc/{pid}/cmdline").read_text(errors="replace").replace("\0", " ").strip()
+                )
     return command_lines
 
 

@@ -75,7 +75,9 @@ def clean_dataset(
     uri = workspace.dataset("clean", "00000000000000bb")
     by_split = {split: [r for r in rows if r["split"] == split] for split in report.SPLITS}
     files: list[File] = [
-        write_rows(uri, split, split_rows, make_clean_layout(CLEAN)) for split, split_rows in by_split.items() if split_rows
+        write_rows(uri, split, split_rows, make_clean_layout(CLEAN))
+        for split, split_rows in by_split.items()
+        if split_rows
     ]
     files += [write_rejected(uri, rejected)] if rejected else []
     counts = {s: {c: sum(r["label"] == c for r in split_rows) for c in classes} for s, split_rows in by_split.items()}

@@ -226,7 +226,9 @@ def test_tries_end(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
     assert workflow.run() == FAILED and workflow.nodes["train"].tries == 5
 
 
-@pytest.mark.parametrize(("step", "task", "omitted"), [("resize", "rayjob", "train"), ("clean", "clean-rayjob", "clean")])
+@pytest.mark.parametrize(
+    ("step", "task", "omitted"), [("resize", "rayjob", "train"), ("clean", "clean-rayjob", "clean")]
+)
 def test_failed_rayjob_ends_the_run(
     step: str, task: str, omitted: str, compiled: dict[str, str], dry: Dry, tmp_path: Path
 ) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from audited import rows_of, dataset_uri
+from audited import dataset_uri, rows_of
 from cleaned import NONE_FOUND, draft, picture, reject, twin
 from html_page import Page
 from hypothesis import given

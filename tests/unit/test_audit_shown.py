@@ -12,7 +12,7 @@ import cleaned
 import cv2
 import numpy as np
 import pytest
-from audited import HOSTILE, hostile_dataset, rows_of, dataset_uri
+from audited import HOSTILE, dataset_uri, hostile_dataset, rows_of
 from cleaned import NONE_FOUND, Row, draft, picture, reject, twin
 from html_page import Page
 from hypothesis import given

@@ -56,7 +56,9 @@ def test_temperature_does_not_depend_on_the_chunk_size(monkeypatch: pytest.Monke
 
 @given(st.integers(1, 30), st.integers(2, 6), st.integers(0, 10**6), st.floats(1e-6, 1e6), st.booleans())
 @settings(deadline=None)
-def test_temperature_is_always_finite_and_positive(rows: int, classes: int, seed: int, scale: float, several: bool) -> None:
+def test_temperature_is_always_finite_and_positive(
+    rows: int, classes: int, seed: int, scale: float, several: bool
+) -> None:
     random = np.random.default_rng(seed)
     logits = (random.normal(0, 1, (rows, classes)) * scale).astype(np.float32)
     labels = random.integers(0, 2, logits.shape).astype(np.uint8) if several else random.integers(0, classes, rows)

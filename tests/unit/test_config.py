@@ -87,9 +87,7 @@ def test_a_blank_text_is_unset_in_forms_and_flags_only() -> None:
     (False, ("off", "on"), "off"), (True, ("off", "on"), "on"), (False, ("true", "false"), "false"),
     (True, ("false", "true", "new"), "true"),
 ])  # fmt: skip
-def test_yaml_booleans_are_converted_to_choices(
-    value: bool, choices: tuple[str, ...], expected: str
-) -> None:
+def test_yaml_booleans_are_converted_to_choices(value: bool, choices: tuple[str, ...], expected: str) -> None:
     assert convert("x", value, str, choices=choices) == expected
 
 

@@ -13,7 +13,6 @@ import pytest
 from imagemill.pipelines.cluster.cluster_file import LABELS, RUN_LABEL
 from imagemill.pipelines.docker.client import STEP_LABEL, connect_engine, remove_containers, remove_never_started
 
-
 engine = docker_api.engine
 
 

@@ -22,7 +22,9 @@ def test_installed_overlay_is_ready(overlay: str, make: Callable[[str], Doctor])
     result = make(overlay)()
     assert result.code == 0 and not result.states("error"), result.out
     assert result.states("warning") == {"store"}  # which is in the cluster: a pod alone could reach it
-    assert "service seaweedfs" in result.findings["store"][0]["seen"] and "--probe" in result.findings["store"][0]["mend"]
+    assert (
+        "service seaweedfs" in result.findings["store"][0]["seen"] and "--probe" in result.findings["store"][0]["mend"]
+    )
     assert result.findings.keys() >= {
         "api",
         "namespace",

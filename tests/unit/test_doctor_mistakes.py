@@ -167,7 +167,9 @@ def test_mistakes_are_reported_with_a_remedy(name: str, kind: Doctor) -> None:
     if change:
         change(kind.api)
     result = kind(file=file)
-    findings = [finding for finding in result.findings[check] if finding["state"] == state and message in finding["seen"]]
+    findings = [
+        finding for finding in result.findings[check] if finding["state"] == state and message in finding["seen"]
+    ]
     assert findings, json.dumps(result.findings.get(check), indent=1)
     assert findings[0]["mend"] or state in ("warning", "ok")
     assert result.code == (2 if state == "error" else 0), result.out

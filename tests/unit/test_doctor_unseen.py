@@ -9,7 +9,7 @@ import cluster_api
 import doctors
 import pytest
 from cluster_api import secret, serving
-from doctors import Doctor, CommandResult
+from doctors import CommandResult, Doctor
 from kfp_server import serving as serving_kfp
 
 from imagemill.pipelines.cli import main as cli

@@ -272,7 +272,9 @@ def test_unreachable_cluster_is_reported_without_an_error(tmp_path: Path, monkey
     assert "## Cleaned up\n\nWhat the run may have left could not be looked for: " in text and "Error:" not in text
 
 
-def test_cluster_file_of_another_release_is_reported_without_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cluster_file_of_another_release_is_reported_without_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(CLUSTER_VARIABLE, '{"nosuch": 1}')
     finish(str(tmp_path / "work"), "r", "SUCCEEDED", str(tmp_path / "summary"))
     text = (tmp_path / "summary").read_text()

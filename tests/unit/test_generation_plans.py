@@ -177,9 +177,7 @@ def test_the_work_is_estimated_by_the_files_that_are_new(workspace: Workspace) -
     assert estimate(photos | several(40, "many")) == (100, 100), "all is built again"
 
 
-def test_ray_job_continues_the_tensors_chosen_by_the_pod(
-    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ray_job_continues_the_tensors_chosen_by_the_pod(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job runs its command line in another process, though other tensors were made meanwhile."""
     photos = several(60)
     first = resized(clean_of(workspace, photos, buckets=20))

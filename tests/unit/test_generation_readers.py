@@ -43,7 +43,9 @@ def tensors(clean: Dataset) -> Dataset:
     return tensors
 
 
-def test_models_are_trained_and_evaluated_on_several_generations(workspace: Workspace, clean: Dataset, tensors: Dataset) -> None:
+def test_models_are_trained_and_evaluated_on_several_generations(
+    workspace: Workspace, clean: Dataset, tensors: Dataset
+) -> None:
     with chain.one_core():
         model = chain.trained(workspace, tensors)
         assert find_tensors(model, clean) == tensors

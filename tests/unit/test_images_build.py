@@ -149,7 +149,9 @@ PROGRESS = """\
 """
 
 
-def test_progress_shows_the_running_build_step(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_shows_the_running_build_step(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(image_build, "_PROGRESS_INTERVAL_S", 0.0)
     log = io.StringIO()
     last = follow_build(io.StringIO(PROGRESS), log, "cpu")

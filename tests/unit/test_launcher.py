@@ -15,10 +15,10 @@ from launching import (
     WORKFLOW,
     Work,
     config_of,
-    write_tensors,
     launch,
     place,
     run_for_real,
+    write_tensors,
 )
 
 from imagemill.components.dataset.manifest import find_intact_dataset

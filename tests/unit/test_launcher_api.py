@@ -11,7 +11,7 @@ import launching
 import pytest
 from kube_api import Fault, KubeApi, pause, status, submitter, suffered, until
 from kube_http import NAMESPACE, PODS, RAYJOBS, Json
-from launching import DONE, NEW, STARTED, Work, write_tensors, launch
+from launching import DONE, NEW, STARTED, Work, launch, write_tensors
 
 from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER, TransientError
 from imagemill.pipelines.cluster import kube_client as kube
@@ -43,7 +43,9 @@ BROKEN: dict[str, list[Fault]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_temporary_failures_of_the_api_server_are_retried(name: str, api: KubeApi, work: Work, finished_work: Work) -> None:
+def test_temporary_failures_of_the_api_server_are_retried(
+    name: str, api: KubeApi, work: Work, finished_work: Work
+) -> None:
     api.acts = [(*STARTED, until(suffered), write_tensors(finished_work), *DONE)]
     api.faults = [Fault(**vars(fault)) for fault in BROKEN[name]]
     result = launch(work)
@@ -65,7 +67,15 @@ def test_expired_watch_is_restarted(api: KubeApi, work: Work, finished_work: Wor
 
     api.oldest = 10**6
     api.acts = [
-        (*NEW, until(lambda api: watches(api) > 2), compacted, until(suffered), *STARTED, write_tensors(finished_work), *DONE)
+        (
+            *NEW,
+            until(lambda api: watches(api) > 2),
+            compacted,
+            until(suffered),
+            *STARTED,
+            write_tensors(finished_work),
+            *DONE,
+        )
     ]
     result = launch(work)
     assert result.code == 0, result.stderr

@@ -16,8 +16,8 @@ from launching import (
     STARTED,
     Work,
     job_failed,
-    write_tensors,
     launch,
+    write_tensors,
 )
 
 from imagemill.components.storage.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER
@@ -134,7 +134,9 @@ def test_events_of_an_earlier_job_are_ignored(api: KubeApi, work: Work, finished
     """A try makes another job of the same name, and Kubernetes keeps its events for an hour."""
     early = kube_event("DeletedHeadPod", HEAD_DELETED.format(137, "OOMKilled"), cluster="a1b2c")
     looked = until(lambda api: len(api.asked("GET", "component")) > 3)
-    api.acts = [(early, status("", rayClusterName=""), pause(0.3), *NEW, looked, *STARTED, write_tensors(finished_work), *DONE)]
+    api.acts = [
+        (early, status("", rayClusterName=""), pause(0.3), *NEW, looked, *STARTED, write_tensors(finished_work), *DONE)
+    ]
     result = launch(work)
     assert result.code == 0 and "head" not in result.stderr, result.stderr
 
@@ -183,7 +185,15 @@ def test_a_job_that_succeeds_in_the_end(name: str, api: KubeApi, work: Work, fin
 
 def test_ray_pods_are_deleted_as_soon_as_the_tensors_exist(api: KubeApi, work: Work, finished_work: Work) -> None:
     """Waiting for the submitter and KubeRay would delay train, which needs their cores."""
-    api.acts = [(*STARTED, submitter("[resize] 1 image"), write_tensors(finished_work), status("Running", "SUCCEEDED"), pause(60))]
+    api.acts = [
+        (
+            *STARTED,
+            submitter("[resize] 1 image"),
+            write_tensors(finished_work),
+            status("Running", "SUCCEEDED"),
+            pause(60),
+        )
+    ]
     began = time.monotonic()
     result = launch(work)
     assert result.code == 0 and time.monotonic() - began < 20 and len(api.deletions) == 1, result.stderr

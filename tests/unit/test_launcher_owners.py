@@ -20,8 +20,8 @@ from launching import (
     WORKFLOW,
     Work,
     job_failed,
-    write_tensors,
     launch,
+    write_tensors,
 )
 
 from imagemill.components.dataset.workspace import Workspace
@@ -139,10 +139,19 @@ GOING: dict[str, Act] = {
 
 
 @pytest.mark.parametrize("cause", GOING)
-def test_a_pod_that_is_deleted_leaves_its_job_to_the_next_try(cause: str, api: KubeApi, work: Work, finished_work: Work) -> None:
+def test_a_pod_that_is_deleted_leaves_its_job_to_the_next_try(
+    cause: str, api: KubeApi, work: Work, finished_work: Work
+) -> None:
     """The work of Ray's cluster goes on while Argo makes another pod, which finds the job by its name."""
     api.acts = [
-        (*STARTED, GOING[cause], terminate, until(lambda api: bool(api.asked("PATCH", RAYJOBS))), write_tensors(finished_work), *DONE)
+        (
+            *STARTED,
+            GOING[cause],
+            terminate,
+            until(lambda api: bool(api.asked("PATCH", RAYJOBS))),
+            write_tensors(finished_work),
+            *DONE,
+        )
     ]
     result = launch(work)
     assert result.code == EXIT_TRANSIENT and "goes on, and the next try finds it" in result.record["error"]
