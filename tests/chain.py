@@ -38,10 +38,8 @@ def _photo(number: int) -> bytes:
     return photos.saved(pixels, "JPEG", quality=92) if number % 3 else photos.saved(pixels)
 
 
-def clean_photos(
-    workspace: Workspace, color: str = "rgb", numbers: dict[str, int] = NUMBERS, raw: Dataset | None = None
-) -> Dataset:
-    """Commit made photographs of two classes, of odd and even sizes; their raw dataset is `raw`, if that is given."""
+def clean_photos(workspace: Workspace, color: str = "rgb", numbers: dict[str, int] = NUMBERS) -> Dataset:
+    """Commit made photographs of two classes, of odd and even sizes."""
     rows = [
         Row(f"{split}{n}", ("cat", "dog")[n % 2], split, _photo(n + 100 * at))
         for at, (split, number) in enumerate(numbers.items())
@@ -50,8 +48,7 @@ def clean_photos(
     rows.sort(key=lambda row: compute_shuffle_index(hashlib.sha256(row.data).hexdigest()))  # as clean writes them
     image = CleanImage(color, 3 if color in ("rgb", "ycbcr", "lab") else 1)
     uri = workspace.dataset("clean", "0" * 16)
-    parents = (raw.as_parent(uri),) if raw else ()
-    return commit(uri, dataclasses.replace(draft(uri, rows).manifest, image=image, parents=parents))
+    return commit(uri, dataclasses.replace(draft(uri, rows).manifest, image=image))
 
 
 @contextmanager

@@ -112,18 +112,19 @@ def by_copy(tensors: Dataset) -> dict[tuple[str, int], Any]:
 
 
 @contextmanager
-def _no_session(*_: object) -> Iterator[int]:
+def no_session(*_: object) -> Iterator[int]:
     yield 1
 
 
-def _here(
+def run_in_this_process(
     jobs: Iterable[Any], work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], slots: Any
 ) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Run jobs in this process, the last first: Ray itself is tested elsewhere."""
     for job in reversed(list(jobs)):
         yield job, json.loads(json.dumps(work(job, *arguments)))
 
 
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs in this process, the last first: what Ray does is tested elsewhere."""
-    monkeypatch.setattr(resize, "open_ray_session", _no_session)
-    monkeypatch.setattr(resize, "run_tasks", _here)
+    """Replace Ray by `run_in_this_process`."""
+    monkeypatch.setattr(resize, "open_ray_session", no_session)
+    monkeypatch.setattr(resize, "run_tasks", run_in_this_process)

@@ -14,6 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import parse_qs
 
+import pytest
+
 
 @dataclass
 class Engine:
@@ -83,11 +85,13 @@ class Engine:
             del self.containers[name]
         elif path.endswith("/stop"):
             container["state"] = "exited"
-        description = {
-            "Id": name, "Name": f"/{name}", "Created": container.get("created", ""),
-            "State": {"Status": container["state"]}, "Config": {"Labels": container["labels"]},
-        }  # fmt: skip
-        return 200, description
+        return 200, {
+            "Id": name,
+            "Name": f"/{name}",
+            "Created": container.get("created", ""),
+            "State": {"Status": container["state"]},
+            "Config": {"Labels": container["labels"]},
+        }
 
 
 def _has(labels: dict[str, str], filter_text: str) -> bool:
@@ -159,3 +163,11 @@ def serving() -> Iterator[Engine]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """An engine that DOCKER_HOST names."""
+    with serving() as server:
+        monkeypatch.setenv("DOCKER_HOST", server.url)
+        yield server

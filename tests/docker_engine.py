@@ -46,11 +46,9 @@ def require(targets: Sequence[str] = (), tag: str = TAG) -> None:
     """Skip the test, saying what is missing: an engine, or images of ours by this tag."""
     if reason := missing():
         pytest.skip(reason)
-    missing_images = [name for name in (f"imagemill-{target}:{tag}" for target in targets) if not is_there(name)]
-    if missing_images:
-        pytest.skip(
-            f"no image {', '.join(missing_images)} here; imagemill images build --no-push --tag {tag} makes them"
-        )
+    absent = [name for name in (f"imagemill-{target}:{tag}" for target in targets) if not is_there(name)]
+    if absent:
+        pytest.skip(f"no image {', '.join(absent)} here; imagemill images build --no-push --tag {tag} makes them")
 
 
 def is_there(image: str) -> bool:

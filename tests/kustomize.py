@@ -50,9 +50,7 @@ def _folder(folder: Path, kind: str, before: list[Json]) -> list[Json]:
     for text in kustomization.get("transformers", ()):
         documents = _transformed(documents, yaml.safe_load(text), folder)
     keys = [key(document) for document in documents]
-    assert len(set(keys)) == len(keys), (
-        f"{folder}: twice {sorted(document_key for document_key in keys if keys.count(document_key) > 1)}"
-    )
+    assert len(set(keys)) == len(keys), f"{folder}: twice {sorted(k for k in keys if keys.count(k) > 1)}"
     return documents
 
 
@@ -87,9 +85,8 @@ def _in_namespace(documents: list[Json], namespace: str, *, everyone: bool) -> l
 
 
 def _transformed(documents: list[Json], transformer: Json, folder: Path) -> list[Json]:
-    assert (transformer["apiVersion"], transformer["kind"]) == ("builtin", "NamespaceTransformer"), (
-        f"{folder}: {transformer['kind']}"
-    )
+    kind = transformer["kind"]
+    assert (transformer["apiVersion"], kind) == ("builtin", "NamespaceTransformer"), f"{folder}: {kind}"
     assert transformer["setRoleBindingSubjects"] == "allServiceAccounts", folder
     return _in_namespace(documents, transformer["metadata"]["namespace"], everyone=True)
 

@@ -234,9 +234,8 @@ def run_for_real(work_folder: Path) -> Act:
     def act(api: KubeApi, job: Json) -> None:
         line = shlex.join(word for word in words_of(job) if word != "--ray-address=auto")
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        process = subprocess.run(
-            line, shell=True, cwd=work_folder, env=os.environ | {"PATH": path}, capture_output=True, text=True
-        )
+        environment = os.environ | {"PATH": path}
+        process = subprocess.run(line, shell=True, cwd=work_folder, env=environment, capture_output=True, text=True)
         assert process.returncode == 0, process.stderr
         submitter(*process.stderr.splitlines(), phase="Succeeded")(api, job)
 

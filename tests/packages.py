@@ -1,4 +1,4 @@
-"""Helpers for tests of compiled packages: images by digest, the documents of a package, and the pods that KFP makes."""
+"""Helpers for tests of compiled packages: images by digest, documents of a package, and the pods that KFP makes."""
 
 from __future__ import annotations
 

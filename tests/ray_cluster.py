@@ -120,11 +120,8 @@ class RayCluster:
         """Return this environment without variables of the tests; `python` is the one whose Ray is started."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "IMAGEMILL_", "PYTEST_"))}
         environment["PATH"] = f"{Path(self.python).parent}:{environment['PATH']}"
-        environment |= {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(self.token),
-            "RAY_USAGE_STATS_ENABLED": "0",
-        }
+        environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+        environment |= {"RAY_USAGE_STATS_ENABLED": "0"}
         environment |= {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_TMPDIR": str(self.folder / "r")}
         # A raylet that is gone is missed within seconds, not after half a minute.
         environment |= {"RAY_health_check_initial_delay_ms": "1000", "RAY_health_check_period_ms": "1000"}

@@ -108,7 +108,8 @@ WARM: dict[str, Values] = {
     "standard": {"weight_decay": 0.01},
     "large": {"epochs": 30, "weight_decay": 0.05},
 }
-"""Values that a start from the champion changes: about a third of the epochs (O), little weight decay as above."""
+"""Values that a start from the champion changes: about a third of the epochs (O; of `standard` a third of
+`MIN_EPOCHS`), little weight decay as above."""
 SHRINK: Values = {"shrink": 1.0, "perturb": 0.0}
 """The champion's weights are taken as they are."""
 

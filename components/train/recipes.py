@@ -53,7 +53,7 @@ def _choose_values(name: str, config: TrainConfig, traits: DatasetTraits) -> Val
     values = tables.RECIPES[name] | changes
     if name in ("standard", "finetune") and "epochs" not in changes:
         epochs = traits.epochs or choose_epochs(traits.images)
-        values |= {"epochs": math.ceil(epochs / 3) if config.start == CHAMPION else epochs}
+        values |= {"epochs": math.ceil(min(epochs, tables.MIN_EPOCHS) / 3) if config.start == CHAMPION else epochs}
     by_optimizer: Values = {"weight_decay": tables.SGD_DECAY} if config.optimizer == "sgd" else {}
     if name == "plain":
         return values | by_optimizer
@@ -88,7 +88,7 @@ def choose_epochs(images: int) -> int:
 def explain_epochs(requested: TrainConfig, config: TrainConfig, tensors: Manifest) -> list[str]:
     """Return a line on the epochs that the number of images chose, none where something else did."""
     traits = DatasetTraits.of(tensors)
-    if requested.epochs is not None or config.recipe != "standard" or (config.weights and config.start != CHAMPION):
+    if requested.epochs is not None or config.recipe != "standard" or config.weights:
         return []
     if traits.epochs:
         reason = "the source of these images recommends them"
@@ -96,8 +96,7 @@ def explain_epochs(requested: TrainConfig, config: TrainConfig, tensors: Manifes
         reason = f"what a training from scratch takes at least; {traits.images:,} images make them long enough"
     else:
         reason = f"{traits.images:,} images make short ones, and a training takes {tables.MIN_UPDATES:,} batches"
-    start = ", and from the champion a third of them does" if config.start == CHAMPION else ""
-    return [f"{config.epochs} epochs: {reason}{start} (--epochs)"]
+    return [f"{config.epochs} epochs: {reason} (--epochs)"]
 
 
 def choose_layer_decay(backbone: str) -> float:

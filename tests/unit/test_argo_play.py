@@ -226,18 +226,16 @@ def test_tries_end(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
     assert workflow.run() == FAILED and workflow.nodes["train"].tries == 5
 
 
-def test_a_rayjob_that_failed_ends_the_run(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
-    dry.codes, dry.executors["resize"] = {"rayjob": [64]}, RAYJOB
+@pytest.mark.parametrize(
+    ("step", "task", "omitted"), [("resize", "rayjob", "train"), ("clean", "clean-rayjob", "clean")]
+)
+def test_failed_rayjob_ends_the_run(
+    step: str, task: str, omitted: str, compiled: dict[str, str], dry: Dry, tmp_path: Path
+) -> None:
+    dry.codes, dry.executors[step] = {"rayjob": [64]}, RAYJOB
     workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
     assert workflow.run() == FAILED
-    assert workflow.nodes["rayjob"].tries == 1 and workflow.nodes["train"].phase == OMITTED
-
-
-def test_a_rayjob_that_failed_to_clean_ends_the_run(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
-    dry.codes, dry.executors["clean"] = {"rayjob": [64]}, RAYJOB
-    workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
-    assert workflow.run() == FAILED
-    assert workflow.nodes["clean-rayjob"].tries == 1 and workflow.nodes["clean"].phase == OMITTED
+    assert workflow.nodes[task].tries == 1 and workflow.nodes[omitted].phase == OMITTED
 
 
 def test_the_record_of_a_rayjob_that_cleaned_stays(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:

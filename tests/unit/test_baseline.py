@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mislabelled
+import numpy as np
 import pyarrow as pa
 import pytest
 from chain import evaluated, one_core, resized, trained
+from html_page import Page
+from reported import FIRST, Mill
+from reported import evaluated as make_evaluation
+from reported import trained as make_model
 from safetensors.torch import save_file
 from test_label_review import noisy_photos
 
@@ -24,8 +29,11 @@ from imagemill.components.evaluate.cross_validation import (
     describe_cross_validation,
     find_units,
 )
+from imagemill.components.metrics.near_pairs import Neighbors
 from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.models.features import LinearProbe, find_features, read_image_ids
+from imagemill.components.promote import report
+from imagemill.components.promote.near_pairs_section import describe_near_pairs
 from imagemill.components.promote.score_sections import list_metrics
 
 
@@ -148,3 +156,24 @@ def test_missing_features_give_no_baseline(probed: Probed, tmp_path: Path) -> No
         assert score_baseline(read_dataset(probed.model.uri), probed.clean) is None
     finally:
         (tmp_path / "kept").rename(manifest)
+
+
+def test_the_report_shows_test_images_that_are_near_training_images(
+    probed: Probed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 16 test images none is looked for; here two are taken for near, whatever they are."""
+    empty = describe_near_pairs(probed.model, probed.tensors, probed.clean)
+    assert empty is not None and (empty["number"], empty["pairs"], empty["test_images"]) == (0, [], 16)
+    monkeypatch.setattr(Neighbors, "find_near_copies", lambda neighbors: np.array([4, 2]))
+    facts = describe_near_pairs(probed.model, probed.tensors, probed.clean)
+    assert facts is not None and [pair["test"].src[:5] for pair in facts["pairs"]] == ["data:"] * 2
+    train, test = (set(read_image_ids(probed.tensors, (split,))) for split in ("train", "test"))
+    for pair in facts["pairs"]:
+        assert pair["test"].image_id in test and pair["train"].image_id in train and -1 <= pair["cosine"] <= 1
+    mill = Mill(Workspace(str(tmp_path)), ["cat", "dog"])
+    clean = mill.clean()
+    evaluation = make_evaluation(mill.workspace, make_model(mill.workspace, clean), clean, mill.predictions(clean))
+    plain = report.gather_facts(mill.workspace, "r", evaluation, FIRST, None)
+    assert plain["near_pairs"] is None and "nearly seen" not in report.render_page(plain)
+    text = Page(report.render_page(plain | {"near_pairs": facts})).text
+    assert "Test images that training has nearly seen" in text and "2 test images of 16 have a training image" in text

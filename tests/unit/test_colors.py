@@ -11,10 +11,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
+from copied import no_session, run_in_this_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_edges import no_session, run_in_this_process
 from test_resample import make_noise as noise
 
 from imagemill.components.clean import STEP as CLEAN

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -286,11 +285,7 @@ def test_kfp_runs_its_tasks_by_our_runner(tmp_path: Path, monkeypatch: pytest.Mo
     assert calls == [("download", "run-1", True)]
 
 
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[docker_api.Engine]:
-    with docker_api.serving() as server:
-        monkeypatch.setenv("DOCKER_HOST", server.url)
-        yield server
+engine = docker_api.engine
 
 
 def test_missing_images_are_reported_with_the_build_command(engine: docker_api.Engine) -> None:

@@ -13,12 +13,7 @@ import pytest
 from imagemill.pipelines.cluster.cluster_file import LABELS, RUN_LABEL
 from imagemill.pipelines.docker.client import STEP_LABEL, connect_engine, remove_containers, remove_never_started
 
-
-@pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[docker_api.Engine]:
-    with docker_api.serving() as server:
-        monkeypatch.setenv("DOCKER_HOST", server.url)
-        yield server
+engine = docker_api.engine
 
 
 @pytest.fixture

@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pytest
+from copied import no_session, run_in_this_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -251,19 +251,6 @@ def clean_dataset(folder: Path, color: str, images_by_split: dict[str, int]) -> 
     extra = CleanExtra(dataset_name="x")
     manifest = Manifest("clean", "01", classes=("a", "b"), files=tuple(files), totals=totals, image=image, extra=extra)
     return commit(uri, manifest)
-
-
-@contextmanager
-def no_session(*_: object) -> Iterator[int]:
-    yield 1
-
-
-def run_in_this_process(
-    jobs: Iterable[Any], work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], slots: int
-) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Jobs in this process, the last first: what Ray does is tested elsewhere."""
-    for job in reversed(list(jobs)):
-        yield job, json.loads(json.dumps(work(job, *arguments)))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ from imagemill.pipelines.docker import image_pins
 from imagemill.pipelines.docker.client import connect_engine
 from imagemill.pipelines.docker.image_pins import format_part, set_images
 
+engine = docker_api.engine
 DIGESTS = {
     name: f"r.example:5000/mill/imagemill-{name}@sha256:{n * 64}"
     for n, name in zip("abc", ("cpu", "ray", "gpu"), strict=True)
@@ -213,36 +214,30 @@ def test_missing_docker_engine_is_reported_with_a_remedy(
 
 @pytest.mark.parametrize("lost", ["/_ping", "/images/json$", "/images/imagemill-cpu:dev/json$"])
 def test_lost_connection_to_the_engine_is_transient(
-    lost: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    lost: str, engine: docker_api.Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """This holds after the build, too."""
     monkeypatch.setattr(images, "run_build", lambda arguments, target: None)
     monkeypatch.setattr(images, "find_cli", lambda: "docker")
-    with docker_api.serving() as engine:
-        monkeypatch.setenv("DOCKER_HOST", engine.url)
-        engine.fails = lost
-        assert main(["images", "build", "--no-push", "--only", "cpu", "--tag", "dev"]) == EXIT_TRANSIENT
+    engine.fails = lost
+    assert main(["images", "build", "--no-push", "--only", "cpu", "--tag", "dev"]) == EXIT_TRANSIENT
     assert "images: " in (stderr := capsys.readouterr().err) and "Docker engine" in stderr
 
 
-def test_a_push_that_breaks_off_is_transient(monkeypatch: pytest.MonkeyPatch) -> None:
-    with docker_api.serving() as engine:
-        monkeypatch.setenv("DOCKER_HOST", engine.url)
-        with closing(connect_engine("images")) as client:
-            engine.broken = "/push$"
-            with pytest.raises(TransientError, match=r"the registry did not take r\.example/imagemill-cpu:dev"):
-                images.push_image(client, images.BuiltImage("cpu", "r.example/imagemill-cpu:dev", 1))
+def test_interrupted_push_is_transient(engine: docker_api.Engine) -> None:
+    with closing(connect_engine("images")) as client:
+        engine.broken = "/push$"
+        with pytest.raises(TransientError, match=r"the registry did not take r\.example/imagemill-cpu:dev"):
+            images.push_image(client, images.BuiltImage("cpu", "r.example/imagemill-cpu:dev", 1))
 
 
-def test_reading_the_bill_of_materials_leaves_no_volume(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_reading_the_bill_of_materials_leaves_no_volume(engine: docker_api.Engine, tmp_path: Path) -> None:
     """The container that it is read from is never started, and has a volume nevertheless: of /scratch."""
     from docker.errors import NotFound
 
-    with docker_api.serving() as engine:
-        monkeypatch.setenv("DOCKER_HOST", engine.url)
-        engine.fails, engine.status = "/archive$", 404
-        with closing(connect_engine("images")) as client, pytest.raises(NotFound):
-            images.write_sbom(client, images.BuiltImage("cpu", "imagemill-cpu:dev", 1), tmp_path)
+    engine.fails, engine.status = "/archive$", 404
+    with closing(connect_engine("images")) as client, pytest.raises(NotFound):
+        images.write_sbom(client, images.BuiltImage("cpu", "imagemill-cpu:dev", 1), tmp_path)
     assert [request for request in engine.asked if request.startswith("DELETE") and "/c0?v=True" in request]
 
 

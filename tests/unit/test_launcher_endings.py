@@ -105,17 +105,20 @@ HEAD_DELETED = (
 )
 
 
-def test_error_has_the_cause_of_a_deleted_head_pod(api: KubeApi, work: Work) -> None:
-    """KubeRay has deleted its pod at once; its event of that stays."""
-    api.acts = [(*STARTED, kube_event("DeletedHeadPod", HEAD_DELETED.format(139, "Error")), LOST)]
+@pytest.mark.parametrize(
+    ("exit_code", "reason", "code", "message"),
+    [
+        (139, "Error", EXIT_TRANSIENT, "head: ray-head: Error (exit code 139)"),
+        (137, "OOMKilled", EXIT_USER, "cluster (ray.head.memory): expected enough memory"),
+    ],
+)
+def test_error_has_the_cause_of_a_deleted_head_pod(
+    exit_code: int, reason: str, code: int, message: str, api: KubeApi, work: Work
+) -> None:
+    """KubeRay deletes the pod at once; its event stays. Too little memory is no reason to try again."""
+    api.acts = [(*STARTED, kube_event("DeletedHeadPod", HEAD_DELETED.format(exit_code, reason)), LOST)]
     result = launch(work)
-    assert result.code == EXIT_TRANSIENT and "head: ray-head: Error (exit code 139)" in result.record["error"]
-
-
-def test_a_head_with_too_little_memory_is_not_tried_again(api: KubeApi, work: Work) -> None:
-    api.acts = [(*STARTED, kube_event("DeletedHeadPod", HEAD_DELETED.format(137, "OOMKilled")), LOST)]
-    result = launch(work)
-    assert result.code == EXIT_USER and "cluster (ray.head.memory): expected enough memory" in result.record["error"]
+    assert result.code == code and message in result.record["error"]
 
 
 def test_a_head_that_is_killed_for_memory_again_and_again_ends_the_step(api: KubeApi, work: Work) -> None:

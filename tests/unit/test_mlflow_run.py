@@ -119,7 +119,7 @@ def test_a_training_that_goes_on_continues_its_run(server: str) -> None:
     assert [run["info"]["status"] for run in runs_of(server, "weekly")] == ["FAILED"]
 
 
-@pytest.mark.parametrize("answered", [0, 3])
+@pytest.mark.parametrize("answered", [0, 5])
 def test_a_server_that_fails_costs_one_warning(
     answered: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

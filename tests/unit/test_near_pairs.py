@@ -1,22 +1,11 @@
-"""Near pairs of test and training images: the error rate of the list, and the report's section."""
+"""Near pairs of test and training images: the error rate of the list."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import pytest
-from chain import clean_photos, evaluated, one_core, resized, trained
-from html_page import Page
-from reported import FIRST, raw_dataset
-from safetensors.torch import save_file
 
-from imagemill.components.dataset.kinds import ImageSpec
-from imagemill.components.dataset.manifest import read_dataset
-from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.metrics.near_pairs import FALSE_PAIRS, NEIGHBORS, Neighbors
-from imagemill.components.models.artifact import ModelSpec, build_network
-from imagemill.components.promote import near_pairs_section, report
-from imagemill.components.promote.near_pairs_section import describe_near_pairs
 
 Features = npt.NDArray[np.float32]
 
@@ -61,31 +50,3 @@ def test_bursts_are_listed_and_few_images_are_not() -> None:
     assert len(Neighbors.search(images[:20], [images]).find_near_copies()) == 0
     assert len(Neighbors.search(images, [images[: NEIGHBORS - 1]]).find_near_copies()) == 0
     assert len(Neighbors.search(images, [others, images]).find_near_copies()) == 60, "all of them have a copy"
-
-
-def test_the_report_shows_pairs(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    workspace = Workspace(str(tmp_path_factory.mktemp("pairs")))
-    clean = clean_photos(workspace, raw=raw_dataset(workspace, {"0.jpg": None}))
-
-    weights = workspace.at("weights.safetensors")
-    save_file(build_network(ModelSpec("shufflenet_v2_x0_5", ("a", "b"), ImageSpec((32, 32, 3)))).state_dict(), weights)
-    with one_core():
-        tensors = resized(workspace, clean, image_size=32)
-        model = trained(workspace, tensors, weights=weights)
-        evaluation, _ = evaluated(workspace, model, clean)
-    facts = describe_near_pairs(model, tensors, clean)
-    assert facts is not None and facts["number"] == 0 and facts["pairs"] == [], "9 test images are too few"
-
-    def find(neighbors: Neighbors) -> npt.NDArray[np.int64]:
-        return np.array([4, 2])
-
-    monkeypatch.setattr(Neighbors, "find_near_copies", find)
-    facts = report.gather_facts(workspace, "r", evaluation, FIRST, None)
-    pairs, text = facts["near_pairs"]["pairs"], Page(report.render_page(facts)).text
-    assert [pair["test"].image_id[:4] for pair in pairs] == ["test"] * 2 and pairs[0]["test"].src.startswith("data:")
-    assert all(pair["train"].image_id.startswith("train") and -1 <= pair["cosine"] <= 1 for pair in pairs)
-    assert "Test images that training has nearly seen" in text and "2 test images of 9 have a training image" in text
-    assert describe_near_pairs(read_dataset(model.uri), tensors, tensors) is None
-    monkeypatch.setattr(near_pairs_section, "find_features", lambda _: None)
-    facts = report.gather_facts(workspace, "r", evaluation, FIRST, None)
-    assert facts["near_pairs"] is None and "nearly seen" not in Page(report.render_page(facts)).text

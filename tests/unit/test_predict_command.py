@@ -189,7 +189,7 @@ def test_failed_command_keeps_the_output_file(model: str, folder: Path, tmp_path
             ["--workspace", "/no/such", "x.jpg"],
             "--model: expected the URI of a model, or a --workspace with a champion",
         ),
-        (["--workspace", "/no/such", "x.jpg"], "(no champion in /no/such)"),
+        (["--workspace", "/no/such", "x.jpg"], "found no champion in /no/such"),
         (["--model", "MODEL", "--name", "n", "x.jpg"], "--name: expected nothing beside --model"),
         (["--model", "MODEL", "--workspace", "w", "x.jpg"], "--workspace: expected nothing beside --model"),
         (["--model", "/no/such", "x.jpg"], "--model: expected the URI of a model (a folder with _manifest.json)"),

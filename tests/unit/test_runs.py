@@ -13,10 +13,11 @@ import mill
 import numpy as np
 import pyarrow as pa
 import pytest
+from copied import run_in_this_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_edges import resized, run_in_this_process, without_ray  # noqa: F401 (a fixture)
+from test_edges import resized, without_ray  # noqa: F401 (a fixture)
 
 from imagemill.components.clean.schema import CLEAN
 from imagemill.components.dataset.kinds import CleanExtra, CleanImage

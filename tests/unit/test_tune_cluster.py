@@ -78,7 +78,7 @@ def test_the_workflow_is_the_golden_one(workflow: Json) -> None:
 
 def test_the_workflow_suits_its_schema_and_its_pods_are_restricted(workflow: Json) -> None:
     for pod in pods(workflow):
-        manifests.check_restricted(pod.where, pod.spec, pod.annotations)
+        manifests.check_restricted(pod.owner, pod.spec, pod.annotations)
     manifests.check_custom(workflow)
 
 
