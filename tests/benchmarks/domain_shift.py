@@ -137,17 +137,9 @@ def train_seed(folder: Path, seed: int, given: argparse.Namespace) -> dict[str, 
     scores = {}
     for variant in given.variants:
         result = workspace / "result.json"
-        words = [
-            "--workspace",
-            str(workspace),
-            "--seed",
-            str(seed),
-            "--epochs",
-            str(given.epochs),
-            "--result",
-            str(result),
-        ]
-        words += ["--tensorboard", "false", "--tensors", *variants[variant], *weights, *given.flags.split()]
+        words = ["--workspace", str(workspace), "--seed", str(seed), "--epochs", str(given.epochs)]
+        words += ["--result", str(result), "--tensorboard", "false", "--tensors", *variants[variant]]
+        words += [*weights, *given.flags.split()]
         if STEP.main(words):
             sys.exit(f"{variant}: train failed")
         model = read_dataset(json.loads(result.read_text())["uri"], "model")
