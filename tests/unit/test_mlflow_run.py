@@ -132,8 +132,8 @@ def test_a_server_that_fails_costs_one_warning(
 
     with serve(Failing()) as url:
         assert STEP.main(command(make_tensors(tmp_path), **QUICK, mlflow=url)[3:]) == 0
-    said = capfd.readouterr().err
-    assert said.count(f"[train] warning: the training is not logged to MLflow at {url}: ") == 1
+    stderr = capfd.readouterr().err
+    assert stderr.count(f"[train] warning: the training is not logged to MLflow at {url}: ") == 1
     assert model_of(tmp_path).manifest.extra.epochs == 2
 
 
