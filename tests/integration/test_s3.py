@@ -261,8 +261,8 @@ def test_invalid_endpoint(s3_workspace: str) -> None:
 
 IMPATIENT_COMMAND = """
 import sys
-from imagemill.components.storage import retry, s3
-retry.with_retry.__defaults__ = (6.0,)
+from imagemill.components.storage import errors, s3
+errors.with_retry.__defaults__ = (6.0,)
 s3.READ_TIMEOUT_S = 2
 from imagemill.pipelines.cli.main import main
 sys.exit(main())
