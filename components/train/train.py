@@ -36,7 +36,7 @@ from .loop.head_solver import VERSION as SOLVER_VERSION
 from .loop.head_solver import HeadSolution, solve_head
 from .loop.history import diagnose, publish_history
 from .loop.ood import fit_detector
-from .loop.torchrun import choose_processes, run_processes
+from .loop.torchrun import choose_processes, count_processes, run_processes
 from .mlflow_run import NONE, MlflowRun, choose_experiment, open_run
 from .preflight import find_warnings
 from .pretrained_weights import find_initial_model, identify_weights, load_pretrained
@@ -62,7 +62,7 @@ def train(config: TrainConfig, context: Context) -> Outcome:
     target = open_target(config, tensors, context)
     if target:
         counting |= {"domain_adversarial": target.fingerprint}
-    number = choose_processes(config)
+    number = count_processes(config)
     if number > 1:  # gives other weights
         counting |= {"processes": number}
     uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], counting))
@@ -70,7 +70,7 @@ def train(config: TrainConfig, context: Context) -> Outcome:
     with stop.handle_signals():
         comm = Communicator.join(config.device, stop)
         is_cached = bool(comm.broadcast(float(context.find(uri) is not None))[0])
-        if not is_cached and number > comm.world_size:
+        if not is_cached and choose_processes(config) > comm.world_size:
             run_processes(requested, context.run, number, stop)
         elif not is_cached:
             reasons = explain_choice(apply_start(requested, start, context), tensors.manifest)

@@ -89,11 +89,13 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch, tensors: Dataset) -
     def number(gpus: int = 0, **values: Any) -> int:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(torchrun, "_GPU_DRIVERS", ("/",) if gpus else ())
         return torchrun.choose_processes(settings(tensors, **values))
 
     assert number() == 1 and number(processes=3) == 3
     assert number(4, device="auto") == 4 and number(4, device="cuda", processes=2) == 2
     assert number(4) == 1, "on the CPU the GPUs do not count"
+    assert number(4, device="auto", recipe="probe") == 1
     with pytest.raises(UserError, match="processes: expected at most one for each of 2 GPUs, found 3"):
         number(2, device="auto", processes=3)
     with pytest.raises(UserError, match="batch_size: expected at least two images for each of 5 processes, found 8"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -24,25 +25,39 @@ from .communicator import LOST, StopRequest
 
 GRACE_S = 120
 """Seconds for writing a checkpoint after SIGTERM."""
+_GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Files of NVIDIA's driver, of the one under Windows, and of AMD's."""
 _TORCHRUN_LOG = re.compile(r"[IWEF]\d{4} [\d:.]+ \d+ .*torch")
 
 
-def choose_processes(config: TrainConfig) -> int:
+def count_processes(config: TrainConfig) -> int:
     """Return the number of processes that train: one for each GPU unless configured, torchrun's number in its own.
 
-    UserError for more processes than GPUs, or than pairs of images in a batch.
+    torch is imported only beside a GPU's driver: to find that a model is there already takes no torch, and the image of
+    a cluster's first pod has none.
     """
     if (world_size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         return world_size
-    number = config.processes or int(config.recipe == "probe")  # one solves the head, and there is nothing else to do
+    if config.processes or config.recipe == "probe":  # one solves the head, and there is nothing else to do
+        return config.processes or 1
+    if config.device != "cpu" and any(Path(file).exists() for file in _GPU_DRIVERS):
+        with contextlib.suppress(ImportError):
+            import torch
+
+            return max(1, torch.cuda.device_count())
+    return 1
+
+
+def choose_processes(config: TrainConfig) -> int:
+    """Return `count_processes`; UserError for more processes than GPUs, or than pairs of images in a batch."""
+    number = count_processes(config)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        return number
     if config.device != "cpu" and pick_device(config.device).type == "cuda":
         import torch
 
-        gpus = torch.cuda.device_count()
-        if number > gpus:
+        if number > (gpus := torch.cuda.device_count()):
             raise wrong("processes", f"at most one for each of {gpus} GPUs", number)
-        number = number or gpus
-    number = number or 1
     if config.batch_size < 2 * number:
         raise wrong("batch_size", f"at least two images for each of {number} processes", config.batch_size)
     return number
