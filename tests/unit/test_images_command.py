@@ -91,7 +91,7 @@ _STORAGE = st.fixed_dictionaries({}, optional={"region": _WORD, "access_key": _K
 
 @settings(max_examples=60, deadline=None)
 @given(storage=_STORAGE, width=st.integers(1, 6),
-       flow=st.booleans(), given_ones=st.sets(st.sampled_from(("cpu", "ray", "gpu", "tags_allowed"))))  # fmt: skip
+       flow=st.booleans(), image_names=st.sets(st.sampled_from(("cpu", "ray", "gpu", "tags_allowed"))))  # fmt: skip
 def test_other_fields_of_the_cluster_file_are_kept(
     storage: dict[str, str], width: int, flow: bool, image_names: set[str]
 ) -> None:
