@@ -306,13 +306,13 @@ def raw_of_slices(workspace: Path, number: int) -> str:
 
 CLEAN_SLOWLY = """
 import sys, time
-from imagemill.components.clean import STEP, executor, shard
-shard.SLICE_BYTES = 1
+from imagemill.components.clean import STEP, reuse
+reuse.SLICE_BYTES = 1
 seconds = float(sys.argv.pop())
-def clean_shard(*given, work=executor.clean_shard):
+def clean_shard(*arguments, work=reuse.clean_shard):
     time.sleep(seconds)
-    return work(*given)
-executor.clean_shard = clean_shard if seconds else executor.clean_shard
+    return work(*arguments)
+reuse.clean_shard = clean_shard if seconds else reuse.clean_shard
 sys.exit(STEP.main())
 """
 """The step with a slice a row group, each of which lasts some seconds longer."""
