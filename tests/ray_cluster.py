@@ -306,8 +306,8 @@ def raw_of_slices(workspace: Path, number: int) -> str:
 
 CLEAN_SLOWLY = """
 import sys, time
-from imagemill.components.clean import STEP, reuse
-reuse.SLICE_BYTES = 1
+from imagemill.components.clean import STEP, reuse, shard
+shard.SLICE_BYTES = 1
 seconds = float(sys.argv.pop())
 def clean_shard(*arguments, work=reuse.clean_shard):
     time.sleep(seconds)
