@@ -85,7 +85,7 @@ class Group:
 
 @dataclass
 class Garbage:
-    """What a look at a workspace found.
+    """Files of a workspace by whether a kept dataset refers to them.
 
     Attributes:
         retention: the datasets that are kept, and why.
@@ -163,7 +163,7 @@ class _Sorter:
     def __init__(self, workspace: Workspace, garbage: Garbage, oldest_young: float, now: float) -> None:
         self._workspace, self._garbage, self._oldest_young, self._now = workspace, garbage, oldest_young, now
         self._snapshots, self._kept = garbage.retention.snapshots, garbage.retention.reasons
-        self._busy_kinds = {made.get(step.step, "") for step in garbage.running for made in (PRODUCTS, SIDE_PRODUCTS)}
+        self._busy_kinds = {kinds.get(step.step, "") for step in garbage.running for kinds in (PRODUCTS, SIDE_PRODUCTS)}
         files = [array("Q"), *(self._snapshots[path].files for path in self._kept)]
         self._kept_files = np.unique(np.concatenate([np.array(hashes, np.uint64) for hashes in files]))
         self._count_newer = count_newer(self._snapshots)

@@ -29,8 +29,8 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Policy:
-    """What is kept beside the latest datasets, the champions, and what these refer to: the newest `keep_last` datasets
-    of each kind and name, and what was written since `min_age_s` seconds ago."""
+    """Retention beside the latest datasets, the champions, and what these refer to: the newest `keep_last` datasets of
+    each kind and name are kept, and what was written since `min_age_s` seconds ago."""
 
     keep_last: int = 3
     min_age_s: float = 86_400.0

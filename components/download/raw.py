@@ -113,7 +113,7 @@ def _report(dataset: Dataset, state: str, config: DownloadConfig, context: Conte
 
 @dataclass
 class _Snapshot:
-    """What is read and reused for one raw dataset: the source's files (None: it is read as a whole), rows of earlier
+    """Inputs of one raw dataset, read and reused: the source's files (None: it is read as a whole), rows of earlier
     shards, and the number of shards that earlier attempts under the same listing recorded."""
 
     files: SourceFiles | None

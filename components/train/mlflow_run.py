@@ -38,9 +38,9 @@ class MlflowRun:
         if self._client is None:
             return
         with self._catch_errors() as client:
-            found = client.call("GET", "/experiments/get-by-name", experiment_name=experiment)
-            if found:
-                experiment_id = found["experiment"]["experiment_id"]
+            response = client.call("GET", "/experiments/get-by-name", experiment_name=experiment)
+            if response:
+                experiment_id = response["experiment"]["experiment_id"]
             else:
                 experiment_id = client.require("POST", "/experiments/create", {"name": experiment})["experiment_id"]
             query = f"tags.`{FINGERPRINT_TAG}` = '{self._fingerprint}' and attributes.status != 'FINISHED'"

@@ -1,4 +1,4 @@
-"""What a container is given: environment variables (run, object store, credentials, proxies, certificates), the
+"""Environment of a container: environment variables (run, object store, credentials, proxies, certificates), the
 network, mounted files of this machine, and the user who reads and writes them.
 
 Credentials are passed in the environment, never on a command line. Those of a profile, a role or an instance are

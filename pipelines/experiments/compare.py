@@ -37,7 +37,7 @@ MAX_CHANGES = 20
 
 @dataclass(frozen=True)
 class Cost:
-    """What a configuration costs: mean `seconds` a step (None where it is not known), `bytes` of each dataset and of a
+    """Costs of a configuration: mean `seconds` a step (None where it is not known), `bytes` of each dataset and of a
     model's files, and `images_per_second` of the network in evaluation.
 
     `shared`: the steps whose result both configurations use.

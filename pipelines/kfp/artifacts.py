@@ -1,4 +1,4 @@
-"""What Kubeflow Pipelines holds of a run: the metadata of a step's artifacts, from its record and its dataset's
+"""Artifacts of a run in Kubeflow Pipelines: the metadata of a step's artifacts, from its record and its dataset's
 manifest; and, read back, the run's step records (else from the workspace), report, logs and failures.
 
 Each step's artifact carries its own record; the summary artifacts of promote and of the exit step carry all of them,

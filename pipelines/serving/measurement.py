@@ -38,7 +38,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a converted file is, against float32's, on `images` of `split`.
+    """Loss and speed of a converted file against float32's, on `images` of `split`.
 
     Attributes:
         agreement: share of images with the same predicted classes.

@@ -113,7 +113,7 @@ STORAGE = "s3://BUCKET/models"
 
 @dataclass(frozen=True)
 class ServingConfig:
-    """What to write.
+    """Options of the repository.
 
     Args:
         model: URI of a model with an ONNX file.

@@ -18,7 +18,7 @@ PRUNERS = ("asha", "none")
 
 @dataclass(frozen=True)
 class SearchPackage:
-    """What a package is compiled from. `parameters`: of the base, which become the package's defaults, as do `trials`,
+    """Inputs of a package. `parameters`: of the base, which become the package's defaults, as do `trials`,
     `seeds` and `space`, a JSON text; `parallelism`: trials at a time."""
 
     parameters: RunParameters
