@@ -14,7 +14,7 @@ from ...compat import has_amx, run_what_cannot_be_compiled
 from ...storage.errors import wrong
 from ..config import TrainConfig
 from .checkpoint import Learner
-from .communicator import Communicator
+from .distributed import Communicator
 from .losses import Loss
 from .optimizer import LearningRateSchedule, freeze_all_but_last, set_learning_rate
 from .training_batches import TrainingBatch

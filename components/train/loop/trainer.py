@@ -15,16 +15,14 @@ from ...step.progress import Progress, format_duration
 from ...step.step import Context
 from ...storage.errors import TransientError, UserError
 from ..config import TrainConfig
-from .batch_norm import synchronize_batch_norm
 from .checkpoint import Learner, TrainingState, load_checkpoint, save_checkpoint
-from .communicator import Communicator
+from .distributed import Communicator, synchronize_batch_norm
 from .domain_adversary import DomainAdversary
 from .head_solver import HeadSolution
-from .history import EpochRow, EventFile, open_events
+from .history import EpochRow, EventFile, OutOfTime, count_epochs, open_events, sum_seconds
 from .losses import balance_classes
 from .optimizer import LearningRateSchedule, MovingAverage, count_trainable_blocks, make_optimizer
 from .stepper import Stepper, choose_autocast_dtype
-from .time_budget import OutOfTime, count_epochs, sum_seconds
 from .training_batches import TrainingBatches
 from .validation import Validator
 
