@@ -109,7 +109,8 @@ class CleanConfig(StepConfig, PixelOptions):
 
     # Duplicates and leakage.
     near_duplicates: str = option(
-        "report", "near-duplicates within a split: not looked for, reported, or all but one dropped",
+        "report",
+        "near-duplicates within test, or within train and val: not looked for, reported, or all but one dropped",
         choices=("off", "report", "drop"),
     )  # fmt: skip
     near_radius: int = option(

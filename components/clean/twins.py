@@ -86,7 +86,7 @@ def find_twins(candidates: Candidates, is_kept: npt.NDArray[np.bool_], radius: i
 
 
 def judge_twins(decisions: RowDecisions, twins: Twins, config: CleanConfig) -> None:
-    """Apply the policies: first to label conflicts, then to leaks into test, then to near-duplicates within a split."""
+    """Apply the policies: first to label conflicts, then to leaks into test, then to other near-duplicates."""
     conflicts = _resolve_conflicts(decisions, twins, config.label_conflicts)
     leakage = _drop_leaks(decisions, twins, config)
     dropped = _drop_near(decisions, twins) if config.near_duplicates == "drop" else 0
