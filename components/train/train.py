@@ -19,7 +19,7 @@ from ..models.artifact import (
     pick_device,
     set_torch_threads,
 )
-from ..models.ood import OodDetector
+from ..models.features import OodDetector
 from ..step.step import CACHED, RAN, RANK_RECORDS, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import UserError
