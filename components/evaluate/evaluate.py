@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..dataset.fingerprint import fingerprint
 from ..dataset.kinds import ClassScores, EvaluationExtra, UnlikeImages
 from ..dataset.labels import MULTI
-from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, find_dataset
+from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, find_dataset, fingerprint
 from ..dataset.shards import Layout, ShardWriter, read_columns
 from ..step.progress import Progress
 from ..step.step import CACHED, RAN, Context, Outcome

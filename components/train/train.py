@@ -7,9 +7,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..dataset.fingerprint import fingerprint
 from ..dataset.kinds import ModelExtra, NetworkExtra, WarmStart
-from ..dataset.manifest import Dataset, Manifest, Totals, commit, read_dataset
+from ..dataset.manifest import Dataset, Manifest, Totals, commit, fingerprint, read_dataset
 from ..dataset.shards import publish_bytes
 from ..models.artifact import (
     ModelSpec,

@@ -17,8 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ...components.dataset.fingerprint import digest
-from ...components.dataset.manifest import Dataset
+from ...components.dataset.manifest import Dataset, digest
 from ...components.promote.config import PromoteConfig
 from ...components.promote.score_difference import METRIC_TITLES
 from ...components.step.config import Scalar
