@@ -1,8 +1,8 @@
 """The manifest: one JSON file, written last, that makes a folder of Parquet files a dataset.
 
-A dataset without a manifest does not exist. A reader opens only the files that a manifest lists, and
-records the sha256 of the manifest that it read among its own `parents`. A dataset is named by its fingerprint, a hash of
-everything that it was made from, so equal work is done once.
+A dataset without a manifest does not exist. A reader opens only the files that a manifest lists, and records the sha256
+of the manifest that it read among its own `parents`. A dataset is named by its fingerprint, a hash of everything that
+it was made from, so equal work is done once.
 """
 
 from __future__ import annotations
