@@ -25,9 +25,9 @@ from typing import Any, Self
 from ..compat import hide_pandas
 from ..step.runner_exit import RUNNER_PID, exit_with_runner
 from ..storage.errors import EXIT_OURS, describe_internal_error
-from .tasks import TASKS_PER_WORKER, Failure, Result, Work, WorkerLost, run_work
+from .tasks import TASKS_PER_WORKER, Failure, Result, TaskFunction, WorkerLost, run_work
 
-Shared = tuple[Work, tuple[Any, ...]]
+Shared = tuple[TaskFunction, tuple[Any, ...]]
 """The work, and its arguments beside the task: sent to a worker once."""
 Job = tuple[int, Any, Shared]
 """A submitted task: its handle, the task, and what it has in common with others."""
@@ -96,7 +96,7 @@ class Processes:
     def count_slots(self) -> int:
         return TASKS_PER_WORKER * self.number
 
-    def submit(self, work: Work, task: Any, arguments: tuple[Any, ...]) -> int:
+    def submit(self, work: TaskFunction, task: Any, arguments: tuple[Any, ...]) -> int:
         if self._shared is None or self._shared[0] is not work or self._shared[1] is not arguments:
             self._shared = work, arguments
         self._last_handle += 1
@@ -156,7 +156,7 @@ class Threads:
     def count_slots(self) -> int:
         return TASKS_PER_WORKER * self.number
 
-    def submit(self, work: Work, task: Any, arguments: tuple[Any, ...]) -> Future[Result]:
+    def submit(self, work: TaskFunction, task: Any, arguments: tuple[Any, ...]) -> Future[Result]:
         return self._pool.submit(work, task, *arguments)
 
     def wait(self, handles: Sequence[Future[Result]]) -> Sequence[Future[Result]]:

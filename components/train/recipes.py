@@ -275,7 +275,7 @@ def _list_optimization(config: TrainConfig) -> list[str]:
     if config.weights and head_epochs > 0:
         parts.append(f"the head alone for {head_epochs} epochs")
     if config.weights and config.unfreeze_epochs:
-        parts.append(f"then thawing over {config.unfreeze_epochs}")
+        parts.append(f"then unfreezing over {config.unfreeze_epochs}")
     if config.head_margin:
         parts.append(f"kept where it gains {config.head_margin:g} standard errors on the head")
     if config.time:

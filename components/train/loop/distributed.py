@@ -112,7 +112,7 @@ class Communicator:
 
     @property
     def is_main(self) -> bool:
-        """The main process validates, saves, commits and reports."""
+        """Whether this process is the one that validates, saves, commits and reports: rank 0."""
         return self.rank == 0
 
     def broadcast(self, *values: float) -> list[float]:

@@ -28,7 +28,7 @@ MIN_COMPILED_UPDATES = 3000
 
 @dataclass
 class Stepper:
-    """Takes optimizer steps on the mean loss over the images of `accumulate` batches and of all ranks.
+    """A maker of optimizer steps on the mean loss over the images of `accumulate` batches and of all ranks.
 
     Dropout and stochastic depth draw from torch's generator, which is seeded by (seed, epoch, batch, rank) before each
     batch: so a checkpoint in the middle of an epoch needs no generator's state.

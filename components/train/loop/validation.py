@@ -32,7 +32,7 @@ MAX_CALIBRATION_IMAGES = 20_000
 
 @dataclass(frozen=True)
 class Validator:
-    """Runs networks on the validation images of a dataset.
+    """The validation of networks on the validation images of a dataset.
 
     Args:
         autocast: returns the autocast context of the forward pass.
