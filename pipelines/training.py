@@ -20,8 +20,7 @@ from ..components.dataset.manifest import code_version
 from .cluster.cluster_file import Cluster
 from .kfp import executor, steps
 from .kfp.executor import ENTRY_POINT
-from .kfp.pods import ClusterPlacement, LocalPlacement
-from .kfp.server_version import supports_literals
+from .kfp.pods import ClusterPlacement, LocalPlacement, supports_literals
 from .parameters import Parameter, RunParameters, format_form_value, list_form_parameters
 
 if TYPE_CHECKING:

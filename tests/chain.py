@@ -89,6 +89,6 @@ def evaluated(workspace: Workspace, model: Dataset, clean: Dataset) -> tuple[Dat
 def one_core() -> Iterator[None]:
     """torch's threads wait for one another by spinning: on a busy machine two are far slower than one."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("evaluate.inputs", "storage.parallel"):
+        for module in ("evaluate.inference", "storage.parallel"):
             patch.setattr(f"imagemill.components.{module}.cores", lambda: 1)
         yield

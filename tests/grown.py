@@ -17,9 +17,8 @@ from cleaned import NONE_FOUND, Row, picture
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.schema import make_clean_layout, make_clean_schema
 from imagemill.components.clean.splits import SPLITS
-from imagemill.components.dataset.fingerprint import digest
 from imagemill.components.dataset.kinds import CleanExtra, CleanImage
-from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit, read_dataset
+from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit, digest, read_dataset
 from imagemill.components.dataset.shards import Layout, ShardWriter, row_groups
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.resize import resize as resize_module

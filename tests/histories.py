@@ -10,9 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from imagemill.components.dataset.fingerprint import digest
 from imagemill.components.dataset.kinds import EXTRAS
-from imagemill.components.dataset.manifest import Dataset, File, Manifest, commit, read_dataset
+from imagemill.components.dataset.manifest import Dataset, File, Manifest, commit, digest, read_dataset
 from imagemill.components.dataset.records import Promotion
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.dataset.workspace import Workspace

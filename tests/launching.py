@@ -28,8 +28,7 @@ from kube_api import Act, KubeApi, status, submitter
 from kube_http import NAMESPACE, PODS, RAYJOBS, Json
 
 from imagemill.components.clean.splits import compute_shuffle_index
-from imagemill.components.dataset.fingerprint import digest
-from imagemill.components.dataset.manifest import read_dataset
+from imagemill.components.dataset.manifest import digest, read_dataset
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.resize import STEP
 from imagemill.components.resize.config import ResizeConfig

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from ..dataset.fingerprint import digest, fingerprint
 from ..dataset.kinds import CleanExtra, CleanImage, RawExtra
-from ..dataset.manifest import Dataset, File, Manifest, Totals, commit
+from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, digest, fingerprint
 from ..dataset.shards import READ_THREADS, read_columns, read_file
 from ..engine.ray_job import make_job_config
 from ..imaging.pixel_options import COLORS

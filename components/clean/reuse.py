@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..dataset.fingerprint import digest
-from ..dataset.manifest import MANIFEST, Dataset, File
+from ..dataset.manifest import MANIFEST, Dataset, File, digest
 from ..dataset.workspace import Workspace
 from ..engine.finished import FinishedParts
 from ..engine.processes import Processes, Threads

@@ -1,7 +1,8 @@
 """The manifest: one JSON file, written last, that makes a folder of Parquet files a dataset.
 
-A dataset without a manifest does not exist. A reader opens only the files that a manifest lists, and
-records the sha256 of the manifest that it read among its own `parents`.
+A dataset without a manifest does not exist. A reader opens only the files that a manifest lists, and records the sha256
+of the manifest that it read among its own `parents`. A dataset is named by its fingerprint, a hash of everything that
+it was made from, so equal work is done once.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -32,6 +33,7 @@ MIN_FILES_TO_LIST = 20
 LISTED_PER_FILE, STAT_THREADS = 50, 16
 """Most files that are listed for each expected one (a thousand are one request), and files that are looked up at once
 where the listing did not name them."""
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -287,3 +289,22 @@ def sum_counts(*counts: dict[str, int]) -> dict[str, int]:
     for count in counts:
         total.update(count)
     return dict(sorted(total.items()))
+
+
+def canonical_json(value: Any) -> bytes:
+    """Encode a value as JSON with sorted keys and no spaces, so that equal values give equal bytes."""
+    return _ENCODER.encode(value).encode()
+
+
+def digest(value: Any) -> str:
+    """Return the first 16 hex digits of the sha256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
+
+
+def fingerprint(kind: str, version: int, parents: Sequence[str], config: Mapping[str, Any]) -> str:
+    """Return the name of a dataset: of kind, the step's version, the parents' fingerprints and the config that counts.
+
+    `version` is raised whenever the same config must give other bytes; `config` holds only the fields that
+    count and differ from their defaults, so that a new option with a default changes no name.
+    """
+    return digest({"kind": kind, "version": version, "parents": list(parents), "config": dict(config)})

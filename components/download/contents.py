@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from ..dataset.fingerprint import canonical_json, digest
 from ..dataset.kinds import FileList
-from ..dataset.manifest import File
+from ..dataset.manifest import File, canonical_json, digest
 from .config import VERSION
 
 BOX = pa.struct([("name", pa.string())] + [(side, pa.float32()) for side in ("xmin", "ymin", "xmax", "ymax")])

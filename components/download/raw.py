@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from ..dataset.fingerprint import digest
 from ..dataset.kinds import FileList, RawExtra
-from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, find_intact_dataset
+from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, digest, find_intact_dataset
 from ..dataset.shards import Layout, ShardWriter, read_columns
 from ..step.progress import Progress, format_size
 from ..step.step import CACHED, RAN, Context, Outcome

@@ -1,16 +1,19 @@
 """Executors of tasks on this machine: threads, and processes for work that holds Python's lock.
 
 Processes and not concurrent.futures': a worker that dies breaks its whole pool there, without saying which task it had
-or how it ended. And its workers import the program that started them, which may be KFP's.
+or how it ended. And its workers import the program that started them, which may be KFP's; those here run
+`python -m imagemill.components.engine.processes`.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Sequence
 from concurrent import futures
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
@@ -19,8 +22,10 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
-from ..step.runner_exit import RUNNER_PID
-from .tasks import TASKS_PER_WORKER, Failure, Result, TaskFunction, WorkerLost
+from ..compat import hide_pandas
+from ..step.runner_exit import RUNNER_PID, exit_with_runner
+from ..storage.errors import EXIT_OURS, describe_internal_error
+from .tasks import TASKS_PER_WORKER, Failure, Result, TaskFunction, WorkerLost, run_work
 
 Shared = tuple[TaskFunction, tuple[Any, ...]]
 """The work, and its arguments beside the task: sent to a worker once."""
@@ -30,7 +35,7 @@ Job = tuple[int, Any, Shared]
 
 @dataclass
 class _Worker:
-    """A worker process (worker.py) and the jobs that it has, of which it does the first. `shared`: of the last one."""
+    """A worker process and the jobs that it has, of which it does the first. `shared`: of the last one."""
 
     popen: subprocess.Popen[bytes]
     connection: Connection
@@ -41,7 +46,7 @@ class _Worker:
     def start(cls) -> _Worker:
         connection, other = multiprocessing.Pipe()
         environment = os.environ | {RUNNER_PID: str(os.getpid()), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", f"{__package__}.worker", str(other.fileno())]
+        command = [sys.executable, "-m", f"{__package__}.processes", str(other.fileno())]
         with other:
             popen = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=2, env=environment, pass_fds=[other.fileno()]
@@ -159,3 +164,33 @@ class Threads:
 
     def get_result(self, handle: Future[Result]) -> Result:
         return handle.result()
+
+
+def main() -> int:
+    """Do tasks one after another, in a worker process, until the connection is closed.
+
+    Tasks arrive at the connection whose file descriptor is the first argument, and results leave by it. The process
+    ends with the one that started it.
+    """
+    exit_with_runner()
+    hide_pandas()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent ends it orderly
+    shared: Any = None
+    with Connection(int(sys.argv[1])) as connection:
+        while True:
+            try:
+                message = connection.recv_bytes()
+            except EOFError:
+                return 0
+            try:
+                changed, task = pickle.loads(message)
+                shared = changed or shared
+                result = run_work(shared[0], task, shared[1])
+            except Exception as error:  # of any kind: the parent waits for an answer
+                traceback.print_exc()
+                result = Failure(describe_internal_error(error), EXIT_OURS)
+            connection.send(result)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -18,8 +18,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, TypeVar
 
-from ..dataset.fingerprint import digest
-from ..dataset.manifest import Dataset, find_intact_dataset
+from ..dataset.manifest import Dataset, digest, find_intact_dataset
 from ..dataset.records import StepRecord
 from ..step.config import StepConfig
 from ..step.step import Context

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..dataset.fingerprint import fingerprint
 from ..dataset.kinds import ClassScores, EvaluationExtra, UnlikeImages
 from ..dataset.labels import MULTI
-from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, find_dataset
+from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, find_dataset, fingerprint
 from ..dataset.shards import Layout, ShardWriter, read_columns
 from ..step.progress import Progress
 from ..step.step import CACHED, RAN, Context, Outcome
@@ -20,8 +19,7 @@ from .config import TTA_VERSION, VERSION, EvaluateConfig
 from .curves import describe_curves
 from .feature_drift import check_feature_drift
 from .grad_cam import SurestMistakes, write_overlays
-from .inference import FLIP, NONE, InferenceRunner, describe_throughput, describe_unlike
-from .inputs import find_tensors
+from .inference import FLIP, NONE, InferenceRunner, describe_throughput, describe_unlike, find_tensors
 from .intervals import FEW_IMAGES, ChanceTest, ClassTotals, count_unreliable_classes
 from .linear_probe import cross_validate_probe, describe_baseline, describe_cross_validation, score_baseline
 from .overlap import TrainingOverlap
@@ -134,8 +132,7 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
     import torch
 
     from ..models.artifact import load_model, pick_device, set_torch_threads
-    from ..models.features import find_features
-    from ..models.ood import OodDetector
+    from ..models.features import OodDetector, find_features
 
     slice_columns = parse_columns(config.slices, clean)
     network, spec = load_model(model)

@@ -22,7 +22,7 @@ from ..dataset.shards import Layout, ShardWriter
 from ..imaging.decoder import Pixels
 from ..imaging.tensors import center_crop
 from ..storage.errors import first_line
-from .inputs import InputBatch
+from .inference import InputBatch
 
 if TYPE_CHECKING:
     import torch

@@ -28,7 +28,7 @@ from ..dataset.shards import read_columns
 from ..metrics.classification import ConfusionCounts, confusion, summarize_confusion
 from ..metrics.logistic_regression import predict_out_of_fold
 from ..models.features import LinearProbe, find_features, iter_features, read_features, read_image_ids
-from .inputs import find_tensors
+from .inference import find_tensors
 from .intervals import compute_single_label_intervals
 
 FOLDS = 5

@@ -18,7 +18,7 @@ from ..dataset.labels import MULTI, SINGLE, THRESHOLD, probabilities
 from ..metrics.calibration import ProbabilityMetrics
 from ..metrics.classification import ConfusionCounts, LabelCounts, Scores
 from .curves import Areas, ScoreHistograms, compute_log_odds
-from .inputs import InputBatch
+from .inference import InputBatch
 from .intervals import Intervals, compute_multi_label_intervals, compute_single_label_intervals
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dataset.fingerprint import canonical_json
+from ..dataset.manifest import canonical_json
 from ..storage.errors import UserError, first_line, wrong
 from ..storage.store import get_store
 from ..storage.uri import normalize, redact

@@ -12,8 +12,7 @@ from functools import cache
 
 from ..storage.errors import UserError, wrong
 from . import timm_models
-from .torchvision_models import ModelPreset as ModelPreset
-from .torchvision_models import backbones, installed_transforms, named_weights, torchvision_presets
+from .torchvision_models import ModelPreset, backbones, installed_transforms, named_weights, torchvision_presets
 
 NORMALIZATIONS: dict[str, tuple[list[float], list[float]]] = {
     "imagenet": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),

@@ -29,8 +29,7 @@ from ..models.artifact import (
     pick_device,
     set_torch_threads,
 )
-from ..models.features import HeadInputs
-from ..models.ood import OodDetector
+from ..models.features import HeadInputs, OodDetector
 from ..step.progress import Progress, say
 from ..storage import uri as uris
 from ..storage.errors import MillError, UserError, wrong

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from ..dataset.fingerprint import digest
-from ..dataset.manifest import Dataset, find_dataset, find_intact_dataset
+from ..dataset.manifest import Dataset, digest, find_dataset, find_intact_dataset
 from ..dataset.records import Promotion, Verdict
 from ..dataset.workspace import Workspace
 from ..step.step import CACHED, RAN, Context, Outcome

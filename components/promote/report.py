@@ -30,7 +30,7 @@ from .gate import (
     WORSE,
 )
 from .mistakes import describe_suspects, describe_test_split, make_highest_losses
-from .near_pairs_section import describe_near_pairs
+from .near_pairs import describe_near_pairs
 from .score_sections import END_ROWS, compare_with_champion, describe_drift, describe_recipe, describe_scores, take_ends
 from .thumbnails import read_rejects, sample_classes
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..dataset.fingerprint import canonical_json, digest
+from ..dataset.manifest import canonical_json, digest
 from ..imaging.decoder import NO_LIMITS, Decoded, ImageRejected, Pixels, convert_color, decode
 from ..storage import uri as uris
 from ..storage.errors import MillError, UserError, wrong

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dataset.fingerprint import digest
-from ..dataset.manifest import Dataset
+from ..dataset.manifest import Dataset, digest
 from ..imaging.albumentations_pipelines import PIPELINES, apply_pipeline, check_pipeline, load_pipeline
 from ..imaging.decoder import Decoded, Pixels
 from ..imaging.geometry import Geometry, decode_and_resize, resize_image

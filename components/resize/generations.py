@@ -21,10 +21,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..dataset.fingerprint import digest, fingerprint
 from ..dataset.kinds import ImageSpec, TensorsExtra
 from ..dataset.labels import SINGLE, label_column
-from ..dataset.manifest import Dataset, File, Totals, find_dataset, find_intact_dataset
+from ..dataset.manifest import Dataset, File, Totals, digest, find_dataset, find_intact_dataset, fingerprint
 from ..dataset.shards import Layout, ShardWriter, read_file, row_groups
 from ..imaging.pixel_options import RAW, StandardizeConfig
 from ..imaging.tensors import decode_column

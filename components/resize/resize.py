@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from ..dataset.fingerprint import fingerprint
 from ..dataset.kinds import CleanExtra, StoredCopies, TensorsExtra
-from ..dataset.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit, find_intact_dataset
+from ..dataset.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit, find_intact_dataset, fingerprint
 from ..engine.finished import FinishedParts
 from ..engine.processes import Processes, Threads
 from ..engine.ray_job import build_with_ray_job, make_job_config

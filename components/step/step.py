@@ -16,9 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..dataset.fingerprint import digest
 from ..dataset.leases import hold_step_lease
-from ..dataset.manifest import MANIFEST, Dataset, find_intact_dataset, normalize_dataset_uri, read_dataset
+from ..dataset.manifest import MANIFEST, Dataset, digest, find_intact_dataset, normalize_dataset_uri, read_dataset
 from ..dataset.records import StepRecord
 from ..dataset.workspace import Workspace
 from ..storage.errors import EXIT_OK, EXIT_OURS, EXIT_USER, MillError, UserError, describe_internal_error, wrong

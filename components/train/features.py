@@ -14,10 +14,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from ..dataset.fingerprint import digest, fingerprint
 from ..dataset.kinds import FeaturesExtra
 from ..dataset.labels import MULTI
-from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, find_damaged, find_intact_dataset
+from ..dataset.manifest import (
+    Dataset,
+    File,
+    Manifest,
+    Totals,
+    commit,
+    digest,
+    find_damaged,
+    find_intact_dataset,
+    fingerprint,
+)
 from ..dataset.shards import Layout, ShardWriter, read_columns
 from ..dataset.workspace import POOL
 from ..models.features import KIND, HeadInputs, make_schema, make_table

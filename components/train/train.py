@@ -7,9 +7,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..dataset.fingerprint import fingerprint
 from ..dataset.kinds import ModelExtra, NetworkExtra, WarmStart
-from ..dataset.manifest import Dataset, Manifest, Totals, commit, read_dataset
+from ..dataset.manifest import Dataset, Manifest, Totals, commit, fingerprint, read_dataset
 from ..dataset.shards import publish_bytes
 from ..models.artifact import (
     ModelSpec,
@@ -19,7 +18,7 @@ from ..models.artifact import (
     pick_device,
     set_torch_threads,
 )
-from ..models.ood import OodDetector
+from ..models.features import OodDetector
 from ..step.step import CACHED, RAN, RANK_RECORDS, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import UserError

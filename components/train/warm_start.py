@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..dataset.fingerprint import digest
 from ..dataset.kinds import ModelExtra, WarmStart
-from ..dataset.manifest import Dataset, Manifest, find_intact_dataset
+from ..dataset.manifest import Dataset, Manifest, digest, find_intact_dataset
 from ..models.artifact import ModelSpec
 from ..models.blocks import head_modules
 from ..step.step import Context

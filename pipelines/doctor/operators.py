@@ -11,7 +11,7 @@ from ...components.storage.errors import MillError
 from ..cluster.cluster_file import Cluster
 from ..cluster.kube_client import Json
 from ..kfp.client import CONNECTION_HELP, Connection, KfpService
-from ..kfp.server_version import supports_run_settings
+from ..kfp.pods import supports_run_settings
 from .access import RunNamespace
 from .sizes import ARGO, KFP
 from .view import ERROR, OK, WARNING, ApiError, ClusterView, Finding, make_unseen

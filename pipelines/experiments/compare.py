@@ -10,14 +10,13 @@ from typing import Any
 from ...components.dataset.kinds import EvaluationExtra
 from ...components.dataset.manifest import Dataset
 from ...components.dataset.workspace import Workspace
-from ...components.metrics.repeated_trainings import MeanDifference
 from ...components.promote.config import PromoteConfig
 from ...components.promote.score_difference import METRIC_TITLES
 from ...components.step.step import new_run
 from ...components.storage.errors import UserError
 from ..local.run import check_parameters
 from ..local.step_process import StepRunner
-from .differences import Comparison, compare_evaluations
+from .differences import Comparison, MeanDifference, compare_evaluations
 from .trials import (
     LAST_STEPS,
     Configuration,

@@ -13,9 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ...components.dataset.fingerprint import digest
 from ...components.dataset.kinds import ModelExtra
-from ...components.dataset.manifest import Dataset, find_dataset, read_dataset
+from ...components.dataset.manifest import Dataset, digest, find_dataset, read_dataset
 from ...components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from ...components.step.config import StepConfig
 from ...components.step.step import RAN

@@ -69,7 +69,7 @@ def download(
 
     from imagemill.pipelines.cluster.check_and_download import check_and_download
     from imagemill.pipelines.kfp.artifacts import dataset_metadata
-    from imagemill.pipelines.kfp.server_version import check_server
+    from imagemill.pipelines.kfp.pods import check_server
 
     check_server()
     record, changed = check_and_download(config, manifest.path, run, form)
@@ -163,7 +163,7 @@ def finish(workspace: str, run: str, status: dsl.PipelineTaskFinalStatus, summar
     """However the steps ended: the run in short, with what went wrong, and nothing of it left in the cluster."""
     from imagemill.pipelines.finish import finish
     from imagemill.pipelines.kfp.artifacts import summary_metadata
-    from imagemill.pipelines.kfp.server_version import describe_ignored_settings
+    from imagemill.pipelines.kfp.pods import describe_ignored_settings
 
     run_summary = finish(workspace, run, status.state, summary.path, describe_ignored_settings())
     summary.metadata.update(summary_metadata(run_summary))

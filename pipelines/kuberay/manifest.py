@@ -27,7 +27,7 @@ from dataclasses import replace
 from typing import Any
 
 from ...components.clean import STEP as CLEAN
-from ...components.dataset.fingerprint import digest
+from ...components.dataset.manifest import digest
 from ...components.storage import uri as uris
 from ...components.storage.errors import wrong
 from ..cluster.cluster_file import COMPONENT_LABEL, LABELS, RUN_LABEL, SCRATCH, Cluster, Pod

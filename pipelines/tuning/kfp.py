@@ -17,8 +17,7 @@ from ..cluster.checks import check_output, set_workspace
 from ..cluster.cluster_file import Cluster
 from ..compile import quiet_kfp, write_package
 from ..kfp import steps
-from ..kfp.pods import ClusterPlacement
-from ..kfp.server_version import supports_literals
+from ..kfp.pods import ClusterPlacement, supports_literals
 from ..kfp.steps import IMAGES, Form, form_component
 from ..parameters import FORM_PARAMETERS
 from ..training import add_choices, make_docstring, make_signature, replace_executor
@@ -106,7 +105,7 @@ def download(
     from typing import NamedTuple
 
     from imagemill.pipelines.kfp.artifacts import dataset_metadata
-    from imagemill.pipelines.kfp.server_version import check_server
+    from imagemill.pipelines.kfp.pods import check_server
     from imagemill.pipelines.tuning.rungs import download_images
 
     check_server()
@@ -168,7 +167,7 @@ def report(
 def finish(workspace: str, run: str, status: dsl.PipelineTaskFinalStatus, summary: dsl.Output[dsl.Markdown]) -> None:
     """However the search ended: the run in short, with what went wrong, and nothing of it left in the cluster."""
     from imagemill.pipelines.finish import finish
-    from imagemill.pipelines.kfp.server_version import describe_ignored_settings
+    from imagemill.pipelines.kfp.pods import describe_ignored_settings
     from imagemill.pipelines.tuning.rungs import SEARCH_STEPS
 
     finish(workspace, run, status.state, summary.path, describe_ignored_settings(), SEARCH_STEPS)

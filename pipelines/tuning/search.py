@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from ...components.dataset.fingerprint import digest
-from ...components.dataset.manifest import Dataset
-from ...components.metrics.repeated_trainings import MeanDifference, compute_mean_difference
+from ...components.dataset.manifest import Dataset, digest
 from ...components.promote.config import PromoteConfig
 from ...components.promote.score_difference import METRIC_TITLES
 from ...components.step.config import Scalar
 from ...components.step.step import new_run
 from ...components.storage.errors import EXIT_USER, MillError, UserError, wrong
+from ..experiments.differences import MeanDifference, compute_mean_difference
 from ..experiments.search_space import SearchSpace
 from ..experiments.study import COMPLETE, FAILED, PRUNED, Study, TriedValues
 from ..experiments.trials import Configuration, CourseWatch, TrialRunner, describe_regularization, read_course

@@ -24,8 +24,7 @@ from drifting import draw_features, draw_week
 
 from imagemill.components.clean.drift import Finding, find_drift
 from imagemill.components.clean.drift_numbers import Comparison
-from imagemill.components.evaluate.feature_drift import LEVEL
-from imagemill.components.metrics.feature_shift import compare_means, whiten
+from imagemill.components.evaluate.feature_drift import LEVEL, compare_means, whiten
 from imagemill.components.metrics.two_sample import ALL, NEW
 
 WARNING, MAX_DRIFT = 0.1, 0.25

@@ -33,9 +33,8 @@ from imagemill.components.metrics.logistic_regression import (
     predict_out_of_fold,
     select_penalty,
 )
-from imagemill.components.metrics.repeated_trainings import compute_student_quantile
 from imagemill.components.promote.score_difference import compute_difference
-from imagemill.pipelines.experiments.differences import combine_differences
+from imagemill.pipelines.experiments.differences import combine_differences, compute_student_quantile
 
 SHAPES: dict[str, Ids] = {
     "100 images, 4 classes": equal_counts(4, 100),

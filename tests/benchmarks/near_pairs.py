@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from lite0 import BACKBONE, write_weights
 
-from imagemill.components.metrics.near_pairs import Neighbors
+from imagemill.components.promote.near_pairs import Neighbors
 
 Features = npt.NDArray[np.float32]
 

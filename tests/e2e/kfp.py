@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from imagemill.components.dataset.fingerprint import digest
+from imagemill.components.dataset.manifest import digest
 from imagemill.components.storage.errors import MillError
 from imagemill.pipelines.cluster.cluster_file import Cluster
 from imagemill.pipelines.compile import compile_package as compile_for_cluster

@@ -30,11 +30,10 @@ from imagemill.components.evaluate.linear_probe import (
     find_units,
     score_baseline,
 )
-from imagemill.components.metrics.near_pairs import Neighbors
 from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.models.features import LinearProbe, find_features, read_image_ids
 from imagemill.components.promote import report
-from imagemill.components.promote.near_pairs_section import describe_near_pairs
+from imagemill.components.promote.near_pairs import Neighbors, describe_near_pairs
 from imagemill.components.promote.score_sections import list_metrics
 
 

@@ -17,7 +17,7 @@ import pytest
 from copied import STEP, Image, by_copy, clean_of, make_images, resized, rows_of
 
 from imagemill.components.dataset.manifest import read_dataset
-from imagemill.components.evaluate.inputs import read_test_batches
+from imagemill.components.evaluate.inference import read_test_batches
 from imagemill.components.imaging.decoder import convert_color
 from imagemill.components.imaging.geometry import Geometry, compute_edges, decode_and_resize
 from imagemill.components.imaging.rand_augment import Operation, apply_operations

@@ -25,7 +25,7 @@ from imagemill.components.dataset.kinds import CleanExtra, CleanImage, ImageSpec
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
 from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.evaluate.inputs import read_test_batches
+from imagemill.components.evaluate.inference import read_test_batches
 from imagemill.components.imaging.decoder import convert_color
 from imagemill.components.imaging.geometry import (
     SOBEL_SCALE,

@@ -21,7 +21,7 @@ from PIL import Image, JpegImagePlugin
 from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.evaluate.inputs import find_tensors, read_test_batches
+from imagemill.components.evaluate.inference import find_tensors, read_test_batches
 from imagemill.components.imaging import tensors as store_tensors
 from imagemill.components.imaging.decoder import Pixels
 from imagemill.components.imaging.geometry import Geometry

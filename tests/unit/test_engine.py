@@ -34,7 +34,9 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def workers() -> dict[int, str]:
-    return {p: line for p, line in mill.processes_with(RUNNER_PID, str(os.getpid())).items() if "engine.worker" in line}
+    return {
+        p: line for p, line in mill.processes_with(RUNNER_PID, str(os.getpid())).items() if "engine.processes" in line
+    }
 
 
 @settings(max_examples=30, deadline=None)
@@ -132,7 +134,7 @@ def test_processes_end_at_once_with_ctrl_c() -> None:
 
     def busy() -> list[int]:
         lines = mill.processes_with(RUNNER_PID, str(process.pid))
-        return [pid for pid, line in lines.items() if "engine.worker" in line]
+        return [pid for pid, line in lines.items() if "engine.processes" in line]
 
     mill.wait_until(lambda: len(busy()) == 2, "two processes", 60)
     time.sleep(1)  # until they ignore the signal themselves

@@ -31,10 +31,11 @@ from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.config import EvaluateConfig
 from imagemill.components.evaluate.curves import roc_curve
 from imagemill.components.evaluate.evaluate import _log_scores, evaluate
-from imagemill.components.evaluate.inference import InferenceRunner, make_views
-from imagemill.components.evaluate.inputs import (
+from imagemill.components.evaluate.inference import (
+    InferenceRunner,
     InputBatch,
     find_stored_geometry,
+    make_views,
     read_tensor_batches,
     read_test_batches,
 )

@@ -298,7 +298,7 @@ def test_modules_of_kfp_components_import_nothing_heavy() -> None:
     code = (
         "import sys\n"
         "from imagemill.pipelines import finish\n"
-        "from imagemill.pipelines.kfp import artifacts, server_version\n"
+        "from imagemill.pipelines.kfp import artifacts, pods\n"
         "from imagemill.pipelines.kuberay import ray_step\n"
         "print([m for m in ('kfp', 'kubernetes', 'torch', 'ray', 'boto3', 'hera', 'yaml') if m in sys.modules])"
     )

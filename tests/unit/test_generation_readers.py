@@ -12,7 +12,7 @@ from grown import clean_of, content, generations, relabelled, resized, several
 
 from imagemill.components.dataset.manifest import Dataset, read_dataset
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.evaluate.inputs import find_tensors, read_test_batches
+from imagemill.components.evaluate.inference import find_tensors, read_test_batches
 from imagemill.components.export.config import ExportConfig
 from imagemill.components.export.export import export
 from imagemill.components.imaging.geometry import Geometry

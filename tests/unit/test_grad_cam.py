@@ -19,7 +19,7 @@ from imagemill.components.dataset.shards import Layout, ShardWriter
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate import grad_cam
 from imagemill.components.evaluate.grad_cam import NoFeatureMap, SurestMistakes, compute_grad_cam, draw_overlay
-from imagemill.components.evaluate.inputs import InputBatch
+from imagemill.components.evaluate.inference import InputBatch
 from imagemill.components.promote import report
 
 pytestmark = pytest.mark.usefixtures("one_thread")

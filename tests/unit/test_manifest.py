@@ -20,7 +20,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imagemill.components.clean.config import CleanConfig
-from imagemill.components.dataset.fingerprint import canonical_json, digest, fingerprint
 from imagemill.components.dataset.kinds import ImageSpec, ModelExtra
 from imagemill.components.dataset.manifest import (
     MANIFEST,
@@ -29,9 +28,12 @@ from imagemill.components.dataset.manifest import (
     Manifest,
     Parent,
     Totals,
+    canonical_json,
     commit,
+    digest,
     find_dataset,
     find_intact_dataset,
+    fingerprint,
     parse_manifest,
     read_dataset,
 )

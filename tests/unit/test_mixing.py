@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.components.dataset.labels import MULTI, SINGLE
-from imagemill.components.train.augment.mixing import CUTMIX, MIXUP, NONE, Mixing
+from imagemill.components.train.augment.augmentation import CUTMIX, MIXUP, NONE, Mixing
 from imagemill.components.train.config import TrainConfig
 
 CLASSES = 7

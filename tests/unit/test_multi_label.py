@@ -31,7 +31,7 @@ from imagemill.components.download.raw import RAW
 from imagemill.components.evaluate.config import EvaluateConfig
 from imagemill.components.evaluate.curves import confusion_matrix
 from imagemill.components.evaluate.evaluate import evaluate
-from imagemill.components.evaluate.inputs import InputBatch
+from imagemill.components.evaluate.inference import InputBatch
 from imagemill.components.evaluate.scores import align_classes, make_scorer
 from imagemill.components.metrics.calibration import ece
 from imagemill.components.models.artifact import Normalize, load_model

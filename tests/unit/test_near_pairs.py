@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from imagemill.components.metrics.near_pairs import FALSE_PAIRS, NEIGHBORS, Neighbors
+from imagemill.components.promote.near_pairs import FALSE_PAIRS, NEIGHBORS, Neighbors
 
 Features = npt.NDArray[np.float32]
 

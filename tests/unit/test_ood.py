@@ -18,7 +18,7 @@ from chain import clean_photos, evaluated, one_core, resized, trained
 from imagemill.components.dataset.kinds import EvaluationExtra
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.models.ood import OodDetector
+from imagemill.components.models.features import OodDetector
 from imagemill.components.predict.config import PredictConfig
 from imagemill.components.predict.predict import predict
 from imagemill.components.promote.score_sections import describe_scores

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from imagemill.components.metrics.repeated_trainings import (
+from imagemill.pipelines.experiments.differences import (
     compute_mean_difference,
     compute_student_probability,
     compute_student_quantile,

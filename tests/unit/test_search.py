@@ -11,9 +11,9 @@ import pytest
 from imagemill.components.dataset.kinds import ModelExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.metrics.repeated_trainings import compute_mean_difference
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
+from imagemill.pipelines.experiments.differences import compute_mean_difference
 from imagemill.pipelines.experiments.search_space import SearchSpace
 from imagemill.pipelines.experiments.study import COMPLETE, PRUNED, Study, TriedValues
 from imagemill.pipelines.experiments.trials import Configuration, describe_regularization

@@ -20,7 +20,7 @@ from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.records import Promotion
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.evaluate.inputs import find_tensors, read_test_batches
+from imagemill.components.evaluate.inference import find_tensors, read_test_batches
 from imagemill.components.imaging.decoder import Pixels
 from imagemill.components.imaging.geometry import Geometry, decode_and_resize
 from imagemill.components.imaging.pixel_options import INTERPOLATIONS

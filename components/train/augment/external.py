@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...dataset.fingerprint import canonical_json
+from ...dataset.manifest import canonical_json
 from ...imaging.albumentations_pipelines import (
     PIPELINES,
     describe_array,

@@ -13,8 +13,7 @@ from ...dataset.kinds import ImageSpec
 from ...dataset.manifest import Dataset
 from ...models.artifact import Normalize
 from ...storage.parallel import cores
-from ..augment.augmentation import Augmentation
-from ..augment.mixing import Mixing
+from ..augment.augmentation import Augmentation, Mixing
 from ..augment.params import AugmentParams
 from ..config import TrainConfig
 from ..data.batches import Batch, count_train_batches, iter_batches

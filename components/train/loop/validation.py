@@ -17,8 +17,7 @@ from ...dataset.manifest import Dataset
 from ...imaging.tensors import center_crop
 from ...metrics.classification import LabelCounts, confusion, summarize_confusion
 from ...models.artifact import Normalize
-from ...models.features import Floats, HeadInputs
-from ...models.ood import MAX_ROWS, OodDetector
+from ...models.features import MAX_ROWS, Floats, HeadInputs, OodDetector
 from ...step.progress import Progress
 from ...step.step import Context
 from ..data.batches import iter_batches

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from imagemill.components.storage.errors import EXIT_USER
-from imagemill.pipelines.kfp.server_version import supports_run_settings
+from imagemill.pipelines.kfp.pods import supports_run_settings
 
 from .. import kfp
 from ..access.kube import Doc, name_of
