@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -50,7 +52,10 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     words = ["server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder)]
     words += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with (folder / "log.txt").open("w") as log:
-        process = subprocess.Popen([program, *words], cwd=folder, stdout=log, stderr=log, start_new_session=True)
+        environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # seven more processes
+        process = subprocess.Popen(
+            [program, *words], cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
     try:
         url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 180
         while not answers(url):
@@ -58,8 +63,8 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
             time.sleep(0.5)
         yield url
     finally:
-        process.terminate()
-        process.wait(30)
+        os.killpg(process.pid, signal.SIGTERM)  # the server and its workers
+        process.wait(60)
 
 
 def answers(url: str) -> bool:
