@@ -25,7 +25,7 @@ import numpy.typing as npt
 from ..dataset.kinds import Baseline, CrossValidation
 from ..dataset.manifest import Dataset
 from ..dataset.shards import read_columns
-from ..metrics.classification import ConfusionCounts, confusion, summarize_confusion
+from ..metrics.classification import ConfusionCounts
 from ..metrics.logistic_regression import predict_out_of_fold
 from ..models.features import LinearProbe, find_features, iter_features, read_features, read_image_ids
 from .inference import find_tensors
@@ -136,14 +136,13 @@ def score_baseline(model: Dataset, clean: Dataset) -> Baseline | None:
     probe, tensors, features = LinearProbe.read(model), find_tensors(model, clean), find_features(model)
     if probe is None or tensors is None or features is None or features.parent_uri("tensors") != tensors.uri:
         return None
-    classes = len(tensors.manifest.classes)
-    matrix = np.zeros((classes, classes), np.int64)
+    counts, images = ConfusionCounts(len(tensors.manifest.classes)), 0
     for inputs, labels in iter_features(features, "test"):
-        matrix += confusion(labels, probe(inputs).argmax(1), classes)
-    images = int(matrix.sum())
+        counts.add(labels, probe(inputs).argmax(1))
+        images += len(labels)
     if not images or images != clean.manifest.totals.by_split.get("test", 0):
         return None
-    scores = summarize_confusion(matrix)
+    scores = counts.summary()
     top1, macro_f1 = (round(float(scores[name]), 6) for name in ("top1", "macro_f1"))
     return Baseline(top1, macro_f1, images, str(features.manifest.config["backbone"]))
 

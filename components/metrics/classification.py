@@ -19,17 +19,6 @@ _MAX_PENDING = 1 << 16
 """Pairs that are kept before they are counted: half a megabyte."""
 
 
-def confusion(labels: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> Counts:
-    """Return int64 [classes, classes]: rows are true classes, columns predicted ones."""
-    pairs = np.asarray(labels, np.int64) * classes + np.asarray(predicted, np.int64)
-    return np.bincount(pairs, minlength=classes * classes).reshape(classes, classes).astype(np.int64)
-
-
-def per_class(matrix: Counts) -> Scores:
-    """Return the scores of each class of a confusion matrix, int64 [classes, classes]."""
-    return compute_scores(np.diag(matrix), matrix.sum(axis=0), matrix.sum(axis=1))
-
-
 def compute_scores(hits: npt.ArrayLike, predicted: npt.ArrayLike, support: npt.ArrayLike) -> Scores:
     """Return `precision`, `recall`, `f1` in [0, 1] and `support` (images), each float64 [classes]; 0 where undefined.
 
@@ -55,19 +44,6 @@ def _mean_of_present(scores: Scores, name: str) -> float:
     """Return the mean of a score over the classes with at least one image."""
     present = scores["support"] > 0
     return float(scores[name][present].mean()) if present.any() else 0.0
-
-
-def summarize_confusion(matrix: Counts) -> dict[str, float]:
-    """Return `top1`, `macro_f1` and `balanced_accuracy` of a confusion matrix, as `ConfusionCounts.summary`."""
-    return _summarize_single_label(per_class(matrix), int(np.trace(matrix)), int(matrix.sum()))
-
-
-def _summarize_single_label(scores: Scores, right: int, images: int) -> dict[str, float]:
-    return {
-        "top1": right / images if images else 0.0,
-        "macro_f1": _mean_of_present(scores, "f1"),
-        "balanced_accuracy": _mean_of_present(scores, "recall"),
-    }
 
 
 @dataclass
@@ -114,7 +90,19 @@ class ConfusionCounts:
         F1 and the mean recall of the classes with at least one image (Brodersen et al., "The Balanced Accuracy and Its
         Posterior Distribution", 2010)."""
         true, predicted, counts = self.cells()
-        return _summarize_single_label(self.per_class(), int(counts[true == predicted].sum()), int(counts.sum()))
+        scores, images = self.per_class(), int(counts.sum())
+        return {
+            "top1": int(counts[true == predicted].sum()) / images if images else 0.0,
+            "macro_f1": _mean_of_present(scores, "f1"),
+            "balanced_accuracy": _mean_of_present(scores, "recall"),
+        }
+
+
+def summarize_predictions(labels: npt.ArrayLike, predicted: npt.ArrayLike, classes: int) -> dict[str, float]:
+    """Return `ConfusionCounts.summary` of true and predicted ids, both [N]."""
+    counts = ConfusionCounts(classes)
+    counts.add(labels, predicted)
+    return counts.summary()
 
 
 @dataclass

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from .classification import confusion, summarize_confusion
+from .classification import summarize_predictions
 
 if TYPE_CHECKING:
     import torch
@@ -55,8 +55,8 @@ def score_logits(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]
     """Return `loss`, `top1` and `macro_f1` of logits [N, classes]."""
     import torch
 
-    matrix = confusion(labels.cpu().numpy(), logits.argmax(1).cpu().numpy(), logits.shape[1])
-    scores, loss = summarize_confusion(matrix), float(torch.nn.functional.cross_entropy(logits, labels))
+    scores = summarize_predictions(labels.cpu().numpy(), logits.argmax(1).cpu().numpy(), logits.shape[1])
+    loss = float(torch.nn.functional.cross_entropy(logits, labels))
     return {"loss": loss, "top1": scores["top1"], "macro_f1": scores["macro_f1"]}
 
 

@@ -26,7 +26,7 @@ from simulated import Floats, Ids, equal_counts, labels_of, pair_of, zipf_counts
 from imagemill.components.clean.splits import choose_exact_splits, choose_split
 from imagemill.components.evaluate.intervals import compute_single_label_intervals
 from imagemill.components.evaluate.linear_probe import FOLDS, SCORES, assign_folds, widen
-from imagemill.components.metrics.classification import ConfusionCounts, confusion, summarize_confusion
+from imagemill.components.metrics.classification import ConfusionCounts, summarize_predictions
 from imagemill.components.metrics.logistic_regression import (
     compute_scales,
     fit_balanced,
@@ -99,7 +99,7 @@ def measure_probe(samples: int, seed: int) -> None:
             scores = []
             for _ in range(40):
                 predicted = fit_probe(images.draw(training, random), training, classes)(images.draw(test, random))
-                summary = summarize_confusion(confusion(test, predicted, classes))
+                summary = summarize_predictions(test, predicted, classes)
                 scores.append([float(summary[score]) for score in SCORES])
             truth = np.mean(scores, axis=0)
             covered = np.zeros((2, len(SCORES)))
@@ -158,7 +158,7 @@ def measure_compare(samples: int, seed: int) -> None:
                 for row in scores:
                     for side, images in enumerate(sides):
                         classify = fit(images.draw(training, random), training, classes)
-                        summary = summarize_confusion(confusion(test, classify(images.draw(test, random)), classes))
+                        summary = summarize_predictions(test, classify(images.draw(test, random)), classes)
                         row[side] = summary["macro_f1"], summary["top1"]
                 truth = scores.mean(0)
                 covered, shown, alone, by_folds = 0, 0, 0, 0

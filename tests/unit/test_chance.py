@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from imagemill.components.dataset.labels import MULTI, SINGLE
 from imagemill.components.evaluate.intervals import ChanceTest, ClassTotals, compute_chance_f1, compute_chance_recall
-from imagemill.components.metrics.classification import ConfusionCounts, LabelCounts, confusion, summarize_confusion
+from imagemill.components.metrics.classification import ConfusionCounts, LabelCounts, summarize_predictions
 
 Ids = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.bool_]
@@ -39,7 +39,7 @@ def test_chance_recall_equals_that_of_all_permutations(seed: int, images: int, c
         np.bincount(truth, minlength=classes + 1), np.bincount(predicted, minlength=classes + 1), images
     )
     scores = [
-        summarize_confusion(confusion(truth[list(order)], predicted, classes + 1))["balanced_accuracy"]
+        summarize_predictions(truth[list(order)], predicted, classes + 1)["balanced_accuracy"]
         for order in permutations(range(images))
     ]
     mean, spread = compute_chance_recall(counts)
@@ -74,7 +74,7 @@ def test_random_predictions_are_no_better_than_chance() -> None:
 def test_recognizing_rare_classes_is_better_than_chance() -> None:
     rare = (np.arange(300) < 15).astype(np.int64)
     predicted = ((np.arange(300) < 12) | (np.arange(300) > 285)).astype(np.int64)
-    assert summarize_confusion(confusion(rare, predicted, 2))["top1"] < 0.95
+    assert summarize_predictions(rare, predicted, 2)["top1"] < 0.95
     assert (
         run_chance_test(rare, predicted, 2).is_better
         and not run_chance_test(rare, np.zeros(300, np.int64), 2).is_better

@@ -21,7 +21,7 @@ from imagemill.components.evaluate.intervals import (
     compute_wilson_interval,
     count_unreliable_classes,
 )
-from imagemill.components.metrics.classification import ConfusionCounts, LabelCounts, confusion, summarize_confusion
+from imagemill.components.metrics.classification import ConfusionCounts, LabelCounts, summarize_predictions
 
 Ids = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.bool_]
@@ -122,7 +122,7 @@ def test_intervals_of_large_test_splits_equal_bootstrap_intervals() -> None:
     resampled: dict[str, list[float]] = {"top1": [], "macro_f1": [], "balanced_accuracy": []}
     for _ in range(400):
         rows = random.integers(0, len(labels), len(labels))
-        scores = summarize_confusion(confusion(labels[rows], predicted[rows], 5))
+        scores = summarize_predictions(labels[rows], predicted[rows], 5)
         for name in resampled:
             resampled[name].append(scores[name])
     intervals = compute_single_label_intervals(pairs_of(labels, predicted, 5))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ...dataset.labels import MULTI, THRESHOLD, probabilities, sum_loss
 from ...dataset.manifest import Dataset
 from ...imaging.tensors import center_crop
-from ...metrics.classification import LabelCounts, confusion, summarize_confusion
+from ...metrics.classification import ConfusionCounts, LabelCounts
 from ...models.artifact import Normalize
 from ...models.features import MAX_ROWS, Floats, HeadInputs, OodDetector
 from ...step.progress import Progress
@@ -62,16 +62,17 @@ class Validator:
         import torch
 
         task, classes = self.tensors.manifest.task, len(self.tensors.manifest.classes)
-        counts, matrix, loss, rows = LabelCounts(classes), np.zeros((classes, classes), np.int64), 0.0, 0
+        counts = LabelCounts(classes) if task == MULTI else ConfusionCounts(classes)
+        loss, rows = 0.0, 0
         for logits, labels in self.predict(network, before_batch):
             loss += sum_loss(logits, torch.from_numpy(labels).to(self.device))
             rows += len(labels)
             highest = logits.argmax(1).cpu().numpy()
-            if task == MULTI:
+            if isinstance(counts, LabelCounts):
                 counts.add(labels, (probabilities(logits, task) >= THRESHOLD).cpu().numpy(), highest)
             else:
-                matrix += confusion(labels, highest, classes)
-        scores = counts.summary() if task == MULTI else summarize_confusion(matrix)
+                counts.add(labels, highest)
+        scores = counts.summary()
         return {"val_loss": loss / rows, "val_top1": scores["top1"], "val_macro_f1": scores["macro_f1"]}
 
     def fit_temperature(self, network: torch.nn.Module) -> float:
