@@ -2,7 +2,7 @@
 
 The images are the stored tensors, each read once, without augmentation. label_issues.py cross-validates other
 classifiers on features: those of the pretrained network that training started from, which has not seen the labels, or
-else the inputs of the trained network's head.
+else those of the first half of the trained network (`FeatureExtractor`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,8 @@ from ..dataset.manifest import Dataset, File
 from ..dataset.shards import Layout, ShardWriter, row_groups
 from ..imaging.tensors import center_crop, decode_column
 from ..models.artifact import ModelSpec, Normalize
-from ..models.features import HeadInputs, iter_features, read_image_ids
+from ..models.blocks import find_block_modules
+from ..models.features import iter_features, read_image_ids
 from ..step.progress import Progress
 from .label_issues import MIN_CLASS_IMAGES, LabelIssues, find_label_issues
 from .linear_probe import assign_folds, find_units
@@ -34,6 +36,8 @@ AUTO_IMAGES = 200_000
 """Up to so many training images are reviewed where `review` is auto."""
 MAX_FEATURES = 512
 """Features kept of an image: 1,024 bytes as float16."""
+DEPTHS = (0.25, 0.5)
+"""Share of the network's blocks before those whose outputs are the features of labels that it was trained on."""
 HIGHEST_LOSSES = 100
 """Images of the highest loss that are listed beside the suspects."""
 
@@ -208,29 +212,63 @@ def make_projection(dimensions: int) -> npt.NDArray[np.float32]:
     return np.asarray(random / np.sqrt(np.float32(MAX_FEATURES)))
 
 
-class FeatureExtractor(HeadInputs):
-    """The inputs of a network's head as they are stored while all training images pass.
+class FeatureExtractor:
+    """Context manager that makes features of the training images from the first half of a network.
 
-    More than `MAX_FEATURES` are projected by `make_projection`; one
-    scale for all, that of the first batch, keeps them where float16 is exact to three digits.
+    The network was trained on these images' labels, and the last layers of one that was trained for long name wrong
+    ones too; memorized labels are found in deep layers, general patterns in the first ones (Stephenson et al., "On the
+    geometry of generalization and memorization in deep neural networks", 2021). So the features are the mean, standard
+    deviation and maximum of the channels at a quarter and at half of the depth (`DEPTHS`). More than `MAX_FEATURES` are
+    projected by `make_projection`; one scale for all, that of the first batch, keeps them where float16 is exact to
+    three digits.
     """
 
     def __init__(self, network: torch.nn.Module) -> None:
-        super().__init__(network)
+        self._modules = find_block_modules(network, DEPTHS)
+        self._outputs: dict[int, torch.Tensor] = {}
         self._projection: torch.Tensor | None = None
         self._scale = 0.0
+
+    def __enter__(self) -> Self:
+        self._handles = [
+            module.register_forward_hook(partial(self._keep_output, number))
+            for number, module in enumerate(self._modules)
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _keep_output(self, number: int, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        self._outputs[number] = _pool(output[0] if isinstance(output, tuple) else output)
 
     def read_features(self) -> npt.NDArray[np.float16]:
         """Return the features of the last call, [B, D]; D is the same in all calls."""
         import torch
 
-        x = self.read()
+        x = torch.cat([self._outputs[number] for number in range(len(self._modules))], 1)
+        self._scale = self._scale or max(1e-12, float(x.square().mean().sqrt()))
+        x = x / self._scale
         if x.shape[1] > MAX_FEATURES:
             if self._projection is None:
                 self._projection = torch.from_numpy(make_projection(x.shape[1])).to(x.device)
             x = x @ self._projection
-        self._scale = self._scale or max(1e-12, float(x.square().mean().sqrt()))
-        return np.asarray((x / self._scale).clamp_(-6e4, 6e4).cpu().numpy(), np.float16)
+        return np.asarray(x.clamp_(-6e4, 6e4).cpu().numpy(), np.float16)
+
+
+def _pool(output: torch.Tensor) -> torch.Tensor:
+    """Return mean, standard deviation and maximum of each channel, float32 [B, 3C], of a block's output: [B, C, H, W],
+    [B, H, W, C] or [B, tokens, C]."""
+    import torch
+
+    x = output.float()
+    if x.ndim == 4:
+        has_channels_last = x.shape[1] == x.shape[2] != x.shape[3]
+        x = x.flatten(1, 2) if has_channels_last else x.flatten(2).mT
+    if x.ndim == 2:
+        return x
+    return torch.cat([x.mean(1), x.std(1, correction=0), x.amax(1)], 1)
 
 
 def _write_suspects(tensors: Dataset, outputs: TrainingOutputs, issues: LabelIssues | None, uri: str) -> File:

@@ -8,7 +8,8 @@ have another name in each of them; both act in training mode only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from os.path import commonpath
 from typing import TYPE_CHECKING, Any, cast
 
 from ..storage.errors import wrong
@@ -32,6 +33,17 @@ def parameter_blocks(network: torch.nn.Module) -> list[list[str]]:
         elif names:
             blocks.append(names)
     return [*blocks, [name for name in dimensions if name.startswith(prefixes)]]
+
+
+def find_block_modules(network: torch.nn.Module, depths: Sequence[float]) -> list[torch.nn.Module]:
+    """Return the modules of the blocks at these depths, shares of the blocks before the head; each module once.
+
+    The module of a block that has parameters of the network itself (a class token) is the network.
+    """
+    blocks = parameter_blocks(network)[:-1]
+    chosen = [blocks[min(int(depth * len(blocks)), len(blocks) - 1)] for depth in depths]
+    paths = [commonpath([name.rpartition(".")[0].replace(".", "/") for name in block]) for block in chosen]
+    return [network.get_submodule(path.replace("/", ".")) for path in dict.fromkeys(paths)]
 
 
 def head_modules(network: torch.nn.Module) -> list[str]:

@@ -27,8 +27,9 @@ from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate import review as reviewing
 from imagemill.components.evaluate.label_issues import MIN_CLASS_IMAGES, FoldStatistics, find_label_issues
 from imagemill.components.evaluate.linear_probe import FOLDS, assign_folds
-from imagemill.components.evaluate.review import MAX_FEATURES, FeatureExtractor, describe_review, review_labels
+from imagemill.components.evaluate.review import MAX_FEATURES, FeatureExtractor, _pool, describe_review, review_labels
 from imagemill.components.models.artifact import ModelSpec, build_network
+from imagemill.components.models.blocks import parameter_blocks
 from imagemill.components.promote import mistakes, report
 from imagemill.components.promote.thumbnails import Thumbnail
 
@@ -158,44 +159,60 @@ def _network(backbone: str, size: int = 64) -> Any:
     return build_network(ModelSpec(backbone, ("a", "b", "c"), image)).eval()
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "squeezenet1_1", "timm:test_vit"])
-def test_features_are_the_inputs_of_the_head(backbone: str) -> None:
+@pytest.mark.parametrize(
+    ("backbone", "side"),
+    [("resnet18", 64), ("squeezenet1_1", 64), ("swin_t", 64), ("timm:test_vit", 160), ("timm:test_convnext", 64)],
+)
+def test_features_are_of_the_first_half_of_the_network(backbone: str, side: int) -> None:
     import torch
 
     torch.manual_seed(0)
-    network = _network(backbone, 160 if backbone.startswith("timm") else 64)
-    side = 160 if backbone.startswith("timm") else 64
+    network = _network(backbone, side)
     images = torch.randn(4, 3, side, side)
     with FeatureExtractor(network) as extractor, torch.inference_mode():
-        logits = network(images)
+        network(images)
         features = extractor.read_features()
         second = extractor.read_features()
+        deepest = parameter_blocks(network)[-2:]
+        for name in (name for block in deepest for name in block):
+            network.get_parameter(name).zero_()
+        network(images)
+        same = extractor.read_features()
     assert features.dtype == np.float16 and features.shape[0] == 4 and features.shape[1] <= MAX_FEATURES
-    assert np.array_equal(features, second)
-    assert np.square(features.astype(float)).mean() == pytest.approx(1, rel=0.01)
-    if backbone == "resnet18":  # the logits are linear in them, up to the scale
-        head = network.fc.weight.detach().numpy()
-        computed = features.astype(float) @ head.T
-        expected = (logits - network.fc.bias).detach().numpy()
-        assert np.corrcoef(computed.ravel(), expected.ravel())[0, 1] > 0.999
-    assert not network._forward_pre_hooks and not any(m._forward_pre_hooks for m in network.modules())
+    assert np.array_equal(features, second) and np.array_equal(features, same), "the last blocks have no part in it"
+    assert len(np.unique(features, axis=0)) == 4
+    if features.shape[1] < MAX_FEATURES:
+        assert np.square(features.astype(float)).mean() == pytest.approx(1, rel=0.01)
+    assert not any(module._forward_hooks for module in network.modules())
 
 
-def test_many_features_are_projected_and_distances_stay() -> None:
+@pytest.mark.parametrize("shape", [(2, 5, 4, 4), (2, 4, 4, 5), (2, 16, 5)])
+def test_channels_are_pooled_wherever_a_block_has_them(shape: tuple[int, ...]) -> None:
+    import torch
+
+    positions = torch.randn(2, 16, 5)
+    output = positions.mT.reshape(shape) if shape[1] == 5 else positions.reshape(shape)
+    expected = torch.cat([positions.mean(1), positions.std(1, correction=0), positions.amax(1)], 1)
+    torch.testing.assert_close(_pool(output), expected)
+
+
+def test_many_features_are_projected_and_distances_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     torch.manual_seed(0)
-    network = _network("shufflenet_v2_x0_5")
-    assert network.fc.in_features == 2 * MAX_FEATURES
+    network = _network("resnet18")
     images = torch.rand(12, 3, 64, 64) * torch.arange(1, 13).view(-1, 1, 1, 1)
-    head_inputs: list[Any] = []
-    network.fc.register_forward_pre_hook(lambda _, inputs: head_inputs.append(inputs[0].clone()))
-    with FeatureExtractor(network) as extractor, torch.inference_mode():
-        network(images)
-        features = torch.from_numpy(extractor.read_features().astype(np.float32))
-    assert features.shape == (12, MAX_FEATURES)
-    before, after = torch.pdist(head_inputs[0]), torch.pdist(features)
-    ratio = (after / before) / (after / before).median()
+
+    def extract() -> torch.Tensor:
+        with FeatureExtractor(network) as extractor, torch.inference_mode():
+            network(images)
+            return torch.from_numpy(extractor.read_features().astype(np.float32))
+
+    projected = extract()
+    monkeypatch.setattr(reviewing, "MAX_FEATURES", 10_000)
+    features = extract()
+    assert projected.shape == (12, MAX_FEATURES) and features.shape == (12, 3 * (64 + 128))
+    ratio = torch.pdist(projected) / torch.pdist(features)
     assert float(ratio.min()) > 0.8 and float(ratio.max()) < 1.2
 
 
