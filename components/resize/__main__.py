@@ -2,7 +2,9 @@
 
 import sys
 
+from ..compat import hide_pandas
 from . import STEP
 
 if __name__ == "__main__":
+    hide_pandas()
     sys.exit(STEP.main())

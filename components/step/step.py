@@ -226,7 +226,8 @@ class Step:
             say(self.name, f"error: {record.error}")
         else:
             detail = format_duration(record.seconds) if record.state == RAN else record.state
-            say(self.name, f"{'done' if record.state == RAN else 'there already'} ({detail}): {record.uri}")
+            words = f"{'done' if record.state == RAN else 'there already'} ({detail})"
+            say(self.name, f"{words}: {record.uri}" if record.uri else words)
 
     def _write_record(self, record: StepRecord, workspace: Workspace | None, run: str, result: str) -> None:
         folder = os.environ.get(RANK_RECORDS, "")

@@ -13,6 +13,7 @@ from gated import CLASSES, LABELS, Gate, wrong
 
 from imagemill.components.dataset.records import Promotion
 from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.promote import STEP
 from imagemill.components.promote.config import PromoteConfig
 from imagemill.components.promote.promote import promote
 from imagemill.components.promote.score_difference import METRIC_TITLES
@@ -113,6 +114,14 @@ def test_a_first_model_that_is_no_better_than_a_guess_is_no_champion(
     assert GUESS["why"] in verdict["reason"] and message in verdict["reason"]
     assert (gate.workspace.last_promotion("weekly") is not None) == promoted
     assert gate.outcome(guess, promote=policy, run="again").state == "cached"
+
+
+def test_the_last_line_of_a_promotion_without_a_champion_names_no_uri(
+    gate: Gate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guess = gate.evaluate("guess", wrong(300), chance=GUESS)
+    assert STEP.main([f"--workspace={gate.workspace.uri}", "--name=weekly", f"--evaluation={guess.uri}"]) == 0
+    assert capsys.readouterr().err.splitlines()[-1].endswith("s)"), "nothing behind a colon"
 
 
 def test_first_model_becomes_champion_unless_promote_is_never(gate: Gate) -> None:
