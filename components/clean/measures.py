@@ -55,13 +55,37 @@ class Measures:
     thumbnail: bytes
 
 
-def measure(pixels: Pixels) -> Measures:
-    """Measure a picture, uint8 [H, W, 1 or 3], grey or RGB, in any layout."""
+@dataclass(frozen=True)
+class ReducedPicture:
+    """The smaller copies of a picture that it is measured by: its grey half, uint8 [h, w], and the result of `shrink`,
+    uint8 [h, w] or [h, w, 3]."""
+
+    half_grey: Pixels
+    small: Pixels
+
+    @property
+    def nbytes(self) -> int:
+        return self.half_grey.nbytes + self.small.nbytes
+
+
+def reduce_picture(pixels: Pixels) -> ReducedPicture:
+    """Reduce a picture, uint8 [H, W, 1 or 3], grey or RGB, in any layout."""
     grey = pixels.shape[2] == 1
     picture = pixels[..., 0] if grey else pixels
     half = halve(picture)
     half_grey: Pixels = half if grey else cv2.cvtColor(half, cv2.COLOR_RGB2GRAY)  # type: ignore[assignment]
-    small = shrink(picture, half)
+    return ReducedPicture(half_grey, shrink(picture, half))
+
+
+def measure(pixels: Pixels) -> Measures:
+    """Reduce and measure a picture, as `reduce_picture` and `measure_reduced` do."""
+    return measure_reduced(reduce_picture(pixels))
+
+
+def measure_reduced(picture: ReducedPicture) -> Measures:
+    """Measure a picture by its smaller copies."""
+    half_grey, small = picture.half_grey, picture.small
+    grey = small.ndim == 2
     square = to_square(small)
     mean, deviation = cv2.meanStdDev(half_grey)
     return Measures(

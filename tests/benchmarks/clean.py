@@ -9,7 +9,8 @@ Different JPEGs of 500 x 375 are made: seeded crops of the photographs given, or
     plain        the same with measures off: validation, exact duplicates, splits
     cleanvision  Imagelab(folder).find_issues() with a process a core: it looks, and writes nothing
 
-Every cell runs in a fresh process, the rounds are interleaved, and the median is printed with the spread.
+Every cell runs in a fresh process, the rounds are interleaved, and the median is printed with the spread. CPU seconds
+are those of all processes; they tell more than the rate where others use the cores.
 cleanvision is left out, and that is said, where it is not installed (pip install cleanvision). Peak memory is that of
 all processes together, and that of the first one's imports beside it. TMPDIR=/dev/shm takes a slow disk out of it.
 """
@@ -44,6 +45,8 @@ def megabytes():  # getrusage's maximum begins with that of the parent process
 def together():  # this process, and a core's worth of the largest of its own: no less than all of them had
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     return megabytes() + (len(os.sched_getaffinity(0)) * largest if largest else 0)
+def cpu_seconds():  # of this process and of its own that have ended
+    return sum(os.times()[:4])
 folder, workspace, raw, number = sys.argv[1:5]
 """
 DECODE = """
@@ -51,29 +54,31 @@ import simplejpeg
 from pathlib import Path
 files = [p.read_bytes() for p in sorted(Path(folder).rglob("*.jpg"))[:2000]]
 for data in files[:50]: simplejpeg.decode_jpeg(data, "RGB", strict=True)
-imports, started = megabytes(), time.perf_counter()
+imports, cpu, started = megabytes(), cpu_seconds(), time.perf_counter()
 for data in files: simplejpeg.decode_jpeg(data, "RGB", strict=True)
-print(json.dumps({"rate": len(files) / (time.perf_counter() - started), "peak": megabytes(), "imports": imports}))
+rate, cpu = len(files) / (time.perf_counter() - started), (cpu_seconds() - cpu) / len(files)
+print(json.dumps({"rate": rate, "cpu": 1000 * cpu, "peak": megabytes(), "imports": imports}))
 """
 CLEAN = """
 import imagemill.components.clean.clean as work
 from imagemill.components.clean import STEP
 from imagemill.components.clean.config import CleanConfig
-imports, started = megabytes(), time.perf_counter()
+imports, cpu, started = megabytes(), cpu_seconds(), time.perf_counter()
 made = CleanConfig.from_values({"raw": raw, "workspace": workspace, "rerun": "clean", **OPTIONS})
 assert STEP.execute(made) == 0
-print(json.dumps({"rate": int(number) / (time.perf_counter() - started), "peak": together(), "imports": imports}))
+rate, cpu = int(number) / (time.perf_counter() - started), (cpu_seconds() - cpu) / int(number)
+print(json.dumps({"rate": rate, "cpu": 1000 * cpu, "peak": together(), "imports": imports}))
 """
 CLEANVISION = """
 import contextlib, io
 from cleanvision import Imagelab
 if __name__ == "__main__":
-    imports, started = megabytes(), time.perf_counter()
+    imports, cpu, started = megabytes(), cpu_seconds(), time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         lab = Imagelab(data_path=folder)
         lab.find_issues(n_jobs=len(os.sched_getaffinity(0)), verbose=False)
-    seconds = time.perf_counter() - started
-    print(json.dumps({"rate": int(number) / seconds, "peak": together(), "imports": imports}))
+    rate, cpu = int(number) / (time.perf_counter() - started), (cpu_seconds() - cpu) / int(number)
+    print(json.dumps({"rate": rate, "cpu": 1000 * cpu, "peak": together(), "imports": imports}))
 """
 CELLS = {
     "decode": DECODE,
@@ -155,6 +160,7 @@ def table(found: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:
         rates = sorted(cell["rate"] for cell in cells)
         rate = statistics.median(rates)
         peaks = {key: max(cell[key] for cell in cells) for key in ("peak", "imports")}
+        peaks["cpu"] = statistics.median(cell["cpu"] for cell in cells)
         rows.append({"cell": name, "rate": rate, "low": rates[0], "high": rates[-1], "share": rate / limit, **peaks})
     return rows
 
@@ -187,12 +193,13 @@ def main() -> None:
         rows = table(found)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    print(f"{'cell':<12}{'images/s':>10}{'spread':>16}{'of the limit':>14}{'peak MB':>10}{'imports MB':>12}")
+    header = f"{'cell':<12}{'images/s':>10}{'spread':>16}{'of the limit':>14}{'peak MB':>10}{'imports MB':>12}"
+    print(f"{header}{'CPU s/1,000':>13}")
     for row in rows:
         spread = f"{row['low']:,.0f}..{row['high']:,.0f}"
         print(
             f"{row['cell']:<12}{row['rate']:>10,.0f}{spread:>16}{row['share']:>13.0%} {row['peak']:>10,.0f}"
-            f"{row['imports']:>12,.0f}"
+            f"{row['imports']:>12,.0f}{row['cpu']:>13.2f}"
         )
     rates = {row["cell"]: row["rate"] for row in rows}
     if "cleanvision" in rates:

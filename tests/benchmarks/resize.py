@@ -138,6 +138,7 @@ def table(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     for name, cells in found.items():
         rates = [cell["rate"] for cell in cells]
         row = {"cell": name, "rate": median[name], "low": min(rates), "high": max(rates), "error": cells[0]["error"]}
+        row["cpu"] = statistics.median(cell["cpu"] for cell in cells)
         row["start_up"] = statistics.median(cell["start_up"] for cell in cells)
         row["share"] = median[name] / limit if limit and name != "bare" else 0.0
         row["ours_is"] = median["imagemill"] / median[name] if "imagemill" in median and name != "bare" else 0.0
@@ -146,9 +147,8 @@ def table(found: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
 
 
 def show(title: str, rows: list[dict[str, Any]]) -> None:
-    print(
-        f"\n{title}\n{'cell':<14}{'images/s':>10}{'spread':>16}{'of limit':>10}{'ours is':>9}{'error':>8}{'start':>8}"
-    )
+    header = f"{'cell':<14}{'images/s':>10}{'spread':>16}{'of limit':>10}{'ours is':>9}{'error':>8}{'start':>8}"
+    print(f"\n{title}\n{header}{'CPU s/1,000':>13}")
     for row in rows:
         spread, error = (
             f"{row['low']:,.0f} to {row['high']:,.0f}",
@@ -157,7 +157,7 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
         share = f"{row['share']:.0%}" if row["share"] else ""
         ours = f"{row['ours_is']:.1f} x" if row["ours_is"] else ""
         line = f"{row['cell']:<14}{row['rate']:>10,.1f}{spread:>16}{share:>10}{ours:>9}{error:>8}"
-        print(f"{line}{row['start_up']:>6.1f} s", flush=True)
+        print(f"{line}{row['start_up']:>6.1f} s{row['cpu']:>13.2f}", flush=True)
 
 
 def benchmark(

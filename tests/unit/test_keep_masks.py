@@ -16,7 +16,7 @@ from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.final_files import rewrite_file
 from imagemill.components.clean.labels import LabelRules
 from imagemill.components.clean.schema import make_clean_schema
-from imagemill.components.clean.shard import CleanedShard, RowRules, Slice, clean_row, clean_shard
+from imagemill.components.clean.shard import CleanedShard, RowRules, Slice, clean_batch, clean_shard
 from imagemill.components.dataset.shards import Layout, ShardWriter, read_file
 from imagemill.components.imaging.decoder import ImageRejected, decode
 from imagemill.components.imaging.standardize import standardize
@@ -118,9 +118,9 @@ def test_no_mask_is_null_and_a_broken_one_rejects() -> None:
 
 def test_mask_column_exists_only_with_keep_masks() -> None:
     mask = photos.saved(np.eye(40, 60, dtype=np.uint8))
-    with_mask = clean_row(make_row(1, mask), rules(make_config()))
-    assert with_mask["mask"] is not None and clean_row(make_row(1, None), rules(make_config()))["mask"] is None
-    plain = clean_row(make_row(1, mask), rules(CleanConfig()))
+    with_mask, without = clean_batch([make_row(1, mask), make_row(1, None)], rules(make_config()))
+    assert with_mask["mask"] is not None and without["mask"] is None
+    [plain] = clean_batch([make_row(1, mask)], rules(CleanConfig()))
     assert "mask" not in plain and plain == {name: value for name, value in with_mask.items() if name != "mask"}
     assert rules(make_config()).layout.schema.names == [*make_clean_schema().names, "mask"]
     assert rules(CleanConfig()).layout.schema == make_clean_schema()
