@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .json_object import AS_NULL, JsonObject, OpenJsonObject
@@ -82,3 +84,8 @@ class StepRecord(JsonObject):
     inputs: str = ""
     exit_code: int = 0
     seconds: float = 0.0
+
+    @classmethod
+    def read(cls, file: str | Path) -> StepRecord:
+        """Read the record that a step has written to a local file."""
+        return cls.from_dict(json.loads(Path(file).read_text(encoding="utf-8")), str(file))

@@ -152,13 +152,13 @@ def describe_verdict(verdict: dict[str, Any], chance: str = "") -> dict[str, Any
 def describe_steps(workspace: Workspace, run: str) -> list[dict[str, Any]]:
     """Return each step's state and seconds, with its share of the longest; promote is the one that runs now."""
     records = {step: workspace.step_record(run, step) for step in STEPS}
-    longest = max([float(r["seconds"]) for r in records.values() if r] or [0.0]) or 1.0
+    longest = max([r.seconds for r in records.values() if r] or [0.0]) or 1.0
     rows = []
     for step, record in records.items():
         state = "now" if step == "promote" else "none"
         if record:
-            state = "failed" if record["exit_code"] else str(record["state"])
-        seconds = float(record["seconds"]) if record else None
+            state = "failed" if record.exit_code else record.state
+        seconds = record.seconds if record else None
         share = 100 * seconds / longest if seconds is not None else 0
         rows.append({"step": step, "made": PRODUCTS[step], "state": state, "seconds": seconds, "share": share})
     return rows

@@ -160,7 +160,7 @@ _UNITS = {"width": "pixels", "height": "pixels", "aspect_ratio": "width : height
 def describe_drift(workspace: Workspace, run: str, name: str) -> dict[str, Any] | None:
     """Return the template's variables of the section; None where clean compared nothing in this run."""
     record = workspace.step_record(run, "clean")
-    metrics = record["metrics"] if record else {}
+    metrics = record.metrics if record else {}
     comparison = workspace.drift(name, metrics["drift_comparison"]) if "drift_comparison" in metrics else None
     if comparison is None:
         return None
@@ -191,7 +191,7 @@ def _read_feature_drift(
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the comparison of features that evaluate made in this run, and its lines; (None, []) without one."""
     record = workspace.step_record(run, "evaluate")
-    metrics = record["metrics"] if record else {}
+    metrics = record.metrics if record else {}
     key = metrics.get("feature_drift_comparison")
     comparison = workspace.drift(name, key) if key else None
     if comparison is None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from ...components.dataset.fingerprint import digest
 from ...components.dataset.manifest import Dataset
+from ...components.dataset.records import StepRecord
 from ...components.metrics.repeated_trainings import MeanDifference, compute_mean_difference
 from ...components.promote.config import PromoteConfig
 from ...components.promote.score_difference import METRIC_TITLES
@@ -153,7 +154,7 @@ class Search:
 
     def _make_complete(self, number: int, values: dict[str, Scalar], model: Dataset) -> TriedValues:
         course = read_course(model, self.metric)
-        seconds = self.runner.find_seconds("train", {"uri": model.uri, "fingerprint": model.fingerprint})
+        seconds = self.runner.find_seconds("train", StepRecord(model.uri, model.fingerprint))
         note = describe_regularization(model, self.base_model, self.metric)
         return TriedValues(number, values, COMPLETE, max(course), course, model.uri, seconds, note)
 
