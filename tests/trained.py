@@ -21,7 +21,7 @@ from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.step.step import Context
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.features import FeatureComputer
-from imagemill.components.train.loop.communicator import Communicator
+from imagemill.components.train.loop.distributed import Communicator
 from imagemill.components.train.loop.head_solver import get_linear_head, solve_head
 from imagemill.components.train.loop.trainer import Trainer
 from imagemill.components.train.recipes import resolve

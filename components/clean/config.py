@@ -190,7 +190,7 @@ class CleanConfig(StepConfig, PixelOptions):
                 "val_fraction + test_fraction", "less than 1, so that images are left to train on",
                 self.val_fraction + self.test_fraction,
             )  # fmt: skip
-        if (fold := self.fold_number()) and self.val_fraction + 1 / fold[1] >= 1:
+        if (fold := self.parse_fold()) and self.val_fraction + 1 / fold[1] >= 1:
             raise wrong("val_fraction", f"less than {1 - 1 / fold[1]:g} with fold {self.fold}", self.val_fraction)
         for name in ("denoise_size", "binarize_block"):
             if getattr(self, name) % 2 == 0:
@@ -223,7 +223,7 @@ class CleanConfig(StepConfig, PixelOptions):
     def respects_declared_splits(self) -> bool:
         return self.declared_splits == "respect" and not self.fold
 
-    def fold_number(self) -> tuple[int, int] | None:
+    def parse_fold(self) -> tuple[int, int] | None:
         """Return (i, n) of `fold`, i from 0; None where it is unset. UserError for another form."""
         if not self.fold:
             return None

@@ -30,7 +30,7 @@ def decide(candidates: Candidates, config: CleanConfig) -> tuple[RowDecisions, T
     """Return the decisions on all rows, and the near-duplicates if they were looked for."""
     decisions = RowDecisions.of(candidates)
     drop_duplicates(decisions, config.label_conflicts)
-    if fold := config.fold_number():
+    if fold := config.parse_fold():
         assign_fold(decisions, *fold, config.val_fraction)
     elif config.split == "exact":
         assign_exact_splits(decisions, config)

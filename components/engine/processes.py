@@ -20,9 +20,9 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Self
 
 from ..step.runner_exit import RUNNER_PID
-from .tasks import TASKS_PER_WORKER, Failure, Result, Work, WorkerLost
+from .tasks import TASKS_PER_WORKER, Failure, Result, TaskFunction, WorkerLost
 
-Shared = tuple[Work, tuple[Any, ...]]
+Shared = tuple[TaskFunction, tuple[Any, ...]]
 """The work, and its arguments beside the task: sent to a worker once."""
 Job = tuple[int, Any, Shared]
 """A submitted task: its handle, the task, and what it has in common with others."""
@@ -91,7 +91,7 @@ class Processes:
     def count_slots(self) -> int:
         return TASKS_PER_WORKER * self.number
 
-    def submit(self, work: Work, task: Any, arguments: tuple[Any, ...]) -> int:
+    def submit(self, work: TaskFunction, task: Any, arguments: tuple[Any, ...]) -> int:
         if self._shared is None or self._shared[0] is not work or self._shared[1] is not arguments:
             self._shared = work, arguments
         self._last_handle += 1
@@ -151,7 +151,7 @@ class Threads:
     def count_slots(self) -> int:
         return TASKS_PER_WORKER * self.number
 
-    def submit(self, work: Work, task: Any, arguments: tuple[Any, ...]) -> Future[Result]:
+    def submit(self, work: TaskFunction, task: Any, arguments: tuple[Any, ...]) -> Future[Result]:
         return self._pool.submit(work, task, *arguments)
 
     def wait(self, handles: Sequence[Future[Result]]) -> Sequence[Future[Result]]:

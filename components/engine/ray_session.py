@@ -36,7 +36,7 @@ from .ray_connection import (
     ignore_address_variables,
     unreachable_error,
 )
-from .tasks import TASKS_PER_WORKER, Failure, Result, Task, Work, WorkerLost, run_work
+from .tasks import TASKS_PER_WORKER, Failure, Result, Task, TaskFunction, WorkerLost, run_work
 
 RAY_BYTES, WORKER_BYTES = 2**30, 3 * 2**28
 """Memory of Ray in this process without workers, and of one worker with its libraries and images (measured: 0.6 GB)."""
@@ -94,7 +94,7 @@ class RaySession:
     def count_slots(self) -> int:
         return TASKS_PER_WORKER * self.get_cores()
 
-    def submit(self, work: Work, task: Task, arguments: tuple[Any, ...]) -> Any:
+    def submit(self, work: TaskFunction, task: Task, arguments: tuple[Any, ...]) -> Any:
         import ray
 
         if self._remote_function is None:
@@ -143,7 +143,7 @@ class UnreadableWorkspace:
 
 
 def _run_on_node(
-    work: Work, probe_file: str, task: Task, arguments: tuple[Any, ...]
+    work: TaskFunction, probe_file: str, task: Task, arguments: tuple[Any, ...]
 ) -> Result | Failure | UnreadableWorkspace:
     # Checked by every task, because nodes may join while tasks run.
     return run_work(work, task, arguments) if can_read(probe_file) else UnreadableWorkspace(platform.node())

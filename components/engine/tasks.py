@@ -13,14 +13,14 @@ from typing import Any, Protocol, TypeVar
 from ..step.progress import say
 from ..storage.errors import MillError, TransientError, error_for_exit_code
 
-MAX_LOSSES = 20
+MAX_WORKER_FAILURES = 20
 """Times that a task may lose its worker. If every second attempt were lost by chance, one task in a million would get
 here; one that crashes its worker gets here in a minute or two, while the others are done beside it."""
 TASKS_PER_WORKER = 2
-"""One that runs, and one that waits for it."""
+"""One running and one queued task."""
 
 Result = dict[str, Any]
-Work = Callable[..., Result]
+TaskFunction = Callable[..., Result]
 """A function of a task and of arguments that all tasks share. Pickled by its name, so it belongs to a module."""
 
 
@@ -37,12 +37,12 @@ TaskT = TypeVar("TaskT", bound=Task)
 
 
 class WorkerLost(Exception):
-    """A task was lost with its worker; the message says why, as in `its node was lost`."""
+    """Error of a task whose worker ended; the message says why, as in `its node was lost`."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A MillError on its way between processes."""
+    """Picklable form of a MillError."""
 
     message: str
     exit_code: int
@@ -52,7 +52,7 @@ class Failure:
 
 
 class Executor(Protocol):
-    """Where tasks run. A handle stands for a task that was submitted."""
+    """An interface that runs tasks. A handle stands for a task that was submitted."""
 
     @property
     def step(self) -> str:
@@ -61,7 +61,7 @@ class Executor(Protocol):
     def count_slots(self) -> int:
         """Return how many tasks may be submitted at a time."""
 
-    def submit(self, work: Work, task: Any, arguments: tuple[Any, ...]) -> Any:
+    def submit(self, work: TaskFunction, task: Any, arguments: tuple[Any, ...]) -> Any:
         """Submit `work(task, *arguments)`; return its handle."""
 
     def wait(self, handles: Sequence[Any]) -> Sequence[Any]:
@@ -72,16 +72,16 @@ class Executor(Protocol):
 
 
 def run_tasks(
-    tasks: Iterable[TaskT], work: Work, arguments: tuple[Any, ...], executor: Executor
+    tasks: Iterable[TaskT], work: TaskFunction, arguments: tuple[Any, ...], executor: Executor
 ) -> Iterator[tuple[TaskT, Result]]:
     """Yield (task, `work(task, *arguments)`) as they finish.
 
-    A task that is lost with its worker or node is submitted again, up to `MAX_LOSSES` times; the first error of a task
-    itself ends the work and is raised.
+    A task that is lost with its worker or node is submitted again, up to `MAX_WORKER_FAILURES` times; the first error
+    of a task itself ends the work and is raised.
     """
     running: dict[Any, TaskT] = {}
     lost: list[TaskT] = []
-    losses, pending = LossCounter(executor.step), iter(tasks)
+    losses, pending = WorkerFailureCounter(executor.step), iter(tasks)
     while True:
         while len(running) < executor.count_slots():
             task = lost.pop() if lost else next(pending, None)
@@ -102,7 +102,7 @@ def run_tasks(
                 yield task, result
 
 
-def run_work(work: Work, task: Task, arguments: tuple[Any, ...]) -> Result | Failure:
+def run_work(work: TaskFunction, task: Task, arguments: tuple[Any, ...]) -> Result | Failure:
     """Return `work(task, *arguments)`, or the MillError that it raised in a form that can be pickled."""
     try:
         return work(task, *arguments)
@@ -111,7 +111,7 @@ def run_work(work: Work, task: Task, arguments: tuple[Any, ...]) -> Result | Fai
 
 
 @dataclass
-class LossCounter:
+class WorkerFailureCounter:
     """Number of times that each task was lost, by its key, and of tasks that finished."""
 
     step: str
@@ -119,14 +119,14 @@ class LossCounter:
     finished: int = 0
 
     def add(self, task: Task, reason: str) -> None:
-        """Count and report a loss; raise an error after `MAX_LOSSES` of one task.
+        """Count and report a loss; raise an error after `MAX_WORKER_FAILURES` of one task.
 
         TransientError if no task has finished, since then the machines are at fault; MillError if others have.
         """
         losses = self.by_key[task.key] = self.by_key.get(task.key, 0) + 1
-        if losses < MAX_LOSSES:
-            again = f"{task.rows:,} rows are done again ({task.key}, try {losses + 1} of {MAX_LOSSES})"
-            say(self.step, f"{reason}; {again}")
+        if losses < MAX_WORKER_FAILURES:
+            retry_message = f"{task.rows:,} rows are done again ({task.key}, try {losses + 1} of {MAX_WORKER_FAILURES})"
+            say(self.step, f"{reason}; {retry_message}")
             return
         text = f"{task.key}: its {task.rows:,} rows lost their worker {losses} times, last because {reason}"
         if not self.finished:

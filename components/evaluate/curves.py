@@ -6,6 +6,8 @@ the inverse hyperbolic sine of the log-odds: 0.002 wide at a probability of one 
 count as ties, as equal scores do in scikit-learn, which needs all scores in memory: an area under the ROC curve is off
 by at most half the share of (positive, negative) pairs that fall into one bin; tests hold both areas to 0.003. Average
 precision is the sum over the thresholds of precision times the gain in recall, without interpolation.
+
+Beside them what KFP's UI draws of a stored evaluation: its confusion matrix, and the ROC curve of two classes.
 """
 
 from __future__ import annotations
@@ -17,7 +19,11 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..dataset.kinds import ClassCurves, MacroCurves, RocCurve, ScoreCurves
+from ..dataset.kinds import ClassCurves, EvaluationExtra, MacroCurves, RocCurve, ScoreCurves
+from ..dataset.labels import MULTI
+from ..dataset.manifest import read_dataset
+from ..dataset.shards import read_columns
+from ..metrics.classification import ConfusionCounts
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +44,8 @@ Ids = npt.NDArray[np.int64]
 RECALLS = np.linspace(0, 1, POINTS)
 FALSE_POSITIVE_RATES = np.linspace(0, 1, POINTS) ** 2
 """Denser near 0, where a good model's curve rises."""
+MAX_CLASSES = 50
+"""Classes of the matrix, of which KFP's UI draws every cell."""
 
 
 def choose_num_bins(classes: int) -> int:
@@ -180,3 +188,28 @@ def _to_list(values: Floats) -> list[float]:
 
 def _round(value: float) -> float:
     return round(float(value), 5)
+
+
+def confusion_matrix(uri: str) -> tuple[list[str], list[list[int]]] | None:
+    """Return (class names, rows of true classes), of the `MAX_CLASSES` with the most test images; None where images
+    have several labels."""
+    evaluation = read_dataset(uri, "evaluation")
+    if evaluation.manifest.task == MULTI:
+        return None
+    classes = evaluation.manifest.classes
+    pairs = ConfusionCounts(len(classes))
+    for table in read_columns(evaluation, "data", ["label_id", "predicted_id"]):
+        pairs.add(table.column("label_id").to_numpy(), table.column("predicted_id").to_numpy())
+    labels, predicted, counts = pairs.cells()
+    ids = np.sort(np.argsort(-pairs.per_class()["support"], kind="stable")[:MAX_CLASSES])
+    matrix = np.zeros((len(ids), len(ids)), np.int64)
+    is_shown = np.isin(labels, ids) & np.isin(predicted, ids)
+    matrix[np.searchsorted(ids, labels[is_shown]), np.searchsorted(ids, predicted[is_shown])] = counts[is_shown]
+    return [classes[i] for i in ids], matrix.tolist()
+
+
+def roc_curve(uri: str) -> tuple[list[float], list[float], list[float]] | None:
+    """Return (false positive rates, true positive rates, thresholds) of the second class of two, the highest threshold
+    first; None where there are more classes, or where it is not defined."""
+    roc = EvaluationExtra.of(read_dataset(uri, "evaluation").manifest).roc
+    return (roc.fpr, roc.tpr, roc.threshold) if roc else None

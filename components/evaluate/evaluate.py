@@ -16,16 +16,14 @@ from ..step.progress import Progress
 from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import MillError
-from .baseline import describe_baseline, score_baseline
-from .chance import ChanceTest, ClassTotals
 from .config import TTA_VERSION, VERSION, EvaluateConfig
-from .cross_validation import cross_validate_probe, describe_cross_validation
 from .curves import describe_curves
 from .feature_drift import check_feature_drift
 from .grad_cam import SurestMistakes, write_overlays
 from .inference import FLIP, NONE, InferenceRunner, describe_throughput, describe_unlike
 from .inputs import find_tensors
-from .intervals import FEW_IMAGES, count_unreliable_classes
+from .intervals import FEW_IMAGES, ChanceTest, ClassTotals, count_unreliable_classes
+from .linear_probe import cross_validate_probe, describe_baseline, describe_cross_validation, score_baseline
 from .overlap import TrainingOverlap
 from .review import describe_review, review_labels
 from .scores import Scorer, align_classes, has_roc_curve, make_scorer

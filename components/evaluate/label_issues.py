@@ -21,8 +21,8 @@ import numpy.typing as npt
 from ..dataset.labels import SINGLE
 from ..metrics.calibration import fit_temperature
 from ..metrics.classification import ConfusionCounts
-from .chance import ChanceTest, ClassTotals
-from .cross_validation import FOLDS, assign_folds
+from .intervals import ChanceTest, ClassTotals
+from .linear_probe import FOLDS, assign_folds
 
 MIN_CLASS_IMAGES = 10
 """Training images that a class must have for its labels to be judged: two in each fold."""

@@ -24,8 +24,8 @@ from ..imaging.tensors import center_crop, decode_column
 from ..models.artifact import ModelSpec, Normalize
 from ..models.features import HeadInputs, iter_features, read_image_ids
 from ..step.progress import Progress
-from .cross_validation import assign_folds, find_units
 from .label_issues import MIN_CLASS_IMAGES, LabelIssues, find_label_issues
+from .linear_probe import assign_folds, find_units
 
 if TYPE_CHECKING:
     import torch

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..dataset.labels import MULTI, SINGLE, THRESHOLD, probabilities
+from ..metrics.calibration import ProbabilityMetrics
 from ..metrics.classification import ConfusionCounts, LabelCounts, Scores
 from .curves import Areas, ScoreHistograms, compute_log_odds
 from .inputs import InputBatch
 from .intervals import Intervals, compute_multi_label_intervals, compute_single_label_intervals
-from .probability_metrics import ProbabilityMetrics
 
 if TYPE_CHECKING:
     import torch

@@ -41,7 +41,7 @@ class ExportConfig:
         if self.shard_bytes < 1:
             raise wrong("--shard-bytes", "a number of bytes, 1 or more", self.shard_bytes)
 
-    def find_dataset(self) -> Dataset:
+    def open_dataset(self) -> Dataset:
         """Return the dataset; UserError if it does not exist or is of a kind without images."""
         dataset = read_dataset(normalize_dataset_uri(self.dataset, "dataset"))
         if dataset.manifest.kind not in KINDS:
@@ -59,7 +59,7 @@ class ExportConfig:
         return uri
 
     def identity(self, dataset: Dataset) -> ExportIdentity:
-        """Return the identity of the export."""
+        """Return the values that decide whether an export that exists is this one."""
         return ExportIdentity(
             export=self.format,
             export_version=VERSION,

@@ -25,7 +25,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     8 GB.
     """
     config.check()
-    dataset = config.find_dataset()
+    dataset = config.open_dataset()
     source = ExportSource(dataset)
     output = OutputFolder(config.output_uri(dataset), config.identity(dataset))
     _check_format(config, source)

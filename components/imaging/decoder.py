@@ -3,9 +3,9 @@
 The format is told from the bytes, never the name; pixels, bytes and side lengths are capped before anything is decoded;
 EXIF orientation is applied; palette, alpha, CMYK, 16-bit and gray become the color asked for. There are two modes:
 
-- **strict** (clean, and new images for a model): every byte must decode. A plain JPEG, whose header `headers` parses,
-  is decoded by libjpeg-turbo (simplejpeg) alone. On a warning, and for all other formats, Pillow decides: an image that
-  it decodes is kept (a JPEG with libjpeg-turbo's `warning`), one that it refuses is rejected.
+- **strict** (clean, and new images for a model): a plain JPEG, whose header `headers` parses, is decoded by
+  libjpeg-turbo (simplejpeg) alone if it gives no warning. On a warning, and for all other formats, Pillow decides:
+  an image that it decodes is kept (a JPEG with libjpeg-turbo's `warning`), one that it refuses is rejected.
 - **lenient** (resize, for images that clean has vetted): JPEGs may be decoded at a fraction of their size, and
   libjpeg-turbo's warnings are ignored; plain PNG, WebP and BMP are decoded by OpenCV; the rest as above.
 
@@ -109,7 +109,8 @@ def decode(
     """Decode any supported image to uint8 [height, width, channels of `color`].
 
     The one channel of a gray image is its red, green and blue alike, so that a channel that was stored alone is that
-    channel again. Without `lenient` every byte of the image must decode; `lenient` is for images that clean has vetted.
+    channel again. Without `lenient` an image that Pillow refuses is rejected; `lenient` is for images that clean has
+    vetted.
 
     Raises ImageRejected for bytes that are no valid image, and MemoryError where the pixels do not fit in memory.
     """

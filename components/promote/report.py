@@ -106,7 +106,8 @@ def gather_facts(
         "model": model.to_dict(),
         "totals": clean.manifest.totals,
         "classes": clean.manifest.classes,
-        "steps": describe_steps(workspace, run),
+        "steps": {step: workspace.step_record(run, step) for step in STEPS},
+        "products": PRODUCTS,
         "ledger": count_source_files(lineage),
         "balance": count_class_images(clean),
         "drift": describe_drift(workspace, run, name),
@@ -147,31 +148,6 @@ def describe_verdict(verdict: dict[str, Any], chance: str = "") -> dict[str, Any
         "reason": reason, "tone": tone, "headline": headline, "sentence": sentence, "gain": gain,
         "challenger": challenger, "champion": champion,
     }  # fmt: skip
-
-
-class StepRow(NamedTuple):
-    """A step's product, state, seconds if it is recorded, and their share of the longest step's in percent."""
-
-    step: str
-    made: str
-    state: str
-    seconds: float | None
-    share: float
-
-
-def describe_steps(workspace: Workspace, run: str) -> list[StepRow]:
-    """Return each step's state and seconds, with its share of the longest; promote is the one that runs now."""
-    records = {step: workspace.step_record(run, step) for step in STEPS}
-    longest = max([r.seconds for r in records.values() if r] or [0.0]) or 1.0
-    rows = []
-    for step, record in records.items():
-        state = "now" if step == "promote" else "none"
-        if record:
-            state = "failed" if record.exit_code else record.state
-        seconds = record.seconds if record else None
-        share = 100 * seconds / longest if seconds is not None else 0
-        rows.append(StepRow(step, PRODUCTS[step], state, seconds, share))
-    return rows
 
 
 def count_source_files(lineage: Lineage) -> dict[str, Any]:

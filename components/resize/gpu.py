@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from ..engine.ray_session import RaySession, UnreadableWorkspace, can_read
-from ..engine.tasks import TASKS_PER_WORKER, Failure, Result, Work, run_tasks, run_work
+from ..engine.tasks import TASKS_PER_WORKER, Failure, Result, TaskFunction, run_tasks, run_work
 from ..imaging.decoder import Pixels
 from ..imaging.geometry import MAX_ASPECT_RATIO, Geometry, center_square, decode_and_resize, finish_tensor
 from ..imaging.headers import sniff
@@ -210,7 +210,7 @@ class GpuActor:
         self.device, self.kernel = device, make_kernel(device)
 
     def run(
-        self, work: Work, probe_file: str, task: ResizeTask, arguments: tuple[Any, ...]
+        self, work: TaskFunction, probe_file: str, task: ResizeTask, arguments: tuple[Any, ...]
     ) -> Result | Failure | UnreadableWorkspace:
         """Return `work(task, *arguments, kernel)`; the CPU decodes images that the GPU can't decode."""
         import torch
@@ -254,7 +254,7 @@ class GpuActors:
     def count_slots(self) -> int:
         return TASKS_PER_WORKER * len(self._actors)
 
-    def submit(self, work: Work, task: Any, arguments: tuple[Any, ...]) -> Any:
+    def submit(self, work: TaskFunction, task: Any, arguments: tuple[Any, ...]) -> Any:
         busy = list(self._running.values())
         number = min(range(len(self._actors)), key=busy.count)
         handle = self._actors[number].run.remote(work, self._session.probe_file, task, arguments)

@@ -110,7 +110,7 @@ class TrainConfig(StepConfig):
         low=0,
     )
     unfreeze_epochs: int = option(
-        None, f"epochs after those in which block after block thaws, from the head on {_RECIPE}", low=0
+        None, f"epochs after those in which block after block is unfrozen, from the head on {_RECIPE}", low=0
     )
     head: str | None = option(
         None, "how the head begins on pretrained weights: solved, as the first epoch (logistic regression on what the "

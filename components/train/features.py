@@ -28,7 +28,7 @@ from ..storage.errors import TransientError
 from .config import CHAMPION, TrainConfig
 from .data.cache import ShardCache
 from .expected_input import describe_conversion
-from .loop.communicator import Communicator
+from .loop.distributed import Communicator
 from .loop.head_solver import get_linear_head
 from .loop.validation import Validator
 from .pretrained_weights import identify_weights

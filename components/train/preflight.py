@@ -217,8 +217,8 @@ def _check_schedule(training: _Training) -> Iterator[str]:
     frozen_epochs = config.probe_epochs + config.unfreeze_epochs
     if config.weights and frozen_epochs >= config.epochs and config.recipe != "probe":
         yield (
-            f"epochs: {config.epochs}, of which the head learns alone for {config.probe_epochs} and blocks thaw for "
-            f"{config.unfreeze_epochs}: the whole network never learns (--epochs {2 * frozen_epochs}, or "
+            f"epochs: {config.epochs}, of which the head learns alone for {config.probe_epochs} and blocks are "
+            f"unfrozen for {config.unfreeze_epochs}: the whole network never learns (--epochs {2 * frozen_epochs}, or "
             "--probe-epochs 1 --unfreeze-epochs 0)"
         )
     if config.early_stopping and not training.tensors.totals.by_split.get("val"):

@@ -25,22 +25,20 @@ from ..storage import uri as uris
 from ..storage.errors import UserError
 from .artifact.publish import collect_facts, publish_onnx_and_card, read_samples
 from .augment.external import resolve_pipeline
-from .auto_recipe import explain_choice
 from .config import VERSION, WEIGHTS, TrainConfig
 from .expected_input import describe_conversion
 from .features import make_features
 from .loop.checkpoint import TrainingState, discard_checkpoints
-from .loop.communicator import Communicator, StopRequest
+from .loop.distributed import Communicator, StopRequest, choose_processes, count_processes, run_processes
 from .loop.domain_adversary import describe_target, open_target
 from .loop.head_solver import VERSION as SOLVER_VERSION
 from .loop.head_solver import HeadSolution, solve_head
 from .loop.history import diagnose, publish_history
-from .loop.ood import fit_detector
-from .loop.torchrun import choose_processes, count_processes, run_processes
+from .loop.validation import fit_detector
 from .mlflow_run import NONE, MlflowRun, choose_experiment, open_run
 from .preflight import find_warnings
 from .pretrained_weights import find_initial_model, identify_weights, load_pretrained
-from .recipes import describe_recipe, explain_epochs, resolve
+from .recipes import describe_recipe, explain_choice, explain_epochs, resolve
 from .warm_start import apply_start, check_exists, find_start
 
 if TYPE_CHECKING:

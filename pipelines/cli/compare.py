@@ -68,7 +68,7 @@ def parse_folds(text: str) -> int:
 
 def format_result(result: dict[str, Any]) -> str:
     """Return the table of scores, costs and differing parameters, and the verdict."""
-    from ..experiments.tables import list_costs, list_scores
+    from ..experiments.report import list_costs, list_scores
 
     sides = result["configurations"]
     seeds = len(result["seeds"])

@@ -123,7 +123,7 @@ def evaluate(
     from typing import NamedTuple
 
     from imagemill.components.evaluate import STEP
-    from imagemill.components.evaluate.matrix import confusion_matrix, roc_curve
+    from imagemill.components.evaluate.curves import confusion_matrix, roc_curve
     from imagemill.pipelines.kfp.artifacts import records_metadata
 
     record = STEP.component(config, "", run=run, model=model, clean=clean, **form)

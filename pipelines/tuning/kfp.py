@@ -1,15 +1,15 @@
-"""A search as a package for Kubeflow Pipelines, with one pod for each trial.
+"""A search as a package for Kubeflow Pipelines, with one pod for each trial; clean and resize are those of the
+training pipeline.
 
 Each rung is a pipeline of its own inside: a task that chooses trials, and `dsl.ParallelFor` over them, which no task
 outside of it could otherwise wait for.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: KFP reads the annotations as objects.
 import inspect
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, List, NamedTuple  # noqa: UP035 - KFP knows `List[str]` as the type of a loop's items
 
 from kfp import dsl
 
@@ -19,9 +19,9 @@ from ..compile import quiet_kfp, write_package
 from ..kfp import steps
 from ..kfp.pods import ClusterPlacement
 from ..kfp.server_version import supports_literals
+from ..kfp.steps import IMAGES, Form, form_component
 from ..parameters import FORM_PARAMETERS
 from ..training import add_choices, make_docstring, make_signature, replace_executor
-from . import kfp_steps
 from .package import NAME, SearchPackage
 from .rungs import count_rungs
 
@@ -46,8 +46,8 @@ def build_pipeline(package: SearchPackage, cluster: Cluster) -> Any:
         arguments: dict[str, Any] = dict(zip(form, values, strict=True))
         run = dsl.PIPELINE_JOB_ID_PLACEHOLDER
         whole = {"run": run} | {name: arguments[name] for name in (*FORM_PARAMETERS, "config")}
-        with on.build_exit_handler(lambda: kfp_steps.finish(workspace=arguments["workspace"], run=run)):
-            raw = on.place("download", kfp_steps.download(**whole))
+        with on.build_exit_handler(lambda: finish(workspace=arguments["workspace"], run=run)):
+            raw = on.place("download", download(**whole))
             scope = raw.outputs["scope"]
 
             def select_inputs(step: str) -> dict[str, Any]:
@@ -58,14 +58,14 @@ def build_pipeline(package: SearchPackage, cluster: Cluster) -> Any:
             tensors = on.place("resize", steps.resize(clean=cleaned.outputs["Output"], **select_inputs("resize")))
             search = {"scope": scope, "tensors": tensors.outputs["Output"], "pruner": package.pruner}
             search |= whole | {name: arguments[name] for name in ("trials", "seeds", "space")}
-            base = on.place("train", kfp_steps.train(model="", rung="0", item="", **search))
+            base = on.place("train", train(model="", rung="0", item="", **search))
             base.set_display_name("Base")
             search["model"] = base.outputs["Output"]
             last = base
             for number in range(count_rungs(package.pruner) + 1):
                 last = rung(rung=str(number), **search).after(last).set_caching_options(False)
                 last.set_display_name(_name_rung(number, package.pruner))
-            on.place_small("report", kfp_steps.report(**search).after(last))
+            on.place_small("report", report(**search).after(last))
 
     tuning.__signature__ = make_signature(form)  # type: ignore[attr-defined]
     tuning.__doc__ = make_docstring(form, "A search for better training parameters.")
@@ -83,16 +83,92 @@ def _name_rung(number: int, pruner: str) -> str:
 
 def _build_rung(package: SearchPackage, on: ClusterPlacement) -> Any:
     """Return the pipeline of one rung, whose inputs are those of `choose`."""
-    inputs = kfp_steps.choose.component_spec.inputs
+    inputs = choose.component_spec.inputs
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
     def rung(*values: Any) -> None:
         arguments = dict(zip(inputs, values, strict=True))
-        chosen = on.place_small("choose", kfp_steps.choose(**arguments))
+        chosen = on.place_small("choose", choose(**arguments))
         with dsl.ParallelFor(chosen.output, name="Trials", parallelism=package.parallelism) as item:
-            on.place("train", kfp_steps.train(item=item, **arguments)).set_display_name("Trial")
+            on.place("train", train(item=item, **arguments)).set_display_name("Trial")
 
     rung.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [inspect.Parameter(name, kind, annotation=str) for name in inputs]
     )
     return dsl.pipeline(name="rung")(rung)
+
+
+@form_component("cpu", whole=True)
+def download(
+    form: Form, run: str, config: str, manifest: dsl.Output[dsl.Dataset],
+) -> NamedTuple("Downloaded", [("raw", str), ("scope", str)]):  # type: ignore[valid-type]  # fmt: skip
+    """Read the source into a raw dataset; returns its URI, and the name under which the search prepares the images."""
+    from typing import NamedTuple
+
+    from imagemill.pipelines.kfp.artifacts import dataset_metadata
+    from imagemill.pipelines.kfp.server_version import check_server
+    from imagemill.pipelines.tuning.rungs import download_images
+
+    check_server()
+    record, scope = download_images(config, manifest.path, run, form)
+    manifest.metadata.update(dataset_metadata(record, manifest.path))
+    outputs = NamedTuple("outputs", [("raw", str), ("scope", str)])  # noqa: UP014
+    return outputs(record.uri, scope)
+
+
+@form_component("gpu", whole=True)
+def train(
+    form: Form, run: str, config: str, scope: str, tensors: str, model: str, trials: str, seeds: str, space: str,
+    pruner: str, rung: str, item: str, metrics: dsl.Output[dsl.Metrics],
+) -> str:  # fmt: skip
+    """Train the base, where `item` is empty, or a trial up to its rung; returns the model's URI, empty before its
+    last rung."""
+    from imagemill.pipelines.tuning.rungs import SearchInputs, run_pod
+
+    inputs = SearchInputs(scope, tensors, model, trials, seeds, space, pruner)
+    tried = run_pod(
+        {**form, "config": config}, run, inputs,
+        lambda search: search.train(item, int(rung)) if item else search.train_base(), item,
+    )  # fmt: skip
+    metrics.log_metric("epochs", len(tried.course))
+    if tried.score is not None:
+        metrics.log_metric("validation score", tried.score)
+    return tried.model
+
+
+@form_component("cpu", whole=True)
+def choose(
+    form: Form, run: str, config: str, scope: str, tensors: str, model: str, trials: str, seeds: str, space: str,
+    pruner: str, rung: str,
+) -> List[str]:  # noqa: UP006  # fmt: skip
+    """Choose what is trained next; returns the items for `train`."""
+    from imagemill.pipelines.tuning.rungs import SearchInputs, run_pod
+
+    inputs = SearchInputs(scope, tensors, model, trials, seeds, space, pruner)
+    return run_pod({**form, "config": config}, run, inputs, lambda search: search.choose(int(rung)))
+
+
+@form_component("cpu", whole=True)
+def report(
+    form: Form, run: str, config: str, scope: str, tensors: str, model: str, trials: str, seeds: str, space: str,
+    pruner: str, page: dsl.Output[dsl.HTML], tuned: dsl.Output[dsl.Artifact],
+) -> str:  # fmt: skip
+    """Write the report and the best configuration; returns the verdict."""
+    from imagemill.components.step.step import download_file
+    from imagemill.pipelines.tuning.rungs import SearchInputs, run_pod
+
+    inputs = SearchInputs(scope, tensors, model, trials, seeds, space, pruner)
+    result = run_pod({**form, "config": config}, run, inputs, lambda search: search.report(tuned.path))
+    download_file(result["report"], page.path)
+    tuned.metadata.update({name: result[name] for name in ("verdict", "reason", "best", "config")})
+    return str(result["verdict"])
+
+
+@dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)
+def finish(workspace: str, run: str, status: dsl.PipelineTaskFinalStatus, summary: dsl.Output[dsl.Markdown]) -> None:
+    """However the search ended: the run in short, with what went wrong, and nothing of it left in the cluster."""
+    from imagemill.pipelines.finish import finish
+    from imagemill.pipelines.kfp.server_version import describe_ignored_settings
+    from imagemill.pipelines.tuning.rungs import SEARCH_STEPS
+
+    finish(workspace, run, status.state, summary.path, describe_ignored_settings(), SEARCH_STEPS)

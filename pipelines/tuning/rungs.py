@@ -30,9 +30,9 @@ from ...components.step.progress import say
 from ...components.step.step import RAN, RUN_ENV
 from ...components.storage.errors import EXIT_OK, EXIT_OURS, MillError, describe_internal_error
 from ..cluster.check_and_download import check_form
+from ..experiments.report import list_trials
 from ..experiments.search_space import DEFAULT_SPACE, SearchSpace
 from ..experiments.study import COMPLETE, FAILED, PRUNED, WAITING, TriedValues
-from ..experiments.tables import list_trials
 from ..experiments.trials import Configuration, TrialRunner, begin_scope
 from ..local.step_process import StepRunner
 from ..parameters import CONFIG, RunParameters, list_form_parameters, parse_form

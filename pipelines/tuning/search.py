@@ -28,8 +28,7 @@ from ...components.step.step import new_run
 from ...components.storage.errors import EXIT_USER, MillError, UserError, wrong
 from ..experiments.search_space import SearchSpace
 from ..experiments.study import COMPLETE, FAILED, PRUNED, Study, TriedValues
-from ..experiments.trials import Configuration, TrialRunner
-from ..experiments.validation import CourseWatch, describe_regularization, read_course
+from ..experiments.trials import Configuration, CourseWatch, TrialRunner, describe_regularization, read_course
 from ..local.run import check_parameters
 from ..local.step_process import StepRunner, StoppedByWatch
 

@@ -24,8 +24,8 @@ import torch
 from simulated import Floats, Ids, equal_counts, labels_of, pair_of, zipf_counts
 
 from imagemill.components.clean.splits import choose_exact_splits, choose_split
-from imagemill.components.evaluate.cross_validation import FOLDS, SCORES, assign_folds, widen
 from imagemill.components.evaluate.intervals import compute_single_label_intervals
+from imagemill.components.evaluate.linear_probe import FOLDS, SCORES, assign_folds, widen
 from imagemill.components.metrics.classification import ConfusionCounts, confusion, summarize_confusion
 from imagemill.components.metrics.logistic_regression import (
     compute_scales,

@@ -483,8 +483,8 @@ def test_lost_workers_are_counted_by_job() -> None:
 
     job, other = ShardPlan("train-0-9", "train", 12), ShardPlan("train-9-f", "train", 7)
     for finished, kind in ((0, TransientError), (5, MillError)):
-        losses = tasks.LossCounter("resize", finished=finished)
-        for _ in range(tasks.MAX_LOSSES - 1):
+        losses = tasks.WorkerFailureCounter("resize", finished=finished)
+        for _ in range(tasks.MAX_WORKER_FAILURES - 1):
             losses.add(job, "its worker was lost")
             losses.add(other, "its node was lost")
         with pytest.raises(kind, match=r"train-0-9: its 12 rows .* 20 times"):

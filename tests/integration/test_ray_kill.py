@@ -105,7 +105,7 @@ import os, sys
 from imagemill.components.engine import tasks
 from imagemill.components.resize import STEP, plan, resize
 plan.MAX_SHARD_ROWS = 10
-tasks.MAX_LOSSES = 4
+tasks.MAX_WORKER_FAILURES = 4
 def write_shards(task, *more, work=resize.write_shards):
     if task.key.startswith("val"):
         os.kill(os.getpid(), 11)

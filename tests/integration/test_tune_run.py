@@ -16,8 +16,7 @@ from imagemill.components.storage.errors import EXIT_USER
 from imagemill.components.train.loop.history import TAGS
 from imagemill.pipelines.cli.main import main
 from imagemill.pipelines.experiments.study import Study
-from imagemill.pipelines.experiments.trials import Configuration
-from imagemill.pipelines.experiments.validation import read_course, read_events
+from imagemill.pipelines.experiments.trials import Configuration, read_course, read_events
 
 SPACE = "color: [rgb, red]\nlearning_rate: {low: 0.0008, high: 0.0012, log: true}\n"
 

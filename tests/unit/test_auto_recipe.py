@@ -13,9 +13,9 @@ from trained import make_tensors, settings, trainer
 
 from imagemill.components.dataset.manifest import Dataset, Manifest
 from imagemill.components.storage.errors import UserError
-from imagemill.components.train.auto_recipe import explain_choice
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.loop.time_budget import count_epochs
+from imagemill.components.train.loop.history import count_epochs
+from imagemill.components.train.recipes import explain_choice
 
 
 @pytest.mark.parametrize(

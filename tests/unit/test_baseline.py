@@ -22,12 +22,13 @@ from imagemill.components.dataset.kinds import EvaluationExtra, ImageSpec, Model
 from imagemill.components.dataset.manifest import Dataset, read_dataset
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.evaluate import cross_validation
-from imagemill.components.evaluate.baseline import describe_baseline, score_baseline
-from imagemill.components.evaluate.cross_validation import (
+from imagemill.components.evaluate import linear_probe
+from imagemill.components.evaluate.linear_probe import (
     cross_validate_probe,
+    describe_baseline,
     describe_cross_validation,
     find_units,
+    score_baseline,
 )
 from imagemill.components.metrics.near_pairs import Neighbors
 from imagemill.components.models.artifact import ModelSpec, build_network
@@ -128,7 +129,7 @@ def test_images_of_a_group_and_near_duplicates_are_a_unit(probed: Probed) -> Non
         "twins": pa.table({"image_id": ["c", "a"], "twin_id": ["d", "dropped"]}),
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cross_validation, "read_columns", lambda _, role, columns: [tables[role].select(columns)])
+        patch.setattr(linear_probe, "read_columns", lambda _, role, columns: [tables[role].select(columns)])
         assert find_units(probed.clean, ids).tolist() == [0, 1, 1, 1, 4, 0, 6]
     assert len(set(find_units(probed.clean, read_image_ids(probed.tensors)))) == 152
 

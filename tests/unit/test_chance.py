@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from imagemill.components.dataset.labels import MULTI, SINGLE
-from imagemill.components.evaluate.chance import ChanceTest, ClassTotals, compute_chance_f1, compute_chance_recall
+from imagemill.components.evaluate.intervals import ChanceTest, ClassTotals, compute_chance_f1, compute_chance_recall
 from imagemill.components.metrics.classification import ConfusionCounts, LabelCounts, confusion, summarize_confusion
 
 Ids = npt.NDArray[np.int64]

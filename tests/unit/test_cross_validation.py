@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imagemill.components.evaluate.cross_validation import assign_folds
+from imagemill.components.evaluate.linear_probe import assign_folds
 from imagemill.components.metrics.logistic_regression import PENALTIES, predict_out_of_fold
 
 

@@ -183,7 +183,7 @@ def test_folds_keep_groups_together_with_declared_splits() -> None:
     table = toy(list(range(200)), "ab" * 100, group=groups.tolist(), declared=["test"] * 200)
     decisions = RowDecisions.of(table)
     config = CleanConfig(fold="2/4", val_fraction=0.25)
-    assign_fold(decisions, *config.fold_number(), config.val_fraction)
+    assign_fold(decisions, *config.parse_fold(), config.val_fraction)
     assert all(len(set(decisions.splits[groups == g])) == 1 for g in np.unique(groups))
     assert Counter(decisions.splits.tolist()) == {TRAIN: 100, VAL: 50, TEST: 50} and not config.respects_declared_splits
 

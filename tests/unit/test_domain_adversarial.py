@@ -19,10 +19,10 @@ from imagemill.components.dataset.manifest import Dataset, commit, read_dataset
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train import STEP
 from imagemill.components.train.artifact import publish
-from imagemill.components.train.auto_recipe import DatasetTraits, choose_recipe
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.loop.domain_adversary import compute_strength, make_domain_network, reverse_gradient
 from imagemill.components.train.loop.trainer import Trainer
+from imagemill.components.train.recipes import DatasetTraits, choose_recipe
 
 BACKBONE = "shufflenet_v2_x0_5"  # with batch normalization
 

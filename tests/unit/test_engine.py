@@ -114,7 +114,7 @@ def test_a_task_whose_process_dies_is_named_and_done_again(
 
 
 def test_a_task_that_always_brings_its_process_down_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "MAX_LOSSES", 3)
+    monkeypatch.setattr(engine, "MAX_WORKER_FAILURES", 3)
     with Processes("clean", 1) as executor, pytest.raises(MillError, match=r"number-2: its 1 rows lost their worker 3"):
         list(run_tasks([Number(v, str(tmp_path)) for v in range(4)], mapped.end_process, (99, 9), executor))
     assert not workers()

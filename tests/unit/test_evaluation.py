@@ -29,6 +29,7 @@ from imagemill.components.dataset.manifest import Dataset, Manifest, commit, rea
 from imagemill.components.dataset.shards import publish_bytes, read_columns
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.config import EvaluateConfig
+from imagemill.components.evaluate.curves import roc_curve
 from imagemill.components.evaluate.evaluate import _log_scores, evaluate
 from imagemill.components.evaluate.inference import InferenceRunner, make_views
 from imagemill.components.evaluate.inputs import (
@@ -37,7 +38,6 @@ from imagemill.components.evaluate.inputs import (
     read_tensor_batches,
     read_test_batches,
 )
-from imagemill.components.evaluate.matrix import roc_curve
 from imagemill.components.evaluate.scores import align_classes, make_scorer
 from imagemill.components.evaluate.slices import SliceColumn, Slices, parse_columns
 from imagemill.components.metrics import classification as metrics_of

@@ -138,9 +138,9 @@ def test_datasets_without_images_are_rejected(tmp_path: Path) -> None:
     uri = str(tmp_path / "model" / "01")
     commit(uri, Manifest("model", "01"))
     with pytest.raises(UserError, match=r"a clean or tensors dataset, found .* of kind model"):
-        ExportConfig(uri, "webdataset", str(tmp_path / "out")).find_dataset()
+        ExportConfig(uri, "webdataset", str(tmp_path / "out")).open_dataset()
     with pytest.raises(UserError, match=r"a folder with _manifest\.json"):
-        ExportConfig(str(tmp_path), "webdataset", str(tmp_path / "out")).find_dataset()
+        ExportConfig(str(tmp_path), "webdataset", str(tmp_path / "out")).open_dataset()
 
 
 def test_a_manifest_can_not_name_a_split_that_leads_elsewhere(source: Dataset, tmp_path: Path) -> None:

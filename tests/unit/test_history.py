@@ -160,7 +160,7 @@ def test_recipe_description_lists_enabled_options_only(tensors: Dataset) -> None
     )  # fmt: skip
     text = "\n".join(describe_recipe(config))
     for words in (
-        "4 batches a step", "the head alone for 2 epochs", "then thawing over 3", "after 5 epochs without",
+        "4 batches a step", "the head alone for 2 epochs", "then unfreezing over 3", "after 5 epochs without",
         "moving average of the weights 0.99", "MixUp 0.2 in 50% of the batches", "balanced by sampling",
         "RandAugment 2/9", "hue 0.1", "25% with a box erased", "layer decay 0.7",
     ):  # fmt: skip

@@ -25,8 +25,8 @@ from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, com
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate import review as reviewing
-from imagemill.components.evaluate.cross_validation import FOLDS, assign_folds
 from imagemill.components.evaluate.label_issues import MIN_CLASS_IMAGES, FoldStatistics, find_label_issues
+from imagemill.components.evaluate.linear_probe import FOLDS, assign_folds
 from imagemill.components.evaluate.review import MAX_FEATURES, FeatureExtractor, describe_review, review_labels
 from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.promote import mistakes, report

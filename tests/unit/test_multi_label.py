@@ -29,9 +29,9 @@ from imagemill.components.dataset.shards import Layout, ShardWriter, read_column
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download.raw import RAW
 from imagemill.components.evaluate.config import EvaluateConfig
+from imagemill.components.evaluate.curves import confusion_matrix
 from imagemill.components.evaluate.evaluate import evaluate
 from imagemill.components.evaluate.inputs import InputBatch
-from imagemill.components.evaluate.matrix import confusion_matrix
 from imagemill.components.evaluate.scores import align_classes, make_scorer
 from imagemill.components.metrics.calibration import ece
 from imagemill.components.models.artifact import Normalize, load_model

@@ -16,8 +16,7 @@ from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
 from imagemill.pipelines.experiments.search_space import SearchSpace
 from imagemill.pipelines.experiments.study import COMPLETE, PRUNED, Study, TriedValues
-from imagemill.pipelines.experiments.trials import Configuration
-from imagemill.pipelines.experiments.validation import describe_regularization
+from imagemill.pipelines.experiments.trials import Configuration, describe_regularization
 from imagemill.pipelines.tuning.search import Confirmation, describe_confirmation, write_config
 
 BASE = Configuration.read("{}", {})

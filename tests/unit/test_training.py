@@ -16,7 +16,7 @@ from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.storage.errors import MillError, TransientError, UserError
 from imagemill.components.train.loop import checkpoint
 from imagemill.components.train.loop.checkpoint import SLOTS, Learner, TrainingState, load_checkpoint, save_checkpoint
-from imagemill.components.train.loop.communicator import Communicator, StopRequest
+from imagemill.components.train.loop.distributed import Communicator, StopRequest
 from imagemill.components.train.loop.optimizer import MovingAverage
 from imagemill.components.train.loop.stepper import choose_autocast_dtype, should_compile
 from imagemill.components.train.loop.trainer import Trainer

@@ -66,7 +66,8 @@ class TrainingState:
 
 @dataclass
 class Learner:
-    """Network, optimizer, moving average, gradient scaler and domain classifier: all that an optimizer step changes."""
+    """The objects that an optimizer step changes, and a checkpoint holds: network, optimizer, moving average, gradient
+    scaler and domain classifier."""
 
     network: torch.nn.Module
     optimizer: torch.optim.Optimizer

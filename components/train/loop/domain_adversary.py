@@ -20,7 +20,7 @@ from ...models.blocks import head_modules
 from ...step.step import Context
 from ...storage.errors import UserError
 from ..config import TrainConfig
-from .communicator import Communicator
+from .distributed import Communicator
 from .training_batches import TrainingBatch, TrainingBatches
 
 if TYPE_CHECKING:

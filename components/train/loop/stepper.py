@@ -14,7 +14,7 @@ from ...compat import has_amx, run_what_cannot_be_compiled
 from ...storage.errors import wrong
 from ..config import TrainConfig
 from .checkpoint import Learner
-from .communicator import Communicator
+from .distributed import Communicator
 from .losses import Loss
 from .optimizer import LearningRateSchedule, freeze_all_but_last, set_learning_rate
 from .training_batches import TrainingBatch
@@ -28,7 +28,7 @@ MIN_COMPILED_UPDATES = 3000
 
 @dataclass
 class Stepper:
-    """Takes optimizer steps on the mean loss over the images of `accumulate` batches and of all ranks.
+    """A maker of optimizer steps on the mean loss over the images of `accumulate` batches and of all ranks.
 
     Dropout and stochastic depth draw from torch's generator, which is seeded by (seed, epoch, batch, rank) before each
     batch: so a checkpoint in the middle of an epoch needs no generator's state.

@@ -15,16 +15,14 @@ from ...step.progress import Progress, format_duration
 from ...step.step import Context
 from ...storage.errors import TransientError, UserError
 from ..config import TrainConfig
-from .batch_norm import synchronize_batch_norm
 from .checkpoint import Learner, TrainingState, load_checkpoint, save_checkpoint
-from .communicator import Communicator
+from .distributed import Communicator, synchronize_batch_norm
 from .domain_adversary import DomainAdversary
 from .head_solver import HeadSolution
-from .history import EpochRow, EventFile, open_events
+from .history import EpochRow, EventFile, OutOfTime, count_epochs, open_events, sum_seconds
 from .losses import balance_classes
 from .optimizer import LearningRateSchedule, MovingAverage, count_trainable_blocks, make_optimizer
 from .stepper import Stepper, choose_autocast_dtype
-from .time_budget import OutOfTime, count_epochs, sum_seconds
 from .training_batches import TrainingBatches
 from .validation import Validator
 
@@ -41,7 +39,7 @@ VALIDATION_METRICS = ("val_loss", "val_top1", "val_macro_f1")
 
 @dataclass
 class Trainer:
-    """Trains one network on one tensors dataset.
+    """A trainer of one network on one tensors dataset.
 
     Args:
         config: resolved, every option has a value.
@@ -137,7 +135,7 @@ class Trainer:
         self._last_checkpoint = started
         events_uri = self.events_uri if self.comm.is_main else ""
         with open_events(events_uri, state.updates, state.history) as self.events:
-            self._fit_epochs(state)
+            self._limit_epochs_to_time(state)
             while not self.is_finished(state):
                 try:
                     self._run_epoch(state)
@@ -146,12 +144,12 @@ class Trainer:
                     return state
                 seconds_per_epoch = (time.monotonic() - started) / (state.epoch - first_epoch)
                 self._report_epoch(state.history[-1], seconds_per_epoch * (self.epochs - state.epoch))
-                self._fit_epochs(state)
+                self._limit_epochs_to_time(state)
         if state.epoch < self.epochs:
             self.context.say(f"no better validation in {self.config.early_stopping} epochs: stopped early")
         return state
 
-    def _fit_epochs(self, state: TrainingState) -> None:
+    def _limit_epochs_to_time(self, state: TrainingState) -> None:
         """Leave out the epochs that do not fit into the configured time, and end the schedule before them."""
         epochs = count_epochs(self.config.epochs, self.config.seconds, state.history)
         if epochs < self.epochs:
@@ -322,9 +320,9 @@ class Trainer:
         self.context.say(" · ".join([*parts, f"{format_duration(seconds_left)} left"]))
 
     def _stop_or_save(self, state: TrainingState) -> None:
-        """After an optimizer step: stop if any process was asked to, else save a checkpoint where one is due."""
+        """Stop if any process was asked to, else save a checkpoint where one is due; called after an optimizer step."""
         if self.comm.should_stop():
-            error = self._stop(state)
+            error = self._save_and_make_stop_error(state)
             self.comm.wait_for_main()  # it has saved
             raise error
         minutes = self.config.checkpoint_minutes
@@ -333,11 +331,11 @@ class Trainer:
             self._save(state)
 
     def _stop_if_requested(self, state: TrainingState) -> None:
-        """Between batches that only this process computes (validation, features): stop if it was asked to."""
+        """Stop if this process was asked to; called between batches that it alone computes (validation, features)."""
         if self.comm.stop.is_requested:
-            raise self._stop(state)
+            raise self._save_and_make_stop_error(state)
 
-    def _stop(self, state: TrainingState) -> TransientError:
+    def _save_and_make_stop_error(self, state: TrainingState) -> TransientError:
         """Save a checkpoint, and return the error that ends this try."""
         self._count_time(state)
         self._save(state)

@@ -20,7 +20,7 @@ from ..config import TrainConfig
 from ..data.batches import Batch, count_train_batches, iter_batches
 from ..data.cache import ShardCache
 from ..data.prefetcher import DevicePrefetcher
-from .communicator import Communicator
+from .distributed import Communicator
 from .losses import Weights
 
 if TYPE_CHECKING:

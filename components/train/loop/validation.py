@@ -1,10 +1,12 @@
-"""Metrics and calibration of a network on validation images, which are read as stored, without augmentation."""
+"""Metrics and calibration of a network on validation images, which are read as stored, without augmentation;
+and the out-of-distribution detector of the trained network."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +17,10 @@ from ...dataset.manifest import Dataset
 from ...imaging.tensors import center_crop
 from ...metrics.classification import LabelCounts, confusion, summarize_confusion
 from ...models.artifact import Normalize
+from ...models.features import Floats, HeadInputs
+from ...models.ood import MAX_ROWS, OodDetector
+from ...step.progress import Progress
+from ...step.step import Context
 from ..data.batches import iter_batches
 from ..data.cache import ShardCache
 
@@ -27,7 +33,7 @@ MAX_CALIBRATION_IMAGES = 20_000
 
 @dataclass(frozen=True)
 class Validator:
-    """Runs networks on the validation images of a dataset.
+    """The validation of networks on the validation images of a dataset.
 
     Args:
         autocast: returns the autocast context of the forward pass.
@@ -113,3 +119,37 @@ class Validator:
         finally:
             for module, training in modes.items():
                 module.training = training
+
+
+def fit_detector(network: torch.nn.Module, validator: Validator, rate: float, context: Context) -> OodDetector | None:
+    """Return the detector, and print its threshold's rate; None for a rate of 0, or without validation images."""
+    if not rate:
+        return None
+    if not validator.has_images:
+        context.say("warning: there is no ood_score: no validation images show which distances are usual")
+        return None
+    rows = validator.tensors.manifest.totals.by_split
+    progress = Progress("train", total=sum(min(MAX_ROWS, rows.get(split, 0)) for split in ("train", "val")))
+    train, validation = (_read_features(network, validator, split, progress) for split in ("train", "val"))
+    detector = OodDetector.fit(train, validation, rate)
+    context.say(
+        f"ood_score: the distance from {len(train):,} training images, above 1 for {detector.rate:.1%} of images like "
+        f"the {len(validation):,} validation images"
+    )
+    if detector.rate > rate:
+        context.say(f"ood_rate {rate:g} needs {round(1 / rate) - 1:,} validation images; with {len(validation):,} the "
+                    f"threshold is the largest of their distances")  # fmt: skip
+    return detector
+
+
+def _read_features(network: torch.nn.Module, validator: Validator, split: str, progress: Progress) -> Floats:
+    """Return the inputs of the head for the first `MAX_ROWS` images of a split, float32 [N, D], as predict has them."""
+    parts: list[Floats] = []
+    exact = replace(validator, autocast=contextlib.nullcontext)
+    with HeadInputs(network) as inputs, contextlib.closing(exact.predict(network, lambda: None, split)) as predictions:
+        for _, labels in predictions:
+            parts.append(inputs.read().cpu().numpy())
+            progress.add(len(labels), "features for ood_score")
+            if sum(map(len, parts)) >= MAX_ROWS:
+                break
+    return np.concatenate(parts)[:MAX_ROWS]
