@@ -73,6 +73,25 @@ class Promotion(Verdict):
 
 
 @dataclass(frozen=True)
+class LatestRecord(JsonObject):
+    """The newest dataset of a kind under a name, and the run that made it. `uri`: relative to the workspace."""
+
+    uri: str
+    fingerprint: str = ""
+    run: str = ""
+    created: str = ""
+
+
+@dataclass(frozen=True)
+class CostRecord(JsonObject):
+    """The seconds that a step of an experiment took to make a dataset."""
+
+    step: str
+    seconds: float
+    run: str
+
+
+@dataclass(frozen=True)
 class StepRecord(JsonObject):
     """The result of a step in a run. `inputs`: a digest by which a retry recognizes the same inputs."""
 

@@ -16,7 +16,7 @@ from ..storage.errors import DatasetError, wrong
 from ..storage.store import Store, get_store
 from .json_object import JsonObject
 from .manifest import KINDS, MANIFEST, Dataset
-from .records import Promotion, StepRecord, Verdict
+from .records import CostRecord, LatestRecord, Promotion, StepRecord, Verdict
 
 STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
 """The names of the steps, in their order: the sections of the `config` parameter."""
@@ -102,8 +102,8 @@ class Workspace:
 
     def latest(self, name: str, kind: str) -> str:
         """Return the URI of the newest dataset of a kind under a name, or an empty string."""
-        record = self._read_json(self.at("names", name, "latest", f"{kind}.json"))
-        return self.absolute(str(record["uri"])) if record else ""
+        record = self._read(LatestRecord, self.at("names", name, "latest", f"{kind}.json"))
+        return self.absolute(record.uri) if record else ""
 
     def listing(self, name: str) -> str:
         """Return the URI of the listing that the newest raw dataset under a name was read from."""
@@ -111,17 +111,12 @@ class Workspace:
 
     def latest_run(self, name: str, dataset: Dataset) -> str:
         """Return the run that noted `dataset` as the newest of its kind under `name`; empty if another one is newer."""
-        record = self._read_json(self.at("names", name, "latest", f"{dataset.manifest.kind}.json"))
-        return str(record["run"]) if record and record["fingerprint"] == dataset.fingerprint else ""
+        record = self._read(LatestRecord, self.at("names", name, "latest", f"{dataset.manifest.kind}.json"))
+        return record.run if record and record.fingerprint == dataset.fingerprint else ""
 
     def note_latest(self, name: str, dataset: Dataset, run: str) -> None:
-        record = {
-            "uri": self.relative(dataset.uri),
-            "fingerprint": dataset.fingerprint,
-            "run": run,
-            "created": dataset.manifest.created,
-        }
-        self.store.put(self.at("names", name, "latest", f"{dataset.manifest.kind}.json"), _json(record))
+        record = LatestRecord(self.relative(dataset.uri), dataset.fingerprint, run, dataset.manifest.created)
+        self.store.put(self.at("names", name, "latest", f"{dataset.manifest.kind}.json"), _json(record.to_dict()))
 
     # Promotions: an append-only log; the highest number is the champion.
 
@@ -196,12 +191,12 @@ class Workspace:
 
     # Costs: the seconds that the steps of an experiment took, known after they are cached.
 
-    def cost(self, name: str, fingerprint: str) -> dict[str, Any] | None:
+    def cost(self, name: str, fingerprint: str) -> CostRecord | None:
         """Return the record of what making a dataset cost; None where no experiment of `name` has made it."""
-        return self._read_json(self.at("names", name, "costs", f"{fingerprint}.json"))
+        return self._read(CostRecord, self.at("names", name, "costs", f"{fingerprint}.json"))
 
-    def add_cost(self, name: str, fingerprint: str, record: dict[str, Any]) -> None:
-        self.store.put_if_absent(self.at("names", name, "costs", f"{fingerprint}.json"), _json(record))
+    def add_cost(self, name: str, fingerprint: str, record: CostRecord) -> None:
+        self.store.put_if_absent(self.at("names", name, "costs", f"{fingerprint}.json"), _json(record.to_dict()))
 
     # Studies: the trials of a search, numbered from 0.
 

@@ -16,7 +16,7 @@ from typing import Any
 from ...components.dataset.fingerprint import digest
 from ...components.dataset.kinds import ModelExtra
 from ...components.dataset.manifest import Dataset, find_dataset, read_dataset
-from ...components.dataset.records import StepRecord
+from ...components.dataset.records import CostRecord, StepRecord
 from ...components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from ...components.step.config import StepConfig
 from ...components.step.step import RAN
@@ -142,8 +142,7 @@ class TrialRunner:
         if key not in self._records:
             record = self.steps.find(step, config) or self.steps.run(step, config, watch)
             if record.state == RAN and record.fingerprint:
-                cost = {"step": step, "seconds": record.seconds, "run": config.run}
-                self.workspace.add_cost(self.scope, record.fingerprint, cost)
+                self.workspace.add_cost(self.scope, record.fingerprint, CostRecord(step, record.seconds, config.run))
             self._records[key] = record
         return self._records[key]
 
@@ -155,7 +154,7 @@ class TrialRunner:
     def find_seconds(self, step: str, record: StepRecord) -> float | None:
         """Return the seconds of the step when it ran: as an experiment recorded them, or the model's manifest."""
         if cost := self.workspace.cost(self.scope, record.fingerprint):
-            return float(cost["seconds"])
+            return cost.seconds
         if step == "train":
             return ModelExtra.of(read_dataset(record.uri, "model").manifest).seconds
         return None
