@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..components.dataset.records import StepRecord
 from ..components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from ..components.step.progress import format_duration, say
 from ..components.step.step import RUN_ENV
@@ -29,7 +30,8 @@ EXIT_CODE_MEANINGS = {
     EXIT_TRANSIENT: "storage, network or preemption: run it again",
     EXIT_OURS: "internal error; please report it",
 }
-Records = Mapping[str, Mapping[str, Any]]
+Records = Mapping[str, StepRecord]
+_NO_RECORD = StepRecord()
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class RunSummary:
         orchestrator's status does not tell, because KFP calls a run complete whose pods were killed."""
         for index, step in enumerate(self.steps):
             record = self.records.get(step)
-            if record is not None and record["exit_code"]:
+            if record is not None and record.exit_code:
                 return step
             if self.ended and not any(later_step in self.records for later_step in self.steps[index:]):
                 return step
@@ -113,9 +115,9 @@ def render_summary(run: RunSummary) -> str:
 
 
 def _render_heading(run: RunSummary) -> str:
-    name = str(run.records.get("download", {}).get("metrics", {}).get("name", ""))
+    name = str(run.records.get("download", _NO_RECORD).metrics.get("name", ""))
     line = f"Run `{run.name}` in `{run.workspace}`"
-    total = sum(float(record["seconds"]) for record in run.records.values())
+    total = sum(record.seconds for record in run.records.values())
     line += f" · {format_duration(total)} of work" if run.records else ""
     return f"# {_escape_markdown(name) or 'Training'}: {_describe_outcome(run)}\n\n{line}"
 
@@ -126,7 +128,7 @@ def _describe_outcome(run: RunSummary) -> str:
     if not run.failed_at:
         return "done"
     record = run.records.get(run.failed_at)
-    return f"failed at {run.failed_at}" + (f" (exit code {record['exit_code']})" if record else " (no record)")
+    return f"failed at {run.failed_at}" + (f" (exit code {record.exit_code})" if record else " (no record)")
 
 
 def _render_steps(run: RunSummary) -> str:
@@ -139,21 +141,21 @@ def _render_steps(run: RunSummary) -> str:
     return "\n".join(lines)
 
 
-def _build_row(run: RunSummary, step: str, record: Mapping[str, Any] | None, reached: bool) -> tuple[str, str, str]:
+def _build_row(run: RunSummary, step: str, record: StepRecord | None, reached: bool) -> tuple[str, str, str]:
     """Return the state, time and result of one step."""
     if record is None:
         if reached and step == run.failed_at and not run.unread:
             return "**lost**", "", "no record: its pod was killed (for memory?), evicted, or never started"
         return "unknown" if run.unread or step not in _list_steps_after_last_record(run) else "not reached", "", ""
-    time, code = format_duration(float(record["seconds"])), int(record["exit_code"])
+    time, code = format_duration(record.seconds), record.exit_code
     if code:
         meaning = EXIT_CODE_MEANINGS.get(code, "")
         return (
             f"**failed**, exit code {code}",
             time,
-            _escape_markdown(f"{record['error']} ({meaning})" if meaning else record["error"]),
+            _escape_markdown(f"{record.error} ({meaning})" if meaning else record.error),
         )
-    return str(record["state"]), time, " · ".join(_describe_result(step, record))
+    return record.state, time, " · ".join(_describe_result(step, record))
 
 
 def _list_steps_after_last_record(run: RunSummary) -> tuple[str, ...]:
@@ -162,8 +164,8 @@ def _list_steps_after_last_record(run: RunSummary) -> tuple[str, ...]:
     return run.steps[last_index + 1 :]
 
 
-def _describe_result(step: str, record: Mapping[str, Any]) -> list[str]:
-    metrics = record["metrics"]
+def _describe_result(step: str, record: StepRecord) -> list[str]:
+    metrics = record.metrics
     parts = []
     if "rows_in" in metrics:
         parts.append(f"{metrics['rows_in']:,} rows in, {metrics['rows']:,} kept, {metrics['rejected']:,} rejected")
@@ -173,15 +175,15 @@ def _describe_result(step: str, record: Mapping[str, Any]) -> list[str]:
         parts.append(f"macro-F1 {score:.4f}")
     if step not in STEPS:  # a search
         parts.append(_escape_markdown(metrics["reason"]))
-    if record["uri"]:
-        parts.append(f"`{'/'.join(str(record['uri']).split('/')[-2:])}`")
+    if record.uri:
+        parts.append(f"`{'/'.join(record.uri.split('/')[-2:])}`")
     return parts
 
 
 def _render_drift(run: RunSummary) -> str:
     """Return a section with what has drifted since the champion's data; empty where nothing has."""
     sections = (("clean", "drift"), ("evaluate", "feature_drift"))
-    lines = [line for step, key in sections for line in run.records.get(step, {}).get("metrics", {}).get(key, [])]
+    lines = [line for step, key in sections for line in run.records.get(step, _NO_RECORD).metrics.get(key, [])]
     if not lines:
         return ""
     return "\n".join(["## Drift since the champion's data", "", *(f"- {_escape_markdown(line)}" for line in lines)])
@@ -190,25 +192,25 @@ def _render_drift(run: RunSummary) -> str:
 def _render_metrics(run: RunSummary) -> str:
     """Return the challenger's metrics on the test images as a section of the page."""
     record = run.records.get("evaluate")
-    if record is None or record["exit_code"]:
+    if record is None or record.exit_code:
         return ""
-    numbers = {key: value for key, value in record["metrics"].items() if isinstance(value, float)}
+    numbers = {key: value for key, value in record.metrics.items() if isinstance(value, float)}
     lines = ["## On the test images", "", "| metric | value |", "|---|---|"]
     return "\n".join([*lines, *(f"| {_escape_markdown(key)} | {value:.4f} |" for key, value in numbers.items())])
 
 
 def _render_verdict(run: RunSummary) -> str:
     record = run.records.get("promote")
-    if record is None or record["exit_code"]:
+    if record is None or record.exit_code:
         return ""
-    metrics = record["metrics"]
+    metrics = record.metrics
     lines = [
         "## Verdict",
         "",
         f"**{_escape_markdown(metrics['verdict'].replace('_', ' '))}**: {_escape_markdown(metrics['reason'])}",
         "",
     ]
-    lines.append(f"- champion: `{record['uri']}` (promotion {metrics['n']})" if record["uri"] else "- champion: none")
+    lines.append(f"- champion: `{record.uri}` (promotion {metrics['n']})" if record.uri else "- champion: none")
     if metrics["report"]:
         lines.append(f"- report: `{metrics['report']}`")
     return "\n".join(lines)
@@ -258,16 +260,15 @@ def make_failed_result(error: MillError | None = None, partial: dict[str, Any] |
     return result | ({"error": str(error), "exit_code": error.exit_code} if error else {})
 
 
-def read_record_facts(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def read_record_facts(records: Records) -> dict[str, Any]:
     """Return what the records of a run's steps contribute to the result that `--json` prints; steps may be missing."""
-    gate = records.get("promote", {}).get("metrics") or {}
-    metrics = records.get("evaluate", {}).get("metrics") or {}
+    gate, evaluation = (records.get(step, _NO_RECORD) for step in ("promote", "evaluate"))
     return {
-        **{kind: records.get(step, {}).get("uri", "") for step, kind in PRODUCTS.items()},
-        "report": gate.get("report", ""),
-        "metrics": {key: value for key, value in metrics.items() if isinstance(value, (int, float))},
-        "promoted": bool(gate.get("promoted")),
-        "verdict": gate.get("verdict", ""),
-        "champion": records.get("promote", {}).get("uri", ""),
-        "steps": {step: {"state": record["state"], "seconds": record["seconds"]} for step, record in records.items()},
+        **{kind: records.get(step, _NO_RECORD).uri for step, kind in PRODUCTS.items()},
+        "report": gate.metrics.get("report", ""),
+        "metrics": {key: value for key, value in evaluation.metrics.items() if isinstance(value, (int, float))},
+        "promoted": bool(gate.metrics.get("promoted")),
+        "verdict": gate.metrics.get("verdict", ""),
+        "champion": gate.uri,
+        "steps": {step: {"state": record.state, "seconds": record.seconds} for step, record in records.items()},
     }

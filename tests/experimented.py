@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from imagemill.components.dataset.records import StepRecord
 from imagemill.components.step.config import StepConfig
 from imagemill.components.train.artifact import publish
 from imagemill.pipelines.local import step_process
-from imagemill.pipelines.local.step_process import Record, StepRunner, StoppedByWatch, Watch
+from imagemill.pipelines.local.step_process import StepRunner, StoppedByWatch, Watch
 from imagemill.pipelines.parameters import ALL_STEPS
 
 COLORS = {"green": (40, 150, 60), "red": (230, 50, 70)}
@@ -52,14 +53,14 @@ def steps_in_this_process(step_names: list[str] | None = None) -> Iterator[None]
     Models have no ONNX file, which takes longer than these trainings.
     """
 
-    def run(self: StepRunner, step: str, config: StepConfig, watch: Watch | None = None) -> Record:
+    def run(self: StepRunner, step: str, config: StepConfig, watch: Watch | None = None) -> StepRecord:
         result = self.scratch / "record.json"
         ALL_STEPS[step].execute(config, str(result))
         if step_names is not None:
             step_names.append(step)
-        record: Record = json.loads(result.read_text())
-        if record["exit_code"]:
-            raise step_process.error_for_exit_code(record["exit_code"], f"{step}: {record['error']}")
+        record = StepRecord.read(result)
+        if record.exit_code:
+            raise step_process.error_for_exit_code(record.exit_code, f"{step}: {record.error}")
         if watch and watch():  # asked once, when the training has ended
             raise StoppedByWatch
         return record

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from kfp_server import KfpService, serving
 
+from imagemill.components.dataset.records import StepRecord
 from imagemill.components.dataset.workspace import STEPS
 from imagemill.pipelines import compile as compiling
 from imagemill.pipelines.cli import main as cli
@@ -112,9 +113,9 @@ def mill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
 
 
 @pytest.fixture
-def records(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
+def records(monkeypatch: pytest.MonkeyPatch) -> dict[str, StepRecord]:
     """Records of the steps of every run, as from a readable workspace; test_submit_records has a real one."""
-    records_by_step: dict[str, dict[str, Any]] = {}
+    records_by_step: dict[str, StepRecord] = {}
     monkeypatch.setattr(artifacts, "read_stored_records", lambda workspace, run: records_by_step)
     return records_by_step
 
@@ -130,8 +131,6 @@ def script(*step_names: str, last: str = "SUCCEEDED") -> list[tuple[str, dict[st
     return [*states, (last, {**task_states, steps[-1]: "SUCCEEDED" if last == "SUCCEEDED" else "FAILED"})]
 
 
-def record(step: str, **more: Any) -> dict[str, Any]:
+def record(step: str, **more: Any) -> StepRecord:
     """Make a step's record."""
-    base = {"uri": f"s3://mill/work/{step}/00", "fingerprint": "00", "state": "ran", "metrics": {}, "error": "",
-            "exit_code": 0, "seconds": 2.0}  # fmt: skip
-    return base | more
+    return replace(StepRecord(f"s3://mill/work/{step}/00", "00", "ran", seconds=2.0), **more)

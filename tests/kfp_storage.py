@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from imagemill.components.dataset.records import StepRecord
 from imagemill.pipelines.kfp.artifacts import RECORDS, records_metadata
 from imagemill.pipelines.kfp.ui import LOG_OUTPUT, OUTPUT_EVENT, STATES, frame, get_message_class, unframe
 
@@ -44,8 +45,8 @@ class RunStorage:
     _number: int = 0
 
     def step(
-        self, run: str, task: str, state: str = "COMPLETE", *, record: dict[str, Any] | None = None,
-        records: dict[str, dict[str, Any]] | None = None, logs: tuple[str, ...] = (), report: bytes = b"",
+        self, run: str, task: str, state: str = "COMPLETE", *, record: StepRecord | None = None,
+        records: dict[str, StepRecord] | None = None, logs: tuple[str, ...] = (), report: bytes = b"",
     ) -> str:  # fmt: skip
         """A task's execution, with its record or those of all steps, a kept log for each try, or a report. Returns
         the name of its pod."""

@@ -29,6 +29,7 @@ from kube_http import NAMESPACE, PODS, RAYJOBS, Json
 
 from imagemill.components.clean.splits import compute_shuffle_index
 from imagemill.components.dataset.manifest import digest, read_dataset
+from imagemill.components.dataset.records import StepRecord
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.resize import STEP
 from imagemill.components.resize.config import ResizeConfig
@@ -84,8 +85,8 @@ class Work:
         objects = client().list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", [])
         return [entry["Key"] for entry in objects]
 
-    def record(self, run: str = RUN) -> Json:
-        return Workspace.open(self.workspace).step_record(run, "resize") or {}
+    def record(self, run: str = RUN) -> StepRecord:
+        return Workspace.open(self.workspace).step_record(run, "resize") or StepRecord()
 
 
 @lru_cache
@@ -186,7 +187,7 @@ class Launched:
     """The result of a launch: exit code, record and stderr."""
 
     code: int
-    record: Json
+    record: StepRecord
     stderr: str
 
 
@@ -269,6 +270,5 @@ def job_failed(code: int, error: str) -> Act:
 
 def _record(job: Json, overrides: Json) -> None:
     config = config_of(job)
-    record: Json = {"uri": "", "fingerprint": "", "metrics": {}, "error": "", "exit_code": 0, "seconds": 1.0}
-    record |= {"inputs": digest({**asdict(config), "step": "resize"})} | overrides
+    record = StepRecord(**{"inputs": digest({**asdict(config), "step": "resize"}), "seconds": 1.0} | overrides)
     Workspace.open(config.workspace).write_step_record(config.run, "resize", record)

@@ -23,6 +23,7 @@ from imagemill.components.dataset.kinds import (
     RawExtra,
 )
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit
+from imagemill.components.dataset.records import StepRecord
 from imagemill.components.dataset.shards import Layout, ShardWriter, publish_bytes
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download.raw import RAW
@@ -196,7 +197,7 @@ class Mill:
         if rival:
             worse = [p | {"predicted_id": 0} for p in self.predictions(clean)]
             champion = evaluated(self.workspace, trained(self.workspace, clean), clean, worse, "ff")
-        record = {"uri": "", "state": "cached", "seconds": 0.25, "exit_code": 0, "metrics": {}, "error": ""}
+        record = StepRecord(state="cached", seconds=0.25)
         for step in ("download", "clean"):
             self.workspace.write_step_record("run-1", step, record)
         uri = report.write_report(self.workspace, "run-1", evaluation, verdict, champion)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from .json_object import AS_NULL, JsonObject, OpenJsonObject
@@ -71,6 +73,25 @@ class Promotion(Verdict):
 
 
 @dataclass(frozen=True)
+class LatestRecord(JsonObject):
+    """The newest dataset of a kind under a name, and the run that made it. `uri`: relative to the workspace."""
+
+    uri: str
+    fingerprint: str = ""
+    run: str = ""
+    created: str = ""
+
+
+@dataclass(frozen=True)
+class CostRecord(JsonObject):
+    """The seconds that a step of an experiment took to make a dataset."""
+
+    step: str
+    seconds: float
+    run: str
+
+
+@dataclass(frozen=True)
 class StepRecord(JsonObject):
     """The result of a step in a run. `inputs`: a digest by which a retry recognizes the same inputs."""
 
@@ -82,3 +103,8 @@ class StepRecord(JsonObject):
     inputs: str = ""
     exit_code: int = 0
     seconds: float = 0.0
+
+    @classmethod
+    def read(cls, file: str | Path) -> StepRecord:
+        """Read the record that a step has written to a local file."""
+        return cls.from_dict(json.loads(Path(file).read_text(encoding="utf-8")), str(file))

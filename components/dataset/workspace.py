@@ -9,13 +9,14 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, wrong
 from ..storage.store import Store, get_store
+from .json_object import JsonObject
 from .manifest import KINDS, MANIFEST, Dataset
-from .records import Promotion, Verdict
+from .records import CostRecord, LatestRecord, Promotion, StepRecord, Verdict
 
 STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
 """The names of the steps, in their order: the sections of the `config` parameter."""
@@ -26,6 +27,7 @@ SIDE_PRODUCTS = {"train": "features"}
 MARKER = "_workspace.json"
 WORKSPACES_ENV, S3_ONLY = "IMAGEMILL_WORKSPACES", "s3"
 """Environment variable and its value for steps on machines of their own, which share no folder."""
+T = TypeVar("T", bound=JsonObject)
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,8 @@ class Workspace:
 
     def latest(self, name: str, kind: str) -> str:
         """Return the URI of the newest dataset of a kind under a name, or an empty string."""
-        record = self._read_json(self.at("names", name, "latest", f"{kind}.json"))
-        return self.absolute(str(record["uri"])) if record else ""
+        record = self._read(LatestRecord, self.at("names", name, "latest", f"{kind}.json"))
+        return self.absolute(record.uri) if record else ""
 
     def listing(self, name: str) -> str:
         """Return the URI of the listing that the newest raw dataset under a name was read from."""
@@ -109,17 +111,12 @@ class Workspace:
 
     def latest_run(self, name: str, dataset: Dataset) -> str:
         """Return the run that noted `dataset` as the newest of its kind under `name`; empty if another one is newer."""
-        record = self._read_json(self.at("names", name, "latest", f"{dataset.manifest.kind}.json"))
-        return str(record["run"]) if record and record["fingerprint"] == dataset.fingerprint else ""
+        record = self._read(LatestRecord, self.at("names", name, "latest", f"{dataset.manifest.kind}.json"))
+        return record.run if record and record.fingerprint == dataset.fingerprint else ""
 
     def note_latest(self, name: str, dataset: Dataset, run: str) -> None:
-        record = {
-            "uri": self.relative(dataset.uri),
-            "fingerprint": dataset.fingerprint,
-            "run": run,
-            "created": dataset.manifest.created,
-        }
-        self.store.put(self.at("names", name, "latest", f"{dataset.manifest.kind}.json"), _json(record))
+        record = LatestRecord(self.relative(dataset.uri), dataset.fingerprint, run, dataset.manifest.created)
+        self.store.put(self.at("names", name, "latest", f"{dataset.manifest.kind}.json"), _json(record.to_dict()))
 
     # Promotions: an append-only log; the highest number is the champion.
 
@@ -157,11 +154,11 @@ class Workspace:
     def verdicts(self, name: str, prefix: str) -> list[Verdict]:
         """Return the verdicts whose keys begin with `prefix`."""
         entries = self.store.list(self.at("names", name, "verdicts"))
-        verdicts = (self._read_verdict(e.uri) for e in entries if uris.basename(e.uri).startswith(prefix))
+        verdicts = (self._read(Verdict, e.uri) for e in entries if uris.basename(e.uri).startswith(prefix))
         return [verdict for verdict in verdicts if verdict]
 
     def verdict(self, name: str, key: str) -> Verdict | None:
-        return self._read_verdict(self.at("names", name, "verdicts", f"{key}.json"))
+        return self._read(Verdict, self.at("names", name, "verdicts", f"{key}.json"))
 
     def add_verdict(self, name: str, key: str, verdict: Verdict) -> None:
         """Write a verdict unless there is one: of two runs that judge at the same time, the first one's stays."""
@@ -170,10 +167,6 @@ class Workspace:
     def replace_verdict(self, name: str, key: str, verdict: Verdict) -> None:
         """Write a verdict in place of an earlier one: `--rerun promote` judges again."""
         self.store.put(self.at("names", name, "verdicts", f"{key}.json"), _json(verdict.to_dict()))
-
-    def _read_verdict(self, uri: str) -> Verdict | None:
-        record = self._read_json(uri)
-        return None if record is None else Verdict.from_dict(record, uri)
 
     # Comparisons of a clean dataset with the champion's, each made once.
 
@@ -198,12 +191,12 @@ class Workspace:
 
     # Costs: the seconds that the steps of an experiment took, known after they are cached.
 
-    def cost(self, name: str, fingerprint: str) -> dict[str, Any] | None:
+    def cost(self, name: str, fingerprint: str) -> CostRecord | None:
         """Return the record of what making a dataset cost; None where no experiment of `name` has made it."""
-        return self._read_json(self.at("names", name, "costs", f"{fingerprint}.json"))
+        return self._read(CostRecord, self.at("names", name, "costs", f"{fingerprint}.json"))
 
-    def add_cost(self, name: str, fingerprint: str, record: dict[str, Any]) -> None:
-        self.store.put_if_absent(self.at("names", name, "costs", f"{fingerprint}.json"), _json(record))
+    def add_cost(self, name: str, fingerprint: str, record: CostRecord) -> None:
+        self.store.put_if_absent(self.at("names", name, "costs", f"{fingerprint}.json"), _json(record.to_dict()))
 
     # Studies: the trials of a search, numbered from 0.
 
@@ -229,15 +222,19 @@ class Workspace:
         """Return the URI of a run's report."""
         return self.run_file(run, "report.html")
 
-    def step_record(self, run: str, step: str) -> dict[str, Any] | None:
-        return self._read_json(self.run_file(run, f"{step}.json"))
+    def step_record(self, run: str, step: str) -> StepRecord | None:
+        return self._read(StepRecord, self.run_file(run, f"{step}.json"))
 
-    def step_records(self, run: str, steps: Sequence[str] = STEPS) -> dict[str, dict[str, Any]]:
+    def step_records(self, run: str, steps: Sequence[str] = STEPS) -> dict[str, StepRecord]:
         """Return the records of a run's steps so far, in the order of the steps."""
         return {step: record for step in steps if (record := self.step_record(run, step))}
 
-    def write_step_record(self, run: str, step: str, record: dict[str, Any]) -> None:
-        self.store.put(self.run_file(run, f"{step}.json"), _json(record))
+    def write_step_record(self, run: str, step: str, record: StepRecord) -> None:
+        self.store.put(self.run_file(run, f"{step}.json"), _json(record.to_dict()))
+
+    def _read(self, record_class: type[T], uri: str) -> T | None:
+        record = self._read_json(uri)
+        return None if record is None else record_class.from_dict(record, uri)
 
     def _read_json(self, uri: str) -> dict[str, Any] | None:
         try:

@@ -120,14 +120,14 @@ def forward_log_line(step: str, line: str) -> None:
 def write_pending_record(job_id: str, context: Context) -> None:
     """Write a failed record before a job is submitted, so that an earlier attempt's is not taken for the job's."""
     record = StepRecord(error=f"the Ray job {job_id} has not said how it ended", exit_code=EXIT_TRANSIENT)
-    context.workspace.write_step_record(context.run, context.step, record.to_dict())
+    context.workspace.write_step_record(context.run, context.step, record)
 
 
-def read_own_record(config: StepConfig, context: Context) -> dict[str, Any] | None:
+def read_own_record(config: StepConfig, context: Context) -> StepRecord | None:
     """Return the record that a job of exactly this config wrote itself, or None."""
     record = context.workspace.step_record(context.run, context.step)
     inputs = digest({**asdict(config), "step": context.step})
-    return record if record and record.get("inputs") == inputs else None
+    return record if record and record.inputs == inputs else None
 
 
 @dataclass(frozen=True)
@@ -157,8 +157,8 @@ class _StepJobs:
                 return job_id
             else:
                 record = read_own_record(self.config, self.context)
-                if info.status == "FAILED" and record and record["exit_code"] == EXIT_USER:
-                    raise UserError(record["error"])
+                if info.status == "FAILED" and record and record.exit_code == EXIT_USER:
+                    raise UserError(record.error)
                 number += 1
 
     def _submit(self, job_id: str) -> bool:
@@ -231,8 +231,8 @@ class _StepJobs:
         if info.status == "STOPPED":
             raise TransientError(f"the Ray job {job_id} was stopped")
         record = read_own_record(self.config, self.context)
-        if record and record["exit_code"]:
-            raise error_for_exit_code(record["exit_code"], record["error"])
+        if record and record.exit_code:
+            raise error_for_exit_code(record.exit_code, record.error)
         raise _error_without_record(
             self.context.step, job_id, info.driver_exit_code, self._get_log(job_id) or str(info.message or "")
         )

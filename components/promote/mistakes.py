@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..dataset.kinds import EvaluationExtra
+from ..dataset.kinds import ClassScores, EvaluationExtra
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Dataset
 from ..dataset.shards import read_columns
@@ -47,49 +47,49 @@ def describe_test_split(evaluation: Dataset, clean: Dataset) -> dict[str, Any]:
     matrix as (SVG, classes along a cell's side), None where images have several labels."""
     if evaluation.manifest.task == MULTI:
         errors = LabelErrors.read(evaluation)
+        worst, imperfect = find_hardest_multi_label(evaluation, errors)
         section: dict[str, Any] = {
             "tested": errors.images,
             "right": errors.num_right,
             "confusion": None,
-            "worst": find_hardest_multi_label(evaluation, errors),
+            "worst": worst,
             "mistakes": make_multi_label_mistakes(evaluation, clean, errors),
         }
     else:
         confusion = ConfusionMatrix.read(evaluation)
+        worst, imperfect = find_hardest_classes(evaluation, confusion)
         section = {
             "tested": int(confusion.counts.sum()),
             "right": confusion.num_right,
             "confusion": draw_confusion_matrix(confusion, evaluation.manifest.classes),
-            "worst": find_hardest_classes(evaluation, confusion),
+            "worst": worst,
             "mistakes": make_mistakes(evaluation, clean),
         }
-    return section | {"counted": len(evaluation.manifest.classes) <= COUNTED_CLASSES}
+    return section | {"imperfect": imperfect, "counted": len(evaluation.manifest.classes) <= COUNTED_CLASSES}
 
 
-def find_hardest_classes(evaluation: Dataset, confusion: ConfusionMatrix) -> dict[str, Any]:
-    """Return `rows` of the classes with the lowest recall and their confusions; `imperfect`: classes with a mistake."""
+def find_hardest_classes(evaluation: Dataset, confusion: ConfusionMatrix) -> tuple[list[tuple[Any, ...]], int]:
+    """Return (scores, [(other class, how often it is mistaken for it)]) of the classes with the lowest recall, and the
+    number of classes with a mistake."""
     classes = evaluation.manifest.classes
-    rows, imperfect = _find_lowest(evaluation, "recall")
-    for class_id, row in rows:
-        row["mistaken_for"] = [(classes[other], number) for other, number in confusion.find_confusions(class_id)]
-    return {"rows": [row for _, row in rows], "imperfect": imperfect}
+    lowest, imperfect = _find_lowest(evaluation, "recall")
+    rows = [(c, [(classes[other], n) for other, n in confusion.find_confusions(class_id)]) for class_id, c in lowest]
+    return rows, imperfect
 
 
-def find_hardest_multi_label(evaluation: Dataset, errors: LabelErrors) -> dict[str, Any]:
-    """Return `rows` of the classes with the lowest F1, how often each is `missed` and wrongly predicted (`extra`);
-    `imperfect`: classes with a mistake."""
-    rows, imperfect = _find_lowest(evaluation, "f1")
-    for class_id, row in rows:
-        row |= {"missed": int(errors.missed[class_id]), "extra": int(errors.extra[class_id])}
-    return {"rows": [row for _, row in rows], "imperfect": imperfect}
+def find_hardest_multi_label(evaluation: Dataset, errors: LabelErrors) -> tuple[list[tuple[Any, ...]], int]:
+    """Return (scores, how often it is missed, how often it is wrongly predicted) of the classes with the lowest F1, and
+    the number of classes with a mistake."""
+    lowest, imperfect = _find_lowest(evaluation, "f1")
+    return [(c, int(errors.missed[n]), int(errors.extra[n])) for n, c in lowest], imperfect
 
 
-def _find_lowest(evaluation: Dataset, metric: str) -> tuple[list[tuple[int, dict[str, Any]]], int]:
+def _find_lowest(evaluation: Dataset, metric: str) -> tuple[list[tuple[int, ClassScores]], int]:
     """Return (id, scores) of the `MAX_CLASSES` with the lowest scores, and the number of classes below 1."""
     ids = {name: class_id for class_id, name in enumerate(evaluation.manifest.classes)}
     classes = [c for c in EvaluationExtra.of(evaluation.manifest).per_class if c.support and getattr(c, metric) < 1]
     classes.sort(key=lambda c: (getattr(c, metric), -c.support, c.name))
-    return [(ids[c.name], {"label": c.name, **vars(c)}) for c in classes[:MAX_CLASSES]], len(classes)
+    return [(ids[c.name], c) for c in classes[:MAX_CLASSES]], len(classes)
 
 
 def make_mistakes(evaluation: Dataset, clean: Dataset) -> list[Mistake]:

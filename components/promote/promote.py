@@ -81,7 +81,7 @@ def _find_report(name: str, evaluation: Dataset, champion_model: str, context: C
     run = context.workspace.latest_run(name, evaluation)
     record = context.workspace.step_record(run, context.step) if run else None
     report = context.workspace.report(run)
-    earlier_champion = record["fingerprint"] if record else None  # its URI may be of another place of the workspace
+    earlier_champion = record.fingerprint if record else None  # its URI may be of another place of the workspace
     if earlier_champion != uris.basename(champion_model) or context.workspace.store.stat(report) is None:
         context.refuse_if_only_cached(f"a report on {evaluation.uri}")
     return report

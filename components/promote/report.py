@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..dataset.kinds import CleanExtra, EvaluationExtra, ModelExtra, RawExtra
 from ..dataset.labels import MULTI
@@ -31,7 +31,7 @@ from .gate import (
 )
 from .mistakes import describe_suspects, describe_test_split, make_highest_losses
 from .near_pairs import describe_near_pairs
-from .score_sections import END_ROWS, compare_with_champion, describe_drift, describe_recipe, describe_scores, take_ends
+from .score_sections import Ends, compare_with_champion, describe_drift, describe_recipe, describe_scores
 from .thumbnails import read_rejects, sample_classes
 
 SPLITS = ("train", "val", "test")
@@ -106,7 +106,8 @@ def gather_facts(
         "model": model.to_dict(),
         "totals": clean.manifest.totals,
         "classes": clean.manifest.classes,
-        "steps": describe_steps(workspace, run),
+        "steps": {step: workspace.step_record(run, step) for step in STEPS},
+        "products": PRODUCTS,
         "ledger": count_source_files(lineage),
         "balance": count_class_images(clean),
         "drift": describe_drift(workspace, run, name),
@@ -122,7 +123,7 @@ def gather_facts(
         "near_pairs": describe_near_pairs(lineage.model, lineage.tensors, clean),
         "suspects": describe_suspects(evaluation, clean),
         "comparison": compare_with_champion(evaluation, champion) if champion else None,
-        "provenance": describe_provenance(workspace, datasets, champion),
+        "provenance": list_datasets(workspace, datasets, champion),
         "workspace": workspace.uri,
     }
 
@@ -149,21 +150,6 @@ def describe_verdict(verdict: dict[str, Any], chance: str = "") -> dict[str, Any
     }  # fmt: skip
 
 
-def describe_steps(workspace: Workspace, run: str) -> list[dict[str, Any]]:
-    """Return each step's state and seconds, with its share of the longest; promote is the one that runs now."""
-    records = {step: workspace.step_record(run, step) for step in STEPS}
-    longest = max([float(r["seconds"]) for r in records.values() if r] or [0.0]) or 1.0
-    rows = []
-    for step, record in records.items():
-        state = "now" if step == "promote" else "none"
-        if record:
-            state = "failed" if record["exit_code"] else str(record["state"])
-        seconds = float(record["seconds"]) if record else None
-        share = 100 * seconds / longest if seconds is not None else 0
-        rows.append({"step": step, "made": PRODUCTS[step], "state": state, "seconds": seconds, "share": share})
-    return rows
-
-
 def count_source_files(lineage: Lineage) -> dict[str, Any]:
     """Return the number of the source's files by outcome. `adds_up`: raw rows = kept + rejected, in all and by
     reason."""
@@ -187,42 +173,35 @@ def count_source_files(lineage: Lineage) -> dict[str, Any]:
     }
 
 
-def count_class_images(clean: Dataset) -> dict[str, Any]:
-    """Return the images of each class by split, the largest class first, with widths in percent of the largest."""
+class ClassImages(NamedTuple):
+    """The images of a class, in all and by split: (split, images, width in percent of the largest class's bar)."""
+
+    label: str
+    total: int
+    parts: list[tuple[str, int, float]]
+
+
+def count_class_images(clean: Dataset) -> Ends[ClassImages]:
+    """Return the images of each class by split, the largest class first."""
     by_split = CleanExtra.of(clean.manifest).by_class_and_split
     counts = {c: [by_split.get(split, {}).get(c, 0) for split in SPLITS] for c in clean.manifest.classes}
     ordered = sorted(counts.items(), key=lambda item: (-sum(item[1]), item[0]))
     largest = max([sum(n) for _, n in ordered] or [0]) or 1
-    bars = [
-        {"label": name, "total": sum(n), "parts": list(zip(SPLITS, n, (100 * x / largest for x in n), strict=True))}
+    return Ends.take([
+        ClassImages(name, sum(n), list(zip(SPLITS, n, (100 * x / largest for x in n), strict=True)))
         for name, n in ordered
-    ]
-    return {"rows": take_ends(bars), "classes": len(bars), "omitted": max(0, len(bars) - 2 * END_ROWS)}
+    ])  # fmt: skip
 
 
-def describe_provenance(
+def list_datasets(
     workspace: Workspace, datasets: Sequence[Dataset], champion: Dataset | None
-) -> list[dict[str, Any]]:
-    """Return each dataset's place, fingerprint, content and configuration."""
+) -> list[tuple[str, str, Dataset]]:
+    """Return (title, URI in the workspace, dataset) of the datasets that the report is about."""
     titles = {d.uri: d.manifest.kind for d in datasets}
     if champion:
         titles[champion.uri] = "evaluation of the champion"
-    return [
-        {
-            "title": titles[d.uri],
-            "uri": workspace.relative(d.uri),
-            "fingerprint": d.fingerprint,
-            "sha256": d.manifest_sha256,
-            "created": d.manifest.created,
-            "version": d.manifest.code_version,
-            "files": len(d.manifest.files),
-            "bytes": sum(f.bytes for f in d.manifest.files),
-            "source": d.manifest.extra.source if isinstance(d.manifest.extra, RawExtra) else "",
-            "image": d.manifest.image_spec.to_dict() if d.manifest.kind == "tensors" else {},
-            "config": dict(sorted(d.manifest.config.items())),
-        }
-        for d in (*datasets, *([champion] if champion else []))
-    ]
+    listed = (*datasets, *([champion] if champion else []))
+    return [(titles[d.uri], workspace.relative(d.uri), d) for d in listed]
 
 
 def render_page(facts: dict[str, Any]) -> str:

@@ -4,16 +4,17 @@ with the champion, and drift: what clean found when it compared its dataset with
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from ..dataset.kinds import EvaluationExtra, ModelExtra
+from ..dataset.kinds import ClassScores, EvaluationExtra, ModelExtra, SliceScores
 from ..dataset.manifest import Dataset
 from ..dataset.workspace import Workspace
 from .charts import MUTED, SERIES, TRAIN, VAL, clear_frame, draw_reliability, draw_score_curves, to_svg, use_style
-from .pairs import PairedPredictions
-from .score_difference import METRIC_TITLES, ClassCounts, compute_difference
+from .pairs import NewClass, PairedPredictions
+from .score_difference import METRIC_TITLES, ClassCounts, ScoreDifference, compute_difference
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -53,7 +54,7 @@ def describe_scores(evaluation: Dataset) -> dict[str, Any]:
         "temperature": calibration.temperature if calibration else None,
         "reliability": draw_reliability(calibration) if calibration else None,
         "areas": draw_score_curves(curves) if curves else [],
-        "area_classes": [c.to_dict() for c in curves.classes[: len(SERIES)]] if curves else [],
+        "area_classes": curves.classes[: len(SERIES)] if curves else [],
         "area_total": sum(c.roc_auc is not None for c in extra.per_class),
         "slices": group_slices(extra),
         "each_class": list_classes(extra),
@@ -62,14 +63,22 @@ def describe_scores(evaluation: Dataset) -> dict[str, Any]:
     }
 
 
-def list_metrics(extra: EvaluationExtra) -> list[dict[str, Any]]:
-    """Return the metrics in [0, 1] as rows, with the positions of value and interval in percent."""
+class MetricRow(NamedTuple):
+    """A metric in [0, 1], what it is in words, and its 95% interval where it has one."""
+
+    name: str
+    words: str
+    value: float
+    interval: list[float] | None
+
+
+def list_metrics(extra: EvaluationExtra) -> list[MetricRow]:
+    """Return the metrics in [0, 1] as rows."""
     rows = []
     for key, (name, description) in _SCORE_TITLES.items():
         value = extra.metrics.get(key)
         if value is None:
             continue
-        interval = extra.intervals.get(key)
         if extra.baseline and key in ("top1", "macro_f1"):
             description += f"; of the linear probe, the baseline, {getattr(extra.baseline, key):.3f}"
         if extra.cross_validation and key in extra.cross_validation.scores:
@@ -78,35 +87,38 @@ def list_metrics(extra: EvaluationExtra) -> list[dict[str, Any]]:
                 f"; of such probes, cross-validated on all {extra.cross_validation.images:,} images, "
                 f"{extra.cross_validation.scores[key]:.3f} ({low:.3f} to {high:.3f})"
             )
-        bar = {"left": 100 * interval[0], "width": 100 * (interval[1] - interval[0])} if interval else {}
-        row = {"name": name, "words": description, "value": value, "between": interval, "at": 100 * value}
-        rows.append(row | bar)
+        rows.append(MetricRow(name, description, value, extra.intervals.get(key)))
     return rows
 
 
-def group_slices(extra: EvaluationExtra) -> dict[str, Any]:
-    """Return the slices by column, and the number of those that are significantly below all images."""
-    by_column: dict[str, list[dict[str, Any]]] = {}
+def group_slices(extra: EvaluationExtra) -> dict[str, list[SliceScores]]:
+    """Return the slices by column."""
+    by_column: dict[str, list[SliceScores]] = {}
     for scores in extra.slices:
-        by_column.setdefault(scores.column, []).append(scores.to_dict() | {"width": 100 * scores.top1})
-    below = sum(scores.below for scores in extra.slices)
-    return {"columns": by_column, "below": below, "whole": 100 * extra.metrics["top1"]}
+        by_column.setdefault(scores.column, []).append(scores)
+    return by_column
 
 
-def list_classes(extra: EvaluationExtra) -> dict[str, Any]:
-    """Return the classes with test images in blocks, the lowest average precision first; empty for an evaluation that
-    has no areas."""
+@dataclass(frozen=True)
+class Ends(Generic[T]):
+    """The rows of a chart: all as one block or, of more than `MAX_ROWS`, the first and the last `END_ROWS`, with the
+    number that is `omitted` between them."""
+
+    blocks: list[list[T]] = field(default_factory=list)
+    omitted: int = 0
+
+    @classmethod
+    def take(cls, rows: list[T]) -> Ends[T]:
+        if len(rows) <= MAX_ROWS:
+            return cls([rows] if rows else [])
+        return cls([rows[:END_ROWS], rows[-END_ROWS:]], len(rows) - 2 * END_ROWS)
+
+
+def list_classes(extra: EvaluationExtra) -> Ends[ClassScores]:
+    """Return the classes with test images, the lowest average precision first; none for an evaluation without areas."""
     rows = [c for c in extra.per_class if c.support and c.pr_auc is not None]
     rows.sort(key=lambda c: (c.pr_auc, c.name))
-    return {
-        "blocks": take_ends([c.to_dict() for c in rows]) if rows else [],
-        "omitted": max(0, len(rows) - 2 * END_ROWS),
-    }
-
-
-def take_ends(rows: list[T]) -> list[list[T]]:
-    """Return all rows as one block; of more than `MAX_ROWS`, the first and the last `END_ROWS`."""
-    return [rows] if len(rows) <= MAX_ROWS else [rows[:END_ROWS], rows[-END_ROWS:]]
+    return Ends.take(rows)
 
 
 def describe_recipe(model: ModelExtra, config: dict[str, Any]) -> list[str]:
@@ -117,39 +129,51 @@ def describe_recipe(model: ModelExtra, config: dict[str, Any]) -> list[str]:
     return [f"recipe {name}"] if name and name != "auto" else []
 
 
-def compare_with_champion(challenger: Dataset, champion: Dataset) -> dict[str, Any]:
-    """Return both models' scores on the images that the gate compares them on, and F1 by class, the largest gain first,
-    as bars from `zero` (percent of the width); `why` where they can't be compared."""
-    empty: dict[str, Any] = {"rows": [], "omitted": 0, "zero": 0.0}
+class ClassGain(NamedTuple):
+    """F1 of both models on one class, and the difference."""
+
+    label: str
+    challenger: float
+    champion: float
+    gain: float
+
+
+@dataclass(frozen=True)
+class ChampionComparison:
+    """Both models' scores on the images that the gate compares them on, and F1 by class, the largest gain first, as
+    bars from `zero`, of a chart that is `span` wide; `why` they can't be compared, or empty."""
+
+    why: str = ""
+    images: int = 0
+    excluded: int = 0
+    new_classes: tuple[NewClass, ...] = ()
+    scores: dict[str, ScoreDifference] = field(default_factory=dict)
+    rows: Ends[ClassGain] = field(default_factory=Ends)
+    zero: float = 0.0
+    span: float = 1.0
+
+
+def compare_with_champion(challenger: Dataset, champion: Dataset) -> ChampionComparison:
     tasks = {EvaluationExtra.of(evaluation.manifest).model_task for evaluation in (challenger, champion)}
     if len(tasks) > 1:
-        return empty | {"why": "One of them gives an image one label, the other several: they can't be compared."}
+        return ChampionComparison("One of them gives an image one label, the other several: they can't be compared.")
     pair = PairedPredictions.read(challenger, champion)
     if not len(pair.labels.classes):
-        return empty | {"why": "No test image is left that both can be compared on."}
+        return ChampionComparison("No test image is left that both can be compared on.")
     counts = ClassCounts.count(pair)
     champion_f1, challenger_f1 = (scores["f1"].tolist() for scores in counts.compute_scores())
-    rows: list[dict[str, Any]] = [
-        {"label": name, "challenger": new, "champion": old, "gain": new - old}
+    rows = [
+        ClassGain(name, new, old, new - old)
         for name, new, old, images in zip(pair.classes, challenger_f1, champion_f1, counts.support, strict=True)
         if images
     ]
-    rows.sort(key=lambda row: (-row["gain"], row["label"]))
-    largest_gain, largest_loss = (max([sign * row["gain"] for row in rows] + [0.0]) for sign in (1, -1))
+    rows.sort(key=lambda row: (-row.gain, row.label))
+    largest_gain, largest_loss = (max([sign * row.gain for row in rows] + [0.0]) for sign in (1, -1))
+    scores = {title: compute_difference(pair, metric) for metric, title in METRIC_TITLES.items()}
     span = (largest_gain + largest_loss) or 1.0
-    for row in rows:
-        row["left"] = 100 * (largest_loss + min(0.0, row["gain"])) / span
-        row["width"] = 100 * abs(row["gain"]) / span
-    return {
-        "images": pair.images,
-        "excluded": pair.excluded,
-        "new_classes": pair.new_classes,
-        "scores": {title: compute_difference(pair, metric) for metric, title in METRIC_TITLES.items()},
-        "rows": take_ends(rows),
-        "omitted": max(0, len(rows) - 2 * END_ROWS),
-        "zero": 100 * largest_loss / span,
-        "why": "",
-    }
+    return ChampionComparison(
+        "", pair.images, pair.excluded, pair.new_classes, scores, Ends.take(rows), largest_loss, span
+    )
 
 
 SCOPES = ("all", "new")
@@ -160,7 +184,7 @@ _UNITS = {"width": "pixels", "height": "pixels", "aspect_ratio": "width : height
 def describe_drift(workspace: Workspace, run: str, name: str) -> dict[str, Any] | None:
     """Return the template's variables of the section; None where clean compared nothing in this run."""
     record = workspace.step_record(run, "clean")
-    metrics = record["metrics"] if record else {}
+    metrics = record.metrics if record else {}
     comparison = workspace.drift(name, metrics["drift_comparison"]) if "drift_comparison" in metrics else None
     if comparison is None:
         return None
@@ -191,7 +215,7 @@ def _read_feature_drift(
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """Return the comparison of features that evaluate made in this run, and its lines; (None, []) without one."""
     record = workspace.step_record(run, "evaluate")
-    metrics = record["metrics"] if record else {}
+    metrics = record.metrics if record else {}
     key = metrics.get("feature_drift_comparison")
     comparison = workspace.drift(name, key) if key else None
     if comparison is None:

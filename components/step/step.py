@@ -215,8 +215,8 @@ class Step:
     def _raise_recorded_user_error(self, workspace: Workspace, run: str, inputs: str) -> None:
         """Raise the UserError of an earlier attempt with the same inputs: a cluster's retry fails at once."""
         earlier = workspace.step_record(run, self.name)
-        if earlier and earlier.get("exit_code") == EXIT_USER and earlier.get("inputs") == inputs:
-            raise UserError(str(earlier.get("error")))
+        if earlier and earlier.exit_code == EXIT_USER and earlier.inputs == inputs:
+            raise UserError(earlier.error)
 
     def _print_outcome(self, record: StepRecord) -> None:
         if os.environ.get(RANK_RECORDS) or (rank() and not record.exit_code):
@@ -238,11 +238,11 @@ class Step:
             if result:
                 Path(result).write_text(json.dumps(record.to_dict(), indent=1) + "\n")
             if workspace is not None:
-                workspace.write_step_record(run, self.name, record.to_dict())
+                workspace.write_step_record(run, self.name, record)
         except (MillError, OSError) as error:  # the step's own outcome stands
             say(self.name, f"the record could not be written: {error}")
 
-    def component(self, config: str, artifact: str, **values: Any) -> dict[str, Any]:
+    def component(self, config: str, artifact: str, **values: Any) -> StepRecord:
         """Run the step as the body of a KFP component, from named values and the JSON parameter; return its record.
 
         The dataset's manifest is copied to the file `artifact`, unless that is empty. Ends the process with the
@@ -261,8 +261,8 @@ class Step:
             code = self.execute(step_config, str(result))
             if code:
                 raise SystemExit(code)
-            record: dict[str, Any] = json.loads(result.read_text())
-            manifest = join(record["uri"], MANIFEST)
+            record = StepRecord.read(result)
+            manifest = join(record.uri, MANIFEST)
             if artifact and (code := self.write_results(lambda: download_file(manifest, artifact))):
                 raise SystemExit(code)
             return record
@@ -308,7 +308,7 @@ class Step:
             return self.execute(config, result)
         Path(outputs).mkdir(parents=True, exist_ok=True)
         code = self.execute(config, result := result or str(Path(outputs) / "record.json"))
-        return code or self.write_results(lambda: write_outputs(json.loads(Path(result).read_text()), Path(outputs)))
+        return code or self.write_results(lambda: write_outputs(StepRecord.read(result), Path(outputs)))
 
     def _make_parser(self, prog: str) -> Parser:
         """Return a parser of the options, in the config's `HELP_GROUPS`."""
@@ -360,17 +360,17 @@ class Step:
         return section
 
 
-def write_outputs(record: Mapping[str, Any], folder: Path) -> None:
+def write_outputs(record: StepRecord, folder: Path) -> None:
     """Write a record as files of a folder, one a value, from which Argo takes parameters and artifacts.
 
     `uri`, `state` and each of the metrics; the dataset's manifest as `manifest.json`, a report as `report.html`.
     """
-    for name, value in {"uri": record["uri"], "state": record["state"], **record["metrics"]}.items():
+    for name, value in {"uri": record.uri, "state": record.state, **record.metrics}.items():
         (folder / name).write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
-    (folder / "metrics.json").write_text(json.dumps(record["metrics"], indent=1) + "\n", encoding="utf-8")
-    if record["fingerprint"]:
-        download_file(join(record["uri"], MANIFEST), str(folder / "manifest.json"))
-    if report := record["metrics"].get("report"):
+    (folder / "metrics.json").write_text(json.dumps(record.metrics, indent=1) + "\n", encoding="utf-8")
+    if record.fingerprint:
+        download_file(join(record.uri, MANIFEST), str(folder / "manifest.json"))
+    if report := record.metrics.get("report"):
         download_file(report, str(folder / "report.html"))
 
 

@@ -5,12 +5,12 @@ Exit codes are a step's.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Sequence
 
 from ...components.clean import STEP as CLEAN
+from ...components.dataset.records import StepRecord
 from ...components.dataset.workspace import Workspace
 from ...components.resize import STEP as RESIZE
 from ...components.step.command_line import configure_logging
@@ -38,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = arguments.outputs / "record.json"
         if code := CLEAN.execute(config, str(result)):
             return code
-        record = json.loads(result.read_text(encoding="utf-8"))
-        if earlier and (earlier["uri"], earlier["state"], record["state"]) == (record["uri"], RAN, CACHED):
+        record = StepRecord.read(result)
+        if earlier and (earlier.uri, earlier.state, record.state) == (record.uri, RAN, CACHED):
             workspace.write_step_record(run, CLEAN.name, earlier)  # of the run's RayJob, with the time that it took
         if code := CLEAN.write_results(lambda: write_outputs(record, arguments.outputs)):
             return code
         step = RESIZE.name
-        arguments.write("tensors", write_plan(arguments, workspace, step, cluster, clean=record["uri"]).uri)
+        arguments.write("tensors", write_plan(arguments, workspace, step, cluster, clean=record.uri).uri)
     except MillError as error:
         say(step, f"error: {error}")
         return error.exit_code

@@ -3,12 +3,12 @@ have anything to do (`changed`), and plans where clean runs if that may be a Ray
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from ...components.clean import STEP as CLEAN
+from ...components.dataset.records import StepRecord
 from ...components.dataset.workspace import Workspace
 from ...components.download import STEP
 from ...components.step.command_line import configure_logging
@@ -34,10 +34,10 @@ def main(argv: Sequence[str] | None = None, choose_name: Callable[[Workspace, st
         result = arguments.outputs / "record.json"
         if code := STEP.execute(arguments.config(STEP.name), str(result)):
             return code
-        record = json.loads(result.read_text(encoding="utf-8"))
+        record = StepRecord.read(result)
         if code := STEP.write_results(lambda: write_outputs(record, arguments.outputs)):
             return code
-        raw, name = record["uri"], record["metrics"]["name"]
+        raw, name = record.uri, record.metrics["name"]
         workspace = Workspace.from_uri(raw.rpartition("/raw/")[0])
         if choose_name:
             name = choose_name(workspace, name, os.environ.get(RUN_ENV) or arguments.run)

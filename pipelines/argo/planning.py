@@ -60,7 +60,7 @@ def write_plan(arguments: PodArguments, workspace: Workspace, step: str, cluster
         record = StepRecord(error=describe_internal_error(error), exit_code=EXIT_OURS)
         if isinstance(error, MillError):
             record = StepRecord(error=str(error), exit_code=error.exit_code)
-        workspace.write_step_record(run, step, record.to_dict())
+        workspace.write_step_record(run, step, record)
         raise
     arguments.write("executor", plan.executor)
     arguments.write("rayjob", plan.rayjob)
@@ -83,7 +83,7 @@ def make_plan(config: StepConfig, cluster: Cluster, context: Context) -> Plan:
     if dataset := find_intact_dataset(target.uri):
         if step == RESIZE.name:
             record = StepRecord(**vars(target.report(dataset, CACHED, context)))
-            context.workspace.write_step_record(context.run, step, record.to_dict())
+            context.workspace.write_step_record(context.run, step, record)
         return Plan(target.uri, NONE)
     if choose_mode(cluster, step, target.estimate_core_seconds(context), target.device) == "pod":
         return Plan(target.uri, POD)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ...components.dataset.manifest import find_dataset, find_intact_dataset, normalize_dataset_uri, read_dataset
-from ...components.dataset.records import Promotion
+from ...components.dataset.records import Promotion, StepRecord
 from ...components.dataset.workspace import Workspace
 from ...components.predict.config import find_only_name
 from ...components.promote.registry import check_registry, read_version, register, resolve_registry
@@ -233,14 +233,14 @@ def _promote(workspace: Workspace, name: str, as_json: bool, flags: dict[str, An
     parameters = resolve_parameters(values | {"workspace": workspace.uri, "name": name}, config_file)
     run_name = new_run(name)
 
-    def run_step(step: str, **parents: str) -> Record:
+    def run_step(step: str, **parents: str) -> StepRecord:
         code = ALL_STEPS[step].execute(replace(parameters.config(step), run=run_name, **parents))
         record = workspace.step_record(run_name, step)
         if code or record is None:
-            raise error_for_exit_code(code or EXIT_OURS, str(record["error"]) if record else f"{step} left no record")
+            raise error_for_exit_code(code or EXIT_OURS, record.error if record else f"{step} left no record")
         return record
 
     evaluated = run_step("evaluate", model=model, clean=clean)
-    champion = str(evaluated["metrics"]["champion_evaluation"])
-    record = run_step("promote", evaluation=str(evaluated["uri"]), champion_evaluation=champion)
-    return _print_promotion(workspace, name, record["metrics"] | {"model": record["uri"]}, as_json)
+    champion = str(evaluated.metrics["champion_evaluation"])
+    record = run_step("promote", evaluation=evaluated.uri, champion_evaluation=champion)
+    return _print_promotion(workspace, name, record.metrics | {"model": record.uri}, as_json)

@@ -101,7 +101,7 @@ def _describe_run(service: KfpService, run: Any, records: RunRecords) -> dict[st
         "scheduled": bool(run.recurring_run_id),
         "macro_f1": facts["metrics"].get("macro_f1"),
         "verdict": facts["verdict"],
-        "failed_at": next((step for step, record in recorded.items() if record["exit_code"]), ""),
+        "failed_at": next((step for step, record in recorded.items() if record.exit_code), ""),
         "link": service.get_run_url(run.run_id),
     }
 
@@ -149,7 +149,7 @@ def _show_run(service: KfpService, run_id: str, follow: bool, as_json: bool, rep
         following.collect_result(service, run, result)
     else:
         records, _ = RunRecords(service).read(run)
-        result |= read_record_facts(records) | {"records": records}
+        result |= read_record_facts(records) | {"records": {step: record.to_dict() for step, record in records.items()}}
     if report:
         write_report(service, run, result, report)
     states = {name: (state, seconds) for name, state, seconds in following.list_tasks(run)}

@@ -29,9 +29,7 @@ CHANGED, UNCHANGED = "true", "false"
 """The values of the output `changed`."""
 
 
-def check_and_download(
-    config: str, artifact: str, run: str, parameters: Mapping[str, Any]
-) -> tuple[dict[str, Any], str]:
+def check_and_download(config: str, artifact: str, run: str, parameters: Mapping[str, Any]) -> tuple[StepRecord, str]:
     """Run the first step as the body of a KFP component; return download's record and the output `changed`.
 
     `config`: the JSON parameter; `parameters`: all other pipeline parameters. Ends the process with the step's exit
@@ -55,23 +53,23 @@ def check_form(run: str, form: Mapping[str, str]) -> RunParameters:
         return parameters
     except UserError as error:
         say(STEP.name, f"error: {error}")
-        record = StepRecord(error=str(error), exit_code=error.exit_code).to_dict()
+        record = StepRecord(error=str(error), exit_code=error.exit_code)
         with contextlib.suppress(MillError):  # a wrong workspace, or a store that does not answer
             workspace = Workspace.from_uri(form.get("workspace", ""))
             workspace.write_step_record(os.environ.get(RUN_ENV) or run, STEP.name, record)
         raise SystemExit(error.exit_code) from None
 
 
-def complete_if_unchanged(parameters: RunParameters, run: str, record: dict[str, Any]) -> bool:
+def complete_if_unchanged(parameters: RunParameters, run: str, record: StepRecord) -> bool:
     """If no step after download has anything to do, write the records of all steps; return whether that is so.
 
     `record`: that of download.
     """
     try:
-        records = find_cached_records(parameters, run, {STEP.name: record}) if record["state"] == CACHED else None
+        records = find_cached_records(parameters, run, {STEP.name: record}) if record.state == CACHED else None
         if records is None:
             return False
-        write_cached_records(Workspace.from_uri(record["uri"].rpartition("/raw/")[0]), run, records)
+        write_cached_records(Workspace.from_uri(record.uri.rpartition("/raw/")[0]), run, records)
     except MillError as error:  # the steps will fail with it, and record it
         say(STEP.name, f"whether anything has changed can't be told: {error}")
         return False
@@ -79,7 +77,7 @@ def complete_if_unchanged(parameters: RunParameters, run: str, record: dict[str,
     return True
 
 
-Records = dict[str, dict[str, Any]]
+Records = dict[str, StepRecord]
 """The steps' records by name, in the order of the steps."""
 
 
@@ -94,7 +92,7 @@ def find_cached_records(parameters: RunParameters, run: str, records: Records) -
     for step in STEPS[len(records) :]:
         try:
             config = dataclasses.replace(parameters.config(step), run=run, **_build_parents(step, records))
-            records[step] = ALL_STEPS[step].execute_cached(config).to_dict()
+            records[step] = ALL_STEPS[step].execute_cached(config)
         except (NotCached, MillError, ImportError):
             return None
         except Exception:
@@ -107,18 +105,18 @@ def write_cached_records(workspace: Workspace, run: str, records: Records) -> No
     """Write the records as the steps would have written them, and print what exists."""
     for step, record in records.items():
         workspace.write_step_record(run, step, record)
-        if record["uri"]:
-            say(step, f"there already: {record['uri']}")
-    verdict = records["promote"]["metrics"]
+        if record.uri:
+            say(step, f"there already: {record.uri}")
+    verdict = records["promote"].metrics
     say("promote", f"{verdict['verdict'].replace('_', ' ')}: {verdict['reason']}")
 
 
 def _build_parents(step: str, records: Records) -> dict[str, str]:
     """Return the config fields of a step whose values come from earlier steps."""
-    uris = {kind: records[name]["uri"] for name, kind in PRODUCTS.items() if name in records}
+    uris = {kind: records[name].uri for name, kind in PRODUCTS.items() if name in records}
     parents = {kind: uris[kind] for kind in ALL_STEPS[step].config.PARENTS if kind in uris}
     if step != STEPS[0]:
-        parents["name"] = records[STEPS[0]]["metrics"]["name"]
+        parents["name"] = records[STEPS[0]].metrics["name"]
     if step == "promote":
-        parents["champion_evaluation"] = records["evaluate"]["metrics"]["champion_evaluation"]
+        parents["champion_evaluation"] = records["evaluate"].metrics["champion_evaluation"]
     return parents

@@ -198,7 +198,7 @@ class Containers:
     def _read_recorded_code(self, step: str) -> int:
         """Return the exit code of the step's record, for a container that was removed before the engine was asked."""
         record = self.workspace.step_record(self.run, step)
-        return int(record["exit_code"]) if record else EXIT_TRANSIENT
+        return record.exit_code if record else EXIT_TRANSIENT
 
     def _reset_scratch(self) -> None:
         """Empty the scratch folder of files that the step before left, and create the mount points in it."""

@@ -132,10 +132,10 @@ def _get_metric(configuration: Configuration) -> str:
 
 def measure_costs(trials: tuple[list[Trial], list[Trial]]) -> tuple[Cost, Cost]:
     """Return the cost of each configuration, a mean over its trials."""
-    datasets = [{str(t.records[step]["uri"]) for t in side for step in LAST_STEPS} for side in trials]
+    datasets = [{t.records[step].uri for t in side for step in LAST_STEPS} for side in trials]
     shared = tuple(
         step for step in LAST_STEPS
-        if all(str(trial.records[step]["uri"]) in datasets[0] & datasets[1] for side in trials for trial in side)
+        if all(trial.records[step].uri in datasets[0] & datasets[1] for side in trials for trial in side)
     )  # fmt: skip
     first, second = (_measure_cost(side, shared) for side in trials)
     return first, second
@@ -214,8 +214,8 @@ def _describe_side(
             for metric, values in scores.items()
         },
         "seconds": cost.seconds, "bytes": cost.bytes, "images_per_second": cost.images_per_second,
-        "shared": list(cost.shared), "models": [trial.records["train"]["uri"] for trial in trials],
-        "evaluations": [trial.records["evaluate"]["uri"] for trial in trials],
+        "shared": list(cost.shared), "models": [trial.records["train"].uri for trial in trials],
+        "evaluations": [trial.records["evaluate"].uri for trial in trials],
     }  # fmt: skip
 
 

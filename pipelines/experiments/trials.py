@@ -15,6 +15,7 @@ from typing import Any
 
 from ...components.dataset.kinds import ModelExtra
 from ...components.dataset.manifest import Dataset, digest, find_dataset, read_dataset
+from ...components.dataset.records import CostRecord, StepRecord
 from ...components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from ...components.step.config import StepConfig
 from ...components.step.step import RAN
@@ -22,7 +23,7 @@ from ...components.storage import uri as uris
 from ...components.storage.errors import MillError, UserError, wrong
 from ...components.train.config import CHAMPION, TrainConfig
 from ...components.train.loop.history import TAGS, diagnose
-from ..local.step_process import Record, StepRunner, Watch, build_parents
+from ..local.step_process import StepRunner, Watch, build_parents
 from ..parameters import ALL_STEPS, RunParameters, resolve_parameters
 
 LAST_STEPS = STEPS[: STEPS.index("promote")]
@@ -78,13 +79,13 @@ class Configuration:
 class Trial:
     """The records of a trial's steps, and `seconds` that each took when it was run; None where that is not known."""
 
-    records: dict[str, Record]
+    records: dict[str, StepRecord]
     seconds: dict[str, float | None]
 
     def read(self, kind: str) -> Dataset:
         """Return a dataset of the trial, by its kind."""
         step = next(step for step, product in PRODUCTS.items() if product == kind)
-        return read_dataset(str(self.records[step]["uri"]), kind)
+        return read_dataset(self.records[step].uri, kind)
 
 
 @dataclass
@@ -100,7 +101,7 @@ class TrialRunner:
     run: str
     kind: str
     tensors: str = ""
-    _records: dict[str, Record] = field(default_factory=dict)
+    _records: dict[str, StepRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.tensors:
@@ -123,7 +124,7 @@ class TrialRunner:
         `label` of the trial in the names of its records' folders; `watch` is called while the training runs. Raises the
         error of the step that fails.
         """
-        records: dict[str, Record] = {"resize": {"uri": self.tensors}} if self.tensors else {}
+        records: dict[str, StepRecord] = {"resize": StepRecord(self.tensors)} if self.tensors else {}
         first = LAST_STEPS.index("train") if self.tensors else 0
         for step in LAST_STEPS[first : LAST_STEPS.index(last_step) + 1]:
             config = replace(
@@ -135,13 +136,12 @@ class TrialRunner:
             del records["resize"]
         return Trial(records, {step: self.find_seconds(step, record) for step, record in records.items()})
 
-    def _run_step(self, step: str, config: StepConfig, watch: Watch | None) -> Record:
+    def _run_step(self, step: str, config: StepConfig, watch: Watch | None) -> StepRecord:
         key = digest({"step": step, **dataclasses.asdict(config), "run": ""})
         if key not in self._records:
             record = self.steps.find(step, config) or self.steps.run(step, config, watch)
-            if record["state"] == RAN and record["fingerprint"]:
-                cost = {"step": step, "seconds": record["seconds"], "run": config.run}
-                self.workspace.add_cost(self.scope, str(record["fingerprint"]), cost)
+            if record.state == RAN and record.fingerprint:
+                self.workspace.add_cost(self.scope, record.fingerprint, CostRecord(step, record.seconds, config.run))
             self._records[key] = record
         return self._records[key]
 
@@ -150,12 +150,12 @@ class TrialRunner:
         starts_from_champion = isinstance(train, TrainConfig) and train.start == CHAMPION
         return self.name if step == "download" or (step == "train" and starts_from_champion) else self.scope
 
-    def find_seconds(self, step: str, record: Record) -> float | None:
+    def find_seconds(self, step: str, record: StepRecord) -> float | None:
         """Return the seconds of the step when it ran: as an experiment recorded them, or the model's manifest."""
-        if cost := self.workspace.cost(self.scope, str(record["fingerprint"])):
-            return float(cost["seconds"])
+        if cost := self.workspace.cost(self.scope, record.fingerprint):
+            return cost.seconds
         if step == "train":
-            return ModelExtra.of(read_dataset(str(record["uri"]), "model").manifest).seconds
+            return ModelExtra.of(read_dataset(record.uri, "model").manifest).seconds
         return None
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ...components.dataset.records import StepRecord
 from ...components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from ...components.step.step import download_file
 from ...components.storage import uri as uris
@@ -31,10 +32,10 @@ _RECORD_KEYS = ("uri", "fingerprint", "state", "seconds", "metrics", "exit_code"
 _STEPS = {kind: step for step, kind in PRODUCTS.items()}
 
 
-def records_metadata(records: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def records_metadata(records: Mapping[str, StepRecord]) -> dict[str, str]:
     """Return records by step as metadata of an artifact."""
     public = {
-        step: _merge_set({key: record.get(key) for key in _RECORD_KEYS}, {"metrics": _merge_set(record["metrics"])})
+        step: _merge_set({key: getattr(record, key) for key in _RECORD_KEYS}, {"metrics": _merge_set(record.metrics)})
         for step, record in records.items()
     }
     return {RECORDS: json.dumps(public, ensure_ascii=False)}
@@ -46,7 +47,7 @@ def summary_metadata(run: RunSummary) -> dict[str, str]:
     return {} if run.unread else records_metadata(run.records)
 
 
-def dataset_metadata(record: Mapping[str, Any], manifest_file: str) -> dict[str, Any]:
+def dataset_metadata(record: StepRecord, manifest_file: str) -> dict[str, Any]:
     """Return the metadata of a `Dataset`: its URI, totals and classes, and the step's metrics.
 
     `manifest_file`: the local copy of the manifest, which is the artifact itself.
@@ -59,12 +60,12 @@ def dataset_metadata(record: Mapping[str, Any], manifest_file: str) -> dict[str,
         {key: totals[key] for key in ("rows", "rejected", "bytes", "by_split", "by_reason")},
         {"classes": len(manifest["classes"]), "task": manifest["task"], "files": len(manifest["files"])},
         {key: image[key] for key in ("color", "shape", "dtype", "encoding") if key in image},
-        record["metrics"],
+        record.metrics,
         records_metadata({_STEPS[manifest["kind"]]: record}),
     )
 
 
-def model_metadata(record: Mapping[str, Any], manifest_file: str) -> dict[str, Any]:
+def model_metadata(record: StepRecord, manifest_file: str) -> dict[str, Any]:
     """Return the metadata of a `Model`: its URI, training parameters and validation metrics."""
     manifest = json.loads(Path(manifest_file).read_text(encoding="utf-8"))
     config = manifest["config"]
@@ -74,27 +75,27 @@ def model_metadata(record: Mapping[str, Any], manifest_file: str) -> dict[str, A
         {"framework": FRAMEWORK, "classes": len(manifest["classes"]), "task": manifest["task"]},
         {key: config[key] for key in hyperparameters if key in config},
         {"best_epoch": manifest.get("extra", {}).get("best_epoch")},
-        record["metrics"],
+        record.metrics,
         records_metadata({_STEPS[manifest["kind"]]: record}),
     )
 
 
-def write_report(record: Mapping[str, Any], path: str) -> None:
+def write_report(record: StepRecord, path: str) -> None:
     """Write the run's report to the file of an `HTML` artifact, or a message if promote could not make one."""
-    if uri := record["metrics"]["report"]:
+    if uri := record.metrics["report"]:
         download_file(uri, path)
     else:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text("<p>No report: a dataset that it is made from was removed.</p>\n", encoding="utf-8")
 
 
-def _identity(record: Mapping[str, Any], manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _identity(record: StepRecord, manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "uri": record["uri"],
-        "fingerprint": record["fingerprint"],
+        "uri": record.uri,
+        "fingerprint": record.fingerprint,
         "kind": manifest["kind"],
         "dataset": manifest.get("extra", {}).get("dataset_name"),
-        "state": record["state"],
+        "state": record.state,
         "created": manifest["created"],
         "code_version": manifest["code_version"],
     }
@@ -111,21 +112,20 @@ def _merge_set(*groups: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-_EMPTY_RECORD = {"uri": "", "fingerprint": "", "state": "", "seconds": 0.0, "metrics": {}, "exit_code": 0, "error": ""}
 _PROCESS_FAILED = re.compile(r"failed to execute component: (?:exit status (\d+)|signal: (\w+))")
 """The message of KFP's launcher about a process that failed (backend/src/v2/component/launcher_v2.go)."""
 
 
-def read_records(ui: KfpUi, run: str) -> dict[str, dict[str, Any]] | None:
+def read_records(ui: KfpUi, run: str) -> Records | None:
     """Return the records of a run's steps that KFP has so far, in the order of the steps.
 
     None where no artifact of the run has records: none is written yet, or an older imagemill started the run.
     """
     texts = [artifact.properties.get(RECORDS, "") for artifact in read_artifacts(ui.call_metadata_store, run)]
-    records: dict[str, dict[str, Any]] = {}
+    records: Records = {}
     for text in filter(None, texts):
-        with contextlib.suppress(ValueError):  # other tools may use the same property
-            records |= {step: _EMPTY_RECORD | record for step, record in json.loads(text).items()}
+        with contextlib.suppress(ValueError, MillError):  # other tools may use the same property
+            records |= {step: StepRecord.from_dict(record, RECORDS) for step, record in json.loads(text).items()}
     return {step: records[step] for step in STEPS if step in records} if any(texts) else None
 
 
@@ -220,7 +220,7 @@ def _describe_pod_failure(ui: KfpUi, execution: Execution) -> str:
     return ""
 
 
-Records = dict[str, dict[str, Any]]
+Records = dict[str, StepRecord]
 
 
 class PipelineSpecs:
@@ -319,7 +319,7 @@ def find_workspace(specs: PipelineSpecs, run: Any) -> str:
 def _is_complete(state: str, records: Records) -> bool:
     """Return whether the records explain a run's state: one that failed has the record of a failed step."""
     if state == "FAILED":
-        return any(record["exit_code"] for record in records.values())
+        return any(record.exit_code for record in records.values())
     return state != "SUCCEEDED" or STEPS[-1] in records
 
 

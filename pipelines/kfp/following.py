@@ -143,8 +143,8 @@ def find_error(run: Any, records: Records, unread: str, ui: KfpUi) -> MillError 
     if run.state == "CANCELED":
         return MillError("the run was cancelled")
     for step, record in records.items():
-        if record["exit_code"]:
-            return error_for_exit_code(int(record["exit_code"]), f"{step}: {record['error']}")
+        if record.exit_code:
+            return error_for_exit_code(record.exit_code, f"{step}: {record.error}")
     failed = [name for name, state, _ in list_tasks(run) if state == "FAILED"]
     for name in failed:
         if failure := find_failure(ui, run.run_id, name):
@@ -167,7 +167,7 @@ def collect_result(service: KfpService, run: Any, result: dict[str, Any]) -> int
         "status": "failed" if error else "succeeded",
         "state": run.state,
         **read_record_facts(records),
-        "records": records,
+        "records": {step: record.to_dict() for step, record in records.items()},
     }
     if unread:
         print(f"imagemill: {unread}", file=sys.stderr)

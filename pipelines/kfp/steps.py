@@ -75,7 +75,7 @@ def download(
     record, changed = check_and_download(config, manifest.path, run, form)
     manifest.metadata.update(dataset_metadata(record, manifest.path))
     outputs = NamedTuple("outputs", [("raw", str), ("name", str), ("changed", str)])  # noqa: UP014
-    return outputs(record["uri"], record["metrics"]["name"], changed)
+    return outputs(record.uri, record.metrics["name"], changed)
 
 
 @form_component("cpu")
@@ -88,7 +88,7 @@ def clean(form: Form, run: str, config: str, raw: str, manifest: dsl.Output[dsl.
 
     record = run_step(STEP, config, manifest.path, run=run, raw=raw, **form)
     manifest.metadata.update(dataset_metadata(record, manifest.path))
-    return str(record["uri"])
+    return record.uri
 
 
 @form_component("ray")
@@ -100,7 +100,7 @@ def resize(form: Form, run: str, config: str, clean: str, manifest: dsl.Output[d
 
     record = run_step(STEP, config, manifest.path, run=run, clean=clean, **form)
     manifest.metadata.update(dataset_metadata(record, manifest.path))
-    return str(record["uri"])
+    return record.uri
 
 
 @form_component("gpu")
@@ -111,7 +111,7 @@ def train(form: Form, run: str, config: str, tensors: str, manifest: dsl.Output[
 
     record = STEP.component(config, manifest.path, run=run, tensors=tensors, **form)
     manifest.metadata.update(model_metadata(record, manifest.path))
-    return str(record["uri"])
+    return record.uri
 
 
 @form_component("gpu")
@@ -127,17 +127,17 @@ def evaluate(
     from imagemill.pipelines.kfp.artifacts import records_metadata
 
     record = STEP.component(config, "", run=run, model=model, clean=clean, **form)
-    for key, value in record["metrics"].items():
+    for key, value in record.metrics.items():
         if isinstance(value, float):
             metrics.log_metric(key, value)
     confusion.metadata.update(records_metadata({"evaluate": record}))
-    matrix, curve = confusion_matrix(record["uri"]), roc_curve(record["uri"])
+    matrix, curve = confusion_matrix(record.uri), roc_curve(record.uri)
     if matrix is not None:
         confusion.log_confusion_matrix(*matrix)
     if curve is not None:
         confusion.log_roc_curve(*curve)
     outputs = NamedTuple("outputs", [("evaluation", str), ("champion_evaluation", str)])  # noqa: UP014
-    return outputs(record["uri"], record["metrics"]["champion_evaluation"])
+    return outputs(record.uri, record.metrics["champion_evaluation"])
 
 
 @form_component("cpu")
@@ -155,7 +155,7 @@ def promote(
     )  # fmt: skip
     write_report(record, report.path)
     summary.metadata.update(summary_metadata(write_summary(form["workspace"], run, summary.path)))
-    return str(record["uri"])
+    return record.uri
 
 
 @dsl.component(base_image=IMAGES["cpu"], install_kfp_package=False)

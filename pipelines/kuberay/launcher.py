@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import Any, Protocol
+from typing import Protocol
 
 from ...components.dataset.manifest import Dataset, find_intact_dataset
+from ...components.dataset.records import StepRecord
 from ...components.step.config import StepConfig
 from ...components.step.progress import format_duration
 from ...components.step.step import RAN, Context, Outcome
@@ -86,8 +87,8 @@ def run_rayjob(cluster: Cluster, target: Target, context: Context) -> Outcome:
     name = build_job_name(context.run, target.fingerprint)
     launcher = Launcher(replace(cluster, namespace=kube.namespace), kube, name, job_config, target.uri, context)
     dataset, record = launcher.run(), launcher.read_record()
-    if record and record["uri"] == dataset.uri:  # the job has reported it, in the log that was followed
-        return Outcome(dataset.uri, dataset.fingerprint, RAN, record["metrics"])
+    if record and record.uri == dataset.uri:  # the job has reported it, in the log that was followed
+        return Outcome(dataset.uri, dataset.fingerprint, RAN, record.metrics)
     return target.report(dataset, RAN, context)
 
 
@@ -186,8 +187,8 @@ class Launcher:
 
     def _raise_user_error_of_job(self) -> None:
         """Raise the UserError that an earlier try's job has recorded: its launcher was lost before it raised it."""
-        if (record := self.read_record()) and record["exit_code"] == EXIT_USER:
-            raise UserError(str(record["error"]))
+        if (record := self.read_record()) and record.exit_code == EXIT_USER:
+            raise UserError(record.error)
 
     @property
     def _own_uid(self) -> str:
@@ -277,14 +278,12 @@ class Launcher:
             return dataset
         record = self.read_record()
         self._pods.refresh(status or {})
-        if record and record["exit_code"]:
-            raise error_for_exit_code(
-                record["exit_code"], self._describe_error(str(record["error"]), record["exit_code"])
-            )
+        if record and record.exit_code:
+            raise error_for_exit_code(record.exit_code, self._describe_error(record.error, record.exit_code))
         if status is None:
             raise TransientError(f"the RayJob {self.name} was deleted while it ran")
         if classify_status(status) == SUCCEEDED:
-            recorded = f", only {record['uri']}" if record else ""
+            recorded = f", only {record.uri}" if record else ""
             raise UserError(
                 "cluster (images.ray, storage): expected the imagemill of this step, and the same object store, found "
                 f"others: the RayJob {self.name} succeeded and there is no dataset {self.uri}{recorded}"
@@ -296,7 +295,7 @@ class Launcher:
         containers = list_terminated(self._pods.pods, self._pods.events) if exit_code == EXIT_TRANSIENT else []
         return "; ".join([error, *map(str, containers)])
 
-    def read_record(self) -> dict[str, Any] | None:
+    def read_record(self) -> StepRecord | None:
         """Return the record that the job itself has written, or None."""
         from ...components.engine.ray_job import read_own_record
 

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -105,12 +106,12 @@ def _record_failure(kube: KubeClient, job: Json, run: str, workspace: Workspace)
     """Write to the step's record why a RayJob failed, unless its command or its launcher has."""
     name, step = (str(text) for text in (job["metadata"]["name"], job["metadata"]["labels"][COMPONENT_LABEL]))
     record = workspace.step_record(run, step)
-    if record is None or record["inputs"]:
+    if record is None or record.inputs:
         return
     pods = RayPods(kube, name, run, step)
     pods.refresh(job["status"])
     error = explain_failure(name, job["status"], pods.pods, "", pods.events)
-    failed = record | {"exit_code": error.exit_code, "error": str(error)}
+    failed = replace(record, exit_code=error.exit_code, error=str(error))
     workspace.write_step_record(run, step, failed)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from ...components.clean.config import CleanConfig
 from ...components.dataset.manifest import find_intact_dataset
+from ...components.dataset.records import StepRecord
 from ...components.resize import STEP as RESIZE
 from ...components.resize.config import ResizeConfig
 from ...components.step.config import StepConfig, parse_config
@@ -29,7 +30,7 @@ from .launcher import Target, run_rayjob
 from .manifest import count_gpus, refuse_address
 
 
-def run_step(step: Step, config: str, artifact: str, **values: Any) -> dict[str, Any]:
+def run_step(step: Step, config: str, artifact: str, **values: Any) -> StepRecord:
     """Run clean or resize where the cluster file says, and return its record.
 
     Arguments, results and exit codes are those of `Step.component`.

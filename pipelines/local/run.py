@@ -41,7 +41,7 @@ from ...components.storage.errors import (
 )
 from ...components.storage.uri import normalize
 from ...components.train.config import TrainConfig
-from ..cluster.check_and_download import find_cached_records, write_cached_records
+from ..cluster.check_and_download import Records, find_cached_records, write_cached_records
 from ..cluster.cluster_file import Cluster
 from ..compat import replace_python_in_program
 from ..finish import make_failed_result, read_record_facts
@@ -95,7 +95,7 @@ def run(parameters: RunParameters, as_json: bool, cluster: Cluster | None = None
 
 def _run_unless_cached(
     parameters: RunParameters, workspace: Workspace, run: str, prepare_containers: PrepareContainers | None
-) -> dict[str, dict[str, Any]]:
+) -> Records:
     """Run the pipeline, unless nothing has changed since an earlier run; return the steps' records."""
     if records := find_cached_records(parameters, run, {}):
         write_cached_records(workspace, run, records)
@@ -188,7 +188,7 @@ class _Tee(io.TextIOBase):
 
 def run_locally(
     arguments: dict[str, Any], workspace: Workspace, run: str, prepare_containers: PrepareContainers | None = None
-) -> dict[str, dict[str, Any]]:
+) -> Records:
     """Run the pipeline in subprocesses, or in containers if there is a function to prepare them; return the records by
     step.
 
@@ -209,7 +209,7 @@ def run_locally(
         finally:
             _store_log(log_path, arguments, workspace, run)
     records = workspace.step_records(run)
-    if not succeeded or any(record["exit_code"] for record in records.values()):
+    if not succeeded or any(record.exit_code for record in records.values()):
         _raise_step_error(records, workspace.run_file(run, LOG_NAME), exit_codes)
     return records
 
@@ -282,7 +282,7 @@ def _redirect_output(log: TextIO) -> Iterator[None]:
             root.handlers[:] = original
 
 
-def _raise_step_error(records: dict[str, dict[str, Any]], log: str, exit_codes: dict[str, int]) -> NoReturn:
+def _raise_step_error(records: Records, log: str, exit_codes: dict[str, int]) -> NoReturn:
     """Raise the error of the first step that failed. `exit_codes`: those of the steps' containers."""
     for step in STEPS:
         record, code = records.get(step), exit_codes.get(step, 0)
@@ -293,6 +293,6 @@ def _raise_step_error(records: dict[str, dict[str, Any]], log: str, exit_codes: 
                 f"{step}: ended without a record, as a process does that is killed (for memory?); run again to go on "
                 f"from what is finished; the log is {log}"
             )
-        if record["exit_code"]:
-            raise error_for_exit_code(record["exit_code"], f"{step}: {record['error']}")
+        if record.exit_code:
+            raise error_for_exit_code(record.exit_code, f"{step}: {record.error}")
     raise TransientError(f"KFP ended the run although every step is done; the log is {log}")

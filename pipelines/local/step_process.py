@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TextIO
 
+from ...components.dataset.records import StepRecord
 from ...components.dataset.workspace import PRODUCTS, Workspace
 from ...components.step.config import StepConfig
 from ...components.step.runner_exit import SIGTERM_GRACE_S
@@ -20,8 +21,6 @@ from ...components.storage.errors import MillError, TransientError, UserError, e
 from ..parameters import ALL_STEPS
 from .run import LOG_NAME, is_step_line, step_environment
 
-Record = dict[str, Any]
-"""The record of a step."""
 Watch = Callable[[], bool]
 """Is called about once a second while a step runs; True ends the step with SIGTERM."""
 POLL_S = 1.0
@@ -56,14 +55,14 @@ class StepRunner:
                     except (TransientError, UserError) as error:
                         print(f"the log could not be stored: {error}", file=sys.stderr)
 
-    def find(self, step: str, config: StepConfig) -> Record | None:
+    def find(self, step: str, config: StepConfig) -> StepRecord | None:
         """Return the record of a step whose result exists; None where it has to run, if only to raise its error."""
         try:
-            return ALL_STEPS[step].execute_cached(config).to_dict()
+            return ALL_STEPS[step].execute_cached(config)
         except (NotCached, MillError, ImportError):
             return None
 
-    def run(self, step: str, config: StepConfig, watch: Watch | None = None) -> Record:
+    def run(self, step: str, config: StepConfig, watch: Watch | None = None) -> StepRecord:
         """Run a step and return its record. Raises its error, and StoppedByWatch where `watch` has ended it."""
         result = self.scratch / "record.json"
         result.unlink(missing_ok=True)
@@ -86,17 +85,17 @@ class StepRunner:
             raise
         finally:
             reader.join(_OUTPUT_GRACE_S)  # a process that the step left behind may hold the pipe open
-        record: Record = json.loads(result.read_text()) if result.exists() else {}
-        if is_stopped and record.get("exit_code", 1):
+        record = StepRecord.read(result) if result.exists() else None
+        if is_stopped and (record is None or record.exit_code):
             raise StoppedByWatch
-        if not record:
+        if record is None:
             raise TransientError(
                 f"{step}: ended with {process.returncode} and without a record, as a process does that is killed (for "
                 f"memory?); run again to go on from what is finished; the log is "
                 f"{self.workspace.run_file(config.run, LOG_NAME)}"
             )
-        if record["exit_code"]:
-            raise error_for_exit_code(record["exit_code"], f"{step}: {record['error']}")
+        if record.exit_code:
+            raise error_for_exit_code(record.exit_code, f"{step}: {record.error}")
         return record
 
     def _make_command(self, step: str, config: StepConfig, result: Path) -> list[str]:
@@ -116,9 +115,9 @@ class StepRunner:
         return [sys.executable, "-m", module, f"--config={file}", f"--result={result}", *flags]
 
 
-def build_parents(step: str, records: dict[str, Record]) -> dict[str, str]:
+def build_parents(step: str, records: dict[str, StepRecord]) -> dict[str, str]:
     """Return the URIs of a step's parents, the products of earlier steps."""
-    uris = {kind: str(records[name]["uri"]) for name, kind in PRODUCTS.items() if name in records}
+    uris = {kind: records[name].uri for name, kind in PRODUCTS.items() if name in records}
     return {kind: uris[kind] for kind in ALL_STEPS[step].config.PARENTS if kind in uris}
 
 

@@ -112,7 +112,7 @@ def download(
     record, scope = download_images(config, manifest.path, run, form)
     manifest.metadata.update(dataset_metadata(record, manifest.path))
     outputs = NamedTuple("outputs", [("raw", str), ("scope", str)])  # noqa: UP014
-    return outputs(record["uri"], scope)
+    return outputs(record.uri, scope)
 
 
 @form_component("gpu", whole=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ...components.dataset.manifest import Dataset, read_dataset
+from ...components.dataset.records import StepRecord
 from ...components.dataset.workspace import Workspace
 from ...components.download import STEP as DOWNLOAD
 from ...components.step.command_line import configure_logging, parse_count
@@ -103,13 +104,13 @@ def run_pod(
     raise SystemExit(code)
 
 
-def download_images(config: str, artifact: str, run: str, form: Mapping[str, str]) -> tuple[dict[str, Any], str]:
+def download_images(config: str, artifact: str, run: str, form: Mapping[str, str]) -> tuple[StepRecord, str]:
     """Run download as the body of a KFP component, after the form was checked for all steps; return its record, and the
     name under which the search prepares the images."""
     check_form(run, {**form, CONFIG: config})
     record = DOWNLOAD.component(config, artifact, run=run, **form)
-    workspace = Workspace.from_uri(record["uri"].rpartition("/raw/")[0])
-    return record, begin_scope(workspace, record["metrics"]["name"], COMMAND, os.environ.get(RUN_ENV) or run)
+    workspace = Workspace.from_uri(record.uri.rpartition("/raw/")[0])
+    return record, begin_scope(workspace, record.metrics["name"], COMMAND, os.environ.get(RUN_ENV) or run)
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -298,9 +299,8 @@ def _write_record(
     error: str = "",
 ) -> None:  # fmt: skip
     """Write the record of the search, in the form of a step's."""
-    uri = str(metrics.get("report", ""))
-    record = {"uri": uri, "fingerprint": "", "state": state, "metrics": metrics, "inputs": "", "seconds": seconds}
-    workspace.write_step_record(run, COMMAND, record | {"exit_code": code, "error": error})
+    record = StepRecord(str(metrics.get("report", "")), "", state, metrics, error, "", code, seconds)
+    workspace.write_step_record(run, COMMAND, record)
 
 
 def dump_space(space: SearchSpace) -> str:

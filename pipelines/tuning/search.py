@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ...components.dataset.manifest import Dataset, digest
+from ...components.dataset.records import StepRecord
 from ...components.promote.config import PromoteConfig
 from ...components.promote.score_difference import METRIC_TITLES
 from ...components.step.config import Scalar
@@ -151,7 +152,7 @@ class Search:
 
     def _make_complete(self, number: int, values: dict[str, Scalar], model: Dataset) -> TriedValues:
         course = read_course(model, self.metric)
-        seconds = self.runner.find_seconds("train", {"uri": model.uri, "fingerprint": model.fingerprint})
+        seconds = self.runner.find_seconds("train", StepRecord(model.uri, model.fingerprint))
         note = describe_regularization(model, self.base_model, self.metric)
         return TriedValues(number, values, COMPLETE, max(course), course, model.uri, seconds, note)
 

@@ -71,7 +71,7 @@ def test_workflow_promotes_and_is_cached_then(ray: dict[str, str], small_photos:
     first, pods = _run_workflow(document, parameters, tmp_path, "run-1")
     assert {name: node.phase for name, node in first.nodes.items()} == dict.fromkeys(first.nodes, SUCCEEDED), pods.lines
     records = {step: workspace.step_record("run-1", step) for step in STEPS}
-    assert all(record and (record["state"], record["exit_code"]) == ("ran", 0) for record in records.values()), records
+    assert all(record and (record.state, record.exit_code) == ("ran", 0) for record in records.values()), records
     outputs = {output: value for node in first.nodes.values() for output, value in node.outputs.items()}
     assert read_dataset(outputs["tensors"], "tensors").manifest.totals.rows > 40
     assert outputs["champion"] == outputs["model"] and outputs["promoted"] == "true" and outputs["name"] == "photos"
@@ -81,7 +81,7 @@ def test_workflow_promotes_and_is_cached_then(ray: dict[str, str], small_photos:
 
     second, _ = _run_workflow(document, parameters, tmp_path, "run-2")
     assert second.nodes["download"].outputs["raw"] == outputs["raw"] and second.nodes["clean"].phase == SKIPPED
-    assert {step: (workspace.step_record("run-2", step) or {})["state"] for step in STEPS} == dict.fromkeys(
+    assert {step: record.state for step, record in workspace.step_records("run-2").items()} == dict.fromkeys(
         STEPS, "cached"
     )
     if ray["mode"] == "rayjob":

@@ -35,8 +35,8 @@ def test_drift_stops_the_run_before_resize_and_an_accepted_run_starts_from_the_c
     accepted = mill.run(*arguments)
     assert accepted.rc == 0 and "warning: drift of all 120 images: " in accepted.stderr
     assert accepted.states["clean"] == "cached" and accepted.states["train"] == "ran"
-    record = workspace.step_record(accepted.json["run"], "clean") or {}
-    assert any("(red 33% to 67%, " in line for line in record["metrics"]["drift"])
+    record = workspace.step_record(accepted.json["run"], "clean")
+    assert record and any("(red 33% to 67%, " in line for line in record.metrics["drift"])
     page = workspace.store.read(accepted.json["report"]).decode()
     assert 'id="drift"' in page and "brightness PSI" in page
 

@@ -146,9 +146,9 @@ def test_every_step_writes_its_record(finished_once: Finished) -> None:
     run = finished_once.result.json["run"]
     for name in mill.STEPS:
         record = workspace.step_record(run, name)
-        assert record is not None and record.keys() >= RECORD, name
-        assert (record["state"], record["exit_code"], record["error"]) == ("ran", 0, "")
-        assert record["seconds"] > 0 and record["fingerprint"] == Path(record["uri"]).name
+        assert record is not None and record.to_dict().keys() >= RECORD, name
+        assert (record.state, record.exit_code, record.error) == ("ran", 0, "")
+        assert record.seconds > 0 and record.fingerprint == Path(record.uri).name
     assert (finished_once.workspace / "runs" / run / "log.txt").stat().st_size > 0
     assert Path(finished_once.result.json["report"]).is_file()
 

@@ -84,7 +84,7 @@ def test_two_challengers_of_one_name(seeds: tuple[str, str], finished: Finished)
 def promote_all(workspace: Workspace, evaluations: list[Dataset], champion: str, attempt: int) -> list[dict[str, str]]:
     """Run every promote step at the same moment; return their records."""
 
-    def promote(evaluation: Dataset) -> dict[str, str]:
+    def promote(evaluation: Dataset) -> dict[str, Any]:
         values = {"evaluation": evaluation.uri, "champion_evaluation": champion, "name": "weekly", "min_gain": 0}
         values |= {"max_ece_rise": 1}  # the models' confidences are made up
         values |= {"workspace": workspace.uri, "run": f"r{attempt}-{evaluation.fingerprint}"}
@@ -92,7 +92,7 @@ def promote_all(workspace: Workspace, evaluations: list[Dataset], champion: str,
         STEP.execute(config)
         record = workspace.step_record(config.run, "promote")
         assert record is not None
-        return record
+        return record.to_dict()
 
     with ThreadPoolExecutor(len(evaluations)) as pool:
         return list(pool.map(promote, evaluations))

@@ -6,6 +6,7 @@ import kfp_commands
 import pytest
 from kfp_commands import Commands, script
 
+from imagemill.components.dataset.records import StepRecord
 from imagemill.components.dataset.workspace import Workspace
 
 mill = kfp_commands.mill
@@ -19,14 +20,14 @@ def workspace(mill: Commands, s3_workspace: str) -> Workspace:
 
 def leave_records(mill: Commands, workspace: Workspace, **records: dict[str, object]) -> None:
     """Let the steps of the next run leave these records."""
-    base = {"uri": "", "fingerprint": "", "state": "ran", "metrics": {}, "error": "", "exit_code": 0, "seconds": 1.5}
 
     def on_request(method: str, path: str) -> None:
         run = path.rpartition("/runs/")[2]
         if method == "GET" and "/" not in run:
             mill.service.on_request = None
-            for step, record in records.items():
-                workspace.write_step_record(run, step, base | record)
+            for step, values in records.items():
+                record = {"state": "ran", "seconds": 1.5, **values}
+                workspace.write_step_record(run, step, StepRecord.from_dict(record, step))
 
     mill.service.on_request = on_request
 

@@ -161,9 +161,9 @@ def test_the_package_for_kfp_runs_in_its_local_runner(photos: Photos, monkeypatc
         tuning_kfp.build_pipeline(package, cluster)(**form)
     workspace = Workspace.from_uri(str(shared))
     record = workspace.step_record("tuning-kfp", "tune")
-    assert record and record["exit_code"] == 0 and record["metrics"]["verdict"]
+    assert record and record.exit_code == 0 and record.metrics["verdict"]
     trained = photos.tune(shared, "--trials", "1", "--seeds", "2", "--pruner", "none")
-    assert trained["reason"] == record["metrics"]["reason"]
+    assert trained["reason"] == record.metrics["reason"]
 
 
 @pytest.mark.proof
@@ -181,4 +181,4 @@ def test_a_cluster_and_this_machine_share_a_study(photos: Photos) -> None:
         assert photos.ran.count("train") == trained
         assert [played.nodes[f"trials-{rung}"].phase for rung in (1, 2)] == [SKIPPED] * 2
     report = Workspace.from_uri(str(shared)).step_record("tuning-2", "tune")
-    assert report and report["metrics"]["reason"] == again["reason"]
+    assert report and report.metrics["reason"] == again["reason"]

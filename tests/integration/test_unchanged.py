@@ -41,11 +41,11 @@ def test_cached_records_are_found_without_writing(finished: Finished) -> None:
     before = list_files(finished.workspace)
     records = find_cached(finished)
     assert records is not None and tuple(records) == STEPS
-    assert {record["state"] for record in records.values()} == {"cached"}
+    assert {record.state for record in records.values()} == {"cached"}
     for step, kind in PRODUCTS.items():
-        assert records[step]["uri"].rpartition("/")[2] == finished.result.json[kind].rpartition("/")[2]
-    assert records["evaluate"]["metrics"]["macro_f1"] == finished.result.json["metrics"]["macro_f1"]
-    assert records["promote"]["metrics"]["report"].endswith(f"{finished.result.json['run']}/report.html")
+        assert records[step].uri.rpartition("/")[2] == finished.result.json[kind].rpartition("/")[2]
+    assert records["evaluate"].metrics["macro_f1"] == finished.result.json["metrics"]["macro_f1"]
+    assert records["promote"].metrics["report"].endswith(f"{finished.result.json['run']}/report.html")
     assert list_files(finished.workspace) == before
 
 
@@ -140,4 +140,4 @@ def test_first_pod_refuses_invalid_parameters_of_later_steps(finished: Finished,
     with pytest.raises(SystemExit) as ended:
         argo_download.main([*words, f"--run={RUN}", f"--outputs={tmp_path / 'o'}"])
     record = Workspace(str(finished.workspace)).step_record(RUN, "download")
-    assert ended.value.code == 2 and record and record["exit_code"] == 2 and "resnet9000" in record["error"]
+    assert ended.value.code == 2 and record and record.exit_code == 2 and "resnet9000" in record.error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import yaml
 from argo_dag import FAILED, OMITTED, REFERENCE, SKIPPED, SUCCEEDED, Ended, Workflow, retried
 from argo_files import Json, first, template
 
+from imagemill.components.dataset.records import StepRecord
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.step.config import StepConfig
 from imagemill.components.step.step import Step
@@ -74,7 +76,7 @@ class Dry:
             "evaluate": {"champion_evaluation": "", "top1": 0.5},
         }
         self.executors = {"clean": POD, "resize": POD}
-        self.records: dict[str, Json] = {}
+        self.records: dict[str, StepRecord] = {}
         self.states: dict[str, str] = {}
         self.is_unchanged = False
         self.codes: dict[str, list[int]] = {}
@@ -114,9 +116,9 @@ class Dry:
         self.configs[self._task] = config
         metrics = self.metrics.get(self._task, {})
         state = self.states.get(self._task, "ran")
-        record = {"uri": f"s3://w/{self._task}", "state": state, "fingerprint": "", "metrics": metrics}
+        record = StepRecord(f"s3://w/{self._task}", "", state, metrics)
         self.records[self._task] = record
-        Path(result).write_text(json.dumps(record))
+        Path(result).write_bytes(record.to_json())
         return self._code()
 
     def _plan(self, arguments: PodArguments, workspace: Workspace, step: str, cluster: Cluster, **values: str) -> Plan:
@@ -241,13 +243,13 @@ def test_failed_rayjob_ends_the_run(
 def test_the_record_of_a_rayjob_that_cleaned_stays(compiled: dict[str, str], dry: Dry, tmp_path: Path) -> None:
     """Clean's pod finds the dataset, and its record would say that nothing was done."""
     dry.executors["clean"], dry.states["clean"] = RAYJOB, "cached"
-    of_job = {"uri": "s3://w/clean", "state": "ran", "seconds": 77.0, "metrics": {}}
+    of_job = StepRecord("s3://w/clean", state="ran", seconds=77.0)
     dry.records["clean"] = of_job
     workflow = Workflow(first(compiled, "argo"), {}, dry, tmp_path)
     assert workflow.run() == SUCCEEDED and dry.records["clean"] is of_job
-    dry.records["clean"] = of_job | {"uri": "s3://w/another"}
+    dry.records["clean"] = replace(of_job, uri="s3://w/another")
     Workflow(first(compiled, "argo"), {}, dry, tmp_path).run()
-    assert dry.records["clean"]["state"] == "cached"
+    assert dry.records["clean"].state == "cached"
 
 
 def test_exit_handler_summarizes_the_run(
@@ -255,8 +257,8 @@ def test_exit_handler_summarizes_the_run(
 ) -> None:
     """The summary is made from the steps' records; the exit code tells whether it was written."""
     workspace = Workspace.open(str(tmp_path / "work"))
-    record = {"uri": "", "fingerprint": "", "state": "failed", "metrics": {}, "seconds": 1.0, "inputs": ""}
-    workspace.write_step_record("r1", "download", record | {"error": "source: expected a photo", "exit_code": 2})
+    record = StepRecord(error="source: expected a photo", exit_code=2, seconds=1.0)
+    workspace.write_step_record("r1", "download", record)
     arguments = template(first(compiled, "argo-pod"), "finish")["container"]["args"]
     values = {"workflow.parameters.workspace": workspace.uri, "workflow.name": "r1", "workflow.status": "Failed"}
     arguments = [REFERENCE.sub(lambda match: values[match.group(1)], word) for word in arguments]

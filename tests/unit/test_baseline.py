@@ -93,7 +93,7 @@ def test_the_baseline_is_scored_on_the_test_images(probed: Probed) -> None:
     scores = [extra.metrics[name] for name in ("top1", "macro_f1")]
     assert [baseline.top1, baseline.macro_f1] == pytest.approx(scores, abs=1e-5)
     assert f"macro-F1 {baseline.macro_f1:.3f} on the same images" in describe_baseline(baseline)
-    words = {row["name"]: row["words"] for row in list_metrics(extra)}
+    words = {row.name: row.words for row in list_metrics(extra)}
     expected = f"mean F1 of the classes; of the linear probe, the baseline, {baseline.macro_f1:.3f};"
     assert words["Macro-F1"].startswith(expected)
 
@@ -109,7 +109,7 @@ def test_all_images_are_cross_validated_beside_few_test_images(probed: Probed) -
     assert line.startswith(
         "beside 16 test images, the probe on frozen features is cross-validated on all 152 in 5 folds"
     )
-    words = {row["name"]: row["words"] for row in list_metrics(extra)}
+    words = {row.name: row.words for row in list_metrics(extra)}
     assert f"cross-validated on all 152 images, {result.scores['top1']:.3f} (" in words["Top-1"]
     features = find_features(probed.model)
     assert cross_validate_probe(features, probed.clean, "auto") == result

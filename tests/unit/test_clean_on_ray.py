@@ -23,6 +23,7 @@ from imagemill.components.clean.clean import find_target
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.reuse import estimate_core_seconds
 from imagemill.components.dataset.manifest import Dataset, find_intact_dataset
+from imagemill.components.dataset.records import StepRecord
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import EXIT_USER
@@ -63,7 +64,7 @@ def launch(raw: Dataset, cluster: Json | None = None, **options: Any) -> Launche
             config = json.dumps({"clean": options})
             record, code = run_step(STEP, config, "", workspace=workspace.uri, raw=raw.uri, run=RUN), 0
         except SystemExit as error:
-            record, code = workspace.step_record(RUN, "clean") or {}, int(str(error.code))
+            record, code = workspace.step_record(RUN, "clean") or StepRecord(), int(str(error.code))
     return Launched(code, record, stderr.getvalue())
 
 
@@ -83,25 +84,25 @@ def test_a_rayjob_makes_the_dataset_of_the_steps_pod(
     api: KubeApi, raw: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_pod = launch(raw_dataset(f"s3://{BUCKET}/other", toy_rows(30)), {"ray": {"clean": "pod"}})
-    assert (in_pod.code, in_pod.record["state"]) == (0, "ran"), in_pod.stderr
+    assert (in_pod.code, in_pod.record.state) == (0, "ran"), in_pod.stderr
     api.acts = [(*STARTED, job_cleans(monkeypatch), *DONE)]
     result = launch(raw)
-    assert (result.code, result.record["state"]) == (0, "ran"), result.stderr
-    assert result.record["fingerprint"] == in_pod.record["fingerprint"]
-    assert result.record["metrics"] == in_pod.record["metrics"]
-    first, second = (find_intact_dataset(record["uri"]) for record in (in_pod.record, result.record))
+    assert (result.code, result.record.state) == (0, "ran"), result.stderr
+    assert result.record.fingerprint == in_pod.record.fingerprint
+    assert result.record.metrics == in_pod.record.metrics
+    first, second = (find_intact_dataset(record.uri) for record in (in_pod.record, result.record))
     assert first and second and first.manifest.files == second.manifest.files
     [job] = api.created
     assert job["metadata"]["labels"]["app.kubernetes.io/component"] == "clean"
-    assert launch(raw).record["state"] == "cached" and len(api.created) == 1
+    assert launch(raw).record.state == "cached" and len(api.created) == 1
 
 
 def test_error_of_the_job_is_raised_by_the_step(api: KubeApi, raw: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test image remains, which only the decision on all images detects."""
     api.acts = [(*STARTED, job_cleans(monkeypatch), *launching_failed())]
     result = launch(raw, test_fraction=0.0)
-    assert result.code == result.record["exit_code"] == EXIT_USER
-    assert "split: expected at least one test image" in result.record["error"]
+    assert result.code == result.record.exit_code == EXIT_USER
+    assert "split: expected at least one test image" in result.record.error
 
 
 def launching_failed() -> tuple[Act, ...]:
@@ -113,13 +114,13 @@ def launching_failed() -> tuple[Act, ...]:
 def test_small_data_is_cleaned_in_the_pod(raw: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
     result = launch(raw, {"ray": {}})
-    assert (result.code, result.record["state"]) == (0, "ran"), result.stderr
+    assert (result.code, result.record.state) == (0, "ran"), result.stderr
     assert "done in this pod, without a RayJob (ray.auto_seconds)" in result.stderr
 
 
 def test_ray_address_is_rejected_with_mode_rayjob(raw: Dataset) -> None:
     result = launch(raw, ray_address="ray://head:10001")
-    assert result.code == EXIT_USER and "ray_address: expected none" in result.record["error"]
+    assert result.code == EXIT_USER and "ray_address: expected none" in result.record.error
 
 
 def test_slices_cleaned_before_need_no_core_seconds(raw: Dataset) -> None:
@@ -170,11 +171,11 @@ def test_downloads_pod_plans_the_rayjob_whose_dataset_cleans_pod_finds(
     job = json.loads((tmp_path / "out" / "rayjob").read_text())
     assert "nvidia.com/gpu" not in json.dumps(job), "clean uses none"
     workspace = workspace_of(raw)
-    assert (workspace.step_record(RUN, "clean") or {})["exit_code"] == 75
+    assert (workspace.step_record(RUN, "clean") or StepRecord()).exit_code == 75
     monkeypatch.setattr(reuse, "_choose_executor", lambda *_: "threads")
     assert STEP.main(shlex.split(job["spec"]["entrypoint"])[3:]) == 0
-    record = workspace.step_record(RUN, "clean") or {}
-    assert (record["uri"], record["state"]) == (plan.uri, "ran")
+    record = workspace.step_record(RUN, "clean") or StepRecord()
+    assert (record.uri, record.state) == (plan.uri, "ran")
     assert planned(raw, tmp_path / "again", {"ray": {"clean": "rayjob"}}).executor == "none"
     assert workspace.step_record(RUN, "clean") == record
     check_custom(job)  # last, for it skips where there are no schemas
@@ -184,8 +185,8 @@ def test_wrong_option_of_clean_is_in_its_record(raw: Dataset, tmp_path: Path) ->
     config = '{"clean": {"class_list": "s3://mill/nosuch.txt"}}'
     with pytest.raises(Exception, match="class_list: expected a file that is there"):
         planned(raw, tmp_path / "out", {"ray": {"clean": "rayjob"}}, f"--config={config}")
-    record = workspace_of(raw).step_record(RUN, "clean") or {}
-    assert record["exit_code"] == EXIT_USER and "class_list" in record["error"]
+    record = workspace_of(raw).step_record(RUN, "clean") or StepRecord()
+    assert record.exit_code == EXIT_USER and "class_list" in record.error
 
 
 def test_downloads_pod_plans_nothing_where_clean_has_no_rayjob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.drift import check_drift, find_drift
 from imagemill.components.clean.drift_numbers import LEVEL, SnapshotPair, compare_rows
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit
-from imagemill.components.dataset.records import Promotion
+from imagemill.components.dataset.records import Promotion, StepRecord
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.metrics import two_sample
 from imagemill.components.promote import report
@@ -247,7 +247,7 @@ def render(workspace: Workspace, comparison: dict[str, Any] | None) -> Page:
         workspace.add_drift("tiny", "key", comparison)
         lines = [str(finding) for finding in find_drift(comparison, 0.1)]
         metrics = {"drift_comparison": "key", "drift_promotion": 3, "drift_warning": 0.1, "drift": lines}
-    record = {"uri": "", "state": "ran", "seconds": 0.25, "exit_code": 0, "metrics": metrics, "error": ""}
+    record = StepRecord(state="ran", seconds=0.25, metrics=metrics)
     workspace.write_step_record("r", "clean", record)
     return Page(report.render_page(report.gather_facts(workspace, "r", evaluation, FIRST, None)))
 

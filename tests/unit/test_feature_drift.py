@@ -18,6 +18,7 @@ from test_drift import render
 from imagemill.components.clean.drift_numbers import SnapshotPair, compare_rows
 from imagemill.components.dataset.kinds import FeaturesExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit
+from imagemill.components.dataset.records import StepRecord
 from imagemill.components.dataset.shards import Layout, ShardWriter
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate import feature_drift
@@ -164,7 +165,7 @@ def test_the_report_has_a_row_of_features(weeks: Weeks) -> None:
     shift = {"psi": 1.5, "error": 0.25, "is_significant": True}
     weeks.workspace.add_drift("tiny", "features-key", {"backbone": "net", ALL: shift | {"psi": 0.01}, NEW: shift})
     metrics = {"feature_drift": ["the 30 new images: <b>features"], "feature_drift_comparison": "features-key"}
-    record = {"uri": "", "state": "ran", "seconds": 0.25, "exit_code": 0, "metrics": metrics, "error": ""}
+    record = StepRecord(state="ran", seconds=0.25, metrics=metrics)
     weeks.workspace.write_step_record("r", "evaluate", record)
     text = render(weeks.workspace, comparison).text
     assert "features of net, distance 0.01 ± 0.25 1.50 ± 0.25" in text and "the 30 new images: <b>features" in text

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from imagemill.components.clean import STEP as CLEAN
 from imagemill.components.dataset.manifest import read_dataset
+from imagemill.components.dataset.records import StepRecord
 from imagemill.components.dataset.workspace import STEPS, Workspace
 from imagemill.components.download import STEP as DOWNLOAD
 from imagemill.components.step.step import RUN_ENV
@@ -70,8 +72,8 @@ def succeeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, 
     workspace = Workspace.open(str(folder / "work"))
     photos = str(mill.make_photos(folder / "photos", classes=("blue", "red"), each=40))
     source = {"workspace": workspace.uri, "dataset": "folder", "source": photos, "name": "photos"}
-    raw = DOWNLOAD.component("", "", **source)["uri"]
-    clean = read_dataset(CLEAN.component("", "", raw=raw, **source)["uri"], "clean")
+    raw = DOWNLOAD.component("", "", **source).uri
+    clean = read_dataset(CLEAN.component("", "", raw=raw, **source).uri, "clean")
     with chain.one_core():
         tensors = chain.resized(workspace, clean, image_size=32)
         chain.evaluated(workspace, chain.trained(workspace, tensors), clean)
@@ -138,8 +140,8 @@ def test_each_steps_record_is_in_its_metadata(succeeded: tuple[Path, Path]) -> N
     for step in STEPS[:-1]:
         [(name, record)] = json.loads(records_by_step[step]).items()
         metrics = record.pop("metrics")
-        assert name == step and record == {key: recorded[step][key] for key in record} and "seconds" in record
-        assert metrics == {key: recorded[step]["metrics"][key] for key in metrics} and metrics
+        assert name == step and record == {key: getattr(recorded[step], key) for key in record} and "seconds" in record
+        assert metrics == {key: recorded[step].metrics[key] for key in metrics} and metrics
     for summary in (
         read_executor_output(artifacts, "finish")["summary"],
         read_executor_output(artifacts, "promote")["summary"],
@@ -205,9 +207,8 @@ def test_local_workspace_is_rejected_on_a_cluster(
     assert "share no folder" in page.read_text()
 
 
-def record(**over: Any) -> dict[str, Any]:
-    return {"uri": "s3://b/m/raw/0123456789abcdef", "fingerprint": "0" * 16, "state": "ran", "metrics": {}, "error": "",
-            "exit_code": 0, "seconds": 61.0} | over  # fmt: skip
+def record(**over: Any) -> StepRecord:
+    return replace(StepRecord("s3://b/m/raw/0123456789abcdef", "0" * 16, "ran", seconds=61.0), **over)
 
 
 def test_a_step_without_a_record_was_lost_with_its_pod() -> None:

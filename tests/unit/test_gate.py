@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from gated import CLASSES, LABELS, Gate, wrong
 
-from imagemill.components.dataset.records import Promotion
+from imagemill.components.dataset.records import Promotion, StepRecord
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.promote import STEP
 from imagemill.components.promote.config import PromoteConfig
@@ -361,7 +360,7 @@ def test_a_report_from_before_a_rollback_is_no_report_of_now(gate: Gate) -> None
     champion, better, workspace = gate.record(), gate.evaluate("better", wrong(20)), gate.workspace
     outcome = gate.outcome(better, run="earlier", alone=False)
     workspace.note_latest("weekly", better, "earlier")
-    workspace.write_step_record("earlier", "promote", asdict(outcome))
+    workspace.write_step_record("earlier", "promote", StepRecord(**vars(outcome)))
     workspace.store.put(workspace.report("earlier"), b"<p>better</p>")
     values = {"workspace": workspace.uri, "evaluation": better.uri, "name": "weekly", "run": "again"}
     config = PromoteConfig.from_values(values | gate.rule)

@@ -17,6 +17,7 @@ from imagemill.components.dataset import garbage as garbage_module
 from imagemill.components.dataset.garbage import find_garbage
 from imagemill.components.dataset.leases import DeleteLease
 from imagemill.components.dataset.manifest import KINDS, Dataset
+from imagemill.components.dataset.records import StepRecord
 from imagemill.components.dataset.retention import Policy
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.storage.errors import TransientError
@@ -126,7 +127,7 @@ def test_the_results_of_a_young_run_stay(workspace: Workspace, capsys: pytest.Ca
     """A run that went back to an old dataset, of which nothing else is new."""
     weeks = [make_week(workspace, week) for week in range(3)]
     age(workspace, 2)
-    record = {"uri": weeks[0]["evaluation"].uri, "metrics": {"champion_evaluation": weeks[1]["evaluation"].uri}}
+    record = StepRecord(weeks[0]["evaluation"].uri, metrics={"champion_evaluation": weeks[1]["evaluation"].uri})
     workspace.write_step_record("again", "evaluate", record)
     facts = gc(workspace, capsys, "--keep-last", "1")
     assert set(kept_reasons(facts)) == set(datasets_of(workspace))

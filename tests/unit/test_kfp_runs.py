@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import kfp_commands
 import pytest
 from kfp_commands import Commands, commands, record, script
 from kfp_state import KfpService
 
+from imagemill.components.dataset.records import StepRecord
+
 mill, records = kfp_commands.mill, kfp_commands.records
 
 
-def test_only_runs_of_imagemill_are_listed_newest_first(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
+def test_only_runs_of_imagemill_are_listed_newest_first(mill: Commands, records: dict[str, StepRecord]) -> None:
     """A pipeline of somebody else's is told by the name that it was compiled with."""
-    records |= {"evaluate": record("evaluate", metrics={"macro_f1": 0.91}), "promote": record("promote")}
-    records["promote"]["metrics"] = {"verdict": "kept", "promoted": False, "report": ""}
+    gate = {"verdict": "kept", "promoted": False, "report": ""}
+    records |= {"evaluate": record("evaluate", metrics={"macro_f1": 0.91}), "promote": record("promote", metrics=gate)}
     assert mill("submit", "--pipeline-name", "another", "--no-wait").code == 0
     mill.service.versions[0] |= {"pipeline_spec": {"pipelineInfo": {"name": "somebody-elses"}}}
     mill.service.scripts = [script(), script(last="FAILED"), [("RUNNING", {"train": "RUNNING"})]]
@@ -48,7 +49,7 @@ def test_many_runs_come_in_pages(mill: Commands) -> None:
 
 
 def test_a_run_whose_version_was_deleted_is_shown_without_its_results(
-    mill: Commands, records: dict[str, dict[str, Any]]
+    mill: Commands, records: dict[str, StepRecord]
 ) -> None:
     """Without a workspace among its parameters only its version says where its records are."""
     records["evaluate"] = record("evaluate", metrics={"macro_f1": 0.91})
@@ -78,7 +79,7 @@ def test_a_service_that_fails_after_the_runs_end_leaves_its_result(
     assert listed.code == 0 and "succeeded" in listed.out
 
 
-def test_run_is_shown_step_by_step(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
+def test_run_is_shown_step_by_step(mill: Commands, records: dict[str, StepRecord]) -> None:
     records |= {"download": record("download", state="cached"), "clean": record("clean", exit_code=75, error="gone")}
     mill.service.scripts = [script("download", "clean", last="FAILED")]
     mill("submit", "--no-wait")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def test_the_report_of_an_unchanged_run_is_the_earlier_runs(mill: Commands, star
     mill.service.storage.step(started, "promote", records=WHOLE, report=b"<p>earlier</p>")
     rerun = start(mill)
     report = f"s3://mill/work/runs/{started}/report.html"
-    gate = WHOLE["promote"] | {"metrics": WHOLE["promote"]["metrics"] | {"report": report}}
+    gate = replace(WHOLE["promote"], metrics=WHOLE["promote"].metrics | {"report": report})
     mill.service.storage.step(rerun, "finish", records=WHOLE | {"promote": gate})
     target = tmp_path / "report.html"
     details = mill("runs", rerun, "--follow", "--report", str(target))

@@ -41,13 +41,13 @@ def test_the_command_line_makes_the_tensors(api: KubeApi, tmp_path: Path) -> Non
     api.acts = [(*STARTED, run_for_real(tmp_path), *DONE)]
     result = launch(work, run=ODD_RUN)
     assert result.code == 0, result.stderr
-    assert result.record["state"] == "ran" and result.record["metrics"]["rows"] == 16
-    dataset = find_intact_dataset(result.record["uri"])
+    assert result.record.state == "ran" and result.record.metrics["rows"] == 16
+    dataset = find_intact_dataset(result.record.uri)
     assert dataset and dataset.manifest.totals.rows == 16 and dataset.manifest.image.shape == (16, 16, 3)
     assert result.stderr.count("[resize] Ray with") == 1 and result.stderr.count("16 images of 16 x 16") == 1
     assert not list(tmp_path.rglob("x"))
     cached = launch(work, run="run-2")
-    assert cached.code == 0 and cached.record["state"] == "cached"
+    assert cached.code == 0 and cached.record.state == "cached"
 
 
 def test_rayjob_runs_the_command_line_of_the_step(
@@ -57,12 +57,12 @@ def test_rayjob_runs_the_command_line_of_the_step(
     monkeypatch.chdir(tmp_path)
     api.acts = [(*STARTED, write_tensors(finished_work), *DONE)]
     result = launch(work, run=ODD_RUN)
-    assert (result.code, result.record["state"]) == (0, "ran"), result.stderr
+    assert (result.code, result.record.state) == (0, "ran"), result.stderr
     config = config_of(api.created[0])
     assert (config.run, config.ray_address, config.workspace) == (ODD_RUN, "auto", work.workspace)
     assert (config.clean, config.image_size, config.device) == (work.clean, 16, "cpu")
     context = Context("resize", Workspace.open(work.workspace), ODD_RUN, False)
-    assert find_target(config, context, 0).uri == result.record["uri"]
+    assert find_target(config, context, 0).uri == result.record.uri
     assert not list(tmp_path.rglob("x"))
 
 
@@ -71,7 +71,7 @@ def test_job_is_owned_by_the_workflow(api: KubeApi, work: Work, finished_work: W
     api.acts = [(*STARTED, write_tensors(finished_work), *DONE)]
     result = launch(work, run=ODD_RUN)
     [job] = api.created
-    assert job["metadata"]["name"] == build_job_name(ODD_RUN, result.record["fingerprint"])
+    assert job["metadata"]["name"] == build_job_name(ODD_RUN, result.record.fingerprint)
     assert job["metadata"]["namespace"] == NAMESPACE
     assert job["metadata"]["ownerReferences"] == [WORKFLOW]
     assert job["metadata"]["annotations"] == {WATCHER_ANNOTATION: api.objects[PODS]["resize-pod"]["metadata"]["uid"]}
@@ -94,7 +94,7 @@ def test_existing_tensors_need_no_cluster(work: Work, finished_work: Work, monke
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
     place(finished_work, work.workspace)
     result = launch(work)
-    assert (result.code, result.record["state"]) == (0, "cached") and "RayJob" not in result.stderr
+    assert (result.code, result.record.state) == (0, "cached") and "RayJob" not in result.stderr
     rerun = launch(work, rerun="resize")
     assert rerun.code == EXIT_USER and "KUBECONFIG: expected a cluster's configuration" in rerun.stderr
 
@@ -103,17 +103,17 @@ def test_mode_auto_resizes_small_data_in_the_pod(work: Work, monkeypatch: pytest
     """Threads of this process make the same tensors as a RayJob, without any request to Kubernetes."""
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
     result = launch(work, {"ray": {"mode": "auto"}})
-    assert (result.code, result.record["state"]) == (0, "ran"), result.stderr
+    assert (result.code, result.record.state) == (0, "ran"), result.stderr
     assert "done in this pod, without a RayJob (ray.auto_seconds)" in result.stderr and "Ray with" not in result.stderr
     context = Context("resize", Workspace.open(work.workspace), "run-1", False)
     config = ResizeConfig(workspace=work.workspace, clean=work.clean, image_size=16)
-    assert find_target(config, context, 0).uri == result.record["uri"]
+    assert find_target(config, context, 0).uri == result.record.uri
 
 
 def test_mode_auto_makes_a_rayjob_for_large_data(api: KubeApi, work: Work, finished_work: Work) -> None:
     api.acts = [(*STARTED, write_tensors(finished_work), *DONE)]
     result = launch(work, {"ray": {"mode": "auto", "auto_seconds": 0}})
-    assert (result.code, result.record["state"]) == (0, "ran"), result.stderr
+    assert (result.code, result.record.state) == (0, "ran"), result.stderr
     assert len(api.created) == 1
 
 
@@ -153,8 +153,8 @@ def test_running_ray_cluster_is_used_by_its_address(work: Work) -> None:
 def test_ray_address_in_the_run_configuration_is_rejected(work: Work) -> None:
     """The launcher's image has no Ray."""
     result = launch(work, config={"resize": {"ray_address": "http://me:hunter2@ray:8265"}})
-    assert result.code == result.record["exit_code"] == EXIT_USER and "hunter2" not in result.stderr
-    assert "ray_address: expected none, since by the cluster file" in result.record["error"]
+    assert result.code == result.record.exit_code == EXIT_USER and "hunter2" not in result.stderr
+    assert "ray_address: expected none, since by the cluster file" in result.record.error
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ def test_ray_address_in_the_run_configuration_is_rejected(work: Work) -> None:
 )
 def test_cluster_file_of_another_release_is_rejected_with_a_record(work: Work, cluster_json: str, message: str) -> None:
     result = launch(work, cluster_json=cluster_json)
-    assert result.code == result.record["exit_code"] == EXIT_USER and message in result.record["error"]
-    assert ("by another imagemill" in result.record["error"]) == (cluster_json != "{")
+    assert result.code == result.record.exit_code == EXIT_USER and message in result.record.error
+    assert ("by another imagemill" in result.record.error) == (cluster_json != "{")
 
 
 def test_help_stays_quick() -> None:

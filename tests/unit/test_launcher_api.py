@@ -88,7 +88,7 @@ def test_permanent_failure_of_the_api_server_is_transient(
     monkeypatch.setattr(kube, "RETRY_S", 0.4)
     api.faults = [Fault("GET", RAYJOBS, 500, times=10**6)]
     result = launch(work)
-    assert result.code == EXIT_TRANSIENT and "the Kubernetes API is out of order" in result.record["error"]
+    assert result.code == EXIT_TRANSIENT and "the Kubernetes API is out of order" in result.record.error
 
 
 def test_pods_that_cannot_be_listed_cost_the_job_no_try(api: KubeApi, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,9 +122,9 @@ def test_refused_requests_are_reported_with_a_remedy(name: str, api: KubeApi, wo
     fault, message = REFUSED[name]
     api.acts, api.faults = [STARTED], [Fault(**vars(fault))]
     result = launch(work)
-    assert result.code == EXIT_USER and message in result.record["error"], result.stderr
-    assert "right" not in message or "namespace mill" in result.record["error"]
-    assert "b'" not in result.record["error"] and '"kind"' not in result.record["error"]
+    assert result.code == EXIT_USER and message in result.record.error, result.stderr
+    assert "right" not in message or "namespace mill" in result.record.error
+    assert "b'" not in result.record.error and '"kind"' not in result.record.error
 
 
 def test_lines_of_an_interrupted_log_are_read_once(api: KubeApi, work: Work, finished_work: Work) -> None:

@@ -91,11 +91,11 @@ def test_error_of_a_job_without_tensors(name: str, api: KubeApi, work: Work) -> 
     acts, code, message = ENDINGS[name]
     api.acts = [acts]
     result = launch(work)
-    assert result.code == code and message in result.record["error"], result.stderr
-    assert result.record["exit_code"] == code and message in result.stderr.splitlines()[-1]
+    assert result.code == code and message in result.record.error, result.stderr
+    assert result.record.exit_code == code and message in result.stderr.splitlines()[-1]
     if code == EXIT_USER:  # a retry of KFP's fails at once, with the same message
         retry = launch(work)
-        assert retry.code == code and message in retry.record["error"] and len(api.created) == 1
+        assert retry.code == code and message in retry.record.error and len(api.created) == 1
 
 
 LOST = status("Failed", "RUNNING", reason="SubmissionFailed", message="Job has reached the specified backoff limit")
@@ -118,7 +118,7 @@ def test_error_has_the_cause_of_a_deleted_head_pod(
     """KubeRay deletes the pod at once; its event stays. Too little memory is no reason to try again."""
     api.acts = [(*STARTED, kube_event("DeletedHeadPod", HEAD_DELETED.format(exit_code, reason)), LOST)]
     result = launch(work)
-    assert result.code == code and message in result.record["error"]
+    assert result.code == code and message in result.record.error
 
 
 def test_a_head_that_is_killed_for_memory_again_and_again_ends_the_step(api: KubeApi, work: Work) -> None:
@@ -126,7 +126,7 @@ def test_a_head_that_is_killed_for_memory_again_and_again_ends_the_step(api: Kub
     api.acts = [(*NEW, kube_event("DeletedHeadPod", HEAD_DELETED.format(1, "OOMKilled")), pause(60))]
     began = time.monotonic()
     result = launch(work)
-    assert result.code == EXIT_USER and "cluster (ray.head.memory): expected enough memory" in result.record["error"]
+    assert result.code == EXIT_USER and "cluster (ray.head.memory): expected enough memory" in result.record.error
     assert time.monotonic() - began < 20 and len(api.deletions) == 1
 
 
@@ -156,7 +156,7 @@ def test_error_has_the_cause_of_lost_workers(api: KubeApi, work: Work) -> None:
 def test_without_the_right_to_list_events_the_error_is_the_jobs(api: KubeApi, work: Work) -> None:
     api.acts, api.faults = [(*STARTED, LOST)], [Fault("GET", EVENTS, 403, "events is forbidden", 9)]
     result = launch(work)
-    assert result.code == EXIT_TRANSIENT and "backoff limit" in result.record["error"]
+    assert result.code == EXIT_TRANSIENT and "backoff limit" in result.record.error
 
 
 def test_reason_of_pending_pods_is_logged_once(api: KubeApi, work: Work, finished_work: Work) -> None:
@@ -180,7 +180,7 @@ SUCCESSES: dict[str, Sequence[Act]] = {
 def test_a_job_that_succeeds_in_the_end(name: str, api: KubeApi, work: Work, finished_work: Work) -> None:
     api.acts = [(*SUCCESSES[name], write_tensors(finished_work), *DONE)]
     result = launch(work)
-    assert (result.code, result.record["state"]) == (0, "ran"), result.stderr
+    assert (result.code, result.record.state) == (0, "ran"), result.stderr
 
 
 def test_ray_pods_are_deleted_as_soon_as_the_tensors_exist(api: KubeApi, work: Work, finished_work: Work) -> None:
@@ -234,5 +234,5 @@ def test_deadlines_that_kuberay_does_not_keep(
     api.put(PODS, lost)  # a launcher
     api.acts = [acts]
     result = launch(work, cluster)
-    assert result.code == code and message in result.record["error"], result.stderr
-    assert "OOMKilled" not in result.record["error"]
+    assert result.code == code and message in result.record.error, result.stderr
+    assert "OOMKilled" not in result.record.error

@@ -122,7 +122,7 @@ def test_sigterm_deletes_the_job(api: KubeApi, work: Work, monkeypatch: pytest.M
         assert signal.getsignal(signal.SIGTERM) is too_late
     finally:
         signal.signal(signal.SIGTERM, handler)
-    assert result.code == EXIT_TRANSIENT and "stopped by a signal, and the RayJob" in result.record["error"]
+    assert result.code == EXIT_TRANSIENT and "stopped by a signal, and the RayJob" in result.record.error
     assert time.monotonic() - began < launcher.LOG_TIMEOUT_S / 2
 
 
@@ -154,7 +154,7 @@ def test_a_pod_that_is_deleted_leaves_its_job_to_the_next_try(
         )
     ]
     result = launch(work)
-    assert result.code == EXIT_TRANSIENT and "goes on, and the next try finds it" in result.record["error"]
+    assert result.code == EXIT_TRANSIENT and "goes on, and the next try finds it" in result.record.error
     assert len(api.objects[RAYJOBS]) == 1 and not api.deletions
     api.put(PODS, {"metadata": {"name": "resize-pod", "ownerReferences": [WORKFLOW]}, "spec": {}})
     retry = launch(work)
@@ -165,7 +165,7 @@ def test_deleted_pod_without_a_workflow_deletes_its_job(api: KubeApi, work: Work
     api.put(PODS, {"metadata": {"name": "resize-pod"}, "spec": {}})
     api.acts = [(*STARTED, GOING["deleted"], terminate, pause(60))]
     result = launch(work)
-    assert result.code == EXIT_TRANSIENT and "and the RayJob" in result.record["error"]
+    assert result.code == EXIT_TRANSIENT and "and the RayJob" in result.record.error
 
 
 def test_job_adopted_by_another_try_is_not_deleted(api: KubeApi, work: Work) -> None:
@@ -176,7 +176,7 @@ def test_job_adopted_by_another_try_is_not_deleted(api: KubeApi, work: Work) -> 
 
     api.acts = [(*STARTED, take_over, terminate, pause(1))]
     result = launch(work)
-    assert result.code == EXIT_TRANSIENT and "is left to the pod that has taken it over" in result.record["error"]
+    assert result.code == EXIT_TRANSIENT and "is left to the pod that has taken it over" in result.record.error
     assert len(api.objects[RAYJOBS]) == 1
     api.objects[RAYJOBS].clear()
 
@@ -192,7 +192,7 @@ def test_concurrent_runs_of_the_same_tensors_use_separate_jobs(api: KubeApi, wor
     api.acts = [(*STARTED, another_run, *DONE), (*STARTED, write_tensors(finished_work), *DONE)]
     result = launch(work)
     assert [result.code, other_results[0].code] == [0, 0], result.stderr
-    assert result.record["uri"] == other_results[0].record["uri"] and result.record["state"] == "ran"
+    assert result.record.uri == other_results[0].record.uri and result.record.state == "ran"
     assert len({rayjob["metadata"]["name"] for rayjob in api.created}) == len(api.created) == 2
     assert {item["preconditions"]["uid"] for item in api.deletions} == {item["metadata"]["uid"] for item in api.created}
 
@@ -205,7 +205,7 @@ def test_job_recreated_by_others_is_not_deleted(api: KubeApi, work: Work) -> Non
 
     api.acts = [(*STARTED, recreate)]
     result = launch(work)
-    assert result.code == EXIT_TRANSIENT and "was deleted while it ran" in result.record["error"]
+    assert result.code == EXIT_TRANSIENT and "was deleted while it ran" in result.record.error
     assert len(api.deletions) == 1 and len(api.objects[RAYJOBS]) == 1
     api.objects[RAYJOBS].clear()
 
@@ -215,7 +215,7 @@ def test_a_job_that_could_not_be_adopted_is_not_deleted(api: KubeApi, work: Work
     status("Running", "RUNNING")(api, job)
     api.faults = [Fault("PATCH", RAYJOBS, 403, "rayjobs is forbidden", 9)]
     result = launch(work)
-    assert result.code == EXIT_USER and "the right to patch rayjobs" in result.record["error"]
+    assert result.code == EXIT_USER and "the right to patch rayjobs" in result.record.error
     assert list(api.objects[RAYJOBS]) == [job["metadata"]["name"]]
     api.objects[RAYJOBS].clear()
 
@@ -244,7 +244,7 @@ def test_clean_up_reports_the_error_of_an_unwatched_job(api: KubeApi, work: Work
     kube_event("DeletedHeadPod", head)(api, job)
     assert delete_rayjobs(parse_cluster({}), RUN, work.workspace) == ["job"]
     record = work.record()
-    assert record["exit_code"] == EXIT_TRANSIENT and "head: ray-head: its pod failed" in record["error"]
+    assert record.exit_code == EXIT_TRANSIENT and "head: ray-head: its pod failed" in record.error
 
 
 def test_clean_up_keeps_an_existing_record(api: KubeApi, work: Work) -> None:

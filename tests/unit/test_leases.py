@@ -24,6 +24,7 @@ from imagemill.components.dataset.leases import (
     hold_step_lease,
     list_running_steps,
 )
+from imagemill.components.dataset.records import StepRecord
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download import STEP, raw
 from imagemill.components.storage.errors import TransientError
@@ -105,7 +106,8 @@ def test_a_run_that_reuses_old_files_keeps_them(
     watcher.join()
     assert codes == [0]
     record = workspace.step_record("again", "download")
-    assert record and downloading.rows_of(downloading.dataset_of(record)).keys() == downloading.images(8).keys()
+    assert record
+    assert downloading.rows_of(downloading.dataset_of(record.to_dict())).keys() == downloading.images(8).keys()
     assert len(datasets_of(workspace)) < 3 * 5 and not leases_in(workspace)
     check_intact(workspace)
 
@@ -209,7 +211,7 @@ def test_a_lease_older_than_the_steps_record_counts_no_more(workspace: Workspace
     assert list_running_steps(workspace) == [
         RunningStep("r1", "clean", (), renewed[0]), RunningStep("r1", "train", (), renewed[1])
     ]  # fmt: skip
-    workspace.write_step_record("r1", "clean", {"exit_code": 0})
+    workspace.write_step_record("r1", "clean", StepRecord())
     assert [lease.step for lease in list_running_steps(workspace)] == ["train"]
     put_lease(workspace, "r1", "clean")  # a retry
     assert [lease.step for lease in list_running_steps(workspace)] == ["clean", "train"]

@@ -187,7 +187,7 @@ def test_download_refuses_invalid_values_of_later_steps(
         check_form("some-run", form | {"workspace": str(tmp_path)} | values)
     assert ended.value.code == 2 and f"[download] error: {message}" in capsys.readouterr().err
     record = Workspace.from_uri(str(tmp_path)).step_record("some-run", "download")
-    assert record and record["exit_code"] == 2 and record["error"].startswith(message)
+    assert record and record.exit_code == 2 and record.error.startswith(message)
 
 
 def test_form_and_config_determine_the_options_of_every_step() -> None:

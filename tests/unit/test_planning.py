@@ -58,7 +58,7 @@ def test_missing_tensors_are_made_by_a_rayjob(clean: Dataset, tmp_path: Path) ->
     assert job["metadata"]["name"].endswith(outputs["tensors"].rpartition("/")[2])
     assert "ownerReferences" not in job["metadata"]  # Argo adds its workflow
     record = open_workspace(clean).step_record(RUN, "resize")
-    assert record and record["exit_code"] == 75 and job["metadata"]["name"] in record["error"]
+    assert record and record.exit_code == 75 and job["metadata"]["name"] in record.error
     second = write_plan(clean, tmp_path / "again", "--image-size=24", f"--config={section}")
     assert second["rayjob"] == outputs["rayjob"]  # a second try of the step finds the job of the first
     check_custom(job)  # last, for it skips where there are no schemas
@@ -146,8 +146,8 @@ def test_existing_tensors_need_no_executor(clean: Dataset, tmp_path: Path) -> No
     outputs = write_plan(clean, tmp_path / "out", "--image-size=16", "--name=photos")
     assert (outputs["executor"], outputs["rayjob"], outputs["tensors"]) == ("none", "", tensors.uri)
     record = workspace.step_record(RUN, "resize")
-    assert record and (record["state"], record["exit_code"]) == ("cached", 0)
-    assert record["metrics"]["rows"] == read_dataset(tensors.uri, "tensors").manifest.totals.rows
+    assert record and (record.state, record.exit_code) == ("cached", 0)
+    assert record.metrics["rows"] == read_dataset(tensors.uri, "tensors").manifest.totals.rows
     assert workspace.latest("photos", "tensors") == tensors.uri
 
 
@@ -169,7 +169,7 @@ def test_user_error_is_recorded_for_resize(flags: list[str], message: str, clean
     with pytest.raises(UserError, match=message):
         write_plan(clean, tmp_path / "out", *flags)
     record = open_workspace(clean).step_record(RUN, "resize")
-    assert record and record["exit_code"] == 2 and message in record["error"]
+    assert record and record.exit_code == 2 and message in record.error
 
 
 def test_internal_error_is_recorded_for_resize(clean: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ def test_internal_error_is_recorded_for_resize(clean: Dataset, tmp_path: Path, m
     with pytest.raises(ZeroDivisionError):
         write_plan(clean, tmp_path / "out")
     record = open_workspace(clean).step_record(RUN, "resize")
-    assert record and record["exit_code"] == 1 and "ZeroDivisionError: by nothing" in record["error"]
+    assert record and record.exit_code == 1 and "ZeroDivisionError: by nothing" in record.error
 
 
 @pytest.mark.parametrize(

@@ -171,8 +171,8 @@ def test_mistakes_have_thumbnails_and_confused_classes(workspace: Workspace) -> 
     [mistake] = mistakes.make_mistakes(evaluation, clean)
     assert (mistake.label, mistake.predicted, mistake.image_id) == ("cat", "dog", "test/cat/5.jpg")
     assert mistake.thumbnail.src.startswith("data:image/jpeg;base64,")
-    [worst] = mistakes.find_hardest_classes(evaluation, ConfusionMatrix.read(evaluation))["rows"]
-    assert worst["label"] == "cat" and worst["mistaken_for"] == [("dog", 1)]
+    [(worst, mistaken_for)], _ = mistakes.find_hardest_classes(evaluation, ConfusionMatrix.read(evaluation))
+    assert worst.name == "cat" and mistaken_for == [("dog", 1)]
 
 
 def test_rejects_show_a_thumbnail_or_the_reason(workspace: Workspace) -> None:

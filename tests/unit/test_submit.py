@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import kfp_commands
 import pytest
@@ -16,11 +15,13 @@ import yaml
 from kfp_commands import CLUSTER, Commands, compiled_once, record, script
 from kfp_server import KfpService, serving
 
+from imagemill.components.dataset.records import StepRecord
+
 SECRET = "s3cr3t-0f-somebody"
 mill, records = kfp_commands.mill, kfp_commands.records
 
 
-def test_run_is_submitted_and_followed(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
+def test_run_is_submitted_and_followed(mill: Commands, records: dict[str, StepRecord]) -> None:
     records |= {
         "download": record("download"),
         "evaluate": record("evaluate", metrics={"macro_f1": 0.91, "top1": 0.93}),
@@ -72,7 +73,7 @@ def test_compiled_package_is_submitted(mill: Commands, tmp_path: Path) -> None:
     assert mill("submit", "--package", str(other)).code == 2 and len(mill.service.runs) == 1
 
 
-def test_failed_step_determines_exit_code_and_message(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
+def test_failed_step_determines_exit_code_and_message(mill: Commands, records: dict[str, StepRecord]) -> None:
     records |= {
         "download": record("download"),
         "clean": record("clean", state="failed", exit_code=2, error="color: expected one of rgb, found 'x'"),
@@ -84,7 +85,7 @@ def test_failed_step_determines_exit_code_and_message(mill: Commands, records: d
     assert "[clean] failed after" in ran.err
 
 
-def test_step_without_a_record_is_reported(mill: Commands, records: dict[str, dict[str, Any]]) -> None:
+def test_step_without_a_record_is_reported(mill: Commands, records: dict[str, StepRecord]) -> None:
     records["download"] = record("download")
     mill.service.scripts = [script("download", "clean", last="FAILED")]
     ran = mill("submit")

@@ -279,8 +279,8 @@ def test_an_error_is_recorded_and_has_its_exit_code(tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit) as ended:
         run_pod({"workspace": str(tmp_path)}, "r1", inputs, lambda search: None)
     record = Workspace.open(str(tmp_path)).step_record("r1", "tune")
-    assert ended.value.code == EXIT_USER and record and record["exit_code"] == EXIT_USER
-    assert "trials: expected a whole number from 1" in record["error"] and record["error"] in capsys.readouterr().err
+    assert ended.value.code == EXIT_USER and record and record.exit_code == EXIT_USER
+    assert "trials: expected a whole number from 1" in record.error and record.error in capsys.readouterr().err
 
 
 def test_a_form_with_a_rerun_or_another_steps_space_is_refused() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import re
 import signal
@@ -24,6 +23,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from ...dataset.records import StepRecord
 from ...models.artifact import pick_device
 from ...models.timm_models import is_timm
 from ...step.runner_exit import RUNNER_PID, handles_sigterm
@@ -330,13 +330,13 @@ def _find_error(folder: Path, number: int, last_lines: list[str]) -> MillError:
     """Return the error that ended the training: that of a rank which failed by itself, as the others ended because of
     it; else that the missing ranks were killed, or torchrun's own last lines."""
     paths = [folder / f"{rank}.json" for rank in range(number)]
-    records: list[dict[str, Any]] = [json.loads(path.read_text()) for path in paths if path.exists()]
-    failed = [record for record in records if record["exit_code"] != EXIT_OK]
+    records = [StepRecord.read(path) for path in paths if path.exists()]
+    failed = [record for record in records if record.exit_code != EXIT_OK]
     for code in (EXIT_USER, EXIT_OURS):
         for record in failed:
-            if record["exit_code"] == code:
-                return error_for_exit_code(code, record["error"])
-    own_errors = [record["error"] for record in failed if not record["error"].startswith(LOST)]
+            if record.exit_code == code:
+                return error_for_exit_code(code, record.error)
+    own_errors = [record.error for record in failed if not record.error.startswith(LOST)]
     if own_errors:
         return error_for_exit_code(EXIT_TRANSIENT, own_errors[0])
     signals = [line.strip() for line in last_lines if "Signal" in line]
@@ -345,5 +345,5 @@ def _find_error(folder: Path, number: int, last_lines: list[str]) -> MillError:
         message = f"{number - len(records)} of {number} processes were killed{first_signal}"
         return error_for_exit_code(EXIT_TRANSIENT, message)
     if failed:
-        return error_for_exit_code(EXIT_TRANSIENT, failed[0]["error"])
+        return error_for_exit_code(EXIT_TRANSIENT, failed[0].error)
     return MillError(f"torchrun failed: {' '.join(last_lines[-3:])}")
