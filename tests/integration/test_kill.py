@@ -110,27 +110,31 @@ def test_killed_resize_leaves_no_ray_process(finished: Finished, expected: dict[
     assert mill.content(tensors) == mill.content(expected["tensors"])
 
 
+def orphan(script: str, *arguments: str) -> int:
+    """Run `script` as a step until it is ready and a second longer, kill its runner, and return its exit status."""
+    runner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    environment = {**os.environ, RUNNER_PID: str(runner.pid)}
+    command = [sys.executable, "-c", script, *arguments]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as step:
+        assert step.stdout and step.stdout.readline() == "ready\n"
+        time.sleep(1)
+        assert step.poll() is None
+        runner.kill()  # and not waited for: a runner that is a zombie is gone as well
+        status = step.wait(timeout=60)
+    runner.wait()
+    return status
+
+
 def test_orphaned_step_exits() -> None:
     """Only the runner is killed, not its group: the step sees that and ends, long before its work would."""
-    runner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     script = (
         "import time; from imagemill.components.step.runner_exit import exit_with_runner; exit_with_runner()\n"
         "print('ready', flush=True); time.sleep(600)"
     )
-    step = subprocess.Popen(
-        [sys.executable, "-c", script], env={**os.environ, RUNNER_PID: str(runner.pid)}, stdout=subprocess.PIPE
-    )
-    assert step.stdout and step.stdout.readline() == b"ready\n"
-    time.sleep(1)
-    assert step.poll() is None
-    runner.kill()  # and not waited for: a runner that is a zombie is gone as well
-    assert step.wait(timeout=60) == 75
-    step.stdout.close()
-    runner.wait()
+    assert orphan(script) == 75
 
 
 def test_orphaned_step_that_handles_sigterm_finishes_its_handler(tmp_path: Path) -> None:
-    runner = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     script = (
         "import signal, sys, time; from pathlib import Path\n"
         "from imagemill.components.step.runner_exit import exit_with_runner, handles_sigterm; exit_with_runner()\n"
@@ -142,16 +146,8 @@ def test_orphaned_step_that_handles_sigterm_finishes_its_handler(tmp_path: Path)
         "time.sleep(600)"
     )
     words = tmp_path / "words"
-    step = subprocess.Popen(
-        [sys.executable, "-c", script, str(words)], env={**os.environ, RUNNER_PID: str(runner.pid)}, text=True,
-        stdout=subprocess.PIPE,
-    )  # fmt: skip
-    assert step.stdout and step.stdout.readline() == "ready\n"
-    runner.kill()
-    assert step.wait(timeout=60) == 75
+    assert orphan(script, str(words)) == 75
     assert words.read_text() == "written down"
-    step.stdout.close()
-    runner.wait()
 
 
 # The series: every step, several moments, Ray's own processes.

@@ -18,14 +18,15 @@ from imagemill.components import compat
 from imagemill.pipelines.compat import name_callers_quickly, replace_python_in_program
 
 
-def run(code: str) -> subprocess.CompletedProcess[str]:
-    """Run Python code in a fresh process: what is imported here already would hide what is tested."""
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+def run(code: str) -> None:
+    """Run Python code in a fresh process, which has to succeed: imports of this one would hide what is tested."""
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
 
 
 def test_torch_dynamo_is_imported_on_first_use_only() -> None:
     """Fails with a torchvision that imports more of it: then `import_torchvision` is of no use, and goes."""
-    process = run(
+    run(
         "import sys\n"
         "import torch\n"
         "from imagemill.components.compat import import_torchvision\n"
@@ -41,12 +42,11 @@ def test_torch_dynamo_is_imported_on_first_use_only() -> None:
         "assert is_compile_supported('cpu') == own('cpu')\n"
         "assert torch.compile(lambda x: x + 1, backend='eager')(torch.ones(1)).item() == 2\n"
     )
-    assert process.returncode == 0, process.stderr
 
 
 def test_deferred_module_is_imported_when_needed() -> None:
     """A later torchvision might import more: the deferred module is replaced by the real one."""
-    process = run(
+    run(
         "import os, sys\n"
         "from imagemill.components import compat\n"
         "import torch\n"
@@ -60,7 +60,6 @@ def test_deferred_module_is_imported_when_needed() -> None:
         "        os._exit(0)\n"
         "    assert os.waitpid(child, 0)[1] == 0, statement\n"
     )
-    assert process.returncode == 0, process.stderr
 
 
 def test_torch_knows_amx_as_its_public_function_does() -> None:
@@ -79,7 +78,7 @@ def test_functions_that_cannot_be_compiled_run_uncompiled(monkeypatch: pytest.Mo
 @pytest.mark.parametrize("hidden", [True, False])
 def test_arrow_imports_pandas_for_a_list_unless_it_is_hidden(hidden: bool) -> None:
     """Fails with an Arrow that does without: then `hide_pandas` is of no use, and goes."""
-    done = run(
+    run(
         "import sys\n"
         "import pyarrow as pa\n"
         "from imagemill.components.compat import hide_pandas\n"
@@ -88,7 +87,6 @@ def test_arrow_imports_pandas_for_a_list_unless_it_is_hidden(hidden: bool) -> No
         "assert pa.array(['a', None]).to_pylist() == ['a', None]\n"
         f"assert ('pandas' in sys.modules) is not {hidden}\n"
     )
-    assert done.returncode == 0, done.stderr
 
 
 def test_kfp_replaces_python_by_a_function_that_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,13 @@ HEAVY = (
 )  # fmt: skip
 
 
+def run(code: str) -> tuple[str, list[str]]:
+    """Run Python code in a fresh process; return its output and the heavy modules that it has imported."""
+    code += f"\nimport sys\nprint(*sorted(set(sys.modules) & set({HEAVY!r})), file=sys.stderr)"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    return process.stdout, process.stderr.split()
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], *([word, "--help"] for word in ("run", "train", "config", "submit", "doctor", "gc"))],
@@ -20,22 +27,13 @@ HEAVY = (
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     script = (
-        "import sys\nfrom imagemill.pipelines.cli.main import main\n"
-        f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
-        f"print(*sorted(set(sys.modules) & set({HEAVY!r})), file=sys.stderr)"
+        f"from imagemill.pipelines.cli.main import main\ntry:\n    main({arguments!r})\nexcept SystemExit:\n    pass"
     )
-    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    assert "usage: imagemill" in process.stdout
-    assert process.stderr.split() == []
+    output, heavy = run(script)
+    assert "usage: imagemill" in output and heavy == []
 
 
 @pytest.mark.parametrize("step", ["download", "clean", "resize", "train", "evaluate", "promote"])
 def test_a_steps_defaults_are_resolved_without_anything_heavy(step: str) -> None:
     """A step that has nothing to do, or a little, does not wait for torch."""
-    script = (
-        f"import sys\nfrom imagemill.components.{step} import STEP\n"
-        "STEP.config.from_values({})\n"
-        f"print(*sorted(set(sys.modules) & set({HEAVY!r})))"
-    )
-    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    assert process.stdout.split() == []
+    assert run(f"from imagemill.components.{step} import STEP\nSTEP.config.from_values({{}})") == ("", [])
