@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import photos
 from PIL import Image
 
 from imagemill.components.clean.config import CleanConfig
@@ -60,9 +61,7 @@ def picture(seed: str, size: tuple[int, int] = SIZE, kind: str = "JPEG") -> byte
     random = np.random.default_rng([*seed.encode()])
     colour = random.integers(0, 256, 3)
     pixels = np.clip(colour + random.normal(0, 20, (size[1], size[0], 3)), 0, 255).astype(np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, kind)
-    return out.getvalue()
+    return photos.saved(pixels, kind)
 
 
 NONE_FOUND: dict[str, Any] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from typing import Any
@@ -32,22 +31,10 @@ def picture(mode: str = "RGB", width: int = WIDTH, height: int = HEIGHT) -> Imag
     return Image.fromarray(rgb).convert(mode)
 
 
-def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
 def pixels_of(image: Image.Image) -> Pixels:
     """uint8 [H, W, C] of an RGB or L picture."""
     array = np.asarray(image, np.uint8)
     return array if array.ndim == 3 else array[:, :, None]
-
-
-def with_orientation(orientation: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[ORIENTATION] = orientation
-    return exif
 
 
 def reason(data: bytes, **options: Any) -> str:

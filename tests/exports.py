@@ -11,6 +11,7 @@ from typing import Any
 import cleaned
 import numpy as np
 import numpy.typing as npt
+import photos
 import pyarrow as pa
 from cleaned import Row
 from PIL import Image
@@ -74,13 +75,7 @@ def odd_files() -> dict[str, bytes]:
         "one.gif": (photo.quantize(64), "GIF", {}), "one.bmp": (photo, "BMP", {}), "one.tif": (photo, "TIFF", {}),
         "one.webp": (photo, "WEBP", {"lossless": True}), "progressive.jpg": (photo, "JPEG", {"progressive": True}),
     }  # fmt: skip
-    return {name: _saved(*arguments) for name, arguments in images.items()}
-
-
-def _saved(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
+    return {name: photos.saved(picture, kind, **options) for name, (picture, kind, options) in images.items()}
 
 
 def clean_single(uri: str, classes: Sequence[str] = ("cat", "dog", "owl"), each: int = 12) -> Dataset:

@@ -60,10 +60,12 @@ def photo(name: str) -> Pixels:
     return pixels
 
 
-def saved(pixels: Any, kind: str = "PNG", **options: Any) -> bytes:
-    """uint8 [H, W] or [H, W, 1 or 3] as a file."""
+def saved(picture: Any, kind: str = "PNG", **options: Any) -> bytes:
+    """Return the file of an image, or of pixels: uint8 [H, W] or [H, W, 1 or 3]."""
+    if not isinstance(picture, Image.Image):
+        picture = Image.fromarray(picture[:, :, 0] if picture.shape[2:] == (1,) else picture)
     out = io.BytesIO()
-    Image.fromarray(pixels[:, :, 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels).save(out, kind, **options)
+    picture.save(out, kind, **options)
     return out.getvalue()
 
 

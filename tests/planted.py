@@ -81,11 +81,7 @@ def _photograph(number: int) -> Image.Image:
 
 
 def saved(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    out = io.BytesIO()
-    if kind == "GIF" and picture.mode == "RGB":
-        picture = picture.quantize(64)
-    picture.save(out, kind, **options)
-    return out.getvalue()
+    return photos.saved(picture.quantize(64) if kind == "GIF" and picture.mode == "RGB" else picture, kind, **options)
 
 
 def signed(data: bytes) -> bool:

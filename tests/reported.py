@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
+import photos
 import pyarrow as pa
 from html_page import Page
 from PIL import Image
@@ -42,9 +42,7 @@ FIRST = {
 
 
 def jpeg(color: tuple[int, int, int], size: tuple[int, int] = (24, 16)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, color).save(buffer, "JPEG")
-    return buffer.getvalue()
+    return photos.saved(Image.new("RGB", size, color), "JPEG")
 
 
 def raw_dataset(workspace: Workspace, images: dict[str, bytes | None], row_group_bytes: int = 2_000) -> Dataset:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -14,6 +13,7 @@ import pytest
 from copied import no_session, run_in_this_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from photos import exif, saved
 from PIL import Image
 from test_resample import make_noise as noise
 
@@ -34,19 +34,6 @@ from imagemill.components.train import STEP as TRAIN
 Pixels = npt.NDArray[np.uint8]
 CHANNELS = {"red": 0, "green": 1, "blue": 2}
 BLACK = {"rgb": [0, 0, 0], "gray": [0], "ycbcr": [0, 128, 128], "lab": [0, 128, 128], "red": [0]}
-
-
-def saved(pixels: Pixels | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels.squeeze())
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
-def rotated(orientation: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return exif
 
 
 def expected(rgb: Pixels, color: str) -> Pixels:
@@ -72,7 +59,7 @@ def sources() -> dict[str, bytes]:
         "grey": saved(image.convert("L")), "bits": saved(image.convert("1")), "alpha": saved(image.convert("RGBA")),
         "cmyk": saved(cmyk, "TIFF"), "WEBP": saved(rgb, "WEBP", lossless=True), "GIF": saved(image, "GIF"),
         "JPEG": saved(rgb, "JPEG"), "grey JPEG": saved(image.convert("L"), "JPEG"), "ycck": saved(cmyk, "JPEG"),
-        "turned": saved(rgb, "JPEG", exif=rotated(6)), "turned PNG": saved(rgb, exif=rotated(7)),
+        "turned": saved(rgb, "JPEG", exif=exif(6)), "turned PNG": saved(rgb, exif=exif(7)),
     }  # fmt: skip
 
 
@@ -130,7 +117,7 @@ def test_as_stored_holds_for_stored_channels_only() -> None:
     for kind in ("PNG", "JPEG"):
         assert {c for c in COLORS if decode(saved(rgb, kind), c).as_stored} == {"rgb"}
         assert {c for c in COLORS if decode(saved(grey, kind), c).as_stored} == single_channel
-        assert {c for c in COLORS if decode(saved(grey, kind, exif=rotated(3)), c).as_stored} == set()
+        assert {c for c in COLORS if decode(saved(grey, kind, exif=exif(3)), c).as_stored} == set()
     assert {c for c in COLORS if decode(saved(grey, "PNG", transparency=7), c).as_stored} == set()
     assert {c for c in COLORS if decode(saved(Image.fromarray(rgb).convert("P")), c).as_stored} == set()
 

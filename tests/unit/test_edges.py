@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 import numpy.typing as npt
+import photos
 import pyarrow as pa
 import pytest
 from copied import no_session, run_in_this_process
@@ -237,8 +238,7 @@ def clean_dataset(folder: Path, color: str, images_by_split: dict[str, int]) -> 
         with ShardWriter(uri, Layout(CLEAN, row_group_bytes=4_000)) as writer:
             for n in range(number):
                 out = io.BytesIO()
-                exif = Image.Exif()
-                exif[0x0112] = 6 if n % 3 == 0 else 1
+                exif = photos.exif(6 if n % 3 == 0 else 1)
                 Image.fromarray(noise(40 + 5 * n, 60 - n)).save(out, "PNG" if n % 4 == 3 else "JPEG", exif=exif)
                 row = {"image_id": f"{split}-{n}", "label_id": n % 2, "shuffle_index": 1000 * n}
                 writer.add({**row, "image": {"bytes": out.getvalue(), "path": ""}}, len(out.getvalue()))
@@ -387,7 +387,9 @@ def test_files_of_a_manifest_keep_their_form() -> None:
 
 @pytest.mark.parametrize("edges", EDGES)
 def test_bytes_become_the_shape_with_edges(edges: str) -> None:
-    out = io.BytesIO()
-    Image.fromarray(noise(90, 40)).save(out, "JPEG")
     geometry = Geometry(32, "crop", "rgb", EDGES[edges])
-    assert decode_and_resize(out.getvalue(), geometry).shape == geometry.shape == (32, 32, 3 + len(EDGES[edges]))
+    assert (
+        decode_and_resize(photos.saved(noise(90, 40), "JPEG"), geometry).shape
+        == geometry.shape
+        == (32, 32, 3 + len(EDGES[edges]))
+    )

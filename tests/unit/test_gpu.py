@@ -18,6 +18,7 @@ from typing import Any
 
 import mill
 import numpy as np
+import photos
 import pytest
 import torch
 import torchvision
@@ -63,12 +64,6 @@ def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
     out = io.BytesIO()
     image.save(out, kind, **({"quality": 92} if kind == "JPEG" else {}) | options)
     return out.getvalue()
-
-
-def turned(orientation: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return exif
 
 
 def mean_difference(first: Pixels, second: Pixels) -> float:
@@ -131,7 +126,7 @@ def test_canny_is_computed_from_the_resized_pixels() -> None:
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["crop", "letterbox"])
 def test_photographs_come_out_upright(orientation: int, mode: str) -> None:
-    data = encoded(photo(500, 300), exif=turned(orientation))
+    data = encoded(photo(500, 300), exif=photos.exif(orientation))
     header = parse_header(data)
     assert header and header.orientation == orientation
     upright = decode_and_resize(data, Geometry(80, mode))

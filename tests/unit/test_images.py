@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import simplejpeg
-from encoded import HEIGHT, ORIENTATION, WIDTH, picture, pixels_of, png_chunk, reason, saved, with_orientation
+from encoded import HEIGHT, ORIENTATION, WIDTH, picture, pixels_of, png_chunk, reason
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from photos import exif as with_orientation
+from photos import saved
 from PIL import Image, ImageOps
 from PIL import __version__ as PILLOW
 

@@ -12,9 +12,11 @@ import zlib
 import numpy as np
 import pytest
 import simplejpeg
-from encoded import HEIGHT, WIDTH, jpeg_header, picture, png_chunk, png_header, reason, saved, with_orientation
+from encoded import HEIGHT, WIDTH, jpeg_header, picture, png_chunk, png_header, reason
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from photos import exif as with_orientation
+from photos import saved
 from PIL import Image
 
 from imagemill.components.clean.config import REASONS

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import simplejpeg
-from encoded import jpeg_header, picture, saved, with_orientation
+from encoded import jpeg_header, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from photos import exif as with_orientation
+from photos import saved
 from PIL import Image, ImageOps
 
 from imagemill.components.imaging import decoder as images

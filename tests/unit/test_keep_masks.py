@@ -52,9 +52,7 @@ def as_stored(orientation: int, pixels: Any) -> bytes:
     """A PNG that EXIF turns into these pixels."""
     for _ in range({1: 0, 6: 1, 3: 2, 8: 3}[orientation]):
         pixels = np.rot90(pixels)
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return photos.saved(np.ascontiguousarray(pixels), exif=exif)
+    return photos.saved(np.ascontiguousarray(pixels), exif=photos.exif(orientation))
 
 
 def make_row(number: int, mask: bytes | None, data: bytes = b"", split: str | None = None) -> dict[str, Any]:

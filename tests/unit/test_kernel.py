@@ -14,6 +14,7 @@ import pytest
 import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from photos import exif, saved
 from PIL import Image
 
 from imagemill.components.imaging.decoder import Decoded, LenientDecoding, decode
@@ -176,18 +177,11 @@ def test_hooks_see_the_decoded_image_and_the_picture() -> None:
     assert (decode_and_resize(data, Geometry(224), before, after) == 101).all()
 
 
-def saved(image: Image.Image, kind: str, **options: object) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **options)
-    return out.getvalue()
-
-
 RGB, GRAY = Image.fromarray(noise(31, 22)), Image.fromarray(noise(31, 22, 1)[:, :, 0])
 CLEAR = RGB.copy()
 CLEAR.putalpha(100)
 PALETTE = RGB.quantize(16)
-EXIF = Image.Exif()
-EXIF[0x0112] = 6
+EXIF = exif(6)
 PLAIN = {
     "png": saved(RGB, "PNG"), "grey png": saved(GRAY, "PNG"), "png with dpi": saved(RGB, "PNG", dpi=(72, 72)),
     "webp": saved(RGB, "WEBP", quality=80), "bmp": saved(RGB, "BMP"),

@@ -3,7 +3,6 @@ and the report."""
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -12,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import photos
 import pyarrow as pa
 import pytest
 import torch
 from chain import one_core, resized
 from kfp import dsl
-from PIL import Image
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, precision_recall_fscore_support
 from test_multi_label_numbers import mean_loss
 
@@ -63,9 +62,7 @@ def encode_picture(number: int, ids: list[int]) -> bytes:
     pixels = np.random.default_rng(number).normal(128, 20, (36, 36, 3)).clip(0, 255).astype(np.uint8)
     for c in ids:
         pixels[:, 12 * c + 1 : 12 * c + 11] = COLORS[c]
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    return out.getvalue()
+    return photos.saved(pixels)
 
 
 def make_clean(

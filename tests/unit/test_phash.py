@@ -4,7 +4,6 @@ The photographs are the sample of Oxford-IIIT Pet beside the repository; tests t
 
 from __future__ import annotations
 
-import io
 import tarfile
 from collections.abc import Callable
 from functools import cache
@@ -13,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import numpy.typing as npt
+import photos
 import pytest
 from PIL import Image, ImageDraw
 
@@ -62,9 +62,7 @@ def read_photographs(step: int = 1) -> list[Pixels]:
 
 
 def reencode(pixels: Pixels, kind: str, **options: int) -> Pixels:
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, kind, **options)
-    return decode(out.getvalue()).pixels
+    return decode(photos.saved(pixels, kind, **options)).pixels
 
 
 def reencode_jpeg(pixels: Pixels, random: Rng) -> Pixels:

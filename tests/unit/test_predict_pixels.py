@@ -11,6 +11,7 @@ import chain
 import numpy as np
 import photos
 import pytest
+from photos import saved
 from PIL import Image
 
 from imagemill.components.clean.clean import clean
@@ -69,17 +70,9 @@ def _encode_forms() -> dict[str, bytes]:
     alpha = np.dstack([make(19), np.linspace(0, 255, 120 * 90).reshape(90, 120).astype(np.uint8)])
     files["alpha.png"] = photos.saved(alpha)
     cmyk, deep = Image.fromarray(make(20)).convert("CMYK"), (make(21)[:, :, 0].astype(np.uint16) * 257)
-    files["cmyk.jpg"], files["deep.png"] = _encode(cmyk, "JPEG"), photos.saved(deep)
-    files["palette.png"] = _encode(noisy, "PNG")
+    files["cmyk.jpg"], files["deep.png"] = saved(cmyk, "JPEG"), photos.saved(deep)
+    files["palette.png"] = saved(noisy, "PNG")
     return files
-
-
-def _encode(image: Image.Image, kind: str) -> bytes:
-    import io
-
-    out = io.BytesIO()
-    image.save(out, kind)
-    return out.getvalue()
 
 
 @pytest.fixture(scope="module")

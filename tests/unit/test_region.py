@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections.abc import Sequence
@@ -231,9 +230,7 @@ def encode_palette_png(values: Any) -> bytes:
     image = Image.fromarray(values.astype(np.uint8), "L").convert("P")
     image.putdata(values.ravel().tolist())
     image.putpalette([250, 10, 10, 0, 0, 0, 90, 0, 200, 2, 2, 2])
-    out = io.BytesIO()
-    image.save(out, "PNG", bits=2)
-    return out.getvalue()
+    return photos.saved(image, bits=2)
 
 
 @pytest.mark.parametrize(
@@ -292,9 +289,7 @@ def test_a_mask_that_declares_another_size_is_not_decoded() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_mask_is_rotated_with_its_image(orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    stored = np.zeros((3, 4), np.uint8)
+    exif, stored = photos.exif(orientation), np.zeros((3, 4), np.uint8)
     stored[0, 0], stored[0, 1], stored[2, 3] = 10, 20, 30
     for kind in ("PNG", "JPEG", "TIFF"):
         data = photos.saved(stored, kind, exif=exif)

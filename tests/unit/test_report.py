@@ -8,6 +8,7 @@ import re
 from dataclasses import replace
 
 import numpy as np
+import photos
 import pytest
 from html_page import Page
 from PIL import Image
@@ -196,11 +197,8 @@ def test_lookup_reads_a_limited_number_of_row_groups(workspace: Workspace, monke
 
 def test_thumbnails_are_upright_and_small() -> None:
     stored = Image.new("RGB", (400, 200), (250, 10, 10))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    buffer = io.BytesIO()
-    stored.save(buffer, "JPEG", exif=exif)
-    src, pixels = encode_picture(buffer.getvalue(), thumbnails.THUMBNAIL_SIDE, thumbnails.THUMBNAIL_QUALITY)
+    data = photos.saved(stored, "JPEG", exif=photos.exif(6))
+    src, pixels = encode_picture(data, thumbnails.THUMBNAIL_SIDE, thumbnails.THUMBNAIL_QUALITY)
     shown = Image.open(io.BytesIO(base64.b64decode(src.partition(",")[2])))
     assert shown.size == (64, 128) and pixels == 80_000
     with pytest.raises(ImageRejected):

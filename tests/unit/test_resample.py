@@ -97,22 +97,16 @@ def test_letterbox_holds_the_whole_picture_on_black(width: int, height: int) -> 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("color", ["rgb", "gray"])
 def test_output_has_the_shape_of_the_geometry(mode: str, color: str) -> None:
-    out = io.BytesIO()
-    Image.fromarray(make_noise(90, 40)).save(out, "JPEG")
     geometry = Geometry(32, mode, color)
-    assert decode_and_resize(out.getvalue(), geometry).shape == geometry.shape
+    assert decode_and_resize(photos.saved(make_noise(90, 40), "JPEG"), geometry).shape == geometry.shape
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_scaled_decode_is_accurate(mode: str) -> None:
     smooth = np.asarray(Image.fromarray(make_noise(40, 30)).resize((1600, 1200), Image.Resampling.BICUBIC))
-    out = io.BytesIO()
-    Image.fromarray(smooth).save(out, "JPEG", quality=95)
-    full = np.array(Image.open(io.BytesIO(out.getvalue())).convert("RGB"))
-    output, exact = (
-        decode_and_resize(out.getvalue(), Geometry(96, mode)),
-        resize_image(make_decoded(full), Geometry(96, mode)),
-    )
+    data = photos.saved(smooth, "JPEG", quality=95)
+    full = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+    output, exact = decode_and_resize(data, Geometry(96, mode)), resize_image(make_decoded(full), Geometry(96, mode))
     assert np.abs(output.astype(int) - exact).mean() < 0.5
 
 

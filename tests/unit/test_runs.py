@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,12 +10,12 @@ from typing import Any
 
 import mill
 import numpy as np
+import photos
 import pyarrow as pa
 import pytest
 from copied import run_in_this_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from test_edges import resized, without_ray  # noqa: F401 (a fixture)
 
 from imagemill.components.clean.schema import CLEAN
@@ -36,9 +35,7 @@ COLUMNS = ["image_id", "image.bytes", "label_id", "shuffle_index"]
 @functools.cache
 def encode_jpeg(number: int) -> bytes:
     pixels = np.random.default_rng(number).integers(0, 256, (12 + number % 5, 15, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG")
-    return out.getvalue()
+    return photos.saved(pixels, "JPEG")
 
 
 def make_clean_files(folder: Path | str, files: dict[str, int], rows: int = 24, fingerprint: str = "01") -> Dataset:
