@@ -11,7 +11,8 @@ steady state, from the page cache. Normalization to floats belongs where the mod
 tensors to which rows were added in 16 later generations (`mixed` must not fall); the
 limit, `memmap` (rows of a mapped file by a random permutation, into fresh batches) and `memmap_2` (2 threads into
 reused buffers); ImageFolder with a DataLoader, from photographs of 500x375 and from ready JPEGs and PNGs of 224;
-WebDataset, LitData and Hugging Face datasets. `augmented`: the same with random resized crop, flip and RandAugment 2/9.
+WebDataset, LitData, Lance and Hugging Face datasets. `augmented`: the same with random resized crop, flip and
+RandAugment 2/9.
 `cold`: the first epoch after the files were dropped from the page cache (this needs a real disk; what lies below a
 virtual one may still remember them), and the second. `s3`: the first and second epoch from an S3 server on this machine
 (tests/rgw.py), which takes its share of the cores.

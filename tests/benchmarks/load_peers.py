@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -110,6 +110,22 @@ def make_litdata(place: Place) -> None:
     )  # fmt: skip
 
 
+def lance(place: Place, workers: int) -> Epoch:
+    """Batches of random rows by `take`, which reads in threads of its own."""
+    import lance as library
+
+    dataset = library.dataset(str(place.folder / "lance"))
+
+    def iter_batches(number: int) -> Iterator[tuple[Any, Any]]:
+        order = np.random.default_rng([SEED, number]).permutation(place.images)
+        for start in range(0, len(order), BATCH):
+            table = dataset.take(np.sort(order[start : start + BATCH]).tolist())
+            image = table.column("image").combine_chunks()
+            yield image.flatten().to_numpy().reshape(-1, SIZE, SIZE, 3), table.column("label").to_numpy()
+
+    return iter_batches
+
+
 class _Sample:
     def __init__(self, place: Place) -> None:
         self._place = place
@@ -171,6 +187,7 @@ CELLS: dict[str, Cell] = {
     "webdataset_jpg": _cell("WebDataset of ready JPEGs", webdataset("jpg"), "tar-jpg", "webdataset", **_LOSSY),
     "webdataset_npy": _cell("WebDataset of raw pixels (.npy)", webdataset("npy"), "tar-npy", "webdataset"),
     "litdata": _cell("LitData of raw pixels", litdata, "litdata", "litdata"),
+    "lance": Cell("Lance, random rows by take", lance, ("lance",), (0,), needs="lance"),
     "hf": _cell("HF datasets, FixedSizeList, as numpy", hf("fixed", "numpy"), "arrow-fixed", "datasets"),
     "hf_torch": _cell("the same, as torch", hf("fixed", "torch"), "arrow-fixed", "datasets"),
     "hf_array3d": _cell("HF datasets, Array3D, as numpy", hf("array3d", "numpy"), "arrow-array3d", "datasets"),

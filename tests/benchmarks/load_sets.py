@@ -8,6 +8,7 @@
          tensors-raw-later/   the same after 16 weeks in each of which some images were added, a fifth of all together
          tar-jpg/ tar-npy/   shards for WebDataset
          arrow/          for Hugging Face datasets: FixedSizeList, and Array3D
+         lance/          for Lance, FixedSizeList
          litdata/        made by load_peers.py, in an interpreter that has litdata
 """
 
@@ -195,6 +196,23 @@ def make_arrow(place: Place, form: str) -> None:
             writer.write_batch(pa.record_batch([image, pa.array(labels[start : start + 100])], schema=schema))
 
 
+def make_lance(place: Place) -> None:
+    """A Lance dataset in its own format: a FixedSizeList of uint8 an image, and its label."""
+    import lance
+
+    pixels, labels = place.pixels(), place.labels()
+    image_type = pa.list_(pa.uint8(), SIZE * SIZE * 3)
+    schema = pa.schema([("image", image_type), ("label", pa.int64())])
+
+    def iter_batches() -> Iterator[pa.RecordBatch]:
+        for start in range(0, place.images, 100):
+            flat = np.ascontiguousarray(pixels[start : start + 100]).reshape(-1)
+            image = pa.FixedSizeListArray.from_arrays(pa.array(flat), type=image_type)
+            yield pa.record_batch([image, pa.array(labels[start : start + 100])], schema=schema)
+
+    lance.write_dataset(iter_batches(), str(place.folder / "lance"), schema=schema)
+
+
 MAKERS: dict[str, Callable[[Place], object]] = {
     "tensors-raw": lambda place: make_tensors(place, "raw"),
     "tensors-jpeg": lambda place: make_tensors(place, "jpeg"),
@@ -204,5 +222,6 @@ MAKERS: dict[str, Callable[[Place], object]] = {
     "tar-jpg": lambda place: make_tars(place, "jpg"),
     "tar-npy": lambda place: make_tars(place, "npy"),
     "arrow-fixed": lambda place: make_arrow(place, "fixed"),
+    "lance": make_lance,
     "arrow-array3d": lambda place: make_arrow(place, "array3d"),
 }
