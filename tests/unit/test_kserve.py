@@ -23,6 +23,7 @@ from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.models.artifact import Preprocessing, load_model
 from imagemill.components.train.artifact.onnx_export import export
 from imagemill.pipelines.cli.main import main
+from imagemill.pipelines.serving.repository import render_triton_config
 
 PYTHON = os.environ.get("KSERVE_PYTHON", "") or (sys.executable if importlib.util.find_spec("kserve") else "")
 """An interpreter with kserve and onnxruntime, which may be that of another environment."""
@@ -67,6 +68,25 @@ def test_kserve_answers_as_predict_does(tmp_path: Path, capsys: pytest.CaptureFi
     served = dict(zip(CLASSES, outputs["probabilities"]["data"], strict=True))
     expected = {row["class"]: row["probability"] for row in predicted["predictions"]}
     assert served == pytest.approx(expected, abs=2e-5)
+
+
+@pytest.mark.proof
+@pytest.mark.skipif(not PYTHON, reason="needs tritonclient[grpc] in the interpreter KSERVE_PYTHON")
+def test_the_configuration_is_a_message_of_tritons_schema(tmp_path: Path) -> None:
+    if subprocess.run([PYTHON, "-c", "import tritonclient.grpc"], capture_output=True, check=False).returncode:
+        pytest.skip(f"tritonclient[grpc] is not installed in {PYTHON}")
+    _, spec = load_model(model_of(tmp_path / "ws"))
+    config = tmp_path / "config.pbtxt"
+    config.write_text(render_triton_config("pets", spec))
+    code = (
+        "import sys; from google.protobuf import text_format\n"
+        "from tritonclient.grpc.model_config_pb2 import ModelConfig\n"
+        "config = text_format.Parse(open(sys.argv[1]).read(), ModelConfig())\n"
+        "print(config.name, config.backend, list(config.input[0].dims), [list(o.dims) for o in config.output])"
+    )
+    printed = subprocess.run([PYTHON, "-c", code, str(config)], capture_output=True, text=True, check=True).stdout
+    shape, classes = list(SPEC.image.shape), [len(CLASSES)]
+    assert printed.strip() == f"pets onnxruntime {shape} {[classes, classes]}"
 
 
 def _request(url: str, body: Any = None) -> Any:
