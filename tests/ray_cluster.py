@@ -309,10 +309,10 @@ import sys, time
 from imagemill.components.clean import STEP, reuse, shard
 shard.SLICE_BYTES = 1
 seconds = float(sys.argv.pop())
-def clean_shard(*arguments, work=reuse.clean_shard):
+def clean_slice(*arguments, work=reuse.clean_slice):
     time.sleep(seconds)
     return work(*arguments)
-reuse.clean_shard = clean_shard if seconds else reuse.clean_shard
+reuse.clean_slice = clean_slice if seconds else reuse.clean_slice
 sys.exit(STEP.main())
 """
 """The step with a slice a row group, each of which lasts some seconds longer."""

@@ -12,7 +12,7 @@ from html_page import Page
 from PIL import Image
 
 from imagemill.components.clean.schema import CLEAN, REJECTED, make_clean_layout
-from imagemill.components.clean.shard import write_rejected, write_rows
+from imagemill.components.clean.slices import write_rejected, write_rows
 from imagemill.components.dataset.kinds import (
     ClassScores,
     CleanExtra,

@@ -23,7 +23,7 @@ from .drift import check_drift
 from .final_files import KeptCounts, KeptRows, write_final_files
 from .labels import find_base_classes, make_label_rules
 from .reuse import FinishedWork, clean_or_reuse, estimate_core_seconds
-from .shard import CleanedShard, RowRules, Slice, plan_slices, write_rejected
+from .slices import CleanedSlice, RowRules, Slice, plan_slices, write_rejected
 from .splits import SPLITS
 from .twins import check_radius, write_twins
 
@@ -52,10 +52,10 @@ class Target:
 
     def estimate_core_seconds(self, context: Context) -> float:
         """Return the core-seconds of the slices that no earlier snapshot or attempt has cleaned."""
-        parts = plan_slices(self.raw)
-        cleaned = FinishedWork(context.workspace, context.rerun_salt()).find_slices(parts, self.rules)
-        missing = [part for part in parts if part.key not in cleaned]
-        return estimate_core_seconds(sum(part.rows for part in missing), sum(part.bytes for part in missing))
+        slices = plan_slices(self.raw)
+        cleaned = FinishedWork(context.workspace, context.rerun_salt()).find_slices(slices, self.rules)
+        missing = [slice_ for slice_ in slices if slice_.key not in cleaned]
+        return estimate_core_seconds(sum(slice_.rows for slice_ in missing), sum(slice_.bytes for slice_ in missing))
 
     def make_job_config(self, context: Context) -> CleanConfig:
         """Return the config of a Ray job that makes this dataset; `ray_job.build_command` gives its command line."""
@@ -94,11 +94,11 @@ def clean(config: CleanConfig, context: Context) -> Outcome:
 def _build_dataset(raw: Dataset, uri: str, rules: RowRules, context: Context) -> Dataset:
     """Clean what no earlier snapshot or attempt has cleaned, decide on all images, and list their files."""
     finished = FinishedWork(context.workspace, context.rerun_salt())
-    parts = plan_slices(raw)
+    slices = plan_slices(raw)
     lost: frozenset[str] = frozenset()
     while True:
-        shards = clean_or_reuse(raw, parts, rules, finished, lost)
-        candidates = _read_candidates(raw, parts, shards, finished)
+        shards = clean_or_reuse(raw, slices, rules, finished, lost)
+        candidates = _read_candidates(raw, slices, shards, finished)
         context.say(f"{len(candidates):,} images are valid; looking at all of them together")
         decisions, twins = decide(candidates, rules.config)
         final = write_final_files(decisions, finished, rules.layout)
@@ -108,7 +108,7 @@ def _build_dataset(raw: Dataset, uri: str, rules: RowRules, context: Context) ->
         # rows is dropped, so the originals are needed again.
         lost |= final.lost
         context.say(f"{len(final.lost):,} files of earlier snapshots are needed and gone; cleaning their images again")
-    rejected, rejected_rows = _list_rejected(raw, parts, shards, finished)
+    rejected, rejected_rows = _list_rejected(raw, slices, shards, finished)
     rejected_rows += decisions.iterate_rejected()
     files = [finished.list_file(file, uri) for file in final.files + rejected]
     if rejected_rows:
@@ -121,41 +121,41 @@ def _build_dataset(raw: Dataset, uri: str, rules: RowRules, context: Context) ->
     check_ledger(raw, manifest)
     check_splits(manifest)
     draft = Dataset(uri, manifest, "")
-    page = write_audit(draft, kept.scan(), lambda ids: _find_pictures(draft, ids, kept, parts, shards))
+    page = write_audit(draft, kept.scan(), lambda ids: _find_pictures(draft, ids, kept, slices, shards))
     return commit(uri, replace(manifest, files=(*manifest.files, page)))
 
 
 def _find_pictures(
-    dataset: Dataset, ids: Sequence[str], kept: KeptRows, parts: list[Slice], shards: list[CleanedShard]
+    dataset: Dataset, ids: Sequence[str], kept: KeptRows, slices: list[Slice], shards: list[CleanedSlice]
 ) -> dict[str, Picture]:
     """Find the pictures of images where the decision has put them: in the final files, or in raw only."""
     rows = kept.candidates.find_rows(ids)
     places = kept.locate(dataset, rows.items())
-    of_table = [part for part, shard in zip(parts, shards, strict=True) if shard.candidates]
+    of_table = [slice_ for slice_, shard in zip(slices, shards, strict=True) if shard.candidates]
     dropped = {image_id: of_table[kept.candidates.find_candidate_file(row)] for image_id, row in rows.items()}
-    raw_places = {image_id: (part.file, range(part.first, part.last)) for image_id, part in dropped.items()}
+    raw_places = {image_id: (slice_.file, range(slice_.first, slice_.last)) for image_id, slice_ in dropped.items()}
     return find_pictures(dataset, ids, places, raw_places)
 
 
 def _read_candidates(
-    raw: Dataset, parts: list[Slice], shards: list[CleanedShard], finished: FinishedWork
+    raw: Dataset, slices: list[Slice], shards: list[CleanedSlice], finished: FinishedWork
 ) -> Candidates:
     """Read the valid rows of all slices, without those that have left the source."""
-    with_rows = [(part, shard) for part, shard in zip(parts, shards, strict=True) if shard.candidates]
+    with_rows = [(slice_, shard) for slice_, shard in zip(slices, shards, strict=True) if shard.candidates]
     tables = [file for _, shard in with_rows for file in shard.candidates]
     data = [file for _, shard in with_rows for file in shard.data]
-    removed = {number: raw.removed_ids(part.file) for number, (part, _) in enumerate(with_rows)}
+    removed = {number: raw.removed_ids(slice_.file) for number, (slice_, _) in enumerate(with_rows)}
     return read_candidates(finished.uri, tables, data, removed)
 
 
 def _list_rejected(
-    raw: Dataset, parts: list[Slice], shards: list[CleanedShard], finished: FinishedWork
+    raw: Dataset, slices: list[Slice], shards: list[CleanedSlice], finished: FinishedWork
 ) -> tuple[list[File], list[dict[str, Any]]]:
     """Return the files of rejected rows, and apart from them the rows of files that hold one which left the source."""
     files: list[File] = []
     rows: list[dict[str, Any]] = []
-    for part, shard in zip(parts, shards, strict=True):
-        removed = raw.removed_ids(part.file)
+    for slice_, shard in zip(slices, shards, strict=True):
+        removed = raw.removed_ids(slice_.file)
         for file in shard.rejected:
             tables = read_file(uris.join(finished.uri, file.uri)) if removed else ()
             content = [row for table in tables for row in table.to_pylist()]

@@ -27,7 +27,7 @@ from ..step.progress import Progress, say
 from ..storage import uri as uris
 from ..storage.parallel import max_workers
 from .config import VERSION, CleanConfig
-from .shard import SLICE_BYTES, CleanedShard, RowRules, Slice, clean_shard
+from .slices import SLICE_BYTES, CleanedSlice, RowRules, Slice, clean_slice
 
 
 @dataclass(frozen=True)
@@ -50,17 +50,17 @@ class FinishedWork:
     def parts(self) -> FinishedParts:
         return FinishedParts(self.workspace, self.uri)
 
-    def find_slices(self, parts: Iterable[Slice], rules: RowRules) -> dict[str, CleanedShard]:
+    def find_slices(self, slices: Iterable[Slice], rules: RowRules) -> dict[str, CleanedSlice]:
         """Return the results of finished slices, by the slices' keys.
 
         Their `data` may be gone: those files are needed only where no file without the dropped rows replaces them.
         """
-        keys = {part.key: f"slices/{make_slice_key(part, rules, self.attempt)}" for part in parts}
-        records = self.parts.find(keys, lambda record: CleanedShard.from_record(record).required_files)
-        return {key: CleanedShard.from_record(record) for key, record in records.items()}
+        keys = {slice_.key: f"slices/{make_slice_key(slice_, rules, self.attempt)}" for slice_ in slices}
+        records = self.parts.find(keys, lambda record: CleanedSlice.from_record(record).required_files)
+        return {key: CleanedSlice.from_record(record) for key, record in records.items()}
 
-    def add_slice(self, part: Slice, rules: RowRules, shard: CleanedShard) -> None:
-        key = make_slice_key(part, rules, self.attempt)
+    def add_slice(self, slice_: Slice, rules: RowRules, shard: CleanedSlice) -> None:
+        key = make_slice_key(slice_, rules, self.attempt)
         self.parts.add(f"slices/{key}", shard.to_record())
 
     def find_rewritten(self, keys: Mapping[int, str]) -> dict[int, list[File]]:
@@ -72,7 +72,7 @@ class FinishedWork:
         self.parts.add(f"rewritten/{key}", {"files": [asdict(file) for file in files]})
 
 
-def make_slice_key(part: Slice, rules: RowRules, attempt: Mapping[str, str]) -> str:
+def make_slice_key(slice_: Slice, rules: RowRules, attempt: Mapping[str, str]) -> str:
     """Return the key of a slice's result: of the raw row groups and of what `rules` mean for their rows.
 
     Not of the number of threads, on which nothing depends, nor of the versions of libraries, as in fingerprints.
@@ -80,10 +80,10 @@ def make_slice_key(part: Slice, rules: RowRules, attempt: Mapping[str, str]) -> 
     values: dict[str, Any] = {
         "version": VERSION,
         "columns": [[field.name, str(field.type)] for field in rules.layout.schema],
-        "file": part.file.sha256,
-        "groups": [part.first, part.last],
+        "file": slice_.file.sha256,
+        "groups": [slice_.first, slice_.last],
         "config": rules.for_rows().config.fingerprint_values(),
-        "labels": rules.labels.restrict(part.labels).to_record(),
+        "labels": rules.labels.restrict(slice_.labels).to_record(),
         **attempt,
     }
     if rules.is_one_hot:  # the length of the rows' lists
@@ -91,32 +91,32 @@ def make_slice_key(part: Slice, rules: RowRules, attempt: Mapping[str, str]) -> 
     return digest(values)
 
 
-def make_rewrite_key(file: File, alive: npt.NDArray[np.bool_], splits: npt.NDArray[np.uint8]) -> str:
+def make_rewrite_key(file: File, is_kept: npt.NDArray[np.bool_], splits: npt.NDArray[np.uint8]) -> str:
     """Return the key of the files that a file is rewritten to, by the verdicts on its rows."""
-    verdicts = "".join(str(split) if is_alive else "-" for is_alive, split in zip(alive, splits, strict=True))
+    verdicts = "".join(str(split) if kept else "-" for kept, split in zip(is_kept, splits, strict=True))
     return digest({"version": VERSION, "file": file.sha256, "verdicts": verdicts})
 
 
 def clean_or_reuse(
-    raw: Dataset, parts: Sequence[Slice], rules: RowRules, finished: FinishedWork, lost: Collection[str] = ()
-) -> list[CleanedShard]:
+    raw: Dataset, slices: Sequence[Slice], rules: RowRules, finished: FinishedWork, lost: Collection[str] = ()
+) -> list[CleanedSlice]:
     """Return the result of every slice, in their order; those that are finished are not cleaned again.
 
     `lost`: URIs of data files that are needed and gone, so that their slices have to be cleaned again.
     """
     shards = {
         key: shard
-        for key, shard in finished.find_slices(parts, rules).items()
+        for key, shard in finished.find_slices(slices, rules).items()
         if not any(file.uri in lost for file in shard.data)
     }
-    missing = [part for part in parts if part.key not in shards]
-    rows, missing_rows = (sum(part.rows for part in group) for group in (parts, missing))
+    missing = [slice_ for slice_ in slices if slice_.key not in shards]
+    rows, missing_rows = (sum(slice_.rows for slice_ in group) for group in (slices, missing))
     if missing_rows < rows:
         say("clean", f"{rows - missing_rows:,} of {rows:,} images were cleaned before")
-    for part, shard in clean_slices(raw, missing, finished.uri, rules, Progress("clean", total=missing_rows)):
-        finished.add_slice(part, rules, shard)
-        shards[part.key] = shard
-    return [shards[part.key] for part in parts]
+    for slice_, shard in clean_slices(raw, missing, finished.uri, rules, Progress("clean", total=missing_rows)):
+        finished.add_slice(slice_, rules, shard)
+        shards[slice_.key] = shard
+    return [shards[slice_.key] for slice_ in slices]
 
 
 WORKER_BYTES = 3 * 2**27
@@ -128,23 +128,23 @@ CONCURRENT_SLICES = 2
 
 
 def clean_slices(
-    raw: Dataset, parts: Sequence[Slice], uri: str, rules: RowRules, progress: Progress
-) -> Iterator[tuple[Slice, CleanedShard]]:
+    raw: Dataset, slices: Sequence[Slice], uri: str, rules: RowRules, progress: Progress
+) -> Iterator[tuple[Slice, CleanedSlice]]:
     """Yield every slice with its result, as they finish. `uri`: folder below which the files are written."""
-    if not parts:
+    if not slices:
         return
     workers = rules.config.clean_workers or max_workers(WORKER_BYTES)
-    kind = _choose_executor(rules.config, parts, workers)
-    processes = min(workers + WRITING_PROCESSES, len(parts))
+    kind = _choose_executor(rules.config, slices, workers)
+    processes = min(workers + WRITING_PROCESSES, len(slices))
     threads = {THREADS: workers, PROCESSES: max(1, workers // processes), RAY: 1}[kind]
     arguments = (raw.uri, uri, rules.for_rows(), threads)
     with _open_executor(kind, processes, raw, rules.config) as executor:
-        for part, record in run_tasks(parts, clean_shard, arguments, executor):
-            progress.add(part.rows)
-            yield part, CleanedShard.from_record(record)
+        for slice_, record in run_tasks(slices, clean_slice, arguments, executor):
+            progress.add(slice_.rows)
+            yield slice_, CleanedSlice.from_record(record)
 
 
-def _choose_executor(config: CleanConfig, parts: Sequence[Slice], workers: int) -> str:
+def _choose_executor(config: CleanConfig, slices: Sequence[Slice], workers: int) -> str:
     if _get_ray_address(config) or config.executor == RAY:
         if find_spec("ray"):
             return RAY
@@ -153,7 +153,7 @@ def _choose_executor(config: CleanConfig, parts: Sequence[Slice], workers: int) 
         return PROCESSES
     if config.executor != AUTO:
         return config.executor
-    is_little = workers < 2 or len(parts) < 2 or sum(part.bytes for part in parts) <= SLICE_BYTES
+    is_little = workers < 2 or len(slices) < 2 or sum(slice_.bytes for slice_ in slices) <= SLICE_BYTES
     return THREADS if is_little else PROCESSES
 
 

@@ -18,7 +18,7 @@ from imagemill.components.clean import reuse, shard
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.labels import LabelRules
 from imagemill.components.clean.reuse import clean_slices
-from imagemill.components.clean.shard import CleanedShard, RowRules, Slice
+from imagemill.components.clean.slices import CleanedSlice, RowRules, Slice
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.step.progress import Progress
 from imagemill.components.storage.errors import MillError
@@ -95,7 +95,7 @@ def test_without_ray_processes_clean(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert "Ray is not installed here" in capsys.readouterr().err
 
 
-def clean(raw: Dataset, folder: Path, rules: RowRules = RULES) -> tuple[list[tuple[Slice, CleanedShard]], Progress]:
+def clean(raw: Dataset, folder: Path, rules: RowRules = RULES) -> tuple[list[tuple[Slice, CleanedSlice]], Progress]:
     progress = Progress("clean", total=raw.manifest.totals.rows)
     parts = clean_slices(raw, shard.plan_slices(raw), str(folder / "clean" / "00"), rules, progress)
     return list(parts), progress

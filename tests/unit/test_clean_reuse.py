@@ -20,7 +20,7 @@ from imagemill.components.clean.audit_numbers import Scan
 from imagemill.components.clean.config import DECISION_FIELDS, LABEL_FIELDS, CleanConfig
 from imagemill.components.clean.labels import LabelRules
 from imagemill.components.clean.reuse import make_slice_key
-from imagemill.components.clean.shard import RowRules, Slice, plan_slices
+from imagemill.components.clean.slices import RowRules, Slice, plan_slices
 from imagemill.components.dataset.kinds import RawExtra
 from imagemill.components.dataset.manifest import (
     Dataset,

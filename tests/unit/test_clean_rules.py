@@ -30,7 +30,7 @@ from imagemill.components.clean.labels import (
 )
 from imagemill.components.clean.reuse import FinishedWork
 from imagemill.components.clean.schema import CLEAN, REJECTED, make_clean_layout
-from imagemill.components.clean.shard import RowRules, hash_pixels, plan_slices, write_rows
+from imagemill.components.clean.slices import RowRules, hash_pixels, plan_slices, write_rows
 from imagemill.components.clean.splits import SPLITS, choose_split, compute_shuffle_index, compute_split_position
 from imagemill.components.dataset.kinds import RawExtra
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, count_values

@@ -16,7 +16,7 @@ from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.final_files import rewrite_file
 from imagemill.components.clean.labels import LabelRules
 from imagemill.components.clean.schema import make_clean_schema
-from imagemill.components.clean.shard import CleanedShard, RowRules, Slice, clean_batch, clean_shard
+from imagemill.components.clean.slices import CleanedSlice, RowRules, Slice, clean_batch, clean_slice
 from imagemill.components.dataset.shards import Layout, ShardWriter, read_file
 from imagemill.components.imaging.decoder import ImageRejected, decode
 from imagemill.components.imaging.standardize import standardize
@@ -130,7 +130,7 @@ def test_fingerprint_without_masks_is_unchanged() -> None:
 
 
 def test_rewritten_files_keep_masks(tmp_path: Path) -> None:
-    """A raw shard goes through clean_shard and is rewritten where rows are dropped or change splits."""
+    """A raw shard goes through clean_slice and is rewritten where rows are dropped or change splits."""
     schema = pa.schema(
         [(name, pa.string()) for name in ("image_id", "sha256", "label", "split", "group")]
         + [("image", pa.binary()), ("mask", pa.binary())]
@@ -143,7 +143,7 @@ def test_rewritten_files_keep_masks(tmp_path: Path) -> None:
         file = writer.publish("data/raw", "data")
     part = Slice(file, 0, 1, 6, 1)
     config = make_config(val_fraction=0.0)
-    shard = CleanedShard.from_record(clean_shard(part, str(tmp_path), str(tmp_path), rules(config), 1))
+    shard = CleanedSlice.from_record(clean_slice(part, str(tmp_path), str(tmp_path), rules(config), 1))
     first = {r["image_id"]: r["mask"] for t in read_file(f"{tmp_path}/{shard.data[0].uri}") for r in t.to_pylist()}
     assert len(first) == 6 and first["3.png"] is None
     np.testing.assert_array_equal(read_mask(first["2.png"]) == 255, np.indices((40, 60)).sum(axis=0) % 4 == 0)

@@ -59,7 +59,7 @@ def plan_slices(raw: Dataset) -> list[Slice]:
     A slice covers all rows of its row groups, those that have left the source too: so it stays the same.
     """
     planned = map_ordered(raw.files(), lambda file: _plan_file(raw, file), READ_THREADS, lambda _: 0)
-    return [part for parts in planned for part in parts]
+    return [slice_ for slices in planned for slice_ in slices]
 
 
 def _plan_file(raw: Dataset, file: File) -> list[Slice]:
@@ -84,7 +84,7 @@ def _plan_file(raw: Dataset, file: File) -> list[Slice]:
 
 
 @dataclass(frozen=True)
-class CleanedShard:
+class CleanedSlice:
     """The files that one slice resulted in, with URIs relative to the folder that it was cleaned into: the valid rows
     (a file per split), the same rows without images, in that order, and the rejected ones; none for no rows."""
 
@@ -101,7 +101,7 @@ class CleanedShard:
         return {name: [asdict(file) for file in files] for name, files in vars(self).items()}
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> CleanedShard:
+    def from_record(cls, record: dict[str, Any]) -> CleanedSlice:
         return cls(**{field.name: tuple(File(**file) for file in record[field.name]) for field in fields(cls)})
 
 
@@ -140,16 +140,16 @@ class CleanedRows:
             self.kept.setdefault(split, []).append(row)
 
 
-def clean_shard(part: Slice, raw_uri: str, uri: str, rules: RowRules, threads: int) -> dict[str, Any]:
-    """Clean one slice of the raw dataset into files below the folder `uri`; return the record of its `CleanedShard`."""
-    return write_shard(clean_rows(part, raw_uri, rules, threads), uri, rules).to_record()
+def clean_slice(slice_: Slice, raw_uri: str, uri: str, rules: RowRules, threads: int) -> dict[str, Any]:
+    """Clean one slice of the raw dataset into files below the folder `uri`; return the record of its `CleanedSlice`."""
+    return write_slice(clean_rows(slice_, raw_uri, rules, threads), uri, rules).to_record()
 
 
-def clean_rows(part: Slice, raw_uri: str, rules: RowRules, threads: int) -> CleanedRows:
+def clean_rows(slice_: Slice, raw_uri: str, rules: RowRules, threads: int) -> CleanedRows:
     """Clean every row of one slice on `threads` threads."""
     rows = CleanedRows()
     unsplit = rules.config.split == "exact"
-    batches = _read_batches(part, raw_uri, rules.config)
+    batches = _read_batches(slice_, raw_uri, rules.config)
     if threads == 1:
         cleaned: Iterable[list[dict[str, Any]]] = (clean_batch(batch, rules) for batch in batches)
     else:
@@ -163,21 +163,21 @@ def _count_bytes(rows: list[dict[str, Any]]) -> int:
     return sum(len(row["image"] or b"") for row in rows)
 
 
-def write_shard(rows: CleanedRows, uri: str, rules: RowRules) -> CleanedShard:
+def write_slice(rows: CleanedRows, uri: str, rules: RowRules) -> CleanedSlice:
     """Write the files of one slice, in alphabetical order of their splits."""
     layout = rules.layout
     kept = {split: sort_rows(rows.kept[split]) for split in sorted(rows.kept)}
     data = tuple(write_rows(uri, split, kept[split], layout) for split in kept)
     candidates = (write_candidates(uri, [row for split in kept for row in kept[split]], layout),) if kept else ()
-    return CleanedShard(candidates, data, (write_rejected(uri, rows.rejected),) if rows.rejected else ())
+    return CleanedSlice(candidates, data, (write_rejected(uri, rows.rejected),) if rows.rejected else ())
 
 
-def _read_batches(part: Slice, raw_uri: str, config: CleanConfig) -> Iterator[list[dict[str, Any]]]:
+def _read_batches(slice_: Slice, raw_uri: str, config: CleanConfig) -> Iterator[list[dict[str, Any]]]:
     """Yield raw rows with the columns that the config needs, about `BATCH_BYTES` at a time."""
     columns = ["image_id", "image", "sha256", "label", "split", "group"]
     columns += ["boxes"] if config.roi != "off" else []
     columns += ["mask"] if config.background != "off" or config.keep_masks else []
-    for table in read_file(locate_file(raw_uri, part.file), columns, range(part.first, part.last)):
+    for table in read_file(locate_file(raw_uri, slice_.file), columns, range(slice_.first, slice_.last)):
         batch, size = [], 0
         for row in table.to_pylist():
             batch.append(row)
