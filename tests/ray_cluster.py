@@ -306,8 +306,8 @@ def raw_of_slices(workspace: Path, number: int) -> str:
 
 CLEAN_SLOWLY = """
 import sys, time
-from imagemill.components.clean import STEP, reuse, shard
-shard.SLICE_BYTES = 1
+from imagemill.components.clean import STEP, reuse, slices
+slices.SLICE_BYTES = 1
 seconds = float(sys.argv.pop())
 def clean_slice(*arguments, work=reuse.clean_slice):
     time.sleep(seconds)

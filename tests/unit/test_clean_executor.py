@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from test_clean_rules import raw_dataset, run_clean, toy_rows
 
-from imagemill.components.clean import reuse, shard
+from imagemill.components.clean import reuse
+from imagemill.components.clean import slices as slicing
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.labels import LabelRules
 from imagemill.components.clean.reuse import clean_slices
@@ -29,7 +30,7 @@ RULES = RowRules(CleanConfig.resolve(preset="ocr", clean_workers=2, rare_below=3
 @pytest.fixture
 def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     """A slice a row group, and never too little for processes."""
-    monkeypatch.setattr(shard, "SLICE_BYTES", 1)
+    monkeypatch.setattr(slicing, "SLICE_BYTES", 1)
     monkeypatch.setattr(reuse, "SLICE_BYTES", 1)
 
 
@@ -39,7 +40,7 @@ def raw_of(folder: Path) -> Dataset:
 
 def test_slices_cover_every_row_group_once_and_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     raw = raw_of(tmp_path)
-    slices = shard.plan_slices(raw)
+    slices = slicing.plan_slices(raw)
     assert [(part.first, part.last) for part in slices] == [(0, 1)] * 6
     assert sum(part.rows for part in slices) == raw.manifest.totals.rows
     path = raw.locate(raw.files()[0])
@@ -48,12 +49,12 @@ def test_slices_cover_every_row_group_once_and_are_bounded(tmp_path: Path, monke
     sizes = [
         pq.ParquetFile(path).metadata.row_group(n).total_byte_size for n in range(pq.ParquetFile(path).num_row_groups)
     ]
-    monkeypatch.setattr(shard, "SLICE_BYTES", sizes[0] + sizes[1])
-    first = [part for part in shard.plan_slices(raw) if part.file == raw.files()[0]]
+    monkeypatch.setattr(slicing, "SLICE_BYTES", sizes[0] + sizes[1])
+    first = [part for part in slicing.plan_slices(raw) if part.file == raw.files()[0]]
     assert len(first) > 1 and [part.first for part in first[1:]] == [part.last for part in first[:-1]]
     assert first[-1].last == len(sizes) and sum(part.rows for part in first) == table.num_rows
     assert all(part.bytes <= sizes[0] + sizes[1] or part.last - part.first == 1 for part in first)
-    assert len({part.key for part in shard.plan_slices(raw)}) == len(shard.plan_slices(raw))
+    assert len({part.key for part in slicing.plan_slices(raw)}) == len(slicing.plan_slices(raw))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_every_executor_gives_the_same_dataset(options: dict[str, Any], tmp_path
 def test_the_executor_is_chosen_by_the_work_and_the_address(
     options: dict[str, Any], slices: int, workers: int, kind: str, tmp_path: Path, small_slices: None
 ) -> None:
-    parts = shard.plan_slices(raw_of(tmp_path))[:slices]
+    parts = slicing.plan_slices(raw_of(tmp_path))[:slices]
     assert reuse._choose_executor(CleanConfig(**options), parts, workers) == kind
 
 
@@ -97,20 +98,20 @@ def test_without_ray_processes_clean(monkeypatch: pytest.MonkeyPatch, capsys: py
 
 def clean(raw: Dataset, folder: Path, rules: RowRules = RULES) -> tuple[list[tuple[Slice, CleanedSlice]], Progress]:
     progress = Progress("clean", total=raw.manifest.totals.rows)
-    parts = clean_slices(raw, shard.plan_slices(raw), str(folder / "clean" / "00"), rules, progress)
+    parts = clean_slices(raw, slicing.plan_slices(raw), str(folder / "clean" / "00"), rules, progress)
     return list(parts), progress
 
 
 def test_progress_counts_rows_of_worker_processes(tmp_path: Path, small_slices: None) -> None:
     raw = raw_of(tmp_path)
     parts, progress = clean(raw, tmp_path)
-    assert sorted(part.key for part, _ in parts) == sorted(part.key for part in shard.plan_slices(raw))
+    assert sorted(part.key for part, _ in parts) == sorted(part.key for part in slicing.plan_slices(raw))
     assert progress.done == raw.manifest.totals.rows
 
 
 def test_error_in_a_worker_process_is_raised_by_the_step(tmp_path: Path, small_slices: None) -> None:
     raw = raw_of(tmp_path)
-    slices = shard.plan_slices(raw)
+    slices = slicing.plan_slices(raw)
     Path(raw.locate(raw.files()[-1])).write_bytes(b"PAR1, or so")
     progress = Progress("clean")
     with pytest.raises(MillError, match="expected a Parquet file") as error:
@@ -159,12 +160,12 @@ def test_only_the_slice_of_a_killed_process_is_repeated(
     assert {part.key: result for part, result in parts} == {part.key: result for part, result in expected}
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "done again" in line]
     assert "[clean] its process was killed by SIGKILL (perhaps memory ran out)" in line
-    assert any(part.key in line for part in shard.plan_slices(raw)) and "try 2 of 20" in line
+    assert any(part.key in line for part in slicing.plan_slices(raw)) and "try 2 of 20" in line
 
 
 def test_worker_processes_end_with_the_generator(tmp_path: Path, small_slices: None) -> None:
     raw, before = raw_of(tmp_path), list_children()
-    results: Any = clean_slices(raw, shard.plan_slices(raw), str(tmp_path / "clean" / "00"), RULES, Progress("clean"))
+    results: Any = clean_slices(raw, slicing.plan_slices(raw), str(tmp_path / "clean" / "00"), RULES, Progress("clean"))
     next(results)
     assert list_children() - before
     results.close()

@@ -15,7 +15,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from test_clean_rules import encoded, noise, raw_dataset, raw_row, run_clean, table_of, toy_rows
 
-from imagemill.components.clean import audit, audit_html, clean, final_files, reuse, shard
+from imagemill.components.clean import audit, audit_html, clean, final_files, reuse
+from imagemill.components.clean import slices as slicing
 from imagemill.components.clean.audit_numbers import Scan
 from imagemill.components.clean.config import DECISION_FIELDS, LABEL_FIELDS, CleanConfig
 from imagemill.components.clean.labels import LabelRules
@@ -390,5 +391,5 @@ def test_slices_name_the_labels_that_occur(tmp_path: Path, monkeypatch: pytest.M
     raw = raw_dataset(tmp_path, toy_rows(), shards=1)
     (part,) = plan_slices(raw)
     assert part.labels == ("", "a", "b")
-    monkeypatch.setattr(shard, "SLICE_BYTES", 1)
+    monkeypatch.setattr(slicing, "SLICE_BYTES", 1)
     assert {label for part in plan_slices(raw) for label in part.labels} == {"", "a", "b"}

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from test_clean_rules import encoded, noise, raw_dataset, raw_row, run_clean, table_of, toy_rows
 
-from imagemill.components.clean import audit_html, shard
+from imagemill.components.clean import audit_html
+from imagemill.components.clean import slices as slicing
 from imagemill.components.dataset.kinds import RawExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit, count_values, parse_manifest
 from imagemill.components.dataset.shards import read_columns, row_groups
@@ -75,9 +76,9 @@ def test_slices_include_removed_rows(
     replaced: tuple[Dataset, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, remaining = replaced
-    assert sum(part.rows for part in shard.plan_slices(dataset)) == len(remaining) + 26
-    monkeypatch.setattr(shard, "SLICE_BYTES", 1)
-    assert sum(part.rows for part in shard.plan_slices(dataset)) == len(remaining) + 26
+    assert sum(part.rows for part in slicing.plan_slices(dataset)) == len(remaining) + 26
+    monkeypatch.setattr(slicing, "SLICE_BYTES", 1)
+    assert sum(part.rows for part in slicing.plan_slices(dataset)) == len(remaining) + 26
 
 
 def test_clean_equals_that_without_the_rows(replaced: tuple[Dataset, list[dict[str, Any]]], tmp_path: Path) -> None:
