@@ -112,7 +112,7 @@ class Communicator:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process is the one that validates, saves, commits and reports: rank 0."""
+        """Return whether this is rank 0, the process that validates, saves, commits and reports."""
         return self.rank == 0
 
     def broadcast(self, *values: float) -> list[float]:
