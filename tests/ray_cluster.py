@@ -84,6 +84,7 @@ class RayCluster:
         head += ["--dashboard-host", "127.0.0.1", "--dashboard-port", self.dashboard_port, "--include-dashboard=true"]
         try:
             self.start(*head, "--temp-dir", self.folder / "r", "--dashboard-agent-listen-port", agent, cpus=self.cpus)
+            mill.wait_until(lambda: answers(self.client_port), "the port of Ray Client", 60)
         except BaseException:
             self.__exit__(None, None, None)
             raise
@@ -163,6 +164,12 @@ class RayCluster:
     def login(self) -> dict[str, str]:
         """The environment of a command that is let in."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.token)}
+
+
+def answers(port: int) -> bool:
+    """Whether something on this machine listens on the port."""
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
 
 
 def free_ports(number: int) -> list[int]:

@@ -22,6 +22,8 @@ _CLIENT_SCHEME = "ray://"
 _ADDRESS = re.compile(r"^(ray://)?(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})$")
 _ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _VERSIONS = re.compile(r"Ray: (\S+)\s+Python: (\S+)")
+_SERVER_FAILURES = ("Starting Ray client server failed", "Proxy failed to Connect to backend", "psutil.")
+"""In Ray Client's errors when the server that it starts for each client ended early or was too slow to start."""
 TOKEN_VARIABLES = "RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
 
 
@@ -112,8 +114,10 @@ def connection_error(address: str, error: Exception) -> MillError:
             f"here, found {cluster_versions}; run this command in the cluster's image"
         )
     last_line = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
-    if "Starting Ray client server failed" in text:
-        return TransientError(f"ray_address: the Ray cluster at {address} could not serve a client: {last_line}")
+    if any(part in text for part in _SERVER_FAILURES):
+        return TransientError(
+            f"ray_address: expected the Ray cluster at {address} to start a server for this client, found: {last_line}"
+        )
     if "Initialization failure from server" in text:  # older and newer versions don't get as far as comparing
         return UserError(
             f"ray_address: expected a cluster of Ray {_get_ray_version()} at {address}, as here, found one that can't "

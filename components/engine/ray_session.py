@@ -220,7 +220,7 @@ def _connect(address: str) -> None:
         check_port(address)
         import ray
 
-        for retries_left in (1, 0):  # a head that is busy starts no server for a client within Ray's half minute
+        for retries_left in (2, 1, 0):  # a head that is busy starts no server for a client within Ray's half minute
             try:
                 ray.init(address=address, **RAY_INIT_DEFAULTS)
                 break

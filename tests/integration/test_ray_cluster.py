@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from ray_cluster import RayCluster, Slow, content, raw_of_slices, slow_clean, st
 from imagemill.components.dataset.kinds import CleanImage
 from imagemill.components.dataset.manifest import Dataset, read_dataset
 from imagemill.components.engine import ray_connection, ray_job, tasks
+from imagemill.components.engine.ray_session import open_ray_session
 from imagemill.components.resize import STEP
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.command_line import Parser, add_flag
@@ -401,6 +403,30 @@ This process on Ray Client was started with:
 """
 
 
+@pytest.mark.proof  # Ray Client's proxy waits a minute for the server
+def test_connection_is_tried_again_when_the_client_server_dies(
+    cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in cluster.login.items():
+        monkeypatch.setenv(name, value)
+    killed: list[int] = []
+
+    def kill_first_server() -> None:
+        mill.wait_until(
+            lambda: bool(cluster.nodes[0].pids("specific-server")), "a server for the client", 60, every=0.01
+        )
+        killed.extend(cluster.nodes[0].pids("specific-server"))
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+
+    with ThreadPoolExecutor(1) as executor:
+        future = executor.submit(kill_first_server)
+        with open_ray_session("resize", cluster.client, None) as session:
+            assert session.cores == 2
+        future.result()
+    assert killed
+
+
 @pytest.mark.parametrize(
     "error, code, parts",
     [
@@ -409,6 +435,13 @@ This process on Ray Client was started with:
             ConnectionAbortedError("Initialization failure from server:\nTraceback\n  x\nAttributeError: 'a' has no b"),
             EXIT_USER,
             ("expected a cluster of Ray", "AttributeError: 'a' has no b"),
+        ),
+        (
+            ConnectionAbortedError(
+                "Initialization failure from server:\nTraceback\n  x\npsutil.ZombieProcess: PID (pid=2)"
+            ),
+            EXIT_TRANSIENT,
+            ("start a server for this client", "psutil.ZombieProcess"),
         ),
         (ConnectionError("ray client connection timeout"), EXIT_TRANSIENT, ("none that answers",)),
         (ValueError("so not\nand so on"), EXIT_USER, ("so not",)),
