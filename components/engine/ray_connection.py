@@ -27,10 +27,15 @@ _SERVER_FAILURES = ("Starting Ray client server failed", "Proxy failed to Connec
 TOKEN_VARIABLES = "RAY_AUTH_MODE=token with RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
 
 
-def check_address(address: str) -> None:
-    """Raise UserError unless `address` is `auto`, host:port or ray://host:port."""
+def is_cluster_address(address: str) -> bool:
+    """Return whether `address` is `auto`, host:port or ray://host:port."""
     match = _ADDRESS.match(address)
-    if address != AUTO and not (match and 0 < int(match.group(3)) < 65536):
+    return address == AUTO or bool(match and 0 < int(match.group(3)) < 65536)
+
+
+def check_address(address: str) -> None:
+    """Raise UserError unless `is_cluster_address`."""
+    if not is_cluster_address(address):
         raise UserError(
             "ray_address: expected auto, host:6379, ray://host:10001 or http://host:8265, found "
             f"{uris.redact(address)!r}"

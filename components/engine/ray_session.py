@@ -129,7 +129,7 @@ class RaySession:
         except exceptions.RayError as error:
             raise WorkerLost(f"its worker was lost ({type(error).__name__})") from None
         if isinstance(result, UnreadableWorkspace):
-            raise workspace_error(self, result.node)
+            raise unseen_file_error("workspace", self.probe_file, result.node)
         if isinstance(result, Failure):
             raise result.to_error()
         return result
@@ -253,7 +253,7 @@ def _check_cluster(session: RaySession) -> None:
             f"another one ({session.step} {node['version']}) on node {node['node']}"
         )
     if not node["sees"]:
-        raise workspace_error(session, node["node"])
+        raise unseen_file_error("workspace", session.probe_file, node["node"])
 
 
 def _describe_node(step: str, probe_file: str) -> dict[str, Any]:
@@ -271,10 +271,11 @@ def can_read(probe_file: str) -> bool:
     return not probe_file or Path(probe_file).is_file()
 
 
-def workspace_error(session: RaySession, node: str) -> UserError:
+def unseen_file_error(field: str, file: str, node: str) -> UserError:
+    """Return the error of a local file, of what the user calls `field`, that a node can't read."""
     return UserError(
-        "workspace: expected a place that every node of the Ray cluster sees (s3://bucket/prefix, or a folder that "
-        f"all of them mount), found no {session.probe_file} on node {node}"
+        f"{field}: expected a place that every node of the Ray cluster sees (s3://bucket/prefix, or a folder that "
+        f"all of them mount), found no {file} on node {node}"
     )
 
 

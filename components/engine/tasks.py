@@ -6,6 +6,7 @@ record.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -18,6 +19,8 @@ MAX_WORKER_FAILURES = 20
 here; one that crashes its worker gets here in a minute or two, while the others are done beside it."""
 TASKS_PER_WORKER = 2
 """One running and one queued task."""
+OPEN_TASKS_PER_SLOT = 2
+"""Tasks for each slot that may be open where results are wanted in order: one submitted, one that finished early."""
 
 Result = dict[str, Any]
 TaskFunction = Callable[..., Result]
@@ -72,12 +75,12 @@ class Executor(Protocol):
 
 
 def run_tasks(
-    tasks: Iterable[TaskT], work: TaskFunction, arguments: tuple[Any, ...], executor: Executor
+    tasks: Iterable[TaskT | None], work: TaskFunction, arguments: tuple[Any, ...], executor: Executor
 ) -> Iterator[tuple[TaskT, Result]]:
     """Yield (task, `work(task, *arguments)`) as they finish.
 
-    A task that is lost with its worker or node is submitted again, up to `MAX_WORKER_FAILURES` times; the first error
-    of a task itself ends the work and is raised.
+    `tasks` may yield None for no task before the next result. A task that is lost with its worker or node is submitted
+    again, up to `MAX_WORKER_FAILURES` times; the first error of a task itself ends the work and is raised.
     """
     running: dict[Any, TaskT] = {}
     lost: list[TaskT] = []
@@ -100,6 +103,31 @@ def run_tasks(
             else:
                 losses.finished += 1
                 yield task, result
+
+
+def run_tasks_in_order(
+    tasks: Iterable[TaskT], work: TaskFunction, arguments: tuple[Any, ...], executor: Executor
+) -> Iterator[tuple[TaskT, Result]]:
+    """Yield what `run_tasks` yields, in the order of the tasks.
+
+    At most `OPEN_TASKS_PER_SLOT` tasks for each of the executor's slots are open: submitted, or waiting for an earlier
+    one to finish. A slow task delays the others then, instead of filling memory with their results.
+    """
+    unfinished: deque[TaskT] = deque()
+    results: dict[str, Result] = {}
+
+    def limit_open() -> Iterator[TaskT | None]:
+        for task in tasks:
+            while len(unfinished) >= OPEN_TASKS_PER_SLOT * executor.count_slots():
+                yield None
+            unfinished.append(task)
+            yield task
+
+    for task, result in run_tasks(limit_open(), work, arguments, executor):
+        results[task.key] = result
+        while unfinished and unfinished[0].key in results:
+            first = unfinished.popleft()
+            yield first, results.pop(first.key)
 
 
 def run_work(work: TaskFunction, task: Task, arguments: tuple[Any, ...]) -> Result | Failure:

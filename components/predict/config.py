@@ -7,10 +7,13 @@ from pathlib import Path
 
 from ..dataset.manifest import MANIFEST, Dataset, find_dataset, normalize_dataset_uri, read_dataset
 from ..dataset.workspace import Workspace
+from ..engine.ray_connection import is_cluster_address
 from ..step.progress import say
 from ..storage import uri as uris
 from ..storage.errors import UserError, wrong
 
+VERSION = 1
+"""Raised when nodes of a Ray cluster with other code must not predict: when tasks, or what they return, change."""
 DEVICES = ("auto", "cpu", "cuda")
 OUTPUTS = (".parquet", ".csv")
 
@@ -21,7 +24,8 @@ class PredictConfig:
     output.
 
     `model`: URI of a model or its manifest; empty for the champion of `name` (which may be empty if only one name has
-    one) in `workspace`. `output`: a local .parquet or .csv file; empty for none.
+    one) in `workspace`. `output`: a local .parquet or .csv file; empty for none. `ray_address`: the Ray cluster that
+    does it; empty for this process.
     """
 
     images: tuple[str, ...]
@@ -33,6 +37,7 @@ class PredictConfig:
     batch_size: int = 32
     output: str = ""
     json: bool = False
+    ray_address: str = ""
 
     def check(self) -> None:
         """Raise UserError for an invalid value."""
@@ -49,6 +54,11 @@ class PredictConfig:
             if number < 1:
                 raise wrong(flag, "a whole number of at least 1", number)
         self._check_output()
+        if self.ray_address and not is_cluster_address(self.ray_address):
+            expected = "ray://host:10001, or auto or host:6379 from a node of the cluster, whose jobs can't write here"
+            raise wrong("--ray-address", expected, uris.redact(self.ray_address))
+        if self.ray_address and self.device == "cuda":
+            raise wrong("--device", "cpu or auto with --ray-address, where each task takes one core", self.device)
 
     def _check_output(self) -> None:
         if not self.output:

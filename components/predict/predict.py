@@ -1,14 +1,18 @@
-"""Find the image files that the arguments name, without a list of all, and classify them in batches, in their order.
+"""Classify image files in batches and in their order, in this process or as tasks on a Ray cluster.
 
-Images go through the model's own preprocessing.
+Images go through the model's own preprocessing. A task is some whole batches, so that the network gets the same batches
+wherever it runs.
 """
 
 from __future__ import annotations
 
+import platform
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..dataset.labels import MULTI, THRESHOLD, probabilities
-from ..dataset.manifest import Dataset, find_dataset
+from ..dataset.manifest import MANIFEST, Dataset, find_dataset, read_dataset
+from ..engine.ray_session import RaySession, open_ray_session, unseen_file_error
+from ..engine.tasks import Result, run_tasks_in_order
 from ..imaging.decoder import ImageRejected, Pixels
-from ..imaging.headers import sniff
-from ..imaging.pixel_options import DecodeLimits, has_image_extension
 from ..models.artifact import (
     ModelSpec,
     Normalize,
@@ -34,96 +38,19 @@ from ..step.progress import Progress, say
 from ..storage import uri as uris
 from ..storage.errors import MillError, UserError, wrong
 from ..storage.parallel import cores, map_ordered
-from ..storage.store import get_store
-from ..storage.uri import is_hidden
 from .config import PredictConfig
+from .inputs import MISSING_FILE, InputFile, find_images
 from .output import Prediction, open_writer
 
 if TYPE_CHECKING:
     import torch
 
-MAX_BYTES = DecodeLimits().bytes
-
-
-@dataclass(frozen=True)
-class InputFile:
-    """A file to classify, named as the user would write it; its size is -1 if it was not listed. `is_expected_image`:
-    an argument names the file itself, or its name has an image's extension."""
-
-    name: str
-    uri: str
-    size: int = -1
-    is_expected_image: bool = True
-
-    def read(self) -> bytes | None:
-        """Read the file; None for a file of a folder that is no image.
-
-        Raises ImageRejected for a missing or too large file, and errors of the store as they are.
-        """
-        store = get_store(self.uri)
-        try:
-            if self.size < 0:
-                entry = store.stat(self.uri)
-                if entry is None:
-                    raise FileNotFoundError(self.uri)
-                _check_size(entry.size)
-            else:
-                if not self.is_expected_image and not self._has_image_header():
-                    return None
-                _check_size(self.size)
-            return store.read(self.uri)
-        except FileNotFoundError:
-            raise ImageRejected("missing_file", "no such file") from None
-
-    def _has_image_header(self) -> bool:
-        with get_store(self.uri).open(self.uri) as file:
-            return bool(sniff(file.read(32)))
-
-
-def _check_size(size: int) -> None:
-    if size > MAX_BYTES:
-        raise ImageRejected("too_many_bytes", f"{size:,} bytes, at most {MAX_BYTES:,}")
-
-
-def find_inputs(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[InputFile]:
-    """Yield the files that the arguments name, in order: a file, or all but hidden files below a folder or s3 prefix.
-
-    `lines`: more arguments, in the place of `-`. A missing file is yielded, and can't be read then.
-    """
-    for argument in arguments:
-        if argument != "-":
-            yield from _resolve(argument)
-            continue
-        for line in lines:
-            if path := line.rstrip("\r\n"):
-                yield from _resolve(path)
-
-
-def _resolve(argument: str) -> Iterator[InputFile]:
-    uri = uris.normalize(argument, "IMAGE")
-    if not uris.is_s3(uri):
-        return _list_files(argument, uri) if Path(uri).is_dir() else iter([InputFile(argument, uri)])
-    if argument.endswith("/") or not uris.split_s3(uri)[1]:
-        return _list_files(argument, uri)
-    return iter([InputFile(argument, uri)]) if get_store(uri).stat(uri) else _list_prefix(argument, uri)
-
-
-def _list_prefix(argument: str, uri: str) -> Iterator[InputFile]:
-    """Yield the files below an s3 prefix; if there are none, the argument as a missing file."""
-    files = _list_files(argument, uri)
-    yield next(files, InputFile(argument, uri))
-    yield from files
-
-
-def _list_files(argument: str, uri: str) -> Iterator[InputFile]:
-    for entry in get_store(uri).list(uri):
-        path = entry.uri[len(uri.rstrip("/")) + 1 :]
-        if not is_hidden(path):
-            yield InputFile(f"{argument.rstrip('/')}/{path}", entry.uri, entry.size, has_image_extension(path))
-
-
 Probabilities = npt.NDArray[np.float32]
 OodScores = npt.NDArray[np.float32]
+TASK_IMAGES = 128
+"""Images of a task, rounded up to whole batches: seconds of one core, beside which submitting it costs nothing."""
+TASK_THREADS = 4
+"""Threads of a task, which wait for files while its core decodes and computes."""
 
 
 def predict(config: PredictConfig) -> dict[str, int]:
@@ -134,12 +61,18 @@ def predict(config: PredictConfig) -> dict[str, int]:
     """
     config.check()
     model = config.find_model()
-    predictor = Predictor.load(model, config.device)
+    predictor = Predictor.load(model, "cpu" if config.ray_address else config.device)
     if missing := predictor.preprocessing.skipped_steps():
         say("predict", f"new images have no boxes and masks, so that {' and '.join(missing)} is left out")
     progress, read, rejected, unlike = Progress("predict"), 0, 0, 0
-    with open_writer(config, predictor.spec.task, predictor.detector is not None) as write:
-        for prediction in predict_files(predictor, find_inputs(config.images, sys.stdin), config):
+    address, probe_uri = config.ray_address, uris.join(model.uri, MANIFEST)
+    with (
+        open_ray_session("predict", address, None, probe_uri) if address else nullcontext() as session,
+        open_writer(config, predictor.spec.task, predictor.detector is not None) as write,
+    ):
+        files = find_images(config.images, sys.stdin)
+        on_ray = predict_on_ray(model, files, config, session) if session else None
+        for prediction in on_ray or predict_files(predictor, files, config):
             write(prediction)
             if prediction.error:
                 rejected += 1
@@ -231,20 +164,20 @@ class _PreparedImage:
     detail: str = ""
 
 
-def predict_files(predictor: Predictor, files: Iterable[InputFile], config: PredictConfig) -> Iterator[Prediction]:
-    """Yield a prediction for each image in order; files are read and decoded in threads meanwhile."""
+def predict_files(
+    predictor: Predictor, files: Iterable[InputFile], config: PredictConfig, threads: int = 0
+) -> Iterator[Prediction]:
+    """Yield a prediction for each file in order; files are read and decoded in `threads` (0: one a core) meanwhile."""
 
-    def prepare(file: InputFile) -> _PreparedImage | None:
+    def prepare(file: InputFile) -> _PreparedImage:
         try:
-            data = file.read()
-            return None if data is None else _PreparedImage(file.name, predictor.preprocessing(data))
+            return _PreparedImage(file.name, predictor.preprocessing(file.read()))
         except ImageRejected as error:
             return _PreparedImage(file.name, None, error.reason, error.detail)
 
     batch: list[_PreparedImage] = []
-    for image in map_ordered(files, prepare, cores(), lambda _: 0):
-        if image is not None:
-            batch.append(image)
+    for image in map_ordered(files, prepare, threads or cores(), lambda _: 0):
+        batch.append(image)
         if len(batch) == config.batch_size:
             yield from _predict_batch(predictor, batch, config.top)
             batch = []
@@ -272,3 +205,54 @@ def _make_prediction(name: str, scores: Probabilities, spec: ModelSpec, top: int
     if not np.isfinite(scores).all():
         raise UserError(f"{name}: the model's probabilities are no numbers; it can't be used")
     return Prediction(name, tuple(best), tuple(present))
+
+
+@dataclass(frozen=True)
+class PredictTask:
+    """Consecutive files of the listing, from number `first` (1-based) on."""
+
+    first: int
+    files: tuple[InputFile, ...]
+
+    @property
+    def key(self) -> str:
+        return f"images {self.first:,} to {self.first + self.rows - 1:,}"
+
+    @property
+    def rows(self) -> int:
+        return len(self.files)
+
+
+def plan_tasks(files: Iterator[InputFile], batch_size: int) -> Iterator[PredictTask]:
+    """Cut a listing, as it comes, into tasks of whole batches."""
+    size, first = batch_size * -(-TASK_IMAGES // batch_size), 1
+    while part := tuple(islice(files, size)):
+        yield PredictTask(first, part)
+        first += size
+
+
+def predict_on_ray(
+    model: Dataset, files: Iterator[InputFile], config: PredictConfig, session: RaySession
+) -> Iterator[Prediction]:
+    """Yield what `predict_files` yields, computed by tasks of a Ray session.
+
+    UserError if a node does not see a file that this machine sees.
+    """
+    tasks, arguments = plan_tasks(files, config.batch_size), (model.uri, replace(config, images=()))
+    for task, result in run_tasks_in_order(tasks, predict_task, arguments, session):
+        for file, prediction in zip(task.files, result["predictions"], strict=True):
+            if prediction.error == MISSING_FILE and not uris.scheme(file.uri) and Path(file.uri).is_file():
+                raise unseen_file_error("IMAGE", file.uri, result["node"])
+            yield prediction
+
+
+def predict_task(task: PredictTask, model_uri: str, config: PredictConfig) -> Result:
+    """Return the `predictions` of a task's files in their order, and the name of this `node`."""
+    predictions = list(predict_files(_load_predictor(model_uri), task.files, config, TASK_THREADS))
+    return {"predictions": predictions, "node": platform.node()}
+
+
+@lru_cache(maxsize=1)
+def _load_predictor(model_uri: str) -> Predictor:
+    """Load a model once in a worker process, on the CPU: a task takes one core."""
+    return Predictor.load(read_dataset(model_uri, "model"), "cpu")

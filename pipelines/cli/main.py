@@ -166,6 +166,8 @@ def _predict(flags: dict[str, Any]) -> int:
     if not flags["model"]:
         flags["workspace"] = flags["workspace"] or default_workspace()
     prediction = PredictConfig(**{**flags, "images": tuple(flags["images"]), **numbers})
+    if prediction.ray_address:
+        require_modules("predict", ["ray"])
     predict(prediction)
     if prediction.output and not prediction.json:
         print(prediction.output)
@@ -261,6 +263,11 @@ def _add_predict(commands: Any) -> None:
         "--output", default="", metavar="FILE", help=f"write them to this file instead, {' or '.join(OUTPUTS)}"
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each image")
+    parser.add_argument(
+        "--ray-address", default="", metavar="ADDRESS",
+        help="predict on the cores of a Ray cluster: ray://host:10001, or from one of its nodes auto or host:6379 "
+        "(default: in this process)",
+    )  # fmt: skip
 
 
 def _add_parameters(parser: argparse.ArgumentParser, on_cluster: str = "") -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mapped
 import mill
@@ -20,7 +21,7 @@ from mapped import Number
 
 from imagemill.components.engine import tasks as engine
 from imagemill.components.engine.processes import Processes, Threads
-from imagemill.components.engine.tasks import run_tasks
+from imagemill.components.engine.tasks import run_tasks, run_tasks_in_order
 from imagemill.components.step.runner_exit import RUNNER_PID
 from imagemill.components.storage.errors import MillError, TransientError, UserError
 
@@ -46,6 +47,36 @@ def test_threads_do_every_task_once(values: list[int], number: int) -> None:
         results = list(run_tasks([Number(v) for v in values], mapped.multiply, (3,), executor))
     assert sorted(task.value for task, _ in results) == sorted(values)
     assert all(result["product"] == 3 * task.value for task, result in results)
+
+
+@settings(max_examples=30, deadline=None)
+@given(milliseconds=st.lists(st.integers(0, 20), max_size=40), workers=st.integers(1, 4))
+def test_results_in_order_leave_few_tasks_open(milliseconds: list[int], workers: int) -> None:
+    """Whatever the tasks take, results come in order, and no further tasks are taken than may be open."""
+    taken: list[int] = []
+
+    def numbers() -> Iterator[Number]:
+        for value, rows in enumerate(milliseconds):
+            taken.append(value)
+            yield Number(value, rows=rows)
+
+    def sleep(task: Number) -> dict[str, Any]:
+        time.sleep(task.rows / 1000)
+        return {"value": task.value}
+
+    with Threads("predict", workers) as executor:
+        limit = engine.OPEN_TASKS_PER_SLOT * executor.count_slots() + 1
+        for position, (task, result) in enumerate(run_tasks_in_order(numbers(), sleep, (), executor)):
+            assert task.value == result["value"] == position and len(taken) <= position + limit
+    assert len(taken) == len(milliseconds)
+
+
+def test_lost_first_task_stops_the_others_at_the_limit(tmp_path: Path) -> None:
+    """Task 2 is lost three times while the others go on, as far as results may wait for it; none is missing."""
+    with Processes("clean", 2) as executor:
+        numbers = [Number(v, str(tmp_path)) for v in range(30)]
+        results = list(run_tasks_in_order(numbers, mapped.end_process, (3, 9), executor))
+    assert [task.value for task, _ in results] == [result["value"] for _, result in results] == list(range(30))
 
 
 def test_processes_run_every_task_once_with_new_arguments() -> None:

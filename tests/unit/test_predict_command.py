@@ -15,6 +15,8 @@ import numpy as np
 import photos
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from imagemill.components.dataset.kinds import NetworkExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit, read_dataset
@@ -24,8 +26,9 @@ from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.imaging.pixel_options import DecodeLimits
 from imagemill.components.models.artifact import ModelSpec, build_network
+from imagemill.components.predict import inputs
 from imagemill.components.predict import predict as predicting
-from imagemill.components.predict.predict import find_inputs
+from imagemill.components.predict.inputs import InputFile, find_images, find_inputs
 from imagemill.components.storage.errors import TransientError
 from imagemill.components.storage.store import LocalStore
 from imagemill.pipelines.cli.main import main
@@ -199,6 +202,16 @@ def test_failed_command_keeps_the_output_file(model: str, folder: Path, tmp_path
         (["--model", "MODEL", "--output", "s3://b/x.csv", "x.jpg"], "--output: expected a file of this machine"),
         (["--model", "MODEL", "--output", "/no/such/x.csv", "x.jpg"], "--output: expected a file in a folder"),
         (["--model", "MODEL", "-", "-"], "IMAGE: expected - once"),
+        (
+            ["--model", "MODEL", "--ray-address", "http://me:hunter2@head:8265", "x.jpg"],
+            "--ray-address: expected ray://host:10001, or auto or host:6379 from a node of the cluster, whose jobs "
+            "can't write here, found 'http://head:8265'",
+        ),
+        (["--model", "MODEL", "--ray-address", "head", "x.jpg"], "--ray-address: expected ray://host:10001"),
+        (
+            ["--model", "MODEL", "--ray-address", "auto", "--device", "cuda", "x.jpg"],
+            "--device: expected cpu or auto with --ray-address",
+        ),
         (["--model", "MODEL", "http://x/y.jpg"], "IMAGE: expected a folder or s3://bucket/prefix"),
         (["--model", "MODEL", "no-such.jpg"], "IMAGE: expected at least one image that can be read"),
         (["--model", "MODEL", "-"], "no image in -"),
@@ -314,3 +327,38 @@ def test_endless_list_is_read_lazily(model: str, folder: Path) -> None:
         next(results)
     assert num_listed <= 40 + 4 + 4 * 1 + 1
     results.close()  # type: ignore[attr-defined]
+
+
+@given(is_image=st.lists(st.booleans(), max_size=60), batch_size=st.integers(1, 9), images=st.integers(1, 20))
+def test_tasks_are_whole_batches_of_the_images(is_image: list[bool], batch_size: int, images: int) -> None:
+    """The batches of all tasks are those of the listing as a whole, so that the network computes the same."""
+    files = [InputFile(str(n), f"/{n}", 5, image) for n, image in enumerate(is_image)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(predicting, "TASK_IMAGES", images)
+        patch.setattr(inputs, "find_inputs", lambda *_: iter(files))
+        patch.setattr(InputFile, "is_image", lambda self: self.is_expected_image)
+        tasks = list(predicting.plan_tasks(find_images((), ()), batch_size))
+    listed = [file for file in files if file.is_expected_image]
+    assert [file for task in tasks for file in task.files] == listed
+    assert all(task.rows % batch_size == 0 and images <= task.rows < images + batch_size for task in tasks[:-1])
+    numbers = [number for task in tasks for number in (task.first, task.first + task.rows - 1)]
+    assert numbers[::2] == [1, *(number + 1 for number in numbers[1::2])][: len(tasks)]
+
+
+def test_worker_process_loads_the_model_once(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+
+    def load(dataset: Dataset, device: str, load: Any = predicting.Predictor.load) -> predicting.Predictor:
+        loaded.append(dataset.uri)
+        predictor: predicting.Predictor = load(dataset, device)
+        return predictor
+
+    monkeypatch.setattr(predicting.Predictor, "load", load)
+    predicting._load_predictor.cache_clear()
+    config = predicting.PredictConfig((), batch_size=2, top=3)
+    files = tuple(find_images([str(folder)], ()))
+    for task in (predicting.PredictTask(1, files), predicting.PredictTask(7, files[:1])):
+        predictions = predicting.predict_task(task, model, config)["predictions"]
+        assert [prediction.name for prediction in predictions] == [file.name for file in task.files]
+        assert {len(prediction.best) for prediction in predictions if not prediction.error} == {3}
+    assert loaded == [model]

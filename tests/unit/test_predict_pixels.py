@@ -26,7 +26,8 @@ from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.imaging.tensors import decode_column
 from imagemill.components.models.artifact import Preprocessing, describe_preprocessing
 from imagemill.components.predict.config import PredictConfig
-from imagemill.components.predict.predict import Predictor, find_inputs, predict_files
+from imagemill.components.predict.inputs import find_inputs
+from imagemill.components.predict.predict import Predictor, predict_files
 from imagemill.components.step.step import Context
 
 SIZE = 40
