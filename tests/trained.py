@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors.torch import save
 from stored import write_split
 
 from imagemill.components.dataset.kinds import ImageSpec, TensorsExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, Parent, Totals, commit, read_dataset
+from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.step.step import Context
@@ -115,6 +117,15 @@ def finish(process: subprocess.Popen[str], timeout: float = 420) -> tuple[int, s
         process.communicate()
         raise
     return process.returncode, output
+
+
+def commit_model(workspace: Path | str, spec: ModelSpec, name: str = "feed") -> Dataset:
+    """Commit a model of random weights, as training does."""
+    torch.manual_seed(3)
+    network, uri = build_network(spec), f"{workspace}/model/{name}"
+    weights = publish_bytes(uri, save(network.state_dict()), "model-", ".safetensors")
+    files = (weights, publish_bytes(uri, spec.to_json(), "model-", ".json"))
+    return commit(uri, Manifest("model", name, classes=spec.classes, task=spec.task, files=files, image=spec.image))
 
 
 def model_of(workspace: Path) -> Dataset:

@@ -21,8 +21,8 @@ import numpy.typing as npt
 
 from ..dataset.labels import MULTI, THRESHOLD, probabilities
 from ..dataset.manifest import MANIFEST, Dataset, find_dataset, read_dataset
-from ..engine.ray_session import RaySession, open_ray_session, unseen_file_error
-from ..engine.tasks import Result, run_tasks_in_order
+from ..engine.ray_session import open_ray_session, unseen_file_error
+from ..engine.tasks import Executor, Result, run_tasks_in_order
 from ..imaging.decoder import ImageRejected, Pixels
 from ..models.artifact import (
     ModelSpec,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 Probabilities = npt.NDArray[np.float32]
 OodScores = npt.NDArray[np.float32]
 TASK_IMAGES = 128
-"""Images of a task, rounded up to whole batches: seconds of one core, beside which submitting it costs nothing."""
+"""Images of a task, rounded up to whole batches: few, so that all cores have work until the end."""
 TASK_THREADS = 4
 """Threads of a task, which wait for files while its core decodes and computes."""
 
@@ -71,8 +71,8 @@ def predict(config: PredictConfig) -> dict[str, int]:
         open_writer(config, predictor.spec.task, predictor.detector is not None) as write,
     ):
         files = find_images(config.images, sys.stdin)
-        on_ray = predict_on_ray(model, files, config, session) if session else None
-        for prediction in on_ray or predict_files(predictor, files, config):
+        on_nodes = predict_on_nodes(model, files, config, session) if session else None
+        for prediction in on_nodes or predict_files(predictor, files, config):
             write(prediction)
             if prediction.error:
                 rejected += 1
@@ -231,15 +231,15 @@ def plan_tasks(files: Iterator[InputFile], batch_size: int) -> Iterator[PredictT
         first += size
 
 
-def predict_on_ray(
-    model: Dataset, files: Iterator[InputFile], config: PredictConfig, session: RaySession
+def predict_on_nodes(
+    model: Dataset, files: Iterator[InputFile], config: PredictConfig, executor: Executor
 ) -> Iterator[Prediction]:
-    """Yield what `predict_files` yields, computed by tasks of a Ray session.
+    """Yield what `predict_files` yields, computed by tasks on the nodes of a cluster.
 
     UserError if a node does not see a file that this machine sees.
     """
     tasks, arguments = plan_tasks(files, config.batch_size), (model.uri, replace(config, images=()))
-    for task, result in run_tasks_in_order(tasks, predict_task, arguments, session):
+    for task, result in run_tasks_in_order(tasks, predict_task, arguments, executor):
         for file, prediction in zip(task.files, result["predictions"], strict=True):
             if prediction.error == MISSING_FILE and not uris.scheme(file.uri) and Path(file.uri).is_file():
                 raise unseen_file_error("IMAGE", file.uri, result["node"])

@@ -7,25 +7,19 @@ import json
 import mill
 import numpy as np
 import photos
+from trained import commit_model
 
 from imagemill.components.dataset.kinds import NetworkExtra
-from imagemill.components.dataset.manifest import Manifest, commit
-from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.imaging.geometry import Geometry
-from imagemill.components.models.artifact import ModelSpec, build_network
+from imagemill.components.models.artifact import ModelSpec
 from imagemill.components.storage.store import get_store
 
 
 def test_model_and_images_in_a_bucket(s3_workspace: str) -> None:
-    from safetensors.torch import save
-
     image = Geometry(32).describe("raw", [0.5] * 3, [0.25] * 3)
     extra = NetworkExtra(preprocessing={"clean": {"trim": "on"}})
     spec = ModelSpec("shufflenet_v2_x0_5", ("cat", "dog"), image, extra=extra)
-    uri = f"{s3_workspace}/model/feed"
-    weights = publish_bytes(uri, save(build_network(spec).state_dict()), "model-", ".safetensors")
-    files = (weights, publish_bytes(uri, spec.to_json(), "model-", ".json"))
-    commit(uri, Manifest("model", "feed", classes=spec.classes, files=files, image=image))
+    uri = commit_model(s3_workspace, spec).uri
     pictures = {
         "a.jpg": photos.saved(photos.made(1), "JPEG"),
         "deep/b.png": photos.saved(photos.made(2)),

@@ -17,19 +17,21 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from trained import commit_model
 
 from imagemill.components.dataset.kinds import NetworkExtra
-from imagemill.components.dataset.manifest import Dataset, Manifest, commit, read_dataset
+from imagemill.components.dataset.manifest import Dataset, read_dataset
 from imagemill.components.dataset.records import Promotion, Verdict
-from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.engine.processes import Threads
 from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.imaging.pixel_options import DecodeLimits
-from imagemill.components.models.artifact import ModelSpec, build_network
+from imagemill.components.models.artifact import ModelSpec
 from imagemill.components.predict import inputs
 from imagemill.components.predict import predict as predicting
 from imagemill.components.predict.inputs import InputFile, find_images, find_inputs
-from imagemill.components.storage.errors import TransientError
+from imagemill.components.predict.output import Prediction
+from imagemill.components.storage.errors import TransientError, UserError
 from imagemill.components.storage.store import LocalStore
 from imagemill.pipelines.cli.main import main
 
@@ -41,21 +43,9 @@ SPEC = ModelSpec(
 )  # fmt: skip
 
 
-def commit_model(workspace: Path, spec: ModelSpec = SPEC, name: str = "feed") -> Dataset:
-    """Commit a model of random weights, as training does."""
-    import torch
-    from safetensors.torch import save
-
-    torch.manual_seed(3)
-    network, uri = build_network(spec), str(workspace / "model" / name)
-    weights = publish_bytes(uri, save(network.state_dict()), "model-", ".safetensors")
-    files = (weights, publish_bytes(uri, spec.to_json(), "model-", ".json"))
-    return commit(uri, Manifest("model", name, classes=spec.classes, task=spec.task, files=files, image=spec.image))
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return commit_model(tmp_path_factory.mktemp("mill")).uri
+    return commit_model(tmp_path_factory.mktemp("mill"), SPEC).uri
 
 
 @pytest.fixture(autouse=True)
@@ -230,8 +220,8 @@ def test_invalid_arguments_are_named(arguments: list[str], words: str, model: st
 
 def test_champion_is_found_by_name_without_writing(tmp_path: Path, folder: Path, command: Command) -> None:
     mill = Workspace(str(tmp_path / "mill"))
-    commit_model(tmp_path / "mill", name="old")
-    commit_model(tmp_path / "mill", name="new")
+    commit_model(tmp_path / "mill", SPEC, "old")
+    commit_model(tmp_path / "mill", SPEC, "new")
     for number, name in enumerate(("old", "new"), 1):
         mill.append_promotion("weekly", number, Promotion(model=f"model/{name}"))
     before = sorted(str(path) for path in (tmp_path / "mill").rglob("*"))
@@ -244,7 +234,7 @@ def test_name_is_required_only_among_several_champions(
     tmp_path: Path, folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mill = Workspace(str(tmp_path / "imagemill-data"))
-    commit_model(tmp_path / "imagemill-data", name="one")
+    commit_model(tmp_path / "imagemill-data", SPEC, "one")
     mill.append_promotion("weekly", 1, Promotion(model="model/one"))
     mill.add_verdict("daily", "0", Verdict())  # was compared, and never promoted
     monkeypatch.chdir(tmp_path)
@@ -362,3 +352,20 @@ def test_worker_process_loads_the_model_once(model: str, folder: Path, monkeypat
         assert [prediction.name for prediction in predictions] == [file.name for file in task.files]
         assert {len(prediction.best) for prediction in predictions if not prediction.error} == {3}
     assert loaded == [model]
+
+
+def test_file_that_a_node_does_not_see_is_named(folder: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is gone here as well is only missing, as without Ray."""
+
+    def find_none(task: predicting.PredictTask, *_: object) -> dict[str, Any]:
+        missing = [Prediction(file.name, error=inputs.MISSING_FILE, detail="no such file") for file in task.files]
+        return {"predictions": missing, "node": "node7"}
+
+    monkeypatch.setattr(predicting, "predict_task", find_none)
+    config = predicting.PredictConfig(("-",))
+    with Threads("predict", 1) as executor:
+        files = find_images(["no-such.jpg", str(folder / "a.jpg")], ())
+        predictions = predicting.predict_on_nodes(read_dataset(model), files, config, executor)
+        assert next(predictions).error == inputs.MISSING_FILE
+        with pytest.raises(UserError, match=f"^IMAGE: .* every node .* found no {folder}/a.jpg on node node7"):
+            next(predictions)
