@@ -168,7 +168,10 @@ def _predict(flags: dict[str, Any]) -> int:
     prediction = PredictConfig(**{**flags, "images": tuple(flags["images"]), **numbers})
     if prediction.ray_address:
         require_modules("predict", ["ray"])
-    predict(prediction)
+    try:
+        predict(prediction)
+    except SystemExit:  # Ray's answer to SIGTERM
+        raise KeyboardInterrupt from None
     if prediction.output and not prediction.json:
         print(prediction.output)
     return EXIT_OK
