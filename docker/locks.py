@@ -23,7 +23,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 CPU = ("download", "clean", "promote", "export", "container", "tune")
-EXTRAS = {"cpu": CPU, "ray": (*CPU, "resize"), "gpu": (*CPU, "train")}
+EXTRAS = {"cpu": CPU, "ray": (*CPU, "resize", "predict"), "gpu": (*CPU, "train")}
 """The extras of pyproject.toml that each target's lock is made from."""
 BUILD = ("pip", "setuptools>=77")
 """Packages that build and install wheels; they are in no image."""

@@ -38,7 +38,7 @@ _STEPS = {
 COMMANDS: dict[str, tuple[str, list[str], Message]] = {
     **{step: (CLI, [step, *words], message) for step, (words, message) in _STEPS.items()},
     **{f"python -m {step}": (f"imagemill.components.{step}", *arguments) for step, arguments in _STEPS.items()},
-    "predict": (CLI, ["predict", "photo.jpg"], Message("predict", "PyTorch", "train")),
+    "predict": (CLI, ["predict", "photo.jpg"], Message("predict", "PyTorch", "predict")),
     "run": (CLI, ["run"], Message("run", KFP, "all")),
     "compare": (CLI, ["compare", "{}", "{}"], Message("compare", "Jinja", "all")),
     "tune": (CLI, ["tune"], Message("tune", "Optuna", "tune")),

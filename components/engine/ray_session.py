@@ -117,7 +117,8 @@ class RaySession:
         try:
             result: Result | Failure | UnreadableWorkspace = ray.get(handle)
         except exceptions.RayTaskError as error:
-            if "failed to import" in str(error):
+            is_missing = isinstance(error.cause, ModuleNotFoundError) and self.address
+            if is_missing or "failed to import" in str(error):
                 raise code_mismatch_error(self.address, error) from None
             raise error.cause if isinstance(error.cause, Exception) else error from None
         except exceptions.RuntimeEnvSetupError as error:

@@ -100,10 +100,10 @@ def configure_logging() -> None:
 
 
 MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "torch": ("PyTorch", ("train", "resize")),
-    "torchvision": ("torchvision", ("train", "resize")),
-    "timm": ("timm", ("train",)),
-    "safetensors": ("safetensors", ("train",)),
+    "torch": ("PyTorch", ("train", "resize", "predict")),
+    "torchvision": ("torchvision", ("train", "resize", "predict")),
+    "timm": ("timm", ("train", "predict")),
+    "safetensors": ("safetensors", ("train", "predict")),
     "ray": ("Ray", ("resize",)),
     "albumentations": ("albumentations", ("resize", "train")),
     "cleanlab": ("cleanlab", ("train",)),
@@ -125,7 +125,7 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Module → the library's name, and the extras of pyproject.toml that install it."""
 
-_EXTRA_OF_COMMAND = {"run": "all", "compare": "all", "evaluate": "train", "predict": "train", "export-model": "train"}
+_EXTRA_OF_COMMAND = {"run": "all", "compare": "all", "evaluate": "train", "export-model": "train"}
 """Command → the extra that installs all its modules, where that has another name."""
 
 

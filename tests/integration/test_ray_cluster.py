@@ -567,6 +567,17 @@ def test_cluster_without_imagemill_is_refused(slow: Slow, tmp_path: Path) -> Non
 
 
 @pytest.mark.proof
+def test_module_that_nodes_lack_is_named(album: Path, tmp_path: Path) -> None:
+    (tmp_path / "safetensors.py").write_text("raise ModuleNotFoundError(\"No module named 'safetensors'\")\n")
+    with RayCluster(cpus=1, environment={"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}) as lacking:
+        process = start_predict(album, "out.csv", "--ray-address", lacking.client, env=lacking.login)
+        result = mill.finish(process, time.monotonic())
+    assert result.rc == EXIT_USER and "Traceback" not in result.stderr, result.stderr
+    assert "ray_address: expected the imagemill of this command on the nodes" in result.error
+    assert "No module named 'safetensors'" in result.error
+
+
+@pytest.mark.proof
 def test_cluster_that_grows_is_used(slow: Slow, tmp_path: Path) -> None:
     """None of its cores is there at first: the step waits, not for ever, and uses those that come later, too."""
     copy = slow_clean(tmp_path, rows=600)

@@ -12,8 +12,11 @@ import mill
 import pytest
 import yaml
 from packages import IMAGES
+from trained import commit_model
 from without import CLI, CLUSTER, COMMANDS, Message, run_without
 
+from imagemill.components.imaging.geometry import Geometry
+from imagemill.components.models.artifact import ModelSpec
 from imagemill.components.step.command_line import MODULES
 from imagemill.pipelines.cluster.cluster_file import STEP_IMAGES
 from imagemill.pipelines.parameters import ALL_STEPS
@@ -66,6 +69,19 @@ def test_extras_of_single_options_are_named_when_missing(folder: Path) -> None:
     """kfp-kubernetes is a package of its own within kfp's."""
     arguments = ["compile", "--target", "kfp", *CLUSTER, "-o", "a.yaml"]
     Message("compile", "kfp-kubernetes", "pipelines").check(run_without(["kfp.kubernetes"], CLI, arguments, folder))
+    arguments = ["predict", "--ray-address", "auto", "photo.jpg"]
+    Message("predict", "Ray", "resize").check(run_without(["ray"], CLI, arguments, folder))
+
+
+@pytest.mark.proof
+def test_predict_needs_its_own_extra_alone(tmp_path: Path) -> None:
+    """The image of Ray's nodes has no more."""
+    mill.make_photos(tmp_path / "photos", each=1)
+    geometry = Geometry(32).describe("raw", [0.5] * 3, [0.1] * 3)
+    model = commit_model(tmp_path, ModelSpec("resnet18", ("cat", "dog"), geometry)).uri
+    others = [module for module, (_, extras) in MODULES.items() if "predict" not in extras]
+    process = run_without(others, CLI, ["predict", "--model", model, "--json", "photos"], tmp_path)
+    assert process.returncode == 0 and len(process.stdout.splitlines()) == len(mill.CLASSES), process.stderr
 
 
 def test_an_export_names_the_extra_of_its_format(tmp_path: Path) -> None:
