@@ -26,6 +26,8 @@ from .linear_probe import FOLDS, assign_folds
 
 MIN_CLASS_IMAGES = 10
 """Training images that a class must have for its labels to be judged: two in each fold."""
+MIN_SUGGESTED_PROBABILITY = 0.5
+"""Calibrated probability that another class must have: classifiers that know little disagree with many right labels."""
 SHRINKAGE = 0.1
 """Share of the covariance that is replaced by the same variance in every direction."""
 CHANCE_COMPARISONS = 20
@@ -86,8 +88,8 @@ class FoldStatistics:
 @dataclass(frozen=True)
 class LabelIssues:
     """Suspected labels, the surest first: `rows` int64 [M], `suggested` int64 [M] the class each looks like,
-    `label_probability` and `suggested_probability` float32 [M], and `quality` float32 [M], cleanlab's label quality
-    score in [0, 1], low where the label is wrong.
+    `label_probability` and `suggested_probability` float32 [M], the latter above `MIN_SUGGESTED_PROBABILITY`, and
+    `quality` float32 [M], cleanlab's label quality score in [0, 1], low where the label is wrong.
 
     `agreement`: share of all labels that the classifiers agree with. `num_judged`: images whose class has
     `MIN_CLASS_IMAGES` or more. Where the classifiers are not better than chance (`is_better`), there are no issues.
@@ -196,9 +198,10 @@ class _CrossValidation:
             probabilities = self.compute_probabilities(rows[part])
             suggested[part], suggested_probability[part] = probabilities.argmax(1), probabilities.max(1)
             label_probability[part] = probabilities[np.arange(len(probabilities)), self.labels[rows[part]]]
+        is_likely = suggested_probability > MIN_SUGGESTED_PROBABILITY
         return LabelIssues(
-            rows, suggested, label_probability, suggested_probability, quality[rows],
-            float(agrees.mean()), int(is_judged.sum()), is_better,
+            rows[is_likely], suggested[is_likely], label_probability[is_likely], suggested_probability[is_likely],
+            quality[rows[is_likely]], float(agrees.mean()), int(is_judged.sum()), is_better,
         )  # fmt: skip
 
 

@@ -127,7 +127,10 @@ def describe_review(review: LabelReview, accuracy: float) -> list[str]:
         return [f"no wrong labels are looked for, since {reason}{listed}"]
     suspects, images = review.suspects or 0, review.images or 0
     if not suspects:
-        return [f"none of {images:,} training images looks mislabelled"]
+        judge = (
+            "" if review.agreement is None else f" to classifiers that agree with {review.agreement:.0%} of the labels"
+        )
+        return [f"none of {images:,} training images looks mislabelled{judge}"]
     verb = "looks" if suspects == 1 else "look"
     lines = [f"{suspects:,} of {images:,} training images {verb} mislabelled: the report shows them"]
     if 1 - accuracy >= suspects / images:

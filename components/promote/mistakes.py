@@ -248,6 +248,7 @@ def describe_suspects(evaluation: Dataset, clean: Dataset) -> dict[str, Any] | N
         "images": review.images,
         "total": review.suspects,
         "why": review.not_judged or "",
+        "agreement": review.agreement,
         "rows": [_make_suspect(row, thumbnails) for row in surest],
         "losses": [_make_suspect(row, thumbnails) for row in losses],
         "listed": _write_csv(suspects),
