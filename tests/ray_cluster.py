@@ -139,6 +139,9 @@ class RayCluster:
     def lines(self) -> list[str]:
         return [line for node in self.nodes for line in node.lines()]
 
+    def runs_tasks_on_all_nodes(self) -> bool:
+        return all(any("ray::_run_on_node" in line for line in node.lines()) for node in self.nodes)
+
     def request(self, method: str, path: str) -> dict[str, Any]:
         """Ask the dashboard, as its owner."""
         import requests

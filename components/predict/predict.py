@@ -56,8 +56,8 @@ TASK_THREADS = 4
 def predict(config: PredictConfig) -> dict[str, int]:
     """Classify the images of a config and write the predictions; return the numbers of `read` and `rejected` images.
 
-    UserError if no image could be read. Memory holds a batch and the files that are being decoded, however many there
-    are.
+    UserError if no image could be read. Memory holds a batch and the files that are being decoded, or the open tasks of
+    a cluster, however many images there are.
     """
     config.check()
     model = config.find_model()
@@ -70,6 +70,7 @@ def predict(config: PredictConfig) -> dict[str, int]:
         open_ray_session("predict", address, None, probe_uri) if address else nullcontext() as session,
         open_writer(config, predictor.spec.task, predictor.detector is not None) as write,
     ):
+        progress.restart()
         files = find_images(config.images, sys.stdin)
         on_nodes = predict_on_nodes(model, files, config, session) if session else None
         for prediction in on_nodes or predict_files(predictor, files, config):

@@ -230,11 +230,7 @@ def test_lost_node_does_not_change_the_tensors(cluster: RayCluster, slow: Slow, 
     node = cluster.add(cpus=2)
     process = start_resize(copy, "--ray-address", cluster.client, env=cluster.login, script=SLOWLY)
     mill.wait_for_line(process, "[resize] Ray with 4 cores")
-
-    def both_work() -> bool:
-        return all(any("ray::_run_on_node" in line for line in n.lines()) for n in cluster.nodes)
-
-    mill.wait_until(both_work, "tasks on both nodes", every=0.01)
+    mill.wait_until(cluster.runs_tasks_on_all_nodes, "tasks on both nodes", every=0.01)
     node.kill()
     cluster.nodes.remove(node)
     result = mill.finish(process, time.monotonic())
@@ -295,11 +291,7 @@ def test_lost_node_does_not_change_clean(cluster: RayCluster, cleaned_locally: D
     node = cluster.add(cpus=2)
     address = ["--ray-address", cluster.client]
     process = start_clean(tmp_path, raw, *address, env=cluster.login, seconds=1)
-
-    def both_work() -> bool:
-        return all(any("ray::_run_on_node" in line for line in n.lines()) for n in cluster.nodes)
-
-    mill.wait_until(both_work, "tasks on both nodes", every=0.01)
+    mill.wait_until(cluster.runs_tasks_on_all_nodes, "tasks on both nodes", every=0.01)
     node.kill()
     cluster.nodes.remove(node)
     assert_same_clean(finish_clean(process, "[clean] Ray with 4 cores", "rows are done again"), cleaned_locally)
@@ -381,11 +373,7 @@ def test_lost_node_does_not_change_predictions(cluster: RayCluster, album: Path)
     node = cluster.add(cpus=2)
     address = ["--ray-address", cluster.client]
     process = start_predict(album, "lost.parquet", *address, env=cluster.login, seconds=2)
-
-    def both_work() -> bool:
-        return all(any("ray::_run_on_node" in line for line in n.lines()) for n in cluster.nodes)
-
-    mill.wait_until(both_work, "tasks on both nodes", every=0.01)
+    mill.wait_until(cluster.runs_tasks_on_all_nodes, "tasks on both nodes", every=0.01)
     node.kill()
     cluster.nodes.remove(node)
     assert_same_predictions(album, process, "lost.parquet", "[predict] Ray with 4 cores", "rows are done again")
