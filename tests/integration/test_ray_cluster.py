@@ -360,7 +360,7 @@ def assert_same_predictions(album: Path, process: subprocess.Popen[str], output:
 def test_predict_on_two_raylets_equals_local_predict(cluster: RayCluster, album: Path) -> None:
     node = cluster.add(cpus=1)
     try:
-        process = start_predict(album, "ray.parquet", "--ray-address", cluster.client, env=cluster.login)
+        process = start_predict(album, "ray.parquet", "--ray-address", cluster.gcs, env=cluster.login)
         assert_same_predictions(album, process, "ray.parquet", "[predict] Ray with 3 cores")
     finally:
         node.kill()
