@@ -32,6 +32,8 @@ REPOSITORY = {"artifactRepository": {"s3": {
 }}}  # fmt: skip
 DEADLINE_SCALE = 1e-2
 """A second of a workflow's deadline takes so long here."""
+VISIBLE_S = 2.0
+"""A pod that no node can take is pending at least so long, so that it is seen on a busy machine, too."""
 
 
 @dataclass
@@ -306,7 +308,8 @@ class Flow:
     def _never_scheduled(self, pod: str, resource: str) -> str:
         condition = {"type": "PodScheduled", "status": "False", "message": f"0/3 nodes: Insufficient {resource}"}
         self.play_._pod_state(pod, "Pending", {}, conditions=[condition])
-        while time.monotonic() < self.ends and self.cluster.get("pods", pod):
+        ends = max(self.ends, time.monotonic() + VISIBLE_S)
+        while time.monotonic() < ends and self.cluster.get("pods", pod):
             time.sleep(0.02)
         self.cluster.delete("pods", pod)
         return "deadline"

@@ -119,13 +119,14 @@ def test_a_step_that_begins_while_garbage_is_deleted_waits(
     source = downloading.write(tmp_path / "source", downloading.images(8))
     stop_before_commit(workspace, source, monkeypatch)
     monkeypatch.setattr(leases, "POLL_S", 0.01)
-    delete, orders = LocalStore.delete, 0
+    delete, orders, deleting = LocalStore.delete, 0, threading.Event()
     asked: list[str] = []
     find = raw._find_known_dataset
     monkeypatch.setattr(raw, "_find_known_dataset", lambda *a: asked.append("look") or find(*a))  # type: ignore[func-returns-value]
 
     def delete_slowly(store: LocalStore, uris: Any) -> None:
         nonlocal orders
+        deleting.set()
         mill.wait_until(lambda: "late.download.json" in leases_in(workspace), "the step's lease")
         time.sleep(0.3)
         assert not asked, "the step has begun"
@@ -139,7 +140,7 @@ def test_a_step_that_begins_while_garbage_is_deleted_waits(
 
     deleter = threading.Thread(target=run_gc)
     deleter.start()
-    mill.wait_until(lambda: any(name.startswith("gc-") for name in leases_in(workspace)), "the lease to delete")
+    assert deleting.wait(60)  # not sooner: the deletion would wait for a step that it finds running
     with step_in_thread(workspace, source, "late") as codes:
         pass
     deleter.join()
