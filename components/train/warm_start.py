@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..dataset.kinds import ModelExtra, WarmStart
-from ..dataset.manifest import Dataset, Manifest, digest, find_intact_dataset
+from ..dataset.manifest import Dataset, Manifest, digest, find_dataset, find_intact_dataset
 from ..models.artifact import ModelSpec
 from ..models.blocks import head_modules
 from ..step.step import Context
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     import torch
 
     State = dict[str, torch.Tensor]
+
+MAX_GROWTH = 1.5
+"""With more images, relative to the champion's, the user is warned: with 1.9 times as many a warm start was 0.23 below
+a training from nothing, with 1.1 times the same (tests/benchmarks/warm_start.py; the limit between is a choice)."""
 
 
 def check_exists(start: WarmStart, context: Context) -> None:
@@ -45,7 +49,7 @@ def find_start(config: TrainConfig, tensors: Dataset, context: Context) -> WarmS
     record = context.workspace.start(name, key)
     if record is None:
         context.refuse_if_only_cached(f"a start of {name}")
-        start = _find_champion(config, name, context)
+        start = _find_champion(config, name, tensors, context)
         context.workspace.add_start(name, key, start.to_dict() if start else {}, context.run)
         record = context.workspace.start(name, key)  # another process may have been first
         assert record is not None
@@ -68,8 +72,8 @@ def _make_key(config: TrainConfig, tensors: Dataset, context: Context) -> str:
     return digest({"version": VERSION, "tensors": tensors.fingerprint, "config": values | context.rerun_salt()})
 
 
-def _find_champion(config: TrainConfig, name: str, context: Context) -> WarmStart | None:
-    """Return today's champion, None where there is none or its model is gone, and say so."""
+def _find_champion(config: TrainConfig, name: str, tensors: Dataset, context: Context) -> WarmStart | None:
+    """Return today's champion, None where there is none or its model is gone. Say so, and warn if it saw few images."""
     otherwise = f"from {config.weights}" if config.weights else "from nothing"
     promotion = context.workspace.last_promotion(name)
     if promotion is None or not promotion.model:
@@ -85,6 +89,15 @@ def _find_champion(config: TrainConfig, name: str, context: Context) -> WarmStar
         raise UserError(
             f"start: expected a champion with the backbone {config.backbone}, found {backbone} (promotion {number}, "
             f"{model}); say --backbone {backbone}, or --start {WEIGHTS} until a {config.backbone} is champion"
+        )
+    earlier = find_dataset(dataset.parent_uri("tensors"))
+    seen = earlier.manifest.totals.by_split.get("train", 0) if earlier else 0
+    images = tensors.manifest.totals.by_split.get("train", 0)
+    if 0 < seen * MAX_GROWTH < images:
+        context.say(
+            f"warning: the champion was trained on {seen:,} images, and there are {images:,} now: the few epochs of a "
+            f"start from it may not be enough, expected at most {MAX_GROWTH:g} times as many; give it more (--epochs), "
+            f"or train from the beginning (--start {WEIGHTS})"
         )
     (file,) = [file for file in dataset.files() if file.uri.endswith(".safetensors")]
     return WarmStart(model, file.sha256, number)

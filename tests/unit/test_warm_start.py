@@ -24,7 +24,7 @@ from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.step.step import NotCached
 from imagemill.components.storage.errors import UserError
-from imagemill.components.train import STEP
+from imagemill.components.train import STEP, warm_start
 from imagemill.components.train.artifact import publish
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.recipe_values import WARM
@@ -206,6 +206,20 @@ def test_head_of_a_new_class_is_untrained(first_week: Path, tmp_path: Path, caps
     second = train(next_week(tensors, ("a", "b", "c")), **CHAMPION)
     assert "the head knows 2 of 3 classes" in capsys.readouterr().err
     assert read_model(tensors, second).manifest.classes == ("a", "b", "c")
+
+
+def test_champion_that_has_seen_too_few_images_is_warned_of(
+    first_week: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, _ = after_first_week(first_week, tmp_path)
+    later = next_week(tensors)
+    images = later.manifest.totals.by_split["train"]
+    train(later, **CHAMPION)
+    assert "warning: the champion was trained on" not in capsys.readouterr().err, "as many images as the champion's"
+    monkeypatch.setattr(warm_start, "MAX_GROWTH", 0.99)
+    train(later, **CHAMPION, seed=1)
+    stderr = capsys.readouterr().err
+    assert f"warning: the champion was trained on {images} images, and there are {images} now" in stderr
 
 
 def make_network(classes: tuple[str, ...], seed: int, backbone: str) -> torch.nn.Module:
