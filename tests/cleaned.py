@@ -82,7 +82,7 @@ NONE_FOUND: dict[str, Any] = {
 
 
 def twin(first: str, second: str, distance: int = 2, difference: float = 0.01, **more: str) -> dict[str, Any]:
-    """A row of the twins' file; labels are `cat`, splits `train`, and none was dropped, unless `more` says so."""
+    """A row of the `twins` file; labels are `cat`, splits `train`, and none was dropped, unless `more` says so."""
     row = {"image_id": first, "twin_id": second, "distance": distance, "difference": difference}
     return row | {"label": "cat", "twin_label": "cat", "split": "train", "twin_split": "train", "dropped": ""} | more
 

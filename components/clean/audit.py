@@ -210,25 +210,27 @@ def summarize_leakage(manifest: Manifest, scan: Scan) -> Leakage:
     numbers = {"declared_test_images_in_declared_train": copies} | (leaks or {})
     if leaks is not None:
         return Leakage(_describe_leakage(leaks, copies, declared), numbers, declared)
-    sentence = f"Near twins between the splits: {_explain_missing_near(manifest)}; under the splits that the source "
+    sentence = (
+        f"Near-duplicates between the splits: {_explain_missing_near(manifest)}; under the splits that the source "
+    )
     sentence += f"declares {_count_test_images(copies)} an exact copy in train."
     return Leakage(sentence, numbers, declared)
 
 
 def _describe_leakage(leaks: dict[str, Any], copies: int, declared: dict[str, int]) -> str:
-    twins = leaks["declared_test_images_with_twin_in_declared_train"]
+    num_duplicates = leaks["declared_test_images_with_twin_in_declared_train"]
     text = "The source declares no test split"
-    if declared.get("test") or twins or copies:
+    if declared.get("test") or num_duplicates or copies:
         text = (
-            f"Under the splits that the source declares {_count_test_images(twins)} a near twin in train,"
+            f"Under the splits that the source declares {_count_test_images(num_duplicates)} a near-duplicate in train,"
             f" and {_count_copies(copies)}"
         )
     train, val = leaks["test_images_with_twin_in_train"], leaks["test_images_with_twin_in_val"]
     dropped, kept = leaks["dropped"], leaks["kept"]
     if not train + val + dropped + kept:
-        return f"{text}; in the splits used here no test image has a near twin in train or val."
-    text += f"; in the splits used here {_count_test_images(train)} a near twin in train and {val:,} in val,"
-    text += f" and of those twins {dropped:,} {'was' if dropped == 1 else 'were'} dropped and {kept:,} kept"
+        return f"{text}; in the splits used here no test image has a near-duplicate in train or val."
+    text += f"; in the splits used here {_count_test_images(train)} a near-duplicate in train and {val:,} in val,"
+    text += f" and of those near-duplicates {dropped:,} {'was' if dropped == 1 else 'were'} dropped and {kept:,} kept"
     return f"{text} (leakage: {leaks['policy']}{'; drop would drop them' if kept else ''})."
 
 

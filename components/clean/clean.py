@@ -22,10 +22,10 @@ from .decide import decide
 from .drift import check_drift
 from .final_files import KeptCounts, KeptRows, write_final_files
 from .labels import find_base_classes, make_label_rules
+from .near_duplicates import check_radius, write_near_duplicates
 from .reuse import FinishedWork, clean_or_reuse, estimate_core_seconds
 from .slices import CleanedSlice, RowRules, Slice, plan_slices, write_rejected
 from .splits import SPLITS
-from .twins import check_radius, write_twins
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _build_dataset(raw: Dataset, uri: str, rules: RowRules, context: Context) ->
         shards = clean_or_reuse(raw, slices, rules, finished, lost)
         candidates = _read_candidates(raw, slices, shards, finished)
         context.say(f"{len(candidates):,} images are valid; looking at all of them together")
-        decisions, twins = decide(candidates, rules.config)
+        decisions, near_duplicates = decide(candidates, rules.config)
         final = write_final_files(decisions, finished, rules.layout)
         if not final.lost:
             break
@@ -114,8 +114,8 @@ def _build_dataset(raw: Dataset, uri: str, rules: RowRules, context: Context) ->
     if rejected_rows:
         files.append(write_rejected(uri, rejected_rows))
     files += [finished.list_file(file, uri) for file in candidates.candidate_files]
-    if twins is not None and len(twins):
-        files.append(write_twins(uri, decisions, twins))
+    if near_duplicates is not None and len(near_duplicates):
+        files.append(write_near_duplicates(uri, decisions, near_duplicates))
     kept = KeptRows(decisions, final)
     manifest = make_manifest(raw, uri, rules, files, kept.count(rules.labels.separator), decisions.findings)
     check_ledger(raw, manifest)
@@ -263,8 +263,8 @@ def _print_findings(findings: dict[str, Any], context: Context) -> None:
         context.say("near-duplicates: there are too many candidates; the largest groups of look-alikes were left out")
     if leakage and (leakage["dropped"] or leakage["kept"]):
         context.say(
-            f"leakage: {leakage['test_images_with_twin_in_train']:,} test images have a near twin in train, "
-            f"{leakage['test_images_with_twin_in_val']:,} in val; of those twins {leakage['dropped']:,} dropped, "
+            f"leakage: {leakage['test_images_with_twin_in_train']:,} test images have a near-duplicate in train, "
+            f"{leakage['test_images_with_twin_in_val']:,} in val; of those {leakage['dropped']:,} dropped, "
             f"{leakage['kept']:,} kept" + (" (leakage=drop drops them)" if leakage["kept"] else "")
         )
     if leaked := findings["duplicates"]["declared_test_images_in_declared_train"]:

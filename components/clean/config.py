@@ -118,13 +118,14 @@ class CleanConfig(StepConfig, PixelOptions):
         low=0, high=16,
     )  # fmt: skip
     leakage: str = option(
-        "auto", "train or val images with a near twin in test: dropped, or reported (auto: dropped unless the source "
-        "declares both splits); it does not concern exact copies, of which one is kept: in test, else val, else train",
+        "auto", "train or val images with a near-duplicate in test: dropped, or reported (auto: dropped unless the "
+        "source declares both splits); it does not concern exact copies, of which one is kept: in test, else "
+        "val, else train",
         choices=("auto", "drop", "report"),
     )  # fmt: skip
     label_conflicts: str = option(
-        "keep", "near twins or exact copies with different labels: report them (of exact copies one is kept), drop "
-        "all of them, or drop those without the most frequent label (all on a tie)",
+        "keep", "near-duplicates or exact copies with different labels: report them (of exact copies one is kept), "
+        "drop all of them, or drop those without the most frequent label (all on a tie)",
         choices=("keep", "drop_all", "drop_minority"),
     )  # fmt: skip
 

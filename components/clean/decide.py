@@ -1,8 +1,8 @@
 """The decisions about all images together, made from the columns of `Candidates`; no image is decoded here.
 
 In this order: exact duplicates, exact splits or those of a fold (if asked for), near-duplicates with the label
-conflicts and leaks among them, outliers. The order matters: a copy must not count twice in a split, nor be its own
-twin.
+conflicts and leaks among them, outliers. The order matters: a copy must not count twice in a split, nor be the
+near-duplicate of its original.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy.typing as npt
 
 from .candidates import EXAMPLES, KEEP_PRIORITY, CandidateInfo, Candidates, DropReason, RowDecisions, RowNumbers
 from .config import CleanConfig
+from .near_duplicates import NearDuplicates, find_near_duplicates, judge_near_duplicates
 from .splits import TEST, TRAIN, TRAINVAL, UNDECLARED, choose_exact_splits, choose_fold_splits
-from .twins import Twins, find_twins, judge_twins
 
 MAD_OF_NORMAL, MEAN_DEVIATION_OF_NORMAL = 0.6745, 0.7979
 """Median and mean of the absolute deviation of a standard normal variable."""
@@ -26,7 +26,7 @@ OUTLIER_EXAMPLES = 20
 """Maximum number of outliers of a measure, the farthest, that are named in the manifest."""
 
 
-def decide(candidates: Candidates, config: CleanConfig) -> tuple[RowDecisions, Twins | None]:
+def decide(candidates: Candidates, config: CleanConfig) -> tuple[RowDecisions, NearDuplicates | None]:
     """Return the decisions on all rows, and the near-duplicates if they were looked for."""
     decisions = RowDecisions.of(candidates)
     drop_duplicates(decisions, config.label_conflicts)
@@ -34,12 +34,12 @@ def decide(candidates: Candidates, config: CleanConfig) -> tuple[RowDecisions, T
         assign_fold(decisions, *fold, config.val_fraction)
     elif config.split == "exact":
         assign_exact_splits(decisions, config)
-    twins = None
+    near_duplicates = None
     if config.near_duplicates != "off" and candidates.has_measures:
-        twins = find_twins(candidates, decisions.is_kept, config.near_radius)
-        judge_twins(decisions, twins, config)
+        near_duplicates = find_near_duplicates(candidates, decisions.is_kept, config.near_radius)
+        judge_near_duplicates(decisions, near_duplicates, config)
     find_outliers(decisions, config.outlier_names(), config.outlier_threshold, config.outliers)
-    return decisions, twins
+    return decisions, near_duplicates
 
 
 def assign_exact_splits(decisions: RowDecisions, config: CleanConfig) -> None:

@@ -1,5 +1,5 @@
 """The measures of a picture (brightness, sharpness, colorfulness and others), and the perceptual hash of 64 bits and
-the thumbnails that find its near twins.
+the thumbnails that find its near-duplicates.
 
 Measures are cheap compared with decoding, because they are taken from smaller copies of the picture, made once.
 
@@ -43,7 +43,7 @@ class Measures:
         colorfulness: M of Hasler and Süsstrunk 2003, 0 (grey) to about 110 (extremely colourful), from the picture
             halved until its shorter side is below 160 pixels.
         phash: the perceptual hash, unsigned, 64 bits; see `compute_phash`.
-        thumbnail: 864 bytes to verify a twin by; see `compare_thumbnails`.
+        thumbnail: 864 bytes to verify a near-duplicate by; see `compare_thumbnails`.
     """
 
     brightness: float
@@ -140,19 +140,19 @@ LUMA, CHROMA = 24, 12
 THUMBNAIL_BYTES = LUMA * LUMA + 2 * CHROMA * CHROMA
 
 MAX_DIFFERENCE = 0.32
-"""Two pictures whose thumbnails differ by less than this (`compare_thumbnails`) are near twins. On photographs twins by
-re-encoding and resizing are below 0.15 and twins by a crop of 5 % below 0.28, different photographs above 0.55. Pages
+"""Two pictures whose thumbnails differ by less than this (`compare_thumbnails`) are near-duplicates. On photographs
+re-encoding and resizing are below 0.15 and a crop of 5 % is below 0.28, different photographs are above 0.55. Pages
 of different text in the same layout are above 0.35; flat shapes of one colour in one place that differ in little of
 the area can't be told apart."""
 
 MAX_LOG_ASPECT_RATIO = 0.08
-"""Maximum distance of near twins' logarithms of width by height: 5 % off one side, and rounded sides."""
+"""Maximum distance of near-duplicates' logarithms of width by height: 5 % off one side, and rounded sides."""
 
 _SHRUNK_SIDE = 160
 _BITS_OF_MAPS = (14, 10, 10, 10, 10, 10)  # bits of each map, from its lowest frequencies up
 _CROP = 0.05
 _NOISE_VARIANCE = 16.0  # grey levels squared: flat pictures differ by noise, which must not count as structure
-_MAX_GRID_DIFFERENCE = 1.0  # of the coarse difference; photographs that are twins by a crop are below 0.75
+_MAX_GRID_DIFFERENCE = 1.0  # of the coarse difference; photographs that differ by a crop are below 0.75
 _CHUNK = 256  # pairs that a thread compares at once, some 15 MB
 
 
@@ -253,7 +253,7 @@ _NEUTRAL_CHROMA = bytes([128]) * (2 * CHROMA * CHROMA)
 
 
 def have_similar_aspect(a: npt.ArrayLike, b: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """Return whether ratios of width to height, float [P] each, are near enough for twins: bool [P]."""
+    """Return whether ratios of width to height, float [P] each, are near enough for near-duplicates: bool [P]."""
     return np.abs(np.log(np.asarray(a, np.float64) / np.asarray(b, np.float64))) <= MAX_LOG_ASPECT_RATIO
 
 
@@ -263,7 +263,7 @@ def compare_thumbnails(a: Pixels, b: Pixels) -> Floats:
     The root of the mean squared difference over the mean variance of the two: 0 for equal pictures, about 1.4 for
     unrelated ones. A pair is compared as it is, and as if either were the other with 5 % of its width and height cut
     off, at nine places; the smallest difference counts. Where a grid of 6 x 6 means differs by more than 1, as no
-    twins' does, that difference is returned. Two cores do 200,000 unrelated or 18,000 near pairs a second.
+    near-duplicates' does, that difference is returned. Two cores do 200,000 unrelated or 18,000 similar pairs a second.
     """
     if a.shape != b.shape or a.ndim != 2 or a.shape[1] != THUMBNAIL_BYTES:
         raise ValueError(f"thumbnails are uint8 [P, {THUMBNAIL_BYTES}] twice, not {a.shape} and {b.shape}")

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from ..storage import uri as uris
-from ..storage.store import Entry
+from ..storage.protocol import Entry
 from .leases import FOLDER, STEP_LEASE_S, DeleteLease, RunningStep, list_running_steps
 from .manifest import KINDS, MANIFEST
 from .retention import (

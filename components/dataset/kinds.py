@@ -6,13 +6,10 @@ A field with a default may be missing in a manifest of an earlier version.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 from ..storage.errors import wrong
 from .json_object import AS_EMPTY, AS_NULL, CLASS_KEY, JsonObject, OpenJsonObject
-
-if TYPE_CHECKING:
-    from .manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -60,13 +57,24 @@ class ImageSpec(OpenJsonObject):
         return replace(self, shape=(self.side, self.side, self.shape[2]), input_size=self.side, encoding="raw")
 
 
+class HasExtra(Protocol):
+    """The fields of a manifest (`manifest.Manifest`) that `Extra.of` reads."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def fingerprint(self) -> str: ...
+    @property
+    def extra(self) -> Extra: ...
+
+
 class Extra(OpenJsonObject):
     """Base of the fields of one kind. `dataset_name`: of the images' source, by default the name of a run's results."""
 
     dataset_name: str = ""
 
     @classmethod
-    def of(cls, manifest: Manifest) -> Self:
+    def of(cls, manifest: HasExtra) -> Self:
         """Return these fields of a manifest, the defaults if it has none; UserError for a manifest of another kind."""
         if isinstance(manifest.extra, cls):
             return manifest.extra

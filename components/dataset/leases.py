@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from ..storage import uri as uris
 from ..storage.errors import MillError, TransientError
-from ..storage.store import Entry
+from ..storage.protocol import Entry
 from .workspace import STEPS, Workspace
 
 FOLDER = "running"

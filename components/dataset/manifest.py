@@ -21,7 +21,8 @@ from typing import Any
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, UserError, wrong
 from ..storage.parallel import map_ordered
-from ..storage.store import Entry, get_store
+from ..storage.protocol import Entry
+from ..storage.store import get_store
 from .json_object import JsonObject
 from .kinds import EXTRAS, CleanImage, Extra, ImageSpec, RawExtra
 

@@ -16,7 +16,7 @@ import xxhash
 from ..storage import uri as uris
 from ..storage.errors import MillError, UserError
 from ..storage.parallel import map_ordered
-from ..storage.store import Entry
+from ..storage.protocol import Entry
 from .kinds import ModelExtra
 from .leases import RunningStep
 from .manifest import KINDS, MANIFEST, Dataset, find_dataset, resolve_uri

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, wrong
-from ..storage.store import Store, get_store
+from ..storage.protocol import Store
+from ..storage.store import get_store
 from .json_object import JsonObject
 from .manifest import KINDS, MANIFEST, Dataset
 from .records import CostRecord, LatestRecord, Promotion, StepRecord, Verdict

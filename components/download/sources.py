@@ -17,7 +17,8 @@ from ..imaging.pixel_options import DecodeLimits, has_image_extension
 from ..storage import uri as uris
 from ..storage.errors import TransientError, UserError, wrong
 from ..storage.parallel import map_ordered
-from ..storage.store import Entry, get_store
+from ..storage.protocol import Entry
+from ..storage.store import get_store
 from ..storage.uri import is_hidden
 from .archives import Member, Skipped, classify, make_skipped, make_too_large, normalize_path, read_archive
 from .listing import SourceFile, make_listing

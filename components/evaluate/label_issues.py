@@ -3,8 +3,8 @@ Learning: Estimating Uncertainty in Dataset Labels", 2021), with cleanlab's thre
 
 Confident learning needs out-of-sample probabilities. The network was trained on the labels, so a linear discriminant
 with a shrunk common covariance (Friedman, "Regularized Discriminant Analysis", 1989) is cross-validated on its
-features. Folds keep groups and near-duplicates together, for the twin of an image often has the same wrong label. They
-are stored as counts, sums and products of features, so that fitting reads the images once. The issues of a first round
+features. Folds keep groups and near-duplicates together, since these often have the same wrong label. They are
+stored as counts, sums and products of features, so that fitting reads the images once. The issues of a first round
 are removed, the discriminants fitted again and all labels judged again: wrong labels widen the classes and hide one
 another.
 """

@@ -20,7 +20,8 @@ from typing import Any
 from ..dataset.json_object import JsonObject
 from ..storage import uri as uris
 from ..storage.errors import MillError, TransientError, UserError, wrong
-from ..storage.store import Store, get_store, hash_file, hash_object
+from ..storage.protocol import Store
+from ..storage.store import get_store, hash_file, hash_object
 
 FORMAT = "imagemill-export"
 MARKER, STARTED = "_export.json", "_export.started.json"

@@ -1,7 +1,7 @@
 """Report section on test images that are nearly the same picture as a training image, by their frozen features.
 
-Clean drops twins by perceptual hash from train. These are near by meaning, such as another photograph of the same
-scene, are only listed, and make scores look better than they are.
+Clean drops near-duplicates by perceptual hash from train. These are near by meaning, such as another photograph of the
+same scene, are only listed, and make scores look better than they are.
 
 An image has a near copy where its nearest neighbor is far nearer than the next ones. If neighbors lie around an image
 at random, and at one density as far as the k-th, then (r1 / rk)^m of the distances to the first and to the k-th is

@@ -12,9 +12,9 @@ process that plans, which records its choice in the work in progress, where a re
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,21 +23,18 @@ import pyarrow.compute as pc
 
 from ..dataset.kinds import ImageSpec, TensorsExtra
 from ..dataset.labels import SINGLE, label_column
-from ..dataset.manifest import Dataset, File, Totals, digest, find_dataset, find_intact_dataset, fingerprint
+from ..dataset.manifest import Dataset, File, digest
 from ..dataset.shards import Layout, ShardWriter, read_file, row_groups
-from ..imaging.pixel_options import RAW, StandardizeConfig
+from ..imaging.pixel_options import RAW
 from ..imaging.tensors import decode_column
 from ..step.step import Context
 from ..storage import uri as uris
-from ..storage.errors import DatasetError, UserError
+from ..storage.errors import DatasetError
 from ..storage.parallel import map_ordered
-from .config import VERSION
 from .plan import INDEX_THREADS, Indices
 from .statistics import ChannelSums, add_histogram
+from .target import Target, choose_base_tensors, count_by_generation, find_comparable_clean, must_compact
 from .tensor_shards import CopyCounts, FinishedShard, TensorSpec, count_copies
-
-if TYPE_CHECKING:
-    from .resize import Target
 
 
 @dataclass(frozen=True)
@@ -102,12 +99,6 @@ def _count_copies(tables: list[pa.Table], task: str) -> CopyCounts:
     return counts
 
 
-MAX_ADDED_SHARE = 0.2
-"""Maximum share of all rows that generations above 0 may hold together."""
-MAX_ADDED_GENERATIONS = 16
-"""Maximum number of generations above 0: a training window has rows of each of them."""
-BASE_TENSORS_KEY = "continued"
-"""Key of the work record that names the base tensors: the earlier ones that a run continues."""
 CONTENT_COLUMNS = ("image_id", "split", "sha256", "pixel_hash", "format", "width", "height", "image_bytes")
 """Columns of a clean row that, with its labels and the options of pixel operations, decide its tensor."""
 _KEY_BYTES = 16
@@ -177,65 +168,10 @@ def plan_growth(target: Target, spec: TensorSpec, context: Context) -> Growth | 
         return None
     generation = max((shard.generation for shard in shards), default=0) + 1
     growth = Growth(tensors, added, tuple(shards), sum(map(len, removed_ids.values())), generation)
-    rows = _count_by_generation((shard.rows, shard.generation) for shard in shards)
+    rows = count_by_generation((shard.rows, shard.generation) for shard in shards)
     if added:
         rows[growth.generation] = growth.added_rows * (1 + target.config.copies)
     return None if must_compact(rows) else growth
-
-
-def estimate_totals(target: Target, context: Context) -> Totals:
-    """Return the totals of the images that have to be resized, or of a few more: by the manifests alone."""
-    totals = target.clean.manifest.totals
-    tensors = choose_base_tensors(target, context)
-    earlier = find_comparable_clean(tensors, target.clean) if tensors else None
-    if tensors is None or earlier is None:
-        return totals
-    listed = {(file.sha256, file.split) for file in earlier.files()}
-    added = sum(file.rows for file in target.clean.files() if (file.sha256, file.split) not in listed)
-    extra = TensorsExtra.of(tensors.manifest)
-    rows = _count_by_generation((file.rows, extra.generation(file.uri)) for file in tensors.files())
-    rows[max(rows, default=0) + 1] = added * (1 + target.config.copies)
-    if must_compact(rows):
-        return totals
-    share = added / max(1, totals.rows)
-    by_split = {split: round(number * share) for split, number in totals.by_split.items()}
-    return replace(totals, rows=added, bytes=round(totals.bytes * share), by_split=by_split)
-
-
-def choose_base_tensors(target: Target, context: Context) -> Dataset | None:
-    """Return the tensors that are continued, by the record of whoever planned first; None if there are none."""
-    if context.rerun_salt():
-        return None
-    workspace = context.workspace
-    record = workspace.read_work_record(target.uri, BASE_TENSORS_KEY)
-    if record is None:
-        latest = workspace.relative(workspace.latest(target.name, "tensors"))
-        workspace.write_work_record(target.uri, BASE_TENSORS_KEY, {"tensors": latest})
-        record = workspace.read_work_record(target.uri, BASE_TENSORS_KEY) or {}
-    uri = workspace.absolute(str(record.get("tensors", "")))
-    if not uri.startswith(workspace.at("tensors") + "/") or uri == target.uri:
-        return None
-    try:
-        tensors = find_intact_dataset(uri)
-    except (UserError, DatasetError):  # written by another version, or broken
-        return None
-    if tensors is None or not tensors.manifest.parents:
-        return None
-    expected = fingerprint("tensors", VERSION, [tensors.manifest.parents[0].fingerprint], target.fields)
-    shards = TensorsExtra.of(tensors.manifest).shards
-    has_entries = all(file.uri in shards for file in tensors.files())
-    return tensors if tensors.fingerprint == expected and has_entries else None
-
-
-def find_comparable_clean(tensors: Dataset, clean: Dataset) -> Dataset | None:
-    """Return the clean dataset that tensors were made from, if its images were made by the same pixel operations."""
-    earlier = find_dataset(tensors.parent_uri("clean"))
-    if earlier is None or earlier.manifest_sha256 != tensors.manifest.parents[0].manifest_sha256:
-        return None
-    options, clean_options = (
-        StandardizeConfig.from_config(dataset.manifest.config, dataset.uri) for dataset in (earlier, clean)
-    )
-    return earlier if options == clean_options else None
 
 
 def compare_rows(earlier: Dataset, clean: Dataset) -> tuple[dict[str, Indices], dict[str, set[str]]]:
@@ -309,20 +245,3 @@ def _plan_shards(tensors: Dataset, removed_ids: Mapping[str, set[str]], uri: str
 
     planned = map_ordered(tensors.files(), plan, INDEX_THREADS, lambda file: 0)
     return [shard for shard in planned if shard is not None]
-
-
-def _count_by_generation(shards: Iterable[tuple[int, int]]) -> dict[int, int]:
-    """Return rows by generation. `shards`: rows and generation of each."""
-    rows: dict[int, int] = {}
-    for number, generation in shards:
-        rows[generation] = rows.get(generation, 0) + number
-    return rows
-
-
-def must_compact(rows: Mapping[int, int]) -> bool:
-    """Return whether so many rows were added since the last build of everything that everything is built again.
-
-    `rows`: by generation, those to be added included.
-    """
-    added = [number for generation, number in rows.items() if generation and number]
-    return len(added) > MAX_ADDED_GENERATIONS or sum(added) > MAX_ADDED_SHARE * sum(rows.values())

@@ -2,94 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from ..dataset.kinds import CleanExtra, StoredCopies, TensorsExtra
-from ..dataset.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit, find_intact_dataset, fingerprint
+from ..dataset.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit, find_intact_dataset
 from ..engine.finished import FinishedParts
 from ..engine.processes import Processes, Threads
-from ..engine.ray_job import build_with_ray_job, make_job_config
+from ..engine.ray_job import build_with_ray_job
 from ..engine.ray_session import WORKER_BYTES, RaySession, open_ray_session
 from ..engine.tasks import AUTO, RAY, THREADS, Executor, run_tasks
 from ..imaging.pixel_options import JPEG
-from ..step.progress import Progress, format_size
+from ..step.progress import Progress
 from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import MillError, wrong
 from ..storage.parallel import max_workers
-from .config import VERSION, ResizeConfig
-from .copies import CopyPlan, CopyPolicy, make_paths_absolute, plan_copies
-from .device import CPU, choose_device, count_local_gpus
+from .config import ResizeConfig
+from .copies import CopyPolicy
+from .device import CPU, count_local_gpus
 from .estimate import RAY_START_S, SECONDS_PER_COPIED_BYTE, estimate_core_seconds, report_estimate
-from .generations import Growth, RewriteTask, estimate_totals, plan_growth, write_remaining
+from .generations import Growth, RewriteTask, plan_growth, write_remaining
 from .gpu import run_on_gpus
 from .plan import ShardPlan, SplitPlan, plan_split
 from .statistics import ChannelSums, compute_normalization, needs_sums
+from .target import Target, find_target
 from .tasks import MergeTask, ResizeTask, merge_sources, plan_tasks, remove_merged_files, write_merged, write_shards
 from .tensor_shards import CopyCounts, FinishedShard, TensorSpec
 
 SPLITS = ("train", "val", "test")
 Planned = TypeVar("Planned", ShardPlan, RewriteTask)
 """A tensor shard to write."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """The tensors dataset of a clean dataset and a config, which may exist or not.
-
-    The config has the device that was chosen, so that whoever makes the tensors need not choose again. `fields`: what
-    the fingerprint is made of beside the parent.
-    """
-
-    uri: str
-    clean: Dataset
-    config: ResizeConfig
-    copies: CopyPlan
-    fields: Mapping[str, Any]
-
-    @property
-    def fingerprint(self) -> str:
-        return uris.basename(self.uri)
-
-    @property
-    def name(self) -> str:
-        """The name under which the tensors are noted as the latest."""
-        return self.config.name or self.clean.name
-
-    @property
-    def device(self) -> str:
-        """`cpu`, or `cuda` where GPUs make the tensors."""
-        return self.config.device
-
-    def estimate_core_seconds(self, context: Context) -> float:
-        """Return the core-seconds of the work: of fewer than all images where earlier tensors are continued."""
-        return estimate_core_seconds(estimate_totals(self, context), self.config.copies)
-
-    def make_job_config(self, context: Context) -> ResizeConfig:
-        """Return the config of a Ray job that makes these tensors; `ray_job.build_command` gives its command line."""
-        return make_job_config(make_paths_absolute(self.config), self.clean, context)
-
-    def report(self, dataset: Dataset, state: str, context: Context) -> Outcome:
-        """Report the tensors' totals and note them as the latest of their name; return the step's outcome."""
-        context.note_latest(self.name, dataset)
-        totals, shape = dataset.manifest.totals, dataset.manifest.image_spec.shape
-        context.say(f"{totals.rows:,} images of {shape[1]} x {shape[0]} x {shape[2]} · {format_size(totals.bytes)}")
-        _report_copies(dataset, context)
-        return Outcome(dataset.uri, dataset.fingerprint, state, {"rows": totals.rows, "bytes": totals.bytes})
-
-
-def find_target(config: ResizeConfig, context: Context, gpus: int | None = None) -> Target:
-    """Return the target of a config without making it. `gpus`: as in `choose_device`."""
-    clean = context.parent("clean", config.clean, "clean")
-    config = config.for_images(CleanExtra.of(clean.manifest).image_size)
-    copies = plan_copies(config, clean)
-    device = choose_device(config, clean, context.say, gpus)
-    fields = copies.fingerprint_fields(config) | context.rerun_salt() | ({"device": device} if device != CPU else {})
-    uri = context.workspace.dataset("tensors", fingerprint("tensors", VERSION, [clean.fingerprint], fields))
-    return Target(uri, clean, replace(config, device=device), copies, fields)
 
 
 def resize(config: ResizeConfig, context: Context) -> Outcome:
@@ -271,13 +216,6 @@ def _describe_copies(policy: CopyPolicy | None, counts: CopyCounts) -> StoredCop
     if policy is None:
         return None
     return StoredCopies(policy.policy, policy.per_image, counts.rows, counts.without if policy.needs_masks else None)
-
-
-def _report_copies(dataset: Dataset, context: Context) -> None:
-    if copies := TensorsExtra.of(dataset.manifest).copies:
-        context.say(f"{copies.rows:,} of them copies of training images ({copies.policy})")
-        if without := copies.images_without_mask:
-            context.say(f"{without:,} training images have no mask, or none with a foreground: no copies of them")
 
 
 def _make_manifest(target: Target, spec: TensorSpec, shards: list[FinishedShard]) -> Manifest:

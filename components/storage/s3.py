@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .errors import MillError, TransientError, UserError, with_retry
-from .store import Entry
+from .protocol import Entry
 from .uri import split_s3
 
 if TYPE_CHECKING:

@@ -1,8 +1,4 @@
-"""Object stores: the protocol with the operations that the dataset contract needs (`Store`), its implementation on disk
-(`LocalStore`), and `get_store`, which picks disk or S3 (s3.py) by the URI.
-
-A reader never sees half an object, and of several writers of `put_if_absent` exactly one is told that it was first.
-"""
+"""The object store on disk (`LocalStore`), and `get_store`, which picks disk or S3 (s3.py) by the URI."""
 
 from __future__ import annotations
 
@@ -16,14 +12,14 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from functools import cache
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from . import uri as uris
 from .errors import MillError, TransientError, UserError, with_retry
+from .protocol import Entry, Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,52 +27,6 @@ if TYPE_CHECKING:
 
 _SCRATCH, _DAY_S = ".scratch-", 86_400
 CHUNK_BYTES = 8 * 2**20
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One object of a listing. `validator` is its ETag, or modification time in ns on disk; `modified` is the time of
-    its last write in seconds since 1970, by the clock of the store (0 where it is not kept)."""
-
-    uri: str
-    size: int
-    validator: str
-    modified: float = field(default=0.0, compare=False)
-
-
-class Store(Protocol):
-    """An object store. Every method raises UserError, TransientError or FileNotFoundError."""
-
-    def read(self, uri: str) -> bytes:
-        """Return all bytes of an object; FileNotFoundError when there is none."""
-
-    def open(self, uri: str) -> pa.NativeFile:
-        """Open an object for random access (memory-mapped on disk, ranged GETs on S3)."""
-
-    def stat(self, uri: str) -> Entry | None:
-        """Return size and validator, or None when there is no such object."""
-
-    def list(self, uri: str) -> Iterator[Entry]:
-        """Yield every object below the folder `uri`, recursively, in the order of their URIs; none if absent."""
-
-    def put(self, uri: str, data: bytes) -> None:
-        """Write atomically and replace an existing object: for hints and work in progress only."""
-
-    def put_if_absent(self, uri: str, data: bytes) -> bool:
-        """Write atomically unless the object exists; True for the one writer that was first."""
-
-    def discard(self, uri: str) -> None:
-        """Remove work in progress that is no longer needed, if that is allowed; silent otherwise."""
-
-    def delete(self, uris: Sequence[str]) -> None:
-        """Delete objects, in any order and in batches; those that do not exist are no error. Folders that are then
-        empty go, too."""
-
-    def publish(self, path: Path, uri: str) -> None:
-        """Move the local file `path` to a name made of its content; nothing to do if that exists."""
-
-    def scratch(self, uri: str) -> Path:
-        """Create a local folder for files that will be published below `uri`; the caller removes it."""
 
 
 class LocalStore:

@@ -80,7 +80,8 @@ def run(flags: dict[str, Any]) -> int:
     space = SearchSpace.read(space_file, base)
     if target:
         require_modules("compile", ["kfp" if target == "kfp" else "hera"])
-        from ..tuning.package import SearchPackage, compile_search
+        from ..tuning.compile import compile_search
+        from ..tuning.package import SearchPackage
 
         at_a_time = parse_count("--parallelism", parallelism or str(PARALLELISM), expected, low=1, high=MAX_TRIALS)
         package = SearchPackage(base.parameters, trials, seeds, "", pruner or "asha", at_a_time)

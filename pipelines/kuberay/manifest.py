@@ -153,7 +153,7 @@ def refuse_address(address: str) -> None:
 
 
 def count_gpus(cluster: Cluster) -> int:
-    """Return the GPUs of all Ray workers, by which `components.resize.resize.find_target` chooses the device."""
+    """Return the GPUs of all Ray workers, by which `components.resize.target.find_target` chooses the device."""
     return cluster.ray.workers.pod.gpu * cluster.ray.workers.maximum
 
 

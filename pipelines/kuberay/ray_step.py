@@ -71,10 +71,10 @@ def find_target(config: StepConfig, context: Context, cluster: Cluster) -> Targe
         from ...components.clean import clean
 
         return clean.find_target(config, context)
-    from ...components.resize import resize
+    from ...components.resize import target
 
     assert isinstance(config, ResizeConfig)
-    return resize.find_target(config, context, count_gpus(cluster) if makes_rayjob else 0)
+    return target.find_target(config, context, count_gpus(cluster) if makes_rayjob else 0)
 
 
 def choose_mode(cluster: Cluster, step: str, core_seconds: float, device: str = "cpu") -> Mode:

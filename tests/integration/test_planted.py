@@ -30,8 +30,8 @@ from planted import (
     truncated,
     zeroed,
 )
+from planted_duplicates import duplicates_table, plant_families
 from planted_odd import against_the_rules, conflicts, copies, oddities, twelve_bits, unlabelled, unsupported
-from planted_twins import plant_families, twin_table
 
 from imagemill.components.clean.audit import gather
 from imagemill.components.clean.clean import clean
@@ -185,7 +185,7 @@ def test_headers_of_65500_pixels_a_side_cost_neither_time_nor_memory() -> None:
     assert all(float(seconds) < 0.1 and int(kib) < 16 * 1024 for _, _, seconds, kib in results)
 
 
-def read_twins(cleaned: Cleaned) -> list[dict[str, Any]]:
+def read_near_duplicates(cleaned: Cleaned) -> list[dict[str, Any]]:
     columns = ("image_id", "twin_id", "distance", "split", "twin_split", "dropped")
     return read_rows(cleaned.dataset, "twins", columns)
 
@@ -215,9 +215,9 @@ def check_near_duplicates(folder: Path, number: int, seed: int) -> None:
         (10, {"near_radius": 10, "near_duplicates": "drop", "leakage": "report"}, {"crops": 0.97, "precision": 0.99}),
     ):
         cleaned = run_download_and_clean(folder, "csv", source, **options)
-        twins = read_twins(cleaned)
+        twins = read_near_duplicates(cleaned)
         assert max(t["distance"] for t in twins) <= radius
-        table, shares = twin_table(members, {frozenset((t["image_id"], t["twin_id"])) for t in twins})
+        table, shares = duplicates_table(members, {frozenset((t["image_id"], t["twin_id"])) for t in twins})
         print(f"\nradius {radius}, {number} originals\n{table}")
         assert all(shares[name] >= least for name, least in limits.items()), (
             f"radius {radius}, at least {limits}\n{table}"
@@ -308,7 +308,7 @@ def test_audit_of_the_real_sample_equals_its_manifest(pets: Cleaned) -> None:
 def test_findings_on_the_real_sample(pets: Cleaned) -> None:
     """Photographs of one animal on one day are alike; what is listed is printed for the eye, and there is little."""
     findings = pets.dataset.manifest.extra.found
-    twins = read_twins(pets) if pets.dataset.files("twins") else []
+    twins = read_near_duplicates(pets) if pets.dataset.files("twins") else []
     print({name: {k: v for k, v in values.items() if "examples" not in k} for name, values in findings.items()})
     for twin in twins:
         print(twin)

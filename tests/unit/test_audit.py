@@ -118,7 +118,7 @@ def test_the_facts_are_golden(tmp_path: Path) -> None:
     assert (darkest.label, darkest.split, darkest.value) == ("dog", "test", 0.25)
     assert (facts.quality.threshold, facts.quality.policy, facts.quality.outliers) == (6.0, "report", ())
     assert facts.provenance.settings == {} and facts.provenance.fingerprint == "0123456789abcdef"
-    assert "no test image has a near twin in train or val" in facts.leakage.sentence
+    assert "no test image has a near-duplicate in train or val" in facts.leakage.sentence
     json.dumps(dataclasses.asdict(facts), allow_nan=False)
 
 
@@ -145,7 +145,7 @@ def test_totals_that_do_not_match_the_files_are_reported(tmp_path: Path, change:
     assert "✗" in audit_html.render(inconsistent) and "✓" in audit_html.render(dataset)
 
 
-def test_closest_twins_are_listed_with_labels_splits_and_dropped_images(tmp_path: Path) -> None:
+def test_closest_near_duplicates_are_listed_with_labels_splits_and_dropped_images(tmp_path: Path) -> None:
     pairs = [twin(f"{n:02d}", f"{n + 1:02d}", distance=(n * 7) % 30, difference=0.5 - n / 100) for n in range(30)]
     pairs[8] |= {"label": "cat", "twin_label": "dog", "dropped": "08"}
     pairs[9] |= {"split": "val", "twin_split": "test", "dropped": "both"}
@@ -169,17 +169,17 @@ LEAKS = NONE_FOUND["leakage"]
 @pytest.mark.parametrize(
     ("leakage", "copies", "declared", "sentence"),
     [
-        ({}, 0, False, "The source declares no test split; in the splits used here no test image has a near twin in "
-         "train or val."),
-        ({}, 0, True, "Under the splits that the source declares no test image has a near twin in train, and none is "
-         "there as an exact copy; in the splits used here no test image has a near twin in train or val."),
+        ({}, 0, False, "The source declares no test split; in the splits used here no test image has a near-duplicate "
+         "in train or val."),
+        ({}, 0, True, "Under the splits that the source declares no test image has a near-duplicate in train, and none "
+         "is there as an exact copy; in the splits used here no test image has a near-duplicate in train or val."),
         ({"declared_test_images_with_twin_in_declared_train": 2, "test_images_with_twin_in_train": 2, "kept": 3}, 1,
-         True, "Under the splits that the source declares 2 test images have a near twin in train, and 1 is there as "
-         "an exact copy; in the splits used here 2 test images have a near twin in train and 0 in val, and of those "
-         "twins 0 were dropped and 3 kept (leakage: auto; drop would drop them)."),
+         True, "Under the splits that the source declares 2 test images have a near-duplicate in train, and 1 is there "
+         "as an exact copy; in the splits used here 2 test images have a near-duplicate in train and 0 in val, and of "
+         "those near-duplicates 0 were dropped and 3 kept (leakage: auto; drop would drop them)."),
         ({"test_images_with_twin_in_train": 1, "test_images_with_twin_in_val": 4, "dropped": 1}, 0, False,
-         "The source declares no test split; in the splits used here 1 test image has a near twin in train and 4 in "
-         "val, and of those twins 1 was dropped and 0 kept (leakage: auto)."),
+         "The source declares no test split; in the splits used here 1 test image has a near-duplicate in train and 4 "
+         "in val, and of those near-duplicates 1 was dropped and 0 kept (leakage: auto)."),
     ],
 )  # fmt: skip
 def test_leakage_is_one_sentence(
@@ -220,8 +220,8 @@ def test_measures_and_near_duplicates_that_are_off_are_reported(tmp_path: Path) 
         facts.quality.note == "not measured: measures is off" and facts.near.note == "not looked for: measures is off"
     )
     assert facts.leakage.sentence == (
-        "Near twins between the splits: not looked for: measures is off; under the splits that the source declares "
-        "2 test images have an exact copy in train."
+        "Near-duplicates between the splits: not looked for: measures is off; under the splits that the source "
+        "declares 2 test images have an exact copy in train."
     )
     text = audit_text.format_audit(facts)
     assert "not measured: measures is off" in text and "near: not looked for" in text

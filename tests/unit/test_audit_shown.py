@@ -92,7 +92,7 @@ def test_page_escapes_names_and_has_no_external_references(tmp_path: Path) -> No
     assert policy["http-equiv"] == "Content-Security-Policy" and (policy["content"] or "").startswith(
         "default-src 'none'; img-src data:; style-src 'unsafe-inline';"
     )
-    assert "in the splits used here no test image has a near twin" in page.text
+    assert "in the splits used here no test image has a near-duplicate" in page.text
     for text in (HOSTILE, "<img src=x onerror=alert(1)>", "<b>warned</b>", "copy<u>", "<i>why</i>"):
         assert text in page.text
     links = [v for _, a in page.tags for name, v in a.items() if name in ("src", "href", "srcset", "action") and v]

@@ -101,7 +101,7 @@ def grow(workspace: Path, base: Dataset, rows: list[Row], removed_ids: set[str],
 
 
 def near_copy(seed: int) -> bytes:
-    """A picture that is a near twin of that of `smooth(seed)`."""
+    """A picture that is a near-duplicate of that of `smooth(seed)`."""
     pixels = smooth(seed).copy()
     pixels[0, 0] ^= 1
     return encoded(pixels)

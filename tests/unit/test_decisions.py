@@ -1,4 +1,4 @@
-"""Decisions about all images together: copies, exact splits, twins, leaks, conflicts, outliers."""
+"""Decisions about all images together: copies, exact splits, near-duplicates, leaks, conflicts, outliers."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from imagemill.components.clean.decide import (
     to_comparable_scale,
 )
 from imagemill.components.clean.measures import THUMBNAIL_BYTES
+from imagemill.components.clean.near_duplicates import NearDuplicates, check_radius, judge_near_duplicates
 from imagemill.components.clean.schema import MEASURES
 from imagemill.components.clean.splits import (
     SPLITS,
@@ -34,7 +35,6 @@ from imagemill.components.clean.splits import (
     choose_exact_splits,
     choose_fold_splits,
 )
-from imagemill.components.clean.twins import Twins, check_radius, judge_twins
 from imagemill.components.storage.errors import UserError
 
 CODES = {name: code for code, name in enumerate(SPLITS)} | {"": UNDECLARED, "trainval": TRAINVAL}
@@ -194,11 +194,15 @@ def test_a_wrong_fold_is_named(values: dict[str, str]) -> None:
         CleanConfig.from_values({"raw": "r", "workspace": "w"} | values)
 
 
-def find_dropped_twins(table: Toy, pairs: list[tuple[int, int]], **options: Any) -> tuple[dict[int, str], RowDecisions]:
+def find_dropped_duplicates(
+    table: Toy, pairs: list[tuple[int, int]], **options: Any
+) -> tuple[dict[int, str], RowDecisions]:
     first, second = (np.array([p[i] for p in pairs], np.int64) for i in (0, 1))
-    twins = Twins(first, second, np.ones(len(pairs), np.uint8), np.ones(len(pairs), np.float32), len(pairs), True)
+    duplicates = NearDuplicates(
+        first, second, np.ones(len(pairs), np.uint8), np.ones(len(pairs), np.float32), len(pairs), True
+    )
     decisions = RowDecisions.of(table)
-    judge_twins(decisions, twins, CleanConfig(**options))
+    judge_near_duplicates(decisions, duplicates, CleanConfig(**options))
     return {row: v.reason for row, v in decisions.dropped.items()}, decisions
 
 
@@ -221,7 +225,7 @@ def test_a_train_image_with_a_twin_in_test_is_dropped_unless_the_source_declares
     declared: list[str], policy: str, dropped: dict[int, str]
 ) -> None:
     for order in ([(0, 1)], [(1, 0)]):
-        actual, decisions = find_dropped_twins(
+        actual, decisions = find_dropped_duplicates(
             toy([0, 1], splits=["train", "test"], declared=declared), order, leakage=policy
         )
         assert actual == dropped
@@ -234,28 +238,28 @@ def test_a_train_image_with_a_twin_in_test_is_dropped_unless_the_source_declares
 
 def test_leaks_are_dropped_where_declared_splits_are_ignored() -> None:
     table = toy([0, 1], splits=["val", "test"], declared=["train", "test"])
-    actual, decisions = find_dropped_twins(table, [(0, 1)], declared_splits="ignore")
+    actual, decisions = find_dropped_duplicates(table, [(0, 1)], declared_splits="ignore")
     assert actual == {0: LEAK} and decisions.findings["leakage"]["test_images_with_twin_in_val"] == 1
     assert next(decisions.iterate_rejected())["detail"] == "near twin of 001 (test)"
 
 
-def test_twins_are_not_transitive() -> None:
+def test_near_duplicates_are_not_transitive() -> None:
     table = toy(range(4), splits=["test", "train", "train", "train"])  # type: ignore[arg-type]
-    actual, _ = find_dropped_twins(table, [(0, 1), (1, 2), (2, 3)])
+    actual, _ = find_dropped_duplicates(table, [(0, 1), (1, 2), (2, 3)])
     assert actual == {1: LEAK}
 
 
-def test_twins_within_a_split_are_reported_or_all_but_one_dropped() -> None:
+def test_near_duplicates_within_a_split_are_reported_or_all_but_one_dropped() -> None:
     table = toy(range(6), splits=["train", "train", "train", "val", "test", "test"], order=[5, 0, 9, 1, 2, 3])  # type: ignore[arg-type]
     pairs = [(0, 1), (1, 2), (2, 3), (4, 5)]
-    actual, decisions = find_dropped_twins(table, pairs)
+    actual, decisions = find_dropped_duplicates(table, pairs)
     assert actual == {} and decisions.findings["near_duplicates"]["by_splits"] == {
         "train-train": 2,
         "train-val": 1,
         "test-test": 1,
     }
-    actual, decisions = find_dropped_twins(table, pairs, near_duplicates="drop")
-    # Kept first: test by order (4), val (3), then train by order: 1; 0 and 2 are direct twins of kept ones.
+    actual, decisions = find_dropped_duplicates(table, pairs, near_duplicates="drop")
+    # Kept first: test by order (4), val (3), then train by order: 1; 0 and 2 are near-duplicates of kept ones.
     assert actual == dict.fromkeys((0, 2, 5), "near_duplicate")
     assert decisions.findings["near_duplicates"]["dropped"] == 3
 
@@ -272,8 +276,10 @@ def test_twins_within_a_split_are_reported_or_all_but_one_dropped() -> None:
         ("aa", [(0, 1)], "drop_all", set()),
     ],
 )
-def test_twins_with_different_labels(labels: str, pairs: list[tuple[int, int]], policy: str, dropped: set[int]) -> None:
-    actual, decisions = find_dropped_twins(toy(list(range(len(labels))), labels), pairs, label_conflicts=policy)
+def test_near_duplicates_with_different_labels(
+    labels: str, pairs: list[tuple[int, int]], policy: str, dropped: set[int]
+) -> None:
+    actual, decisions = find_dropped_duplicates(toy(list(range(len(labels))), labels), pairs, label_conflicts=policy)
     assert actual == dict.fromkeys(dropped, "label_conflict")
     expected = sum(labels[a] != labels[b] for a, b in pairs)
     assert decisions.findings["near_duplicates"]["conflicts"] == expected
@@ -305,7 +311,7 @@ def test_outliers_are_reported_by_default_and_dropped_on_request() -> None:
             assert detail.startswith("brightness 0.") and "spreads from the median 0.5" in detail
 
 
-def test_copies_are_dropped_before_twins_and_outliers_are_searched() -> None:
+def test_copies_are_dropped_before_near_duplicates_and_outliers_are_searched() -> None:
     """Rows 0 and 1 are copies; near-duplicates and outliers look at the survivor alone."""
 
     class Thumbs(Toy):
@@ -314,11 +320,11 @@ def test_copies_are_dropped_before_twins_and_outliers_are_searched() -> None:
 
     toy_table = toy([1, 1, 2], phash=[1, 1, 0xFFFF0000FFFF])
     table = Thumbs(**vars(toy_table))
-    decisions, twins = decide(table, CleanConfig())
-    assert set(decisions.dropped) == {1} and twins is not None and len(twins) == 0
+    decisions, duplicates = decide(table, CleanConfig())
+    assert set(decisions.dropped) == {1} and duplicates is not None and len(duplicates) == 0
     assert set(decisions.findings) == {"duplicates", "near_duplicates", "leakage", "outliers"}
-    decisions, twins = decide(table, CleanConfig(near_duplicates="off"))
-    assert twins is None and "near_duplicates" not in decisions.findings
+    decisions, duplicates = decide(table, CleanConfig(near_duplicates="off"))
+    assert duplicates is None and "near_duplicates" not in decisions.findings
 
 
 def test_a_wide_radius_is_refused_for_many_images_before_any_is_decoded() -> None:

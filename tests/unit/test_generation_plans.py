@@ -28,6 +28,7 @@ from imagemill.components.resize import STEP as RESIZE
 from imagemill.components.resize import generations as generations_module
 from imagemill.components.resize import plan, tasks
 from imagemill.components.resize import resize as resize_module
+from imagemill.components.resize import target as target_module
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.config import StepConfig
 from imagemill.components.step.step import Context, Step
@@ -82,7 +83,7 @@ def test_a_fifth_is_not_too_many(workspace: Workspace) -> None:
 
 
 def test_tensors_with_many_generations_are_built_again(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generations_module, "MAX_ADDED_GENERATIONS", 3)
+    monkeypatch.setattr(target_module, "MAX_ADDED_GENERATIONS", 3)
     photos = several(60)
     num_generations = []
     for week in range(6):
@@ -131,7 +132,7 @@ def test_concurrent_plans_are_equal(workspace: Workspace) -> None:
     grown_clean = clean_of(workspace, photos | several(3, "new"))
     config = grown.make_config(grown_clean)
     context = Context("resize", workspace, "r", False)
-    target = resize_module.find_target(config, context)
+    target = target_module.find_target(config, context)
     spec = resize_module._make_spec(grown_clean, target.config, None)
     first_plan = generations_module.plan_growth(target, spec, context)
     other = Dataset(workspace.dataset("tensors", "f" * 16), Manifest("tensors", "f" * 16), "")
@@ -165,8 +166,8 @@ def test_the_work_is_estimated_by_the_files_that_are_new(workspace: Workspace) -
     def estimate(photos: grown.Photos) -> tuple[int, int]:
         clean = clean_of(workspace, photos, buckets=20)
         context = Context("resize", workspace, "r", False)
-        target = resize_module.find_target(grown.make_config(clean), context)
-        totals = generations_module.estimate_totals(target, context)
+        target = target_module.find_target(grown.make_config(clean), context)
+        totals = target_module.estimate_totals(target, context)
         return totals.rows, totals.bytes * 100 // clean.manifest.totals.bytes
 
     photos = several(60)
@@ -184,8 +185,8 @@ def test_ray_job_continues_the_tensors_chosen_by_the_pod(workspace: Workspace, m
     grown_clean = clean_of(workspace, photos | several(3, "new"), buckets=20)
     config = grown.make_config(grown_clean, executor="auto", resize_workers=1)
     context = Context("resize", workspace, "r", False)
-    target = resize_module.find_target(config, context, 0)
-    assert generations_module.estimate_totals(target, context).rows < 15, "those in files that are new"
+    target = target_module.find_target(config, context, 0)
+    assert target_module.estimate_totals(target, context).rows < 15, "those in files that are new"
     resized(clean_of(workspace, several(30) | several(3, "strange")))
     job = parse_job_config(build_command("resize", target.make_job_config(context))[3:], monkeypatch)
     assert job.ray_address == "auto" and job.clean == grown_clean.uri

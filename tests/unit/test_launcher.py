@@ -24,7 +24,7 @@ from launching import (
 from imagemill.components.dataset.manifest import find_intact_dataset
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.resize.resize import find_target
+from imagemill.components.resize.target import find_target
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER
 from imagemill.pipelines.kuberay.launcher import WATCHER_ANNOTATION

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import graphlib
 import inspect
 import json
 import os
@@ -368,6 +369,20 @@ ORDERING = (
     "compile", "local", "experiments", "tuning", "serving", "doctor", "cli",
 )  # fmt: skip
 """The packages and modules of pipelines, in the order in which they may be imported."""
+
+
+def test_no_modules_import_each_other() -> None:
+    """Neither directly nor through others; imports inside functions and under TYPE_CHECKING count."""
+    root = Path(__file__).parents[2]
+    paths = [path for package in ("components", "pipelines") for path in (root / package).rglob("*.py")]
+    names = {path: path.parent if path.name == "__init__.py" else path.with_suffix("") for path in paths}
+    modules = {name.relative_to(root).parts: path for path, name in names.items()}
+    graph = {
+        module: {name for target in iter_imports(path, root) for name in (target, target[:-1]) if name in modules}
+        for module, path in modules.items()
+    }
+    assert sum(map(len, graph.values())) > len(graph)
+    graphlib.TopologicalSorter(graph).prepare()  # CycleError names the modules of a circle
 
 
 def test_source_tree_imports_in_one_direction() -> None:

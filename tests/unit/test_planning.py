@@ -107,7 +107,7 @@ def test_rayjob_makes_the_planned_tensors(clean: Dataset, tmp_path: Path, monkey
         assert RESIZE.main(words[3:]) == 0
     [config] = configs
     assert isinstance(config, ResizeConfig) and config.ray_address == "auto" and config.run == RUN
-    from imagemill.components.resize.resize import find_target
+    from imagemill.components.resize.target import find_target
     from imagemill.components.step.step import Context
 
     context = Context("resize", open_workspace(clean), RUN, "resize" in config.rerun)

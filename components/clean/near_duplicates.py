@@ -1,6 +1,7 @@
 """Near-duplicates: pairs found by perceptual hash and verified on thumbnails, and the decisions that follow from them.
 
-Only direct twins count: the twin of a twin is not taken for one, so that a chain of small changes drops nothing.
+Only direct ones count: the near-duplicate of a near-duplicate is not taken for one, so that a chain of small changes
+drops nothing. In stored tables and their columns a near-duplicate is called twin (`schema.TWINS`).
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from ..dataset.shards import Layout, ShardWriter
 from ..storage.errors import wrong
 from .candidates import EXAMPLES, Candidates, DropReason, RowDecisions, RowNumbers
 from .config import CleanConfig
+from .hash_pairs import BANDED_RADIUS, BRUTE_LIMIT, find_hash_pairs
 from .measures import MAX_DIFFERENCE, compare_thumbnails, have_similar_aspect
-from .near import BANDED_RADIUS, BRUTE_LIMIT, find_near_pairs
 from .schema import TWINS
 from .splits import SPLITS, TEST, TRAIN, UNDECLARED, VAL
 
@@ -27,7 +28,7 @@ CHUNK = 32_768
 
 
 @dataclass(frozen=True)
-class Twins:
+class NearDuplicates:
     """P verified pairs of near-duplicates; 21 bytes a pair.
 
     `distance` is the number of bits in which the perceptual hashes differ, `difference` that of the thumbnails;
@@ -59,15 +60,15 @@ def check_radius(config: CleanConfig, rows: int) -> None:
         )  # fmt: skip
 
 
-def find_twins(candidates: Candidates, is_kept: npt.NDArray[np.bool_], radius: int) -> Twins:
+def find_near_duplicates(candidates: Candidates, is_kept: npt.NDArray[np.bool_], radius: int) -> NearDuplicates:
     """Find the verified pairs among the rows that are kept, with hashes within `radius` bits.
 
-    They are in an order of their content, so that of several twins of an image the same one is named however the rows
-    are divided into files.
+    They are in an order of their content, so that of several near-duplicates of an image the same one is named
+    however the rows are divided into files.
     """
     rows = np.flatnonzero(is_kept)
     rows = rows[np.argsort(candidates.shuffle_index[rows], kind="stable")]
-    near = find_near_pairs(candidates.phash[rows], radius)
+    near = find_hash_pairs(candidates.phash[rows], radius)
     first, second = rows[near.pairs[:, 0]], rows[near.pairs[:, 1]]
     aspect_ratio = candidates.measures["aspect_ratio"]
     is_similar = have_similar_aspect(aspect_ratio[first], aspect_ratio[second])
@@ -82,21 +83,21 @@ def find_twins(candidates: Candidates, is_kept: npt.NDArray[np.bool_], radius: i
     verified = difference < MAX_DIFFERENCE
     first, second, difference = first[verified], second[verified], difference[verified]
     distance = np.bitwise_count(candidates.phash[first] ^ candidates.phash[second])
-    return Twins(first, second, distance, difference, len(near.pairs), near.complete)
+    return NearDuplicates(first, second, distance, difference, len(near.pairs), near.complete)
 
 
-def judge_twins(decisions: RowDecisions, twins: Twins, config: CleanConfig) -> None:
+def judge_near_duplicates(decisions: RowDecisions, duplicates: NearDuplicates, config: CleanConfig) -> None:
     """Apply the policies: first to label conflicts, then to leaks into test, then to other near-duplicates."""
-    conflicts = _resolve_conflicts(decisions, twins, config.label_conflicts)
-    leakage = _drop_leaks(decisions, twins, config)
-    dropped = _drop_near(decisions, twins) if config.near_duplicates == "drop" else 0
-    splits = np.sort(np.stack([decisions.splits[twins.first], decisions.splits[twins.second]]), axis=0)
+    conflicts = _resolve_conflicts(decisions, duplicates, config.label_conflicts)
+    leakage = _drop_leaks(decisions, duplicates, config)
+    dropped = _drop_near(decisions, duplicates) if config.near_duplicates == "drop" else 0
+    splits = np.sort(np.stack([decisions.splits[duplicates.first], decisions.splits[duplicates.second]]), axis=0)
     decisions.findings["near_duplicates"] = {
         "radius": config.near_radius,
-        "candidates": twins.checked,
-        "complete": twins.complete,
-        "pairs": len(twins),
-        "images": len(np.unique(np.concatenate([twins.first, twins.second]))),
+        "candidates": duplicates.checked,
+        "complete": duplicates.complete,
+        "pairs": len(duplicates),
+        "images": len(np.unique(np.concatenate([duplicates.first, duplicates.second]))),
         "by_splits": {
             f"{SPLITS[a]}-{SPLITS[b]}": number
             for a in range(3)
@@ -109,16 +110,16 @@ def judge_twins(decisions: RowDecisions, twins: Twins, config: CleanConfig) -> N
     decisions.findings["leakage"] = leakage
 
 
-def _resolve_conflicts(decisions: RowDecisions, twins: Twins, policy: str) -> dict[str, Any]:
+def _resolve_conflicts(decisions: RowDecisions, duplicates: NearDuplicates, policy: str) -> dict[str, Any]:
     """Drop what the policy drops of pairs with different labels; return their number and examples."""
     candidates = decisions.candidates
-    conflicting = np.flatnonzero(candidates.label_hash[twins.first] != candidates.label_hash[twins.second])
-    first, second = twins.first[conflicting], twins.second[conflicting]
+    conflicting = np.flatnonzero(candidates.label_hash[duplicates.first] != candidates.label_hash[duplicates.second])
+    first, second = duplicates.first[conflicting], duplicates.second[conflicting]
     if policy == "drop_all":
         losers = list(zip(first.tolist(), second.tolist(), strict=True))
         losers += [(b, a) for a, b in losers]
     elif policy == "drop_minority":
-        losers = _find_outvoted(candidates, twins, np.unique(np.concatenate([first, second])))
+        losers = _find_outvoted(candidates, duplicates, np.unique(np.concatenate([first, second])))
     else:
         losers = []
     for row, other in losers:
@@ -131,10 +132,10 @@ def _resolve_conflicts(decisions: RowDecisions, twins: Twins, policy: str) -> di
     return {"conflicts": len(conflicting), "conflict_examples": examples}
 
 
-def _find_outvoted(candidates: Candidates, twins: Twins, rows: RowNumbers) -> list[tuple[int, int]]:
-    """Return those of `rows` whose label is not that of most of the row and its twins, each with a twin of another."""
+def _find_outvoted(candidates: Candidates, duplicates: NearDuplicates, rows: RowNumbers) -> list[tuple[int, int]]:
+    """Return those of `rows` whose label most of their near-duplicates don't share, each with one of another label."""
     losers = []
-    neighbors = _group_neighbors(twins.first, twins.second)
+    neighbors = _group_neighbors(duplicates.first, duplicates.second)
     for row in rows.tolist():
         voters = np.array([row, *neighbors[row]])
         labels, votes = np.unique(candidates.label_hash[voters], return_counts=True)
@@ -145,7 +146,7 @@ def _find_outvoted(candidates: Candidates, twins: Twins, rows: RowNumbers) -> li
 
 
 def _group_neighbors(first: RowNumbers, second: RowNumbers) -> dict[int, list[int]]:
-    """Return the direct twins of each row that has some."""
+    """Return the direct near-duplicates of each row that has some."""
     neighbors: dict[int, list[int]] = {}
     for a, b in zip(first.tolist(), second.tolist(), strict=True):
         neighbors.setdefault(a, []).append(b)
@@ -153,13 +154,13 @@ def _group_neighbors(first: RowNumbers, second: RowNumbers) -> dict[int, list[in
     return neighbors
 
 
-def _drop_leaks(decisions: RowDecisions, twins: Twins, config: CleanConfig) -> dict[str, Any]:
-    """Drop, by the policy, train and val rows with a twin in test; return the numbers from before that."""
+def _drop_leaks(decisions: RowDecisions, duplicates: NearDuplicates, config: CleanConfig) -> dict[str, Any]:
+    """Drop, by the policy, train and val rows with a near-duplicate in test; return the numbers from before that."""
     candidates = decisions.candidates
     declared = (
         candidates.declared if config.respects_declared_splits else np.full(len(candidates), UNDECLARED, np.uint8)
     )
-    pairs = [(twins.first, twins.second), (twins.second, twins.first)]
+    pairs = [(duplicates.first, duplicates.second), (duplicates.second, duplicates.first)]
     rows, tests = (np.concatenate(sides) for sides in zip(*pairs, strict=True))
     declared_leak = (candidates.declared[tests] == TEST) & ~np.isin(candidates.declared[rows], (VAL, TEST, UNDECLARED))
     leak = (decisions.splits[tests] == TEST) & (decisions.splits[rows] != TEST)
@@ -183,17 +184,17 @@ def _drop_leaks(decisions: RowDecisions, twins: Twins, config: CleanConfig) -> d
     }
 
 
-def _drop_near(decisions: RowDecisions, twins: Twins) -> int:
-    """Drop near-duplicates in one split, or in train and val, that are direct twins of one that is kept."""
-    both_kept = decisions.is_kept[twins.first] & decisions.is_kept[twins.second]
-    same_side = (decisions.splits[twins.first] == TEST) == (decisions.splits[twins.second] == TEST)
+def _drop_near(decisions: RowDecisions, duplicates: NearDuplicates) -> int:
+    """Drop near-duplicates in one split, or in train and val, of which a direct one is kept."""
+    both_kept = decisions.is_kept[duplicates.first] & decisions.is_kept[duplicates.second]
+    same_side = (decisions.splits[duplicates.first] == TEST) == (decisions.splits[duplicates.second] == TEST)
     pairs = both_kept & same_side
-    first, second = twins.first[pairs], twins.second[pairs]
+    first, second = duplicates.first[pairs], duplicates.second[pairs]
     neighbors = _group_neighbors(first, second)
     kept: set[int] = set()
     dropped = 0
     for row in decisions.sort_by_priority(np.unique(np.concatenate([first, second]))).tolist():
-        other = next((twin for twin in neighbors[row] if twin in kept), None)
+        other = next((neighbor for neighbor in neighbors[row] if neighbor in kept), None)
         if other is None:
             kept.add(row)
         else:
@@ -202,19 +203,24 @@ def _drop_near(decisions: RowDecisions, twins: Twins) -> int:
     return dropped
 
 
-def write_twins(uri: str, decisions: RowDecisions, twins: Twins) -> File:
+def write_near_duplicates(uri: str, decisions: RowDecisions, duplicates: NearDuplicates) -> File:
     """Write every pair as a row of a Parquet file, in the order of the pairs."""
     with ShardWriter(uri, Layout(TWINS, row_group_rows=CHUNK)) as writer:
-        for row in _iterate_pairs(decisions, twins):
+        for row in _iterate_pairs(decisions, duplicates):
             writer.add(row, 0)
         return writer.publish("twins", "twins")
 
 
-def _iterate_pairs(decisions: RowDecisions, twins: Twins) -> Iterator[dict[str, Any]]:
-    for start in range(0, len(twins), CHUNK):
+def _iterate_pairs(decisions: RowDecisions, duplicates: NearDuplicates) -> Iterator[dict[str, Any]]:
+    for start in range(0, len(duplicates), CHUNK):
         chunk = slice(start, start + CHUNK)
-        infos = decisions.candidates.read_infos(np.concatenate([twins.first[chunk], twins.second[chunk]]))
-        columns = (twins.first[chunk], twins.second[chunk], twins.distance[chunk], twins.difference[chunk])
+        infos = decisions.candidates.read_infos(np.concatenate([duplicates.first[chunk], duplicates.second[chunk]]))
+        columns = (
+            duplicates.first[chunk],
+            duplicates.second[chunk],
+            duplicates.distance[chunk],
+            duplicates.difference[chunk],
+        )
         for a, b, distance, difference in zip(*(column.tolist() for column in columns), strict=True):
             dropped = [infos[row].image_id for row in (a, b) if not decisions.is_kept[row]]
             yield {

@@ -40,20 +40,20 @@ _CHUNK = 2**20
 
 
 @dataclass(frozen=True)
-class NearPairs:
+class HashPairs:
     """The `pairs`: int64 [P, 2], row numbers, first < second, sorted, each once; and whether no pair was left out."""
 
     pairs: Ints
     complete: bool
 
 
-def find_near_pairs(hashes: Hashes, radius: int, limit: int = MAX_PAIRS) -> NearPairs:
+def find_hash_pairs(hashes: Hashes, radius: int, limit: int = MAX_PAIRS) -> HashPairs:
     """Find the pairs of `hashes`, uint64 [N], that differ in at most `radius` bits.
 
-    Equal hashes are grouped first and compared as one. Where more than `limit` pairs of groups are near, those that
-    differ in most bits are left out. Where there are more than `limit` pairs of rows, the largest blocks of them,
-    between two groups or within one, are left out, and among equally large ones those that differ in most bits; of a
-    group that is left out its first row is still paired with each of the others, within the limit.
+    Equal hashes are grouped first and compared as one. Where more than `limit` pairs of groups are within the radius,
+    those that differ in most bits are left out. Where there are more than `limit` pairs of rows, the largest blocks of
+    them, between two groups or within one, are left out, and among equally large ones those that differ in most bits;
+    of a group that is left out its first row is still paired with each of the others, within the limit.
 
     Raises UserError for a radius above 16, or above 5 with more than `BRUTE_LIMIT` hashes.
     """
@@ -75,7 +75,7 @@ def find_near_pairs(hashes: Hashes, radius: int, limit: int = MAX_PAIRS) -> Near
     keys, distances = collector.concatenate()
     first, second = np.divmod(keys, max(1, len(starts)))
     pairs, is_complete = groups.expand(first, second, distances, limit)
-    return NearPairs(pairs, is_complete and collector.radius == radius)
+    return HashPairs(pairs, is_complete and collector.radius == radius)
 
 
 class _PairCollector:
@@ -116,7 +116,7 @@ class _PairCollector:
 
 
 def _compare_bands(hashes: Hashes, collector: _PairCollector) -> None:
-    """Collect the near pairs among distinct `hashes`, uint64 [U], by comparing within equal bands."""
+    """Collect the pairs among distinct `hashes`, uint64 [U], by comparing within equal bands."""
     for mask, unequal in _split_into_bands(~np.uint64(0), collector.radius + 1):
         _compare_equal_bands(hashes, np.arange(len(hashes)), mask, unequal, collector)
 
@@ -136,7 +136,7 @@ def _split_into_bands(bits: np.uint64, count: int) -> Iterator[tuple[np.uint64, 
 def _compare_equal_bands(
     hashes: Hashes, rows: Ints, mask: np.uint64, unequal: list[np.uint64], collector: _PairCollector
 ) -> None:
-    """Collect the near pairs of rows that are equal under `mask`, and under none of `unequal`."""
+    """Collect the pairs of rows that are equal under `mask`, and under none of `unequal`."""
     if len(rows) < 2 or not collector.radius:
         return
     rows = rows[np.argsort(hashes[rows] & mask)]
@@ -201,7 +201,7 @@ def _find_near_in_range(hashes: Hashes, start: int, stop: int, radius: int) -> I
 
 
 def _compare_all(hashes: Hashes, collector: _PairCollector) -> None:
-    """Collect the near pairs among distinct `hashes`, uint64 [U], by comparing all with all, on all cores."""
+    """Collect the pairs among distinct `hashes`, uint64 [U], by comparing all with all, on all cores."""
     stripe, rows = 1024, np.arange(len(hashes))
 
     def compare(start: int) -> None:

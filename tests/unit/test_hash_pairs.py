@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.components.clean import near
-from imagemill.components.clean.near import BRUTE_LIMIT, find_near_pairs
+from imagemill.components.clean import hash_pairs
+from imagemill.components.clean.hash_pairs import BRUTE_LIMIT, find_hash_pairs
 from imagemill.components.storage.errors import UserError
 
 Hashes = npt.NDArray[np.uint64]
@@ -40,7 +40,7 @@ def hamming_distances(hashes: Hashes, pairs: npt.NDArray[np.int64]) -> npt.NDArr
 @pytest.mark.parametrize("radius", [0, 1, 2, 3, 4, 5, 6, 10, 16])
 def test_pairs_equal_those_of_brute_force(radius: int) -> None:
     hashes = make_clustered_hashes(1500, seed=radius, max_bits=18)
-    result = find_near_pairs(hashes, radius)
+    result = find_hash_pairs(hashes, radius)
     assert result.complete and result.pairs.dtype == np.int64
     assert len(result.pairs) > 5
     np.testing.assert_array_equal(result.pairs, find_by_brute_force(hashes, radius))
@@ -50,15 +50,15 @@ def test_pairs_equal_those_of_brute_force(radius: int) -> None:
 def test_long_runs_of_equal_bands_are_split(radius: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hashes that agree in most bits have an equal band nearly all of them, so every way through is taken."""
     random = np.random.default_rng(radius)
-    monkeypatch.setattr(near, "_LONG_RUN", 60)
-    monkeypatch.setattr(near, "_SHORT_RUN", 8)
-    monkeypatch.setattr(near, "_CHUNK", 50)
-    monkeypatch.setattr(near, "_TILE", 64 * 16)
+    monkeypatch.setattr(hash_pairs, "_LONG_RUN", 60)
+    monkeypatch.setattr(hash_pairs, "_SHORT_RUN", 8)
+    monkeypatch.setattr(hash_pairs, "_CHUNK", 50)
+    monkeypatch.setattr(hash_pairs, "_TILE", 64 * 16)
     for free in (9, 14, 30):
         places = random.choice(64, free, replace=False).astype(np.uint64)
         bits = random.integers(0, 2, (400, free), dtype=np.uint64)
         hashes = np.bitwise_or.reduce(bits << places, axis=1)
-        np.testing.assert_array_equal(find_near_pairs(hashes, radius).pairs, find_by_brute_force(hashes, radius))
+        np.testing.assert_array_equal(find_hash_pairs(hashes, radius).pairs, find_by_brute_force(hashes, radius))
 
 
 @settings(max_examples=150, deadline=None)
@@ -71,7 +71,7 @@ def test_long_runs_of_equal_bands_are_split(radius: int, monkeypatch: pytest.Mon
 )
 def test_any_hashes_give_the_pairs_of_brute_force(bases_and_bits: list[tuple[int, set[int]]], radius: int) -> None:
     hashes = np.array([base ^ sum(1 << b for b in bits) for base, bits in bases_and_bits], np.uint64)
-    result = find_near_pairs(hashes, radius)
+    result = find_hash_pairs(hashes, radius)
     assert result.complete
     np.testing.assert_array_equal(result.pairs, find_by_brute_force(hashes, radius).reshape(-1, 2))
 
@@ -79,7 +79,7 @@ def test_any_hashes_give_the_pairs_of_brute_force(bases_and_bits: list[tuple[int
 @pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize("radius", [0, 3, 10])
 def test_fewer_than_two_hashes_have_no_pairs(number: int, radius: int) -> None:
-    result = find_near_pairs(np.arange(number, dtype=np.uint64), radius)
+    result = find_hash_pairs(np.arange(number, dtype=np.uint64), radius)
     assert result.complete and result.pairs.shape == (0, 2) and result.pairs.dtype == np.int64
 
 
@@ -91,18 +91,18 @@ def test_equal_hashes_are_all_paired(radius: int) -> None:
         expected = sorted([*expected, [0, 3], [2, 3], [3, 4]])
     if radius == 10:  # 5 and 0xF0F0 differ in 10 bits, 7 and 0xF0F0 in 11
         expected = [[a, b] for a in range(6) for b in range(a + 1, 6) if (a, b) not in ((1, 3), (3, 5))]
-    assert find_near_pairs(hashes, radius).pairs.tolist() == expected
+    assert find_hash_pairs(hashes, radius).pairs.tolist() == expected
 
 
 def test_chunk_size_does_not_change_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = make_clustered_hashes(800, seed=4)
     hashes[::5] = hashes[0]
-    whole = [find_near_pairs(hashes, radius).pairs for radius in (3, 10)]
+    whole = [find_hash_pairs(hashes, radius).pairs for radius in (3, 10)]
     for size in (1, 7, 4096):
-        monkeypatch.setattr(near, "_CHUNK", max(size, 50))
-        monkeypatch.setattr(near, "_TILE", 64 * size)
+        monkeypatch.setattr(hash_pairs, "_CHUNK", max(size, 50))
+        monkeypatch.setattr(hash_pairs, "_TILE", 64 * size)
         for radius, expected in zip((3, 10), whole, strict=True):
-            np.testing.assert_array_equal(find_near_pairs(hashes, radius).pairs, expected)
+            np.testing.assert_array_equal(find_hash_pairs(hashes, radius).pairs, expected)
 
 
 def test_very_many_equal_hashes_keep_one_partner_each() -> None:
@@ -112,7 +112,7 @@ def test_very_many_equal_hashes_keep_one_partner_each() -> None:
     hashes[:100_000] = 0
     hashes[110_000] = hashes[110_001] ^ np.uint64(0b111)
     hashes[110_002] = hashes[110_003]
-    result = find_near_pairs(hashes, 3)
+    result = find_hash_pairs(hashes, 3)
     assert not result.complete
     expected = [[0, row] for row in range(1, 100_000)] + [[110_000, 110_001], [110_002, 110_003]]
     np.testing.assert_array_equal(result.pairs, expected)
@@ -120,28 +120,28 @@ def test_very_many_equal_hashes_keep_one_partner_each() -> None:
 
 def test_limit_drops_the_largest_groups() -> None:
     hashes = np.repeat(np.array([1, 2**20, 2**40, 2**60], np.uint64), [50, 20, 4, 2])
-    assert find_near_pairs(hashes, 0, limit=1225 + 190 + 6 + 1).complete
-    result = find_near_pairs(hashes, 0, limit=300)  # 50 * 49 / 2 pairs don't fit, so its first row with 49 others does
+    assert find_hash_pairs(hashes, 0, limit=1225 + 190 + 6 + 1).complete
+    result = find_hash_pairs(hashes, 0, limit=300)  # 50 * 49 / 2 pairs don't fit, so its first row with 49 others does
     assert not result.complete and len(result.pairs) == 49 + 190 + 6 + 1
     assert result.pairs[:49].tolist() == [[0, row] for row in range(1, 50)]
-    tight = find_near_pairs(hashes, 0, limit=200)  # 3 left: no room for the 49 either
+    tight = find_hash_pairs(hashes, 0, limit=200)  # 3 left: no room for the 49 either
     assert not tight.complete and len(tight.pairs) == 197 and tight.pairs.min() == 50
 
 
 def test_limit_drops_the_most_distant_pairs_first() -> None:
     hashes = np.random.default_rng(1).permutation(np.unique(make_clustered_hashes(900, seed=2)))
     for radius in (5, 10):
-        unlimited = find_near_pairs(hashes, radius)
+        unlimited = find_hash_pairs(hashes, radius)
         among = hamming_distances(hashes, unlimited.pairs)
         limit = int((among <= radius - 2).sum())
-        result = find_near_pairs(hashes, radius, limit=limit)
+        result = find_hash_pairs(hashes, radius, limit=limit)
         assert not result.complete and len(result.pairs) == limit
         np.testing.assert_array_equal(result.pairs, unlimited.pairs[among <= radius - 2])
 
 
 def test_limit_drops_the_most_distant_of_equally_large_blocks() -> None:
     hashes = np.array([0, 0b11, 0b1, 2**40 - 8, 2**40 - 8], np.uint64)
-    result = find_near_pairs(hashes, 3, limit=3)
+    result = find_hash_pairs(hashes, 3, limit=3)
     assert not result.complete and result.pairs.tolist() == [[0, 2], [1, 2], [3, 4]]
 
 
@@ -155,14 +155,14 @@ def test_limit_drops_the_most_distant_of_equally_large_blocks() -> None:
 )
 def test_invalid_radius_is_refused(number: int, radius: int, message: str) -> None:
     with pytest.raises(UserError) as error:
-        find_near_pairs(np.zeros(number, np.uint64), radius)
+        find_hash_pairs(np.zeros(number, np.uint64), radius)
     assert str(error.value) == message
 
 
 _MILLION = """
 import resource, sys, time
 import numpy as np
-from imagemill.components.clean.near import find_near_pairs
+from imagemill.components.clean.hash_pairs import find_hash_pairs
 number, radius, skewed = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "skewed"
 random = np.random.default_rng(0)
 hashes = random.integers(0, 2**64, number, dtype=np.uint64)
@@ -175,7 +175,7 @@ hashes[:planted] = hashes[-planted:]
 for _ in range(radius):
     hashes[:planted] ^= np.uint64(1) << random.integers(0, 64, planted, dtype=np.uint64)
 before = time.perf_counter()
-result = find_near_pairs(hashes, radius)
+result = find_hash_pairs(hashes, radius)
 seconds = time.perf_counter() - before
 keys = set((result.pairs[:, 0] * number + result.pairs[:, 1]).tolist())
 missing = sum(row * number + number - planted + row not in keys for row in range(planted))

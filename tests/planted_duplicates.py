@@ -1,6 +1,6 @@
 """Families of near-duplicates: originals, and each re-encoded, resized and cropped, with what was done to it.
 
-And look-alikes, which are none: a hash takes them for twins, and only what verifies it can tell them apart.
+And look-alikes, which are none: a hash takes them for near-duplicates, and only what verifies it can tell them apart.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def _plant(folder: Path, number: int, name: str, data: bytes, seed: int) -> list
     return members
 
 
-def twin_table(members: Sequence[Member], pairs: set[frozenset[str]]) -> tuple[str, Mapping[str, float]]:
+def duplicates_table(members: Sequence[Member], pairs: set[frozenset[str]]) -> tuple[str, Mapping[str, float]]:
     """(what was done, planted, found, recall as a table; the shares by group and `precision`).
 
     `pairs`: the listed pairs of image_ids. Planted are the pairs of an original with each of its family; right is a
