@@ -196,10 +196,13 @@ def clean_batch(rows: list[dict[str, Any]], rules: RowRules) -> list[dict[str, A
     functions take two to three times as long as in a loop of their own.
     """
     images = [_decode_row(row, rules) for row in rows]
+    held = [(i, i.measures) for i in images if isinstance(i, _RowImage) and isinstance(i.measures, ReducedPicture)]
+    for (image, _), measures in zip(held, measure_reduced([picture for _, picture in held]), strict=True):
+        image.measures = measures
     return [_make_row(row, image, rules) for row, image in zip(rows, images, strict=True)]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _RowImage:
     """A row's standardized image without its pixels; its measures, or what they are computed from, if it has some."""
 
@@ -236,7 +239,7 @@ def _decode_row(row: dict[str, Any], rules: RowRules) -> _RowImage | ImageReject
     columns["aspect_ratio"] = width / height
     columns["bytes_per_pixel"] = len(row["image"]) / (image.source_width * image.source_height)
     picture = reduce_picture(image.pixels)
-    return _RowImage(labels, columns, picture if picture.nbytes <= MAX_HELD_BYTES else measure_reduced(picture))
+    return _RowImage(labels, columns, picture if picture.nbytes <= MAX_HELD_BYTES else measure_reduced([picture])[0])
 
 
 def _check_sides(width: int, height: int, config: CleanConfig) -> None:
@@ -251,12 +254,11 @@ def _check_sides(width: int, height: int, config: CleanConfig) -> None:
 
 
 def _make_row(row: dict[str, Any], image: _RowImage | ImageRejected, rules: RowRules) -> dict[str, Any]:
-    """Measure the image of a raw row; return its clean row, or its rejected row."""
+    """Return the clean row of a raw row, whose image has been measured, or its rejected row."""
     config = rules.config
     measures: dict[str, Any] = {}
-    if isinstance(image, _RowImage) and image.measures:
-        measured = image.measures
-        measures = vars(measure_reduced(measured) if isinstance(measured, ReducedPicture) else measured)
+    if isinstance(image, _RowImage) and isinstance(image.measures, Measures):
+        measures = vars(image.measures)
         if measures["contrast"] < config.min_contrast:
             detail = f"contrast {measures['contrast']:.4f}, at least {config.min_contrast:g}"
             image = ImageRejected("blank", detail)

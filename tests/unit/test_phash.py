@@ -20,11 +20,13 @@ from imagemill.components.clean.measures import (
     MAX_DIFFERENCE,
     THUMBNAIL_BYTES,
     compare_thumbnails,
-    compute_phash,
+    compute_phashes,
+    encode_thumbnails,
     halve,
     have_similar_aspect,
-    make_thumbnail,
     measure,
+    measure_reduced,
+    reduce_picture,
     shrink,
     to_square,
 )
@@ -239,7 +241,7 @@ def test_hash_follows_its_definition(seed: int) -> None:
     random = np.random.default_rng(seed)
     luma = cv2.resize(random.integers(0, 256, (5 + 9 * seed,) * 2, dtype=np.uint8), (32, 32))
     sums, bits = compute_by_definition(np.asarray(luma, np.uint8))
-    hash_bits = f"{compute_phash(np.asarray(luma, np.uint8)):064b}"
+    hash_bits = f"{compute_phashes(np.asarray(luma, np.uint8)[None])[0]:064b}"
     differing = [abs(s) for s, bit, sign in zip(sums, hash_bits, bits, strict=True) if int(bit) != sign]
     assert max(differing, default=0) < 10, "only sums that the rounding of the basis can turn"
     assert 12 < sum(bits) < 52
@@ -248,7 +250,26 @@ def test_hash_follows_its_definition(seed: int) -> None:
 def test_hash_is_the_same_on_every_machine() -> None:
     """The same number everywhere: datasets that were made elsewhere are searched together."""
     y, x = np.indices((32, 32))
-    assert compute_phash(((x * x + 3 * y * y + 7 * x * y) % 256).astype(np.uint8)) == 0x54974C6FB2DAE655
+    assert compute_phashes(((x * x + 3 * y * y + 7 * x * y) % 256).astype(np.uint8)[None]) == [0x54974C6FB2DAE655]
+
+
+@pytest.mark.parametrize("number", [0, 1, 7, 8, 9, 40])
+def test_measures_do_not_depend_on_the_pictures_beside(number: int) -> None:
+    """Grey and colored pictures of any size have the same measures together as alone."""
+    random = np.random.default_rng(number)
+    shapes = [(*random.integers(1, 400, 2), random.choice([1, 3])) for _ in range(number)]
+    pictures = [np.asarray(random.integers(0, 256, shape) // random.integers(1, 9), np.uint8) for shape in shapes]
+    assert measure_reduced([reduce_picture(picture) for picture in pictures]) == [measure(p) for p in pictures]
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 26, 2000])
+def test_thumbnails_are_resized_one_by_one(number: int) -> None:
+    """Squares on top of each other have the same thumbnails as each square resized alone."""
+    squares = np.random.default_rng(number).integers(0, 256, (number, 32, 32, 3), dtype=np.uint8)
+    for square, thumbnail in zip(squares, encode_thumbnails(squares), strict=True):
+        luma = cv2.resize(square[..., 0].copy(), (24, 24), interpolation=cv2.INTER_AREA)
+        chroma = cv2.resize(square, (12, 12), interpolation=cv2.INTER_AREA)[..., 1:]
+        assert thumbnail == luma.tobytes() + chroma.tobytes()
 
 
 def test_halving_and_shrinking() -> None:
@@ -275,7 +296,7 @@ def test_thumbnails_of_grey_and_of_colour() -> None:
     assert measure(grey).thumbnail == measure(colour).thumbnail and measure(grey).phash == measure(colour).phash
     assert set(measure(grey).thumbnail[576:]) == {128}
     red = to_square(np.full((50, 60, 3), (255, 0, 0), np.uint8))
-    assert make_thumbnail(red) == bytes([76]) * 576 + bytes([255, 85]) * 144
+    assert encode_thumbnails(red[None]) == [bytes([76]) * 576 + bytes([255, 85]) * 144]
 
 
 def test_differences_are_symmetric_for_any_number_of_pairs() -> None:
