@@ -209,7 +209,7 @@ class CleanConfig(StepConfig, PixelOptions):
         self.background_values()
         self.outlier_names()
 
-    def for_rows(self) -> CleanConfig:
+    def select_row_options(self) -> CleanConfig:
         """Return this config with defaults for the fields that a single row can't depend on.
 
         Rows are cleaned with it, so that a field which is listed wrongly has no effect, instead of an unnoticed one on

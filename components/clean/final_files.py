@@ -31,7 +31,7 @@ from .splits import SPLITS
 
 @dataclass(frozen=True)
 class FinalFiles:
-    """The data files of a dataset, by split and name, with URIs relative to the pool.
+    """The data files of a dataset, by split and name, with URIs relative to the shared shards.
 
     Attributes:
         files: the files; none of them holds a dropped row.

@@ -1,9 +1,9 @@
 """Finished work that every clean dataset of a workspace reuses: cleaned slices, and files without dropped rows.
 
-The files lie in the pool `clean/_shards/`, named by their content, and manifests list them there. The records in the
-pool's `_work/` say which files a piece of work resulted in, under a key of everything that the result depends on: so
-a snapshot that has grown cleans what is new, and so does a retry after a failure. A record whose files are gone is
-worth nothing, and the work is done again: on threads of this process, processes of this machine, or Ray.
+The files are shared shards in `clean/_shards/`, named by their content, and manifests list them there. The records in
+its `_work/` say which files a piece of work resulted in, under a key of everything that the result depends on: so a
+snapshot that has grown cleans what is new, and so does a retry after a failure. A record whose files are gone is worth
+nothing, and the work is done again: on threads of this process, processes of this machine, or Ray.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from .slices import SLICE_BYTES, CleanedSlice, RowRules, Slice, clean_slice
 
 @dataclass(frozen=True)
 class FinishedWork:
-    """The pool of a workspace and its records. `attempt`: further values of a slice's key, by which `--rerun` cleans
-    anew."""
+    """The shared shards of a workspace and their records. `attempt`: further values of a slice's key, by which
+    `--rerun` cleans anew."""
 
     workspace: Workspace
     attempt: Mapping[str, str] = field(default_factory=dict)
@@ -43,7 +43,7 @@ class FinishedWork:
         return self.workspace.at("clean", "_shards")
 
     def list_file(self, file: File, dataset_uri: str) -> File:
-        """Return a file of the pool as the manifest of a dataset lists it."""
+        """Return a shared shard as the manifest of a dataset lists it."""
         return replace(file, uri=f"{uris.relpath(self.uri, dataset_uri)}/{file.uri}")
 
     @property
@@ -82,7 +82,7 @@ def make_slice_key(slice_: Slice, rules: RowRules, attempt: Mapping[str, str]) -
         "columns": [[field.name, str(field.type)] for field in rules.layout.schema],
         "file": slice_.file.sha256,
         "groups": [slice_.first, slice_.last],
-        "config": rules.for_rows().config.fingerprint_values(),
+        "config": rules.select_row_options().config.fingerprint_values(),
         "labels": rules.labels.restrict(slice_.labels).to_record(),
         **attempt,
     }
@@ -137,7 +137,7 @@ def clean_slices(
     kind = _choose_executor(rules.config, slices, workers)
     processes = min(workers + WRITING_PROCESSES, len(slices))
     threads = {THREADS: workers, PROCESSES: max(1, workers // processes), RAY: 1}[kind]
-    arguments = (raw.uri, uri, rules.for_rows(), threads)
+    arguments = (raw.uri, uri, rules.select_row_options(), threads)
     with _open_executor(kind, processes, raw, rules.config) as executor:
         for slice_, record in run_tasks(slices, clean_slice, arguments, executor):
             progress.add(slice_.rows)

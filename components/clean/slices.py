@@ -112,9 +112,9 @@ class RowRules:
     config: CleanConfig
     labels: LabelRules
 
-    def for_rows(self) -> RowRules:
+    def select_row_options(self) -> RowRules:
         """Return the rules without what only the decision on all images reads: no row can depend on that."""
-        return replace(self, config=self.config.for_rows())
+        return replace(self, config=self.config.select_row_options())
 
     @property
     def is_one_hot(self) -> bool:

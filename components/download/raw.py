@@ -127,11 +127,13 @@ def _compare_source(
     table = source.list_files() if key else None
     last, listing = find_last_snapshot(context.workspace, config, with_listing=table is not None)
     trusts_listing = config.verify == "listing" and not context.rerun
-    pool = context.workspace.at("raw", "_shards")
-    attempt = _list_attempted(pool, context, key)
+    shared_shards = context.workspace.at("raw", "_shards")
+    attempt = _list_attempted(shared_shards, context, key)
     try:
         files = None if table is None else SourceFiles.compare(table, listing if trusts_listing else None)
-        earlier = EarlierRows.read(list_shards(attempt, pool, last), files, labeller, config.verify == "listing")
+        earlier = EarlierRows.read(
+            list_shards(attempt, shared_shards, last), files, labeller, config.verify == "listing"
+        )
     except DatasetError as error:
         context.say(f"the last snapshot can't be used, so that the source is read as a whole: {error}")
         files, earlier, last = None if table is None else SourceFiles.compare(table, None), EarlierRows(), None
@@ -143,12 +145,12 @@ def _compare_source(
     return _Snapshot(files, earlier, len(attempt))
 
 
-def _list_attempted(pool: str, context: Context, key: str) -> list[File]:
+def _list_attempted(shared_shards: str, context: Context, key: str) -> list[File]:
     """Return the shards that earlier attempts under this listing recorded, up to the first that is gone or damaged."""
     files: list[File] = []
-    while key and (record := context.workspace.read_work_record(pool, f"{key}/{len(files):06d}")):
+    while key and (record := context.workspace.read_work_record(shared_shards, f"{key}/{len(files):06d}")):
         file = File(**record["file"])
-        uri = uris.join(pool, file.uri)
+        uri = uris.join(shared_shards, file.uri)
         entry = get_store(uri).stat(uri)
         if entry is None or entry.size != file.bytes:
             break
@@ -158,12 +160,12 @@ def _list_attempted(pool: str, context: Context, key: str) -> list[File]:
 
 def _read_source(source: Source, labeller: Labeller, context: Context, key: str, snapshot: _Snapshot) -> Contents:
     """Read every file that is not in an earlier shard once, into shards of about `SHARD_BYTES`."""
-    pool = context.workspace.at("raw", "_shards")
+    shared_shards = context.workspace.at("raw", "_shards")
     contents = Contents()
     rows = _read_rows(source, labeller, context, snapshot, contents)
-    for number, shard in enumerate(_write_shards(rows, pool, contents), snapshot.num_attempted):
+    for number, shard in enumerate(_write_shards(rows, shared_shards, contents), snapshot.num_attempted):
         if key:
-            context.workspace.write_work_record(pool, f"{key}/{number:06d}", {"file": shard.to_dict()})
+            context.workspace.write_work_record(shared_shards, f"{key}/{number:06d}", {"file": shard.to_dict()})
     snapshot.earlier.add_kept_rows(contents)
     return contents
 
@@ -196,12 +198,12 @@ def _read_rows(
         yield from earlier.copy_rows(labeller)
 
 
-def _write_shards(rows: Iterator[dict[str, Any]], pool: str, contents: Contents) -> Iterator[File]:
+def _write_shards(rows: Iterator[dict[str, Any]], shared_shards: str, contents: Contents) -> Iterator[File]:
     """Write the rows to shards; yield each when it is published."""
     has_more = True
     while has_more:
         has_more = False
-        with ShardWriter(pool, Layout(RAW)) as writer:
+        with ShardWriter(shared_shards, Layout(RAW)) as writer:
             for row in rows:
                 writer.add(row, len(row["image"] or b"") + len(row["mask"] or b""))
                 contents.add(row)
@@ -246,13 +248,13 @@ def _refuse_duplicate_ids(contents: Contents, dataset: Dataset) -> None:
 def _make_manifest(
     contents: Contents, earlier: EarlierRows, uri: str, source: Source, config: DownloadConfig, context: Context
 ) -> Manifest:
-    pool = context.workspace.at("raw", "_shards")
+    shared_shards = context.workspace.at("raw", "_shards")
     files, removed = [], {}
     for shard, lost in earlier.list_files():
         files.append(replace(shard.file, uri=uris.relpath(shard.uri, uri)))
         if lost:
             removed[files[-1].uri] = lost
-    files += [replace(file, uri=uris.relpath(uris.join(pool, file.uri), uri)) for file in contents.files]
+    files += [replace(file, uri=uris.relpath(uris.join(shared_shards, file.uri), uri)) for file in contents.files]
     labels = {name: number for name, number in sorted(contents.labels.items()) if name}
     extra = RawExtra(
         source=source.where,

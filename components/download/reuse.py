@@ -74,9 +74,9 @@ class EarlierShard:
         return slice(self.start, self.start + self.file.rows)
 
 
-def list_shards(attempt: Sequence[File], pool: str, last: Dataset | None) -> list[EarlierShard]:
+def list_shards(attempt: Sequence[File], shared_shards: str, last: Dataset | None) -> list[EarlierShard]:
     """Return the shards of a killed attempt, whose rows come first, and of the last snapshot, each once."""
-    attempted = (EarlierShard(file, uris.join(pool, file.uri), is_of_attempt=True) for file in attempt)
+    attempted = (EarlierShard(file, uris.join(shared_shards, file.uri), is_of_attempt=True) for file in attempt)
     shards = {shard.uri: shard for shard in attempted}
     if last:
         for file in last.files():

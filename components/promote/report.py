@@ -47,8 +47,8 @@ _HEADLINES = {
     NOT_COMPARABLE: ("warn", "Not comparable", "It can't be measured against the champion, which stays."),
     TOO_FEW_IMAGES: ("warn", "Champion kept", "There are too few test images to compare on."),
     NO_BETTER_THAN_CHANCE: ("warn", "No champion", "This model is not shown to be better than a guess."),
-    ALREADY_CHAMPION: ("calm", "Already the champion", "This very model was promoted before."),
-    ROLLED_BACK: ("calm", "Not promoted", "This model was champion, and was taken back."),
+    ALREADY_CHAMPION: ("neutral", "Already the champion", "This very model was promoted before."),
+    ROLLED_BACK: ("neutral", "Not promoted", "This model was champion, and was taken back."),
 }
 
 
@@ -129,23 +129,25 @@ def gather_facts(
 
 
 def describe_verdict(verdict: dict[str, Any], chance: str = "") -> dict[str, Any]:
-    """Return the verdict with a tone, a headline and the gain; `chance`: why the model may be no better than a guess,
-    or empty."""
+    """Return the verdict with a CSS class, a headline and the gain.
+
+    `chance`: why the model may be no better than a guess, or empty.
+    """
     result = str(verdict.get("verdict", ""))
     text = result.replace("_", " ")
-    tone, headline, sentence = _HEADLINES.get(result, ("calm", text.capitalize() or "No verdict", ""))
-    if verdict.get("promoted") and tone != "good":
-        tone, headline, sentence = "good", "Promoted", f"Promoted all the same: {text}."
-    elif tone == "good" and not verdict.get("promoted"):
-        tone, headline, sentence = "calm", "Not promoted", "Promotion is switched off for this run."
+    css_class, headline, sentence = _HEADLINES.get(result, ("neutral", text.capitalize() or "No verdict", ""))
+    if verdict.get("promoted") and css_class != "good":
+        css_class, headline, sentence = "good", "Promoted", f"Promoted all the same: {text}."
+    elif css_class == "good" and not verdict.get("promoted"):
+        css_class, headline, sentence = "neutral", "Not promoted", "Promotion is switched off for this run."
     reason = str(verdict.get("reason", ""))
     if chance:
-        tone, reason = "warn", reason if chance in reason else f"{reason}; {chance}"
+        css_class, reason = "warn", reason if chance in reason else f"{reason}; {chance}"
     challenger = verdict.get("challenger")
     champion = None if result == ALREADY_CHAMPION else verdict.get("champion")  # it would be compared with itself
     gain = None if challenger is None or champion is None else challenger - champion
     return {"metric": "", "min_gain": None} | verdict | {
-        "reason": reason, "tone": tone, "headline": headline, "sentence": sentence, "gain": gain,
+        "reason": reason, "css_class": css_class, "headline": headline, "sentence": sentence, "gain": gain,
         "challenger": challenger, "champion": champion,
     }  # fmt: skip
 

@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 _HEADLINES = {
     "better": ("good", "B is better"), "worse": ("warn", "B is worse"),
-    "not_shown_to_differ": ("calm", "No difference is shown"), "same_models": ("calm", "A and B are the same"),
+    "not_shown_to_differ": ("neutral", "No difference is shown"), "same_models": ("neutral", "A and B are the same"),
 }  # fmt: skip
 _SEARCH_HEADLINES = {
     "better": ("good", "Better values"), "worse": ("warn", "No better values"),
-    "not_shown_to_differ": ("calm", "No better values are shown"), "base_is_best": ("calm", "The base is best"),
+    "not_shown_to_differ": ("neutral", "No better values are shown"), "base_is_best": ("neutral", "The base is best"),
 }  # fmt: skip
 Row = tuple[str, str, str, str]
 _UNKNOWN = "not measured"
@@ -29,9 +29,9 @@ _UNKNOWN = "not measured"
 
 def render_comparison(result: dict[str, Any]) -> str:
     """Return the page of a comparison."""
-    tone, headline = _HEADLINES[result["verdict"]]
+    css_class, headline = _HEADLINES[result["verdict"]]
     return render_page("comparison.html.j2", {
-        "result": result, "tone": tone, "headline": headline, "chart": draw_differences(result),
+        "result": result, "css_class": css_class, "headline": headline, "chart": draw_differences(result),
         "scores": list_scores(result), "costs": list_costs(result), "seeds": list_seeds(result),
         "parameters": [list(row.values()) for row in result["parameters"]],
     })  # fmt: skip
@@ -39,9 +39,9 @@ def render_comparison(result: dict[str, Any]) -> str:
 
 def render_study(result: dict[str, Any]) -> str:
     """Return the page of a search."""
-    tone, headline = _SEARCH_HEADLINES[result["verdict"]]
+    css_class, headline = _SEARCH_HEADLINES[result["verdict"]]
     return render_page("study.html.j2", {
-        "result": result, "tone": tone, "headline": headline, "chart": draw_search(result),
+        "result": result, "css_class": css_class, "headline": headline, "chart": draw_search(result),
         "trials": list_trials(result), "notes": [trial for trial in result["trials"] if trial["note"]],
     })  # fmt: skip
 

@@ -281,10 +281,10 @@ def test_every_field_of_the_config_is_of_the_rows_the_labels_or_the_decision() -
     assert {*LABEL_FIELDS, *DECISION_FIELDS} < counting and not {*LABEL_FIELDS} & {*DECISION_FIELDS}
     assert {*CHANGED} == {*LABEL_FIELDS, *DECISION_FIELDS} - {"label_separator"}
     changed = CleanConfig.resolve(preset="ocr", workspace="elsewhere", clean_workers=7, run="r", **CHANGED)
-    rows = changed.for_rows()
+    rows = changed.select_row_options()
     expected = {name: value for name, value in changed.fingerprint_values().items() if name not in CHANGED}
     assert rows.fingerprint_values() == expected and expected
-    assert rows == CleanConfig.resolve(preset="ocr").for_rows() and rows.for_rows() == rows
+    assert rows == CleanConfig.resolve(preset="ocr").select_row_options() and rows.select_row_options() == rows
 
 
 def test_rerun_cleans_again_and_its_retry_does_not(tmp_path: Path, work: Work) -> None:

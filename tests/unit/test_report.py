@@ -88,9 +88,9 @@ def test_the_verdict_is_shown(verdict: str, champion: float | None, promoted: bo
 
 
 def test_model_no_better_than_chance_is_a_warning() -> None:
-    assert report.describe_verdict(FIRST)["tone"] == "good"
+    assert report.describe_verdict(FIRST)["css_class"] == "good"
     description = report.describe_verdict(FIRST, "no better than chance")
-    assert (description["tone"], description["headline"]) == ("warn", "First champion")
+    assert (description["css_class"], description["headline"]) == ("warn", "First champion")
     assert description["reason"] == "macro_f1 0.8; no better than chance"
     repeated = report.describe_verdict(FIRST | {"reason": description["reason"]}, "no better than chance")
     assert repeated["reason"] == description["reason"]
