@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..dataset.kinds import ModelExtra, NetworkExtra, WarmStart
@@ -33,7 +33,7 @@ from .loop.domain_adversary import describe_target, open_target
 from .loop.head_solver import VERSION as SOLVER_VERSION
 from .loop.head_solver import HeadSolution, solve_head
 from .loop.history import diagnose, publish_history
-from .loop.validation import fit_detector
+from .loop.validation import Validator, fit_detector
 from .mlflow_run import NONE, MlflowRun, choose_experiment, open_run
 from .preflight import find_warnings
 from .pretrained_weights import find_initial_model, identify_weights, load_pretrained
@@ -74,7 +74,7 @@ def train(config: TrainConfig, context: Context) -> Outcome:
             reasons += explain_epochs(requested, config, tensors.manifest)
             mlflow = open_run(config.mlflow if comm.is_main else NONE, uris.basename(uri))
             with mlflow.mark_failures():
-                _train_and_commit(tensors, target, start, uri, config, context, comm, reasons, mlflow)
+                _train_and_commit(_Job(tensors, target, start, uri, config, context, comm, reasons, mlflow))
         comm.close()
     dataset = read_dataset(uri, "model")
     extra = ModelExtra.of(dataset.manifest)
@@ -87,86 +87,135 @@ def train(config: TrainConfig, context: Context) -> Outcome:
     return Outcome(uri, dataset.fingerprint, CACHED if is_cached else RAN, extra.metrics)
 
 
-def _train_and_commit(
-    tensors: Dataset,
-    target: Dataset | None,
-    start: WarmStart | None,
-    uri: str,
-    config: TrainConfig,
-    context: Context,
-    comm: Communicator,
-    reasons: list[str],
-    mlflow: MlflowRun,
-) -> None:
-    """Train a network, and let the main process commit the model.
+@dataclass(frozen=True)
+class _Job:
+    """One training of a model that is not there yet.
 
-    `target`: the dataset of `domain_adversarial`. `reasons`: lines on the choice of the recipe.
+    Attributes:
+        target: the dataset of `domain_adversarial`.
+        start: the champion whose weights are trained on.
+        uri: of the model.
+        config: resolved.
+        reasons: lines on the choice of the recipe.
     """
+
+    tensors: Dataset
+    target: Dataset | None
+    start: WarmStart | None
+    uri: str
+    config: TrainConfig
+    context: Context
+    comm: Communicator
+    reasons: list[str]
+    mlflow: MlflowRun
+
+
+@dataclass(frozen=True)
+class _TrainedModel:
+    """What training results in. `extra`: parameters, origin, seconds, recipe, probe, and the champion."""
+
+    network: torch.nn.Module
+    spec: ModelSpec
+    state: TrainingState
+    solution: HeadSolution | None
+    detector: OodDetector | None
+    extra: ModelExtra
+
+
+def _train_and_commit(job: _Job) -> None:
+    """Train a network, and let the main process commit the model."""
     import torch
 
     from .loop.trainer import Trainer
 
-    _check_enough_images(tensors, comm.world_size)
-    if start:
-        check_exists(start, context)
+    config, context, comm = job.config, job.context, job.comm
+    _check_enough_images(job.tensors, comm.world_size)
+    if job.start:
+        check_exists(job.start, context)
     initial = find_initial_model(config, context.workspace)
     device = _set_up_device(config, comm)
     torch.manual_seed(config.seed)
-    image = tensors.manifest.image_spec.for_model()
-    converts = describe_conversion(config, image).get("transform_input")
-    extra = NetworkExtra(converts, describe_preprocessing(tensors))
-    spec = ModelSpec(config.backbone, tensors.manifest.classes, image, tensors.manifest.task, extra=extra)
+    spec = _make_spec(config, job.tensors)
     network = build_network(spec, config.dropout, config.drop_path)
     _check_image_size(network, spec)
     origin = load_pretrained(network, spec, config)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    devices = f"{comm.world_size} processes, each on {device.type}" if comm.world_size > 1 else str(device)
-    context.say(
-        f"{config.backbone} {origin}, {parameters / 1e6:.1f} M parameters, {len(spec.classes)} classes, on {devices}"
-    )
-    recipe = [*reasons, *describe_recipe(config), *([describe_target(target)] if target else [])]
-    for line in recipe:
-        context.say(line)
-    for line in find_warnings(config, tensors.manifest, spec):
-        context.say(f"warning: {line}")
+    recipe = _report_beginning(job, spec, f"{origin}, {parameters / 1e6:.1f} M parameters", device)
     events_uri = context.workspace.run_file(context.run, "tensorboard") if config.tensorboard else ""
-    tags = {"imagemill.run": context.run, "imagemill.tensors": tensors.uri}
-    mlflow.start(choose_experiment(config.name or tensors.name), context.run, config.manifest_values(), tags)
     started = time.monotonic()
-    features = make_features(network, tensors, config, device, context, comm) if comm.is_main else None
+    features = make_features(network, job.tensors, config, device, context, comm) if comm.is_main else None
     is_final = config.head == "solved" and config.epochs == 1 and comm.world_size == 1
     solution = solve_head(features, device, is_final) if features else None
     if solution:
         recipe.append(solution.describe())
         context.say(recipe[-1])
-    trainer = Trainer(network, tensors, config, device, uri, context, comm, events_uri, solution, target)
-    trainer.log_epoch = mlflow.log_epoch
+    trainer = Trainer(network, job.tensors, config, device, job.uri, context, comm, events_uri, solution, job.target)
+    trainer.log_epoch = job.mlflow.log_epoch
     trainer.preparation_seconds = time.monotonic() - started
     state = trainer.run()
     if comm.is_main:
+        probe = solution.summarize() if solution else None
         seconds = round(time.monotonic() - started, 1)
-        training = ModelExtra(parameters=parameters, origin=origin, seconds=seconds, start=start)
-        has_hard_targets = not (config.label_smoothing or config.mixup_probability or config.cutmix_probability)
-        if diagnosis := diagnose(state.history, state.best_epoch, has_hard_targets):
-            context.say(f"warning: {diagnosis}")
+        extra = ModelExtra(
+            parameters=parameters, origin=origin, seconds=seconds, start=job.start, recipe=recipe, probe=probe
+        )
         if comm.world_size > 1:  # one without SyncBatchNorm, to be exported
             network = build_network(spec, config.dropout, config.drop_path).to(device)
-        network.load_state_dict(state.best_weights)
-        if solution and solution.out_of_fold:
-            temperature = solution.out_of_fold.temperature
-        else:
-            temperature = trainer.validator.fit_temperature(network)
-        spec = replace(spec, extra=replace(spec.extra, temperature=temperature))
-        detector = fit_detector(network, trainer.validator, config.ood_rate, context)
-        training = replace(training, recipe=recipe, probe=solution.summarize() if solution else None)
-        parents = tuple(dataset.as_parent(uri) for dataset in (tensors, target, initial, features) if dataset)
-        manifest = _publish_files(
-            tensors, initial, uri, config, spec, state, training, network, solution, detector, comm.world_size
-        )
-        commit(uri, replace(manifest, parents=parents))
-        discard_checkpoints(uri)
-        mlflow.finish(uri, ModelExtra.of(manifest).metrics, state.best_epoch)
+        model = _finish_model(job, _TrainedModel(network, spec, state, solution, None, extra), trainer.validator)
+        _commit_model(job, initial, features, model)
     comm.wait_for_main()  # it has committed
+
+
+def _make_spec(config: TrainConfig, tensors: Dataset) -> ModelSpec:
+    image = tensors.manifest.image_spec.for_model()
+    converts = describe_conversion(config, image).get("transform_input")
+    extra = NetworkExtra(converts, describe_preprocessing(tensors))
+    return ModelSpec(config.backbone, tensors.manifest.classes, image, tensors.manifest.task, extra=extra)
+
+
+def _report_beginning(job: _Job, spec: ModelSpec, network: str, device: torch.device) -> list[str]:
+    """Say what is trained, and start the run of MLflow; return the lines on the recipe.
+
+    `network`: the origin of its weights and its size, in words.
+    """
+    config, context, processes = job.config, job.context, job.comm.world_size
+    devices = f"{processes} processes, each on {device.type}" if processes > 1 else str(device)
+    context.say(f"{config.backbone} {network}, {len(spec.classes)} classes, on {devices}")
+    recipe = [*job.reasons, *describe_recipe(config), *([describe_target(job.target)] if job.target else [])]
+    for line in recipe:
+        context.say(line)
+    for line in find_warnings(config, job.tensors.manifest, spec):
+        context.say(f"warning: {line}")
+    tags = {"imagemill.run": context.run, "imagemill.tensors": job.tensors.uri}
+    experiment = choose_experiment(config.name or job.tensors.name)
+    job.mlflow.start(experiment, context.run, config.manifest_values(), tags)
+    return recipe
+
+
+def _finish_model(job: _Job, model: _TrainedModel, validator: Validator) -> _TrainedModel:
+    """Give the network its best weights; return the model with its temperature and out-of-distribution detector."""
+    config, state, solution = job.config, model.state, model.solution
+    has_hard_targets = not (config.label_smoothing or config.mixup_probability or config.cutmix_probability)
+    if diagnosis := diagnose(state.history, state.best_epoch, has_hard_targets):
+        job.context.say(f"warning: {diagnosis}")
+    model.network.load_state_dict(state.best_weights)
+    if solution and solution.out_of_fold:
+        temperature = solution.out_of_fold.temperature
+    else:
+        temperature = validator.fit_temperature(model.network)
+    spec = replace(model.spec, extra=replace(model.spec.extra, temperature=temperature))
+    detector = fit_detector(model.network, validator, config.ood_rate, job.context)
+    return replace(model, spec=spec, detector=detector)
+
+
+def _commit_model(job: _Job, initial: Dataset | None, features: Dataset | None, model: _TrainedModel) -> None:
+    """Publish and commit the model. `initial`: the model that training started from."""
+    manifest = _publish_files(job, initial, model)
+    datasets = (job.tensors, job.target, initial, features)
+    parents = tuple(dataset.as_parent(job.uri) for dataset in datasets if dataset)
+    commit(job.uri, replace(manifest, parents=parents))
+    discard_checkpoints(job.uri)
+    job.mlflow.finish(job.uri, ModelExtra.of(manifest).metrics, model.state.best_epoch)
 
 
 def _check_enough_images(tensors: Dataset, processes: int) -> None:
@@ -203,31 +252,26 @@ def _check_image_size(network: Any, spec: ModelSpec) -> None:
         raise image_size_error(spec, error) from None
 
 
-def _publish_files(
-    tensors: Dataset, initial: Dataset | None, uri: str, config: TrainConfig, spec: ModelSpec, state: TrainingState,
-    training: ModelExtra, network: torch.nn.Module, solution: HeadSolution | None, detector: OodDetector | None,
-    processes: int,
-) -> Manifest:  # fmt: skip
-    """Write all files of the model, and return its manifest, without parents.
-
-    `initial`: the model that training started from; `training`: parameters, origin, seconds, recipe, and the champion.
-    """
+def _publish_files(job: _Job, initial: Dataset | None, model: _TrainedModel) -> Manifest:
+    """Write all files of the model, and return its manifest, without parents."""
     from safetensors.torch import save
 
+    uri, config, spec, state = job.uri, job.config, model.spec, model.state
     weights = save({name: value.contiguous() for name, value in state.best_weights.items()}, {"format": "pt"})
     best = state.history[state.best_epoch - 1]
     metrics = {name: best[f"val_{name}"] for name in ("top1", "macro_f1", "loss") if f"val_{name}" in best}
     facts = collect_facts(
-        tensors, initial, config, training, metrics=metrics, best=best, epochs=state.epoch,
+        job.tensors, initial, config, model.extra, metrics=metrics, best=best, epochs=state.epoch,
     )  # fmt: skip
     files = (
         publish_bytes(uri, weights, "model-", ".safetensors"),
         publish_bytes(uri, spec.to_json(), "model-", ".json"),
         publish_history(uri, state.history),
-        *publish_onnx_and_card(uri, network, spec, facts, read_samples(tensors)),
-        *([solution.probe.publish(uri)] if solution else []),
-        *([detector.publish(uri)] if detector else []),
+        *publish_onnx_and_card(uri, model.network, spec, facts, read_samples(job.tensors)),
+        *([model.solution.probe.publish(uri)] if model.solution else []),
+        *([model.detector.publish(uri)] if model.detector else []),
     )
+    processes = job.comm.world_size
     return Manifest(
         kind="model",
         fingerprint=uris.basename(uri),
@@ -238,8 +282,8 @@ def _publish_files(
         totals=Totals(bytes=sum(file.bytes for file in files)),
         image=spec.image,
         extra=replace(
-            training,
-            dataset_name=tensors.name,
+            model.extra,
+            dataset_name=job.tensors.name,
             backbone=spec.backbone,
             weights=uris.basename(config.weights) if config.weights and config.start == WEIGHTS else "",
             metrics=metrics,
