@@ -1,4 +1,4 @@
-"""Internals of Kubeflow Pipelines that are replaced, in kfp 2.17; a test notices when they change."""
+"""Internals of Kubeflow Pipelines (kfp 2.17) and of Hera (7.1) that are replaced; tests notice when they change."""
 
 from __future__ import annotations
 
@@ -34,6 +34,21 @@ def name_callers_quickly() -> None:
             raise ValueError(f"{sys._getframe(1).f_code.co_name} can only be used on single-step components")
 
     PipelineTask._ensure_container_spec_exists = check
+
+
+@contextlib.contextmanager
+def dump_plain_strings() -> Iterator[None]:
+    """Let PyYAML write strings in its own style: an import of Hera changes that in the whole process, and a package of
+    Kubeflow Pipelines is known by the hash of its text."""
+    import yaml
+
+    representers = yaml.Dumper.yaml_representers
+    plain: dict[Any, Any] = {str: yaml.representer.SafeRepresenter.represent_str}
+    yaml.Dumper.yaml_representers = representers | plain
+    try:
+        yield
+    finally:
+        yaml.Dumper.yaml_representers = representers
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from ..components.storage.errors import UserError, wrong
 from .cluster.checks import check_output, read_cluster, set_workspace
 from .cluster.cluster_file import Cluster
 from .cluster.pod_fields import shm_size
-from .compat import name_callers_quickly
+from .compat import dump_plain_strings, name_callers_quickly
 from .kfp.uploads import Package, read_package
 from .parameters import RunParameters
 from .settings import parse_quantity
@@ -97,6 +97,7 @@ def write_package(pipeline: Any, target: Path, arguments: dict[str, Any]) -> Non
     from kfp import compiler
 
     try:
-        compiler.Compiler().compile(pipeline, str(target), pipeline_parameters=arguments)
+        with dump_plain_strings():
+            compiler.Compiler().compile(pipeline, str(target), pipeline_parameters=arguments)
     except OSError as error:
         raise UserError(f"-o: expected a file that can be written, found {target}: {error.strerror}") from None

@@ -100,6 +100,23 @@ def test_kfp_replaces_python_by_a_function_that_can_be_replaced(monkeypatch: pyt
     assert handler.replace_python_executable(command, "/bin/py") == expected
 
 
+def test_hera_does_not_change_kfp_packages() -> None:
+    run(
+        "import yaml\n"
+        "from imagemill.pipelines.compat import dump_plain_strings\n"
+        "def dump():\n"
+        "    with dump_plain_strings():\n"
+        "        return yaml.dump_all([{'program': 'a\\nb\\n', 'count': 1}])\n"
+        "text = yaml.dump_all([{'program': 'a\\nb\\n', 'count': 1}])\n"
+        "assert dump() == text\n"
+        "import hera.workflows\n"
+        "changed = yaml.dump_all([{'program': 'a\\nb\\n', 'count': 1}])\n"
+        "assert changed != text, 'Hera leaves PyYAML alone by now'\n"
+        "assert dump() == text\n"
+        "assert yaml.dump_all([{'program': 'a\\nb\\n', 'count': 1}]) == changed, 'Hera\\'s own is still there'\n"
+    )
+
+
 def test_kfp_tasks_name_the_caller_without_reading_sources(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "inspect.stack()" in Path(pipeline_task.__file__).read_text(), "KFP does it quickly by now"
     monkeypatch.setattr(PipelineTask, "_ensure_container_spec_exists", PipelineTask._ensure_container_spec_exists)
