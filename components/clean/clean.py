@@ -1,4 +1,4 @@
-"""Clean, from a raw dataset to a committed clean dataset: every raw row is in exactly one of kept and rejected."""
+"""Build and commit a clean dataset from a raw one: every raw row is in exactly one of kept and rejected."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ from .splits import SPLITS
 
 @dataclass(frozen=True)
 class Target:
-    """The clean dataset of a raw dataset, a config and a class list, which may exist or not."""
+    """The clean dataset of a raw dataset and rules for its rows, at `uri`, whether it exists yet or not.
+
+    `device`: where a Ray job cleans; the launcher of a RayJob asks every step for it.
+    """
 
     uri: str
     raw: Dataset
@@ -66,7 +69,7 @@ class Target:
         """Report the numbers of the dataset and its drift, and note it as the latest; return the step's outcome."""
         print_summary(dataset, context)
         drift = check_drift(dataset, self.name, self.config, context)
-        context.note_latest(self.name, dataset)  # not of one that drift stops: its new labels get no ids
+        context.note_latest(self.name, dataset)  # after the check: a snapshot stopped by drift adds no classes
         totals = dataset.manifest.totals
         metrics = {"rows_in": self.raw.manifest.totals.rows, "rows": totals.rows, "rejected": totals.rejected}
         return Outcome(dataset.uri, dataset.fingerprint, state, metrics | drift)
@@ -76,10 +79,10 @@ def find_target(config: CleanConfig, context: Context) -> Target:
     """Return the target of a config without making it."""
     raw = context.parent("raw", config.raw, "raw")
     check_radius(config, raw.manifest.totals.rows)
-    base = find_base_classes(config, context.workspace, config.name or raw.name)
-    labels = make_label_rules(raw.manifest.totals.by_class, base, config, RawExtra.of(raw.manifest).source)
-    counting = config.fingerprint_values() | {"classes": digest(list(labels.ids))} | context.rerun_salt()
-    uri = context.workspace.dataset("clean", fingerprint("clean", VERSION, [raw.fingerprint], counting))
+    base_classes = find_base_classes(config, context.workspace, config.name or raw.name)
+    labels = make_label_rules(raw.manifest.totals.by_class, base_classes, config, RawExtra.of(raw.manifest).source)
+    values = config.fingerprint_values() | {"classes": digest(list(labels.ids))} | context.rerun_salt()
+    uri = context.workspace.dataset("clean", fingerprint("clean", VERSION, [raw.fingerprint], values))
     return Target(uri, raw, RowRules(config, labels))
 
 
@@ -92,23 +95,23 @@ def clean(config: CleanConfig, context: Context) -> Outcome:
 
 
 def _build_dataset(raw: Dataset, uri: str, rules: RowRules, context: Context) -> Dataset:
-    """Clean what no earlier snapshot or attempt has cleaned, decide on all images, and list their files."""
+    """Clean the slices that no earlier snapshot or attempt has cleaned, decide on all images together, and commit."""
     finished = FinishedWork(context.workspace, context.rerun_salt())
     slices = plan_slices(raw)
     lost: frozenset[str] = frozenset()
     while True:
-        shards = clean_or_reuse(raw, slices, rules, finished, lost)
-        candidates = _read_candidates(raw, slices, shards, finished)
+        cleaned_slices = clean_or_reuse(raw, slices, rules, finished, lost)
+        candidates = _read_candidates(raw, slices, cleaned_slices, finished)
         context.say(f"{len(candidates):,} images are valid; looking at all of them together")
         decisions, near_duplicates = decide(candidates, rules.config)
         final = write_final_files(decisions, finished, rules.layout)
         if not final.lost:
             break
-        # gc has deleted original files that rewritten ones, without dropped rows, had replaced. Now a different set of
-        # rows is dropped, so the originals are needed again.
+        # gc may delete a file once a rewritten one, without dropped rows, has replaced it. Where other rows are dropped
+        # now, the images of that file have to be cleaned again.
         lost |= final.lost
         context.say(f"{len(final.lost):,} files of earlier snapshots are needed and gone; cleaning their images again")
-    rejected, rejected_rows = _list_rejected(raw, slices, shards, finished)
+    rejected, rejected_rows = _list_rejected(raw, slices, cleaned_slices, finished)
     rejected_rows += decisions.iterate_rejected()
     files = [finished.list_file(file, uri) for file in final.files + rejected]
     if rejected_rows:
@@ -118,45 +121,46 @@ def _build_dataset(raw: Dataset, uri: str, rules: RowRules, context: Context) ->
         files.append(write_near_duplicates(uri, decisions, near_duplicates))
     kept = KeptRows(decisions, final)
     manifest = make_manifest(raw, uri, rules, files, kept.count(rules.labels.separator), decisions.findings)
-    check_ledger(raw, manifest)
+    check_row_counts(raw, manifest)
     check_splits(manifest)
     draft = Dataset(uri, manifest, "")
-    page = write_audit(draft, kept.scan(), lambda ids: _find_pictures(draft, ids, kept, slices, shards))
+    page = write_audit(draft, kept.scan(), lambda ids: _find_pictures(draft, ids, kept, slices, cleaned_slices))
     return commit(uri, replace(manifest, files=(*manifest.files, page)))
 
 
 def _find_pictures(
-    dataset: Dataset, ids: Sequence[str], kept: KeptRows, slices: list[Slice], shards: list[CleanedSlice]
+    dataset: Dataset, ids: Sequence[str], kept: KeptRows, slices: list[Slice], cleaned_slices: list[CleanedSlice]
 ) -> dict[str, Picture]:
-    """Find the pictures of images where the decision has put them: in the final files, or in raw only."""
+    """Find the pictures of images in the final files, or in raw where their rows were dropped."""
     rows = kept.candidates.find_rows(ids)
-    places = kept.locate(dataset, rows.items())
-    of_table = [slice_ for slice_, shard in zip(slices, shards, strict=True) if shard.candidates]
-    dropped = {image_id: of_table[kept.candidates.find_candidate_file(row)] for image_id, row in rows.items()}
-    raw_places = {image_id: (slice_.file, range(slice_.first, slice_.last)) for image_id, slice_ in dropped.items()}
-    return find_pictures(dataset, ids, places, raw_places)
+    final_places = kept.locate(dataset, rows.items())
+    with_candidates = [slice_ for slice_, part in zip(slices, cleaned_slices, strict=True) if part.candidates]
+    own_slices = {image_id: with_candidates[kept.candidates.find_candidate_file(row)] for image_id, row in rows.items()}
+    raw_places = {image_id: (slice_.file, range(slice_.first, slice_.last)) for image_id, slice_ in own_slices.items()}
+    return find_pictures(dataset, ids, final_places, raw_places)
 
 
 def _read_candidates(
-    raw: Dataset, slices: list[Slice], shards: list[CleanedSlice], finished: FinishedWork
+    raw: Dataset, slices: list[Slice], cleaned_slices: list[CleanedSlice], finished: FinishedWork
 ) -> Candidates:
     """Read the valid rows of all slices, without those that have left the source."""
-    with_rows = [(slice_, shard) for slice_, shard in zip(slices, shards, strict=True) if shard.candidates]
-    tables = [file for _, shard in with_rows for file in shard.candidates]
-    data = [file for _, shard in with_rows for file in shard.data]
+    with_rows = [(slice_, part) for slice_, part in zip(slices, cleaned_slices, strict=True) if part.candidates]
+    tables = [file for _, part in with_rows for file in part.candidates]
+    data = [file for _, part in with_rows for file in part.data]
     removed = {number: raw.removed_ids(slice_.file) for number, (slice_, _) in enumerate(with_rows)}
     return read_candidates(finished.uri, tables, data, removed)
 
 
 def _list_rejected(
-    raw: Dataset, slices: list[Slice], shards: list[CleanedSlice], finished: FinishedWork
+    raw: Dataset, slices: list[Slice], cleaned_slices: list[CleanedSlice], finished: FinishedWork
 ) -> tuple[list[File], list[dict[str, Any]]]:
-    """Return the files of rejected rows, and apart from them the rows of files that hold one which left the source."""
+    """Return the files of rejected rows that stay as they are, and the remaining rows of files of which images left
+    the source."""
     files: list[File] = []
     rows: list[dict[str, Any]] = []
-    for slice_, shard in zip(slices, shards, strict=True):
+    for slice_, part in zip(slices, cleaned_slices, strict=True):
         removed = raw.removed_ids(slice_.file)
-        for file in shard.rejected:
+        for file in part.rejected:
             tables = read_file(uris.join(finished.uri, file.uri)) if removed else ()
             content = [row for table in tables for row in table.to_pylist()]
             remaining = [row for row in content if row["image_id"] not in removed]
@@ -207,7 +211,7 @@ def make_manifest(
     )
 
 
-def check_ledger(raw: Dataset, manifest: Manifest) -> None:
+def check_row_counts(raw: Dataset, manifest: Manifest) -> None:
     """Raise MillError unless every raw row is kept or rejected."""
     rows, totals = raw.manifest.totals.rows, manifest.totals
     if rows != totals.rows + totals.rejected:
@@ -225,10 +229,10 @@ def check_splits(manifest: Manifest) -> None:
     for split, hint in (("train", "val_fraction and test_fraction"), ("test", "test_fraction or the declared splits")):
         if not totals.by_split[split]:
             raise UserError(f"split: expected at least one {split} image of {totals.rows}, found none; see {hint}")
-    trained = [name for name, number in CleanExtra.of(manifest).by_class_and_split["train"].items() if number]
-    if len(trained) < 2:
+    train_classes = [name for name, number in CleanExtra.of(manifest).by_class_and_split["train"].items() if number]
+    if len(train_classes) < 2:
         raise UserError(
-            f"label: expected training images of at least two classes, found only {trained[0]!r} after cleaning; "
+            f"label: expected training images of at least two classes, found only {train_classes[0]!r} after cleaning; "
             f"rejected: {_format_counts(totals.by_reason)}"
         )
 

@@ -138,7 +138,7 @@ def _compare_source(
         context.say(f"the last snapshot can't be used, so that the source is read as a whole: {error}")
         files, earlier, last = None if table is None else SourceFiles.compare(table, None), EarlierRows(), None
     if rows := earlier.count_of_attempt():
-        context.say(f"going on after {rows:,} files that an earlier try finished")
+        context.say(f"resuming after {rows:,} files that an earlier attempt finished")
     if last and listing is not None and trusts_listing and files:
         relabeled = f", {earlier.num_relabeled:,} with other labels" if earlier.num_relabeled else ""
         context.say(files.describe(context.workspace.relative(last.uri)) + relabeled)

@@ -153,7 +153,9 @@ class WorkerFailureCounter:
         """
         losses = self.by_key[task.key] = self.by_key.get(task.key, 0) + 1
         if losses < MAX_WORKER_FAILURES:
-            retry_message = f"{task.rows:,} rows are done again ({task.key}, try {losses + 1} of {MAX_WORKER_FAILURES})"
+            retry_message = (
+                f"{task.rows:,} rows are done again ({task.key}, attempt {losses + 1} of {MAX_WORKER_FAILURES})"
+            )
             say(self.step, f"{reason}; {retry_message}")
             return
         text = f"{task.key}: its {task.rows:,} rows lost their worker {losses} times, last because {reason}"

@@ -18,7 +18,7 @@ from ..storage.errors import MillError
 from .config import TTA_VERSION, VERSION, EvaluateConfig
 from .curves import describe_curves
 from .feature_drift import check_feature_drift
-from .grad_cam import SurestMistakes, write_overlays
+from .grad_cam import MostConfidentMistakes, write_overlays
 from .inference import FLIP, NONE, InferenceRunner, describe_throughput, describe_unlike, find_tensors
 from .intervals import FEW_IMAGES, ChanceTest, ClassTotals, count_unreliable_classes
 from .linear_probe import cross_validate_probe, describe_baseline, describe_cross_validation, score_baseline
@@ -69,10 +69,10 @@ def _find_or_evaluate(
 ) -> tuple[Dataset, bool]:
     """Return one model's evaluation, and whether it was cached."""
     parents = [model.fingerprint, clean.fingerprint]
-    counting = config.fingerprint_values() | context.rerun_salt()
+    values = config.fingerprint_values() | context.rerun_salt()
     if config.tta != NONE:
-        counting |= {"tta_version": TTA_VERSION}
-    uri = context.workspace.dataset("evaluation", fingerprint("evaluation", VERSION, parents, counting))
+        values |= {"tta_version": TTA_VERSION}
+    uri = context.workspace.dataset("evaluation", fingerprint("evaluation", VERSION, parents, values))
     cached = context.find(uri)
     evaluation = cached or _evaluate_model(model, clean, uri, config, context)
     _log_scores(evaluation, title, context)
@@ -102,21 +102,20 @@ def _log_scores(evaluation: Dataset, title: str, context: Context) -> None:
             "too high, and the gate leaves these images out"
         )
     if extra.seen.unknown:
-        context.say(f"warning: which images it was trained on is not known: {_join(extra.seen.unknown)} is gone")
+        context.say(
+            f"warning: which images it was trained on is not known, for datasets are gone: {_join(extra.seen.unknown)}"
+        )
     if rows < 100:
-        context.say(f"only {rows} test images: one more or less of them is {1 / rows:.3f} of top-1")
+        context.say(f"only {rows} test images: each counts {1 / rows:.3f} in top-1")
     if untested := [scores.name for scores in extra.per_class if not scores.support]:
         classes = f"{len(untested)} of {len(extra.per_class)} classes"
         context.say(f"warning: {classes} have no test image, and no part in macro-F1: {_join(untested)}")
     if unreliable := extra.too_narrow:
         classes = f"{unreliable} class{'es have' if unreliable > 1 else ' has'}"
-        context.say(
-            f"macro-F1's interval is too narrow: {classes} fewer than {FEW_IMAGES} test images, and too few for the "
-            "mistakes of the others"
-        )
+        context.say(f"macro-F1's interval is too narrow: {classes} fewer than {FEW_IMAGES} test images")
     if below := [scores for scores in extra.slices if scores.below]:
         slices = [f"{scores.column} {scores.slice} ({scores.top1:.3f})" for scores in below]
-        context.say(f"surely below the whole: {_join(slices)}")
+        context.say(f"significantly below the top-1 of all images: {_join(slices)}")
 
 
 def _join(words: Sequence[str], limit: int = 5) -> str:
@@ -144,14 +143,14 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
     slices = Slices.read(clean, slice_columns, clean.manifest.task, len(classes.names))
     overlap = TrainingOverlap.find(model, clean)
     if config.tta == FLIP and model.manifest.config.get("flip") == "false":
-        context.say("warning: this model never saw a mirrored image in training, and tta flip shows it some")
+        context.say("warning: tta is flip, and this model was trained without mirrored images (flip false)")
     detector = OodDetector.read(model)
     runner = InferenceRunner(network, spec, device, config.tta, detector)
     images = clean.manifest.totals.by_split["test"]
-    progress, mistakes = Progress("evaluate", total=images), SurestMistakes(config.grad_cam, spec.image.side)
+    progress, mistakes = Progress("evaluate", total=images), MostConfidentMistakes(config.grad_cam, spec.image.side)
     with ShardWriter(uri, Layout(scorer.SCHEMA, row_group_rows=100_000)) as writer, torch.inference_mode():
         if config.tta != NONE and (problem := runner.fit_temperature(model, config.eval_batch_size)):
-            context.say(f"warning: probabilities with tta {config.tta} have the temperature of one view: {problem}")
+            context.say(f"warning: probabilities with tta {config.tta} are calibrated for one view: {problem}")
         for batch in runner.read_batches(model, clean, config.eval_batch_size):
             logits, calibrated = runner.predict(batch)
             rows = scorer.add(logits, batch, calibrated)
@@ -173,6 +172,7 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
     suspects, review = review_labels(
         tensors, clean, network, spec, device, uri, config.review, config.eval_batch_size, features
     )
+    # Not committed yet: it serves to read the predictions back.
     predictions = Dataset(uri, Manifest("evaluation", uris.basename(uri), files=(file,)), "")
     columns = ["label_ids", "predicted_ids"] if scorer.TASK == MULTI else []
     extra = EvaluationExtra(
@@ -200,7 +200,7 @@ def _build_manifest(
     extra: EvaluationExtra,
 ) -> Manifest:
     """Return the evaluation's manifest. `files`: the predictions, the suspects where labels were reviewed, and overlays
-    of mistakes; `extra`: what is known beside the scores."""
+    of mistakes; `extra`: the other fields, to which the scores are added."""
     predictions = files[0]
     per_class, names, metrics = scorer.per_class(), scorer.classes.names, scorer.compute_metrics()
     support, areas = per_class["support"], scorer.histograms.compute_areas()

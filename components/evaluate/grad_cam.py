@@ -52,7 +52,7 @@ class _Mistake:
 
 
 @dataclass
-class SurestMistakes:
+class MostConfidentMistakes:
     """The `limit` wrong predictions of highest confidence with their images, collected batch by batch.
 
     Images with several labels are left out: none of their classes is the one that was predicted.
@@ -76,7 +76,7 @@ class SurestMistakes:
 
 
 def write_overlays(
-    mistakes: SurestMistakes, runner: InferenceRunner, names: Sequence[str], uri: str
+    mistakes: MostConfidentMistakes, runner: InferenceRunner, names: Sequence[str], uri: str
 ) -> tuple[File | None, str]:
     """Write the overlays below the evaluation's `uri`; return their file, None without one, and the reason for that.
 

@@ -43,6 +43,9 @@ from .score_difference import (
     make_sketch,
 )
 
+BETTER, NOT_SHOWN_BETTER, WORSE, NOT_COMPARABLE = "better", "not_shown_better", "worse", "not_comparable"
+TOO_FEW_IMAGES, ALREADY_CHAMPION, ROLLED_BACK = "too_few_images", "already_champion", "rolled_back"
+FIRST, NO_BETTER_THAN_CHANCE = "first", "no_better_than_chance"
 MAX_NAMED = 3
 """Classes that a sentence names."""
 
@@ -80,14 +83,16 @@ def describe_calibration_rise(pair: PairedPredictions, bound: float) -> str:
 
 
 def describe_slowdown(challenger: Dataset, champion: Dataset, bound: float) -> str:
-    """Return how much longer the challenger takes for an image, if more than `bound` times as long on the same kind of
-    device, by the evaluations' measurements; empty if not, or where `bound` is 0 or one of them measured nothing."""
+    """Return how much longer the challenger takes for an image, if more than `bound` times as long; else empty.
+
+    Empty also where `bound` is 0, and where the evaluations have no measurements with the same device and batch size.
+    """
     throughput, champion_throughput = (_read_throughput(evaluation) for evaluation in (challenger, champion))
     if not bound or throughput is None or champion_throughput is None:
         return ""
-    *setting, rate = throughput
-    *champion_setting, champion_rate = champion_throughput
-    if setting != champion_setting or champion_rate <= bound * rate:
+    *device_and_batch, rate = throughput
+    *champion_device_and_batch, champion_rate = champion_throughput
+    if device_and_batch != champion_device_and_batch or champion_rate <= bound * rate:
         return ""
     times = champion_rate / rate
     return f"it takes {times:.1f} times as long for an image ({rate:,.0f} images/s, not {champion_rate:,.0f})"
@@ -101,16 +106,10 @@ def _read_throughput(evaluation: Dataset) -> tuple[str, int, float] | None:
     return throughput.device, throughput.batch_size, throughput.network_one_view
 
 
-BETTER, NOT_SHOWN_BETTER, WORSE, NOT_COMPARABLE = "better", "not_shown_better", "worse", "not_comparable"
-TOO_FEW_IMAGES, ALREADY_CHAMPION, ROLLED_BACK = "too_few_images", "already_champion", "rolled_back"
-FIRST, NO_BETTER_THAN_CHANCE = "first", "no_better_than_chance"
-
-
 @dataclass(frozen=True)
 class ChampionHistory:
-    """A champion as the gate knows it: its evaluation on the challenger's test images, the number of its promotion, the
-    earlier verdicts on challengers of it, and the content hashes of the images on which it was promoted, if
-    known."""
+    """The champion's evaluation on the challenger's test images, the number of its promotion, the earlier verdicts on
+    challengers of it, and the content hashes of the images on which it was promoted, if known."""
 
     evaluation: Dataset
     promotion: int
@@ -119,16 +118,19 @@ class ChampionHistory:
 
 
 def judge_first(challenger: Dataset, config: PromoteConfig, lost_promotion: int = 0) -> Verdict:
-    """Judge a model that there is no champion to compare with. `lost_promotion`: whose model no longer exists, or 0."""
+    """Judge a model where there is no champion to compare it with.
+
+    `lost_promotion`: the number of the last promotion if its model is gone, else 0.
+    """
     score, chance = read_score(challenger, config.metric), EvaluationExtra.of(challenger.manifest).chance
     absence = f"the model of promotion {lost_promotion} is gone" if lost_promotion else "there was no champion"
     reason = f"{METRIC_TITLES[config.metric]} {score:.4f}; {absence}"
-    is_better = chance is None or chance.better
-    if chance and not is_better:
+    beats_chance = chance is None or chance.better
+    if chance and not beats_chance:
         reason = f"{METRIC_TITLES[config.metric]} {score:.4f}; {chance.why}; {absence}"
         if config.promote == "auto":
-            reason += ", and this model becomes none"
-    result = FIRST if is_better else NO_BETTER_THAN_CHANCE
+            reason += ", and there is none now"
+    result = FIRST if beats_chance else NO_BETTER_THAN_CHANCE
     verdict = make_verdict(result, reason, config, score, None)
     return _apply_policy(verdict, config.promote)
 
@@ -157,7 +159,7 @@ def make_verdict(result: str, reason: str, config: PromoteConfig, challenger: fl
 
 def _apply_policy(verdict: Verdict, policy: str) -> Verdict:
     if policy == "always" and not verdict.promoted:
-        return replace(verdict, promoted=True, reason=f"{verdict.reason}; promoted all the same: promote is always")
+        return replace(verdict, promoted=True, reason=f"{verdict.reason}; promoted anyway: promote is always")
     if policy == "never" and verdict.promoted:
         return replace(verdict, promoted=False, reason=f"{verdict.reason}; not promoted: promote is never")
     if verdict.verdict == FIRST and verdict.promoted:
@@ -169,7 +171,7 @@ def _apply_policy(verdict: Verdict, policy: str) -> Verdict:
 
 def _compare(challenger: Dataset, champion: ChampionHistory, config: PromoteConfig) -> Verdict:
     score, champion_score = (read_score(e, config.metric) for e in (challenger, champion.evaluation))
-    if reason := _find_obstacle(challenger, champion.evaluation):
+    if reason := _explain_not_comparable(challenger, champion.evaluation):
         return make_verdict(NOT_COMPARABLE, reason, config, score, champion_score)
     pair = PairedPredictions.read(challenger, champion.evaluation)
     if pair.images < config.min_test_images or not len(pair.labels.classes):
@@ -192,7 +194,7 @@ def _judge_pair(
         describe_slowdown(challenger, champion.evaluation, config.max_slowdown),
     ]
     failed_guards = [sentence for sentence in guards if sentence]
-    more = f"more than {config.min_gain:+g}" if config.min_gain else "more"
+    gain = f"more than {config.min_gain:+g}" if config.min_gain else "more"
     sentence = (
         f"{METRIC_TITLES[config.metric]} {difference.challenger:.4f} against the champion's {difference.champion:.4f} "
         f"on {_describe_images(pair)}, {_format_gain(difference)}"
@@ -200,16 +202,16 @@ def _judge_pair(
     test = f"p {_format_p(p)}, needs {_format_p(level)}"
     test += f" after {comparisons:.3g} comparisons on these images" if comparisons else ""
     if p <= level and not failed_guards:
-        result, reason = BETTER, f"{sentence}: significantly {more} ({test})"
+        result, reason = BETTER, f"{sentence}: significantly {gain} ({test})"
     elif p <= level:
         result, reason = (
             NOT_SHOWN_BETTER,
-            f"{sentence}: significantly {more} ({test}), but {', and '.join(failed_guards)}",
+            f"{sentence}: significantly {gain} ({test}), but {', and '.join(failed_guards)}",
         )
     elif (p_lower := compute_p_value(difference, 0.0, lower=True)) <= config.level:
         result, reason = WORSE, f"{sentence}: significantly less (p {_format_p(p_lower)})"
     else:
-        result, reason = NOT_SHOWN_BETTER, f"{sentence}: not significantly {more} ({test})"
+        result, reason = NOT_SHOWN_BETTER, f"{sentence}: not significantly {gain} ({test})"
     champion_right, challenger_right = pair.is_right
     won, lost = int((challenger_right & ~champion_right).sum()), int((champion_right & ~challenger_right).sum())
     mcnemar = compute_mcnemar_p_value(lost, won)
@@ -228,7 +230,7 @@ def _judge_pair(
 
 
 def compute_p_value(difference: ScoreDifference, min_gain: float, lower: bool = False) -> float:
-    """Return the p value of a gain of more than `min_gain`, or with `lower` of a loss of more than that."""
+    """Return the one-sided p value of a gain of more than `min_gain`, or with `lower` of a loss of more than that."""
     sign = -1 if lower else 1
     total = sign * float(difference.contributions.sum())
     return compute_tail_probability(difference.contributions, total - min_gain, difference.unobserved_variance)
@@ -237,8 +239,8 @@ def compute_p_value(difference: ScoreDifference, min_gain: float, lower: bool = 
 def _judge_new_images(
     verdict: Verdict, pair: PairedPredictions, champion: ChampionHistory, config: PromoteConfig
 ) -> Verdict:
-    """Add to a verdict that on the images that joined the test split after the champion was promoted, which have
-    decided nothing yet; unchanged where these are not known, or all images or none."""
+    """Append the verdict on only the test images that were added after the champion was promoted. Unchanged where these
+    are not known, or are all of the images or none."""
     if champion.promoted_on is None:
         return verdict
     is_new: Mask = ~np.isin(pair.content_hashes, champion.promoted_on)
@@ -251,9 +253,9 @@ def _judge_new_images(
         return replace(verdict, reason=f"{verdict.reason}; {sentence}", fresh_images=images)
     difference = compute_difference(pair.select(is_new), config.metric)
     p, level = compute_p_value(difference, config.min_gain), compute_level(config.level, 0)
-    result = "better" if p <= level else "not shown to be better"
+    result = BETTER if p <= level else "not shown to be better"
     if p > level and compute_p_value(difference, 0.0, lower=True) <= config.level:
-        result = "worse"
+        result = WORSE
     gain = _format_gain(difference)
     sentence = f"on the {images:,} images that are {since} alone {gain}: {result} (p {_format_p(p)})"
     return replace(
@@ -262,14 +264,14 @@ def _judge_new_images(
     )  # fmt: skip
 
 
-def _find_obstacle(challenger: Dataset, champion: Dataset) -> str:
+def _explain_not_comparable(challenger: Dataset, champion: Dataset) -> str:
     """Return why two evaluations can't be compared, empty where they can."""
-    ours, theirs = (EvaluationExtra.of(evaluation.manifest) for evaluation in (challenger, champion))
-    if ours.model_task != theirs.model_task:
-        return f"this model is {ours.model_task}-label, the champion {theirs.model_task}-label"
-    if ours.seen.unknown:
-        return f"which images this model was trained on is not known: {ours.seen.unknown[0]} is gone"
-    if set(theirs.model_classes).isdisjoint(challenger.manifest.classes):
+    own, other = (EvaluationExtra.of(evaluation.manifest) for evaluation in (challenger, champion))
+    if own.model_task != other.model_task:
+        return f"this model is {own.model_task}-label, the champion {other.model_task}-label"
+    if own.seen.unknown:
+        return f"which images this model was trained on is not known: {own.seen.unknown[0]} is gone"
+    if set(other.model_classes).isdisjoint(challenger.manifest.classes):
         return "the champion knows none of today's classes"
     return ""
 

@@ -54,9 +54,9 @@ def _make_dataset(target: Target, context: Context) -> Dataset:
             dataset = _build(target, context)
     except MillError:
         # Another run may have committed the same meanwhile, and removed the merged files that this one was reading.
-        if (winner := find_intact_dataset(target.uri)) is None:
+        if (committed := find_intact_dataset(target.uri)) is None:
             raise
-        dataset = winner
+        dataset = committed
     remove_merged_files(target.uri)
     return dataset
 
@@ -66,8 +66,8 @@ def _build(target: Target, context: Context) -> Dataset:
     clean, config = target.clean, target.config
     spec = _make_spec(clean, config, target.copies.publish_listing(target.uri))
     growth = plan_growth(target, spec, context)
-    chosen, prefix = (growth.added, growth.prefix) if growth else (None, "")
-    plans = [plan_split(clean, split, spec.row_bytes, config.copies, chosen, prefix) for split in SPLITS]
+    added, key_prefix = (growth.added, growth.prefix) if growth else (None, "")
+    plans = [plan_split(clean, split, spec.row_bytes, config.copies, added, key_prefix) for split in SPLITS]
     rewrites = growth.rewrites if growth else []
     rows = sum(plan.rows for plan in plans)
     build = _TensorsBuild(target.uri, spec, context, Progress("resize", total=rows + sum(t.rows for t in rewrites)))
@@ -85,7 +85,7 @@ def _build(target: Target, context: Context) -> Dataset:
                 build.rewrite(unfinished_rewrites, executor)
             if any(unfinished):
                 gpu_share = config.gpu_share if config.device != CPU else 0.0
-                build.run(plans, unfinished, executor, gpu_share)
+                build.write_unfinished(plans, unfinished, executor, gpu_share)
     shards = growth.collect(build.finished) if growth else []
     generation = growth.generation if growth else 0
     shards += [replace(build.finished[shard.key], generation=generation) for plan in plans for shard in plan.shards]
@@ -100,7 +100,7 @@ def _report_growth(growth: Growth, clean: Dataset, context: Context) -> None:
 
 @contextmanager
 def _open_executor(clean: Dataset, config: ResizeConfig, core_seconds: float) -> Iterator[Executor]:
-    """Open what does the work, of which there are about so many core-seconds."""
+    """Open the executor for about `core_seconds` of work."""
     workers = config.resize_workers or max_workers(WORKER_BYTES)
     kind = _choose_executor(config, core_seconds, workers)
     if kind != RAY:
@@ -118,14 +118,14 @@ def _choose_executor(config: ResizeConfig, core_seconds: float, workers: int) ->
         return RAY
     if config.executor != AUTO:
         return config.executor
-    # The libraries that make copies have one state for all threads.
+    # Copies can't be made on threads: the libraries that augment them keep global state.
     return THREADS if not config.copies and core_seconds <= RAY_START_S * workers else RAY
 
 
 def _make_spec(clean: Dataset, config: ResizeConfig, copies: CopyPolicy | None) -> TensorSpec:
     geometry = config.geometry(clean.manifest.color)
     if config.encoding == JPEG and geometry.color in ("ycbcr", "lab"):
-        raise wrong("encoding", "raw with this colour, since a JPEG would keep half of its second and third channel",
+        raise wrong("encoding", "raw with this color, since a JPEG would keep half of its second and third channel",
                     f"{config.encoding} with {geometry.color}")  # fmt: skip
     with_sums = needs_sums(config.normalization, geometry.color, geometry.edges)
     return TensorSpec(geometry, config.encoding, config.jpeg_quality, config.jpeg_subsampling, with_sums, copies)
@@ -151,6 +151,7 @@ class _TensorsBuild:
         unfinished = []
         for shard in shards:
             result = FinishedShard.from_record(records[shard.key]) if shard.key in records else None
+            # A shard that was recorded without channel sums can't give the normalization.
             if result and (result.sums or not self.spec.with_sums or shard.split != "train"):
                 self.finished[shard.key] = result
                 self.progress.leave_out(shard.rows)
@@ -158,7 +159,7 @@ class _TensorsBuild:
                 unfinished.append(shard)
         return unfinished
 
-    def run(
+    def write_unfinished(
         self,
         plans: Sequence[SplitPlan],
         unfinished: Sequence[Sequence[ShardPlan]],
@@ -182,15 +183,15 @@ class _TensorsBuild:
             task for plan, shards in zip(plans, unfinished, strict=True) if shards for task in plan_tasks(plan, shards)
         )
         if gpu_share and isinstance(executor, RaySession):
-            self._finish(run_on_gpus(tasks, (self.uri, self.spec), executor, gpu_share))
+            self._record_finished(run_on_gpus(tasks, (self.uri, self.spec), executor, gpu_share))
         else:
-            self._finish(run_tasks(tasks, write_shards, (self.uri, self.spec), executor))
+            self._record_finished(run_tasks(tasks, write_shards, (self.uri, self.spec), executor))
 
     def rewrite(self, tasks: Sequence[RewriteTask], executor: Executor) -> None:
         """Write earlier shards without the rows that were removed."""
-        self._finish(run_tasks(tasks, write_remaining, (self.uri, self.spec), executor))
+        self._record_finished(run_tasks(tasks, write_remaining, (self.uri, self.spec), executor))
 
-    def _finish(self, results: Iterable[tuple[ResizeTask | RewriteTask, dict[str, Any]]]) -> None:
+    def _record_finished(self, results: Iterable[tuple[ResizeTask | RewriteTask, dict[str, Any]]]) -> None:
         """Record the shards that tasks have written."""
         for task, records in self.parts.record(results):
             self.finished |= {key: FinishedShard.from_record(record) for key, record in records.items()}
@@ -201,7 +202,7 @@ class _TensorsBuild:
         keys = {task.key: task.key for task in tasks}
         records = self.parts.find(keys, lambda record: [File(**file) for file in record["files"]])
         sources = sum(len(task.inputs) for task in tasks)
-        self.context.say(f"{tasks[0].split}: {sources:,} pieces are merged to {len(tasks):,}, so as to read less")
+        self.context.say(f"{tasks[0].split}: {sources:,} files are merged to {len(tasks):,}, which are read faster")
         unfinished = [task for task in tasks if task.key not in records]
         progress = Progress("resize", "images merged", sum(task.rows for task in unfinished))
         for task, record in run_tasks(unfinished, write_merged, (self.uri,), executor):

@@ -34,7 +34,7 @@ class MlflowRun:
         self._client = MlflowClient(server) if server else None
 
     def start(self, experiment: str, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """Create the run, or go on with that of an earlier try of this training, which has its parameters."""
+        """Create the run, or go on with that of an earlier attempt of this training, which has its parameters."""
         if self._client is None:
             return
         with self._catch_errors() as client:

@@ -44,41 +44,41 @@ if TYPE_CHECKING:
     import torch
 
 
-def train(config: TrainConfig, context: Context) -> Outcome:
-    """Return the model of these tensors and this config: the existing one, or trained in one process or several."""
-    tensors = context.parent("tensors", config.tensors, "tensors")
-    requested, start = config, find_start(config, tensors, context)
-    config = resolve(apply_start(config, start, context), tensors.manifest)
-    counting = config.fingerprint_values() | context.rerun_salt()
-    counting |= {"start": start.weights_sha256} if start else identify_weights(config)
-    counting |= describe_conversion(config, tensors.manifest.image_spec)
+def train(requested: TrainConfig, context: Context) -> Outcome:
+    """Train a model on a tensors dataset, in one process or several, unless there is one with this fingerprint."""
+    tensors = context.parent("tensors", requested.tensors, "tensors")
+    start = find_start(requested, tensors, context)
+    config = resolve(apply_start(requested, start, context), tensors.manifest)
+    fingerprint_values = config.fingerprint_values() | context.rerun_salt()
+    fingerprint_values |= {"start": start.weights_sha256} if start else identify_weights(config)
+    fingerprint_values |= describe_conversion(config, tensors.manifest.image_spec)
     if config.head == "solved":
-        counting |= {"solver": SOLVER_VERSION}
+        fingerprint_values |= {"solver": SOLVER_VERSION}
     if config.augment_pipeline:  # counts by its content, wherever it is stored
-        counting |= {"augment_pipeline": resolve_pipeline(config.augment_pipeline)[1]}
+        fingerprint_values |= {"augment_pipeline": resolve_pipeline(config.augment_pipeline)[1]}
     target = open_target(config, tensors, context)
     if target:
-        counting |= {"domain_adversarial": target.fingerprint}
-    number = count_processes(config)
-    if number > 1:  # gives other weights
-        counting |= {"processes": number}
-    uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], counting))
-    stop = StopRequest()
-    with stop.handle_signals():
-        comm = Communicator.join(config.device, stop)
+        fingerprint_values |= {"domain_adversarial": target.fingerprint}
+    processes = count_processes(config)
+    if processes > 1:  # gives other weights
+        fingerprint_values |= {"processes": processes}
+    uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], fingerprint_values))
+    stop_request = StopRequest()
+    with stop_request.handle_signals():
+        comm = Communicator.join(config.device, stop_request)
         is_cached = bool(comm.broadcast(float(context.find(uri) is not None))[0])
         if not is_cached and choose_processes(config) > comm.world_size:
-            run_processes(requested, context.run, number, stop)
+            run_processes(requested, context.run, processes, stop_request)
         elif not is_cached:
-            reasons = explain_choice(apply_start(requested, start, context), tensors.manifest)
-            reasons += explain_epochs(requested, config, tensors.manifest)
+            recipe = explain_choice(apply_start(requested, start, context), tensors.manifest)
+            recipe += explain_epochs(requested, config, tensors.manifest)
             mlflow = open_run(config.mlflow if comm.is_main else NONE, uris.basename(uri))
             with mlflow.mark_failures():
-                _train_and_commit(_Job(tensors, target, start, uri, config, context, comm, reasons, mlflow))
+                _train_and_commit(_Job(tensors, target, start, uri, config, context, comm, recipe, mlflow))
         comm.close()
     dataset = read_dataset(uri, "model")
     extra = ModelExtra.of(dataset.manifest)
-    if comm.is_main and RANK_RECORDS not in os.environ:  # else the process that started this one does it
+    if comm.is_main and RANK_RECORDS not in os.environ:  # in a process of several, the one that started it does this
         context.note_latest(config.name or tensors.name, dataset)
         if not extra.metrics:
             context.say("there are no validation images: the last epoch is kept")
@@ -89,14 +89,14 @@ def train(config: TrainConfig, context: Context) -> Outcome:
 
 @dataclass(frozen=True)
 class _Job:
-    """One training of a model that is not there yet.
+    """The inputs of one training.
 
     Attributes:
         target: the dataset of `domain_adversarial`.
-        start: the champion whose weights are trained on.
-        uri: of the model.
-        config: resolved.
-        reasons: lines on the choice of the recipe.
+        start: the champion whose weights initialize the network.
+        uri: URI of the model to commit.
+        config: resolved, every option has a value.
+        recipe_lines: why this recipe and these epochs were chosen.
     """
 
     tensors: Dataset
@@ -106,13 +106,13 @@ class _Job:
     config: TrainConfig
     context: Context
     comm: Communicator
-    reasons: list[str]
+    recipe_lines: list[str]
     mlflow: MlflowRun
 
 
 @dataclass(frozen=True)
 class _TrainedModel:
-    """What training results in. `extra`: parameters, origin, seconds, recipe, probe, and the champion."""
+    """A trained network and what is published with it. `extra`: all fields but those of `_publish_files`."""
 
     network: torch.nn.Module
     spec: ModelSpec
@@ -140,15 +140,15 @@ def _train_and_commit(job: _Job) -> None:
     _check_image_size(network, spec)
     origin = load_pretrained(network, spec, config)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    recipe = _report_beginning(job, spec, f"{origin}, {parameters / 1e6:.1f} M parameters", device)
+    recipe_lines = _report_beginning(job, spec, f"{origin}, {parameters / 1e6:.1f} M parameters", device)
     events_uri = context.workspace.run_file(context.run, "tensorboard") if config.tensorboard else ""
     started = time.monotonic()
     features = make_features(network, job.tensors, config, device, context, comm) if comm.is_main else None
-    is_final = config.head == "solved" and config.epochs == 1 and comm.world_size == 1
-    solution = solve_head(features, device, is_final) if features else None
+    head_is_final = config.head == "solved" and config.epochs == 1 and comm.world_size == 1
+    solution = solve_head(features, device, head_is_final) if features else None
     if solution:
-        recipe.append(solution.describe())
-        context.say(recipe[-1])
+        recipe_lines.append(solution.describe())
+        context.say(recipe_lines[-1])
     trainer = Trainer(network, job.tensors, config, device, job.uri, context, comm, events_uri, solution, job.target)
     trainer.log_epoch = job.mlflow.log_epoch
     trainer.preparation_seconds = time.monotonic() - started
@@ -157,13 +157,14 @@ def _train_and_commit(job: _Job) -> None:
         probe = solution.summarize() if solution else None
         seconds = round(time.monotonic() - started, 1)
         extra = ModelExtra(
-            parameters=parameters, origin=origin, seconds=seconds, start=job.start, recipe=recipe, probe=probe
+            parameters=parameters, origin=origin, seconds=seconds, start=job.start, recipe=recipe_lines, probe=probe
         )
-        if comm.world_size > 1:  # one without SyncBatchNorm, to be exported
+        if comm.world_size > 1:  # without SyncBatchNorm, which can't be exported
             network = build_network(spec, config.dropout, config.drop_path).to(device)
-        model = _finish_model(job, _TrainedModel(network, spec, state, solution, None, extra), trainer.validator)
+        model = _TrainedModel(network, spec, state, solution, None, extra)
+        model = _load_best_and_calibrate(job, model, trainer.validator)
         _commit_model(job, initial, features, model)
-    comm.wait_for_main()  # it has committed
+    comm.wait_for_main()  # until it has committed
 
 
 def _make_spec(config: TrainConfig, tensors: Dataset) -> ModelSpec:
@@ -173,26 +174,26 @@ def _make_spec(config: TrainConfig, tensors: Dataset) -> ModelSpec:
     return ModelSpec(config.backbone, tensors.manifest.classes, image, tensors.manifest.task, extra=extra)
 
 
-def _report_beginning(job: _Job, spec: ModelSpec, network: str, device: torch.device) -> list[str]:
+def _report_beginning(job: _Job, spec: ModelSpec, network_summary: str, device: torch.device) -> list[str]:
     """Say what is trained, and start the run of MLflow; return the lines on the recipe.
 
-    `network`: the origin of its weights and its size, in words.
+    `network_summary`: the origin of its weights and its size, in words.
     """
     config, context, processes = job.config, job.context, job.comm.world_size
     devices = f"{processes} processes, each on {device.type}" if processes > 1 else str(device)
-    context.say(f"{config.backbone} {network}, {len(spec.classes)} classes, on {devices}")
-    recipe = [*job.reasons, *describe_recipe(config), *([describe_target(job.target)] if job.target else [])]
-    for line in recipe:
+    context.say(f"{config.backbone} {network_summary}, {len(spec.classes)} classes, on {devices}")
+    lines = [*job.recipe_lines, *describe_recipe(config), *([describe_target(job.target)] if job.target else [])]
+    for line in lines:
         context.say(line)
     for line in find_warnings(config, job.tensors.manifest, spec):
         context.say(f"warning: {line}")
     tags = {"imagemill.run": context.run, "imagemill.tensors": job.tensors.uri}
     experiment = choose_experiment(config.name or job.tensors.name)
     job.mlflow.start(experiment, context.run, config.manifest_values(), tags)
-    return recipe
+    return lines
 
 
-def _finish_model(job: _Job, model: _TrainedModel, validator: Validator) -> _TrainedModel:
+def _load_best_and_calibrate(job: _Job, model: _TrainedModel, validator: Validator) -> _TrainedModel:
     """Give the network its best weights; return the model with its temperature and out-of-distribution detector."""
     config, state, solution = job.config, model.state, model.solution
     has_hard_targets = not (config.label_smoothing or config.mixup_probability or config.cutmix_probability)
@@ -219,10 +220,10 @@ def _commit_model(job: _Job, initial: Dataset | None, features: Dataset | None, 
 
 
 def _check_enough_images(tensors: Dataset, processes: int) -> None:
-    rows = tensors.manifest.totals.by_split
-    if rows.get("train", 0) < 2 * processes:
+    images = tensors.manifest.totals.by_split.get("train", 0)
+    if images < 2 * processes:
         per_process = f" for each of {processes} processes" if processes > 1 else ""
-        raise UserError(f"tensors: expected at least two training images{per_process}, found {rows}")
+        raise UserError(f"tensors: expected at least two training images{per_process}, found {images}")
 
 
 def _set_up_device(config: TrainConfig, comm: Communicator) -> torch.device:
@@ -258,10 +259,10 @@ def _publish_files(job: _Job, initial: Dataset | None, model: _TrainedModel) -> 
 
     uri, config, spec, state = job.uri, job.config, model.spec, model.state
     weights = save({name: value.contiguous() for name, value in state.best_weights.items()}, {"format": "pt"})
-    best = state.history[state.best_epoch - 1]
-    metrics = {name: best[f"val_{name}"] for name in ("top1", "macro_f1", "loss") if f"val_{name}" in best}
+    best_row = state.history[state.best_epoch - 1]
+    metrics = {name: best_row[f"val_{name}"] for name in ("top1", "macro_f1", "loss") if f"val_{name}" in best_row}
     facts = collect_facts(
-        job.tensors, initial, config, model.extra, metrics=metrics, best=best, epochs=state.epoch,
+        job.tensors, initial, config, model.extra, metrics=metrics, best=best_row, epochs=state.epoch,
     )  # fmt: skip
     files = (
         publish_bytes(uri, weights, "model-", ".safetensors"),

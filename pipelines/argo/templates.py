@@ -41,7 +41,7 @@ RETRY_EXPRESSION = (
     ' || lastRetry.status == "Error" && !(lastRetry.exitCode in ["1", "2", "64"])'
     ' || lastRetry.message matches "deleted while its status|context canceled|node shutdown")'
 )
-"""The condition under which a step is tried again: an expression of expr-lang over the last try, whose values are text.
+"""The condition under which a step is tried again: an expression of expr-lang over the last attempt, of text values.
 
 75 is transient. A lost pod has no exit code (-1: evicted, deleted, its node gone) or that of SIGKILL or SIGTERM;
 `Error` with another code is a failure of Argo's own containers, such as that of storing an artifact. Not tried again:
@@ -180,7 +180,7 @@ def build_rayjob_template(cluster: Cluster) -> Resource:
 
     Its retry strategy is for a RayJob that was deleted and for a lost pod that watches one; a RayJob that failed ends
     with exit code 64, which RETRY_EXPRESSION excludes: KubeRay retries that by its backoffLimit. The action is `apply`,
-    so that a second try goes on watching the RayJob of the first.
+    so that a second attempt goes on watching the RayJob of the first.
     """
     from hera.workflows import Parameter, Resource
 

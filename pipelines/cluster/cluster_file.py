@@ -196,8 +196,8 @@ class Limits:
     """Retries and deadlines of a run."""
 
     lost_pod_retries: int = setting(
-        2, "how often a step is tried again: when its pod was lost, with Argo also after exit code 75; and how often "
-        "KubeRay tries a failed RayJob again with Argo (with KFP the resize step is)",
+        2, "how often a step is tried again: when its pod was lost, with Argo also after exit code 75; with Argo also "
+        "how often KubeRay runs a RayJob again that failed, whatever the exit code",
     )  # fmt: skip
     run_deadline_seconds: int = setting(24 * 3600, "the longest that a run may take (0: no limit)")
     keep_succeeded_seconds: int = setting(

@@ -296,7 +296,7 @@ def get_own_pod(kube: KubeClient) -> Json | None:
 def build_owner_reference(pod: Json) -> Json:
     """Return a reference to the owner of what a pod creates, which is deleted after its owner.
 
-    It is the Workflow that the pod belongs to, which the step's next try belongs to as well; else the pod.
+    It is the Workflow that the pod belongs to, which the step's next attempt belongs to as well; else the pod.
     """
     metadata = pod["metadata"]
     for owner in metadata.get("ownerReferences") or []:

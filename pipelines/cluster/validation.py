@@ -165,7 +165,7 @@ class Pod(Size):
     tolerations: tuple[dict[str, Any], ...] = setting(
         tuple, "taints that it tolerates, as Kubernetes writes them: {key, operator, value, effect}"
     )
-    deadline_seconds: int = setting(0, "the longest that one try may take (0: as long as the run)")
+    deadline_seconds: int = setting(0, "the longest that one attempt may take (0: as long as the run)")
 
     def check(self, place: Place) -> None:
         super().check(place)

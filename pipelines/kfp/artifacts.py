@@ -136,7 +136,7 @@ def read_report(ui: KfpUi, run: str) -> bytes | None:
 
 
 def read_log(ui: KfpUi, run: str, task: str) -> str:
-    """Return the log of a task's last try: from its pod while it runs, afterwards from where it is stored.
+    """Return the log of a task's last attempt: from its pod while it runs, afterwards from where it is stored.
 
     UserError for a task that has not begun, or whose log no longer exists.
     """

@@ -92,8 +92,8 @@ def _show_changes(run: Any, states: dict[str, str]) -> None:
 def list_tasks(run: Any) -> list[tuple[str, str, float | None]]:
     """Return (name, state, seconds) of a run's tasks in the order of their start, without KFP's drivers and launchers.
 
-    A task that may be tried again is a node `clean` in Argo, whose state is the task's, and a node for each try,
-    `clean(0)`, `clean(1)`: one task, from the start of the first try to the end of the last.
+    A task that may be tried again is a node `clean` in Argo, whose state is the task's, and a node for each attempt,
+    `clean(0)`, `clean(1)`: one task, from the start of the first attempt to the end of the last.
     """
     details = (run.run_details.task_details if run.run_details else None) or []
     nodes: dict[str, list[tuple[int, Any]]] = {}
@@ -154,7 +154,7 @@ def find_error(run: Any, records: Records, unread: str, ui: KfpUi) -> MillError 
     if unread:
         return MillError(f"the run failed{place}{message}; {unread}")
     lost_step = next((step for step in STEPS if step not in records), "")
-    lost = f"; {lost_step} ended without a record, as a pod does that is lost or killed (for memory?)"
+    lost = f"; {lost_step} was lost or killed (out of memory?) before it wrote its record"
     return MillError(f"the run failed{place}{message}{lost if lost_step else ''}")
 
 

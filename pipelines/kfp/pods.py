@@ -217,7 +217,7 @@ def _set_node_constraints(task: Task, pod: Pod) -> None:
 
 
 def _set_timeout(task: Task, seconds: int) -> None:
-    """Limit the seconds of one try; 0: no limit."""
+    """Limit the seconds of one attempt; 0: no limit."""
     if seconds:
         _import_kubernetes().set_timeout(task, seconds)
 

@@ -61,7 +61,7 @@ class KfpUi:
         return self._get(f"{self.address}/artifacts/get", query)
 
     def fetch_pod_log(self, run: str, execution: Execution) -> str:
-        """Return the log of the pod of an execution's last try, with the launcher's own lines."""
+        """Return the log of the pod of an execution's last attempt, with the launcher's own lines."""
         day = f"{datetime.fromtimestamp(execution.created / 1000, UTC):%Y-%m-%d}"
         query = self._build_pod_query(execution) | {"runid": run, "createdat": day}
         return self._get(f"{self.address}/k8s/pod/logs", query).decode(errors="replace")
@@ -76,7 +76,7 @@ class KfpUi:
             raise MillError(f"{self._service.host}{path}: expected a log in base64, found something else") from None
 
     def fetch_pod(self, execution: Execution) -> dict[str, Any]:
-        """Return the pod of an execution's last try as a Kubernetes object."""
+        """Return the pod of an execution's last attempt as a Kubernetes object."""
         return self._parse_json(self._get(f"{self.address}/k8s/pod", self._build_pod_query(execution)))
 
     def call_metadata_store(self, method: str, request: bytes) -> bytes:
@@ -207,7 +207,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class Execution:
-    """A task of a run. `pod` and `namespace` are those of its last try, empty before it began; `created` is in
+    """A task of a run. `pod` and `namespace` are those of its last attempt, empty before it began; `created` is in
     milliseconds since 1970; `logs` are the stored logs of its tries, in order."""
 
     id: int

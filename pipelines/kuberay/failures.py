@@ -111,7 +111,7 @@ def explain_failure(
 
 
 def find_memory_error(job: str, containers: Iterable[TerminatedContainer]) -> UserError | None:
-    """Return the error of a job whose head, autoscaler or submitter was killed for memory: another try has no more.
+    """Return the error of a job whose head, autoscaler or submitter was killed for memory: another attempt has no more.
 
     None if none was. A worker that is killed is created again, and Ray runs its tasks elsewhere.
     """

@@ -2,8 +2,8 @@
 
 It runs in the step's pod in place of the step and needs no Ray. Its service account has `kube_client.RIGHTS`.
 The RayJob is owned by the run's Workflow, labeled with the run, and has deadlines of its own. A pod that is deleted
-(a drained node) leaves its job to the step's next try, which finds it by its name; a run that is stopped takes its job
-with it. A RayJob that this process can't delete any more is deleted with the Workflow or by the run's exit step
+(a drained node) leaves its job to the step's next attempt, which finds it by its name; a run that is stopped deletes
+its job. A RayJob that this process can't delete any more is deleted with the Workflow or by the run's exit step
 (pods.py), or ends at its deadlines.
 """
 
@@ -61,7 +61,7 @@ DELETE_RETRY_S = 20.0
 READ_RETRY_S = 4.0
 """Seconds for which reading the job or the pod is tried before that."""
 WATCHER_ANNOTATION = "imagemill.io/watcher"
-"""Annotation of a RayJob: the uid of the pod that watches it, which is that of the step's latest try."""
+"""Annotation of a RayJob: the uid of the pod that watches it, which is that of the step's latest attempt."""
 
 
 class Target(Protocol):
@@ -81,7 +81,7 @@ class Target(Protocol):
 
 
 def run_rayjob(cluster: Cluster, target: Target, context: Context) -> Outcome:
-    """Run a RayJob that makes the dataset of a target."""
+    """Create or adopt the RayJob that makes the dataset of a target; return the step's outcome."""
     job_config = target.make_job_config(context)
     kube = KubeClient.connect(read_own_namespace(cluster.namespace))
     name = build_job_name(context.run, target.fingerprint)
@@ -119,7 +119,7 @@ class Launcher:
 
     def run(self) -> Dataset:
         """Return the dataset that the job makes, or raise its error. The RayJob is deleted afterwards, except one that
-        the step's next try adopts."""
+        the step's next attempt adopts."""
         with _raise_on_sigterm():
             try:
                 try:
@@ -133,8 +133,8 @@ class Launcher:
                 return dataset
             except Terminated:
                 self._stop()
-                outcome = f"; {self.kept_reason}" if self.kept_reason else f", and the RayJob {self.name} with it"
-                raise TransientError(f"stopped by a signal{outcome}") from None
+                job = self.kept_reason or f"the RayJob {self.name} is deleted"
+                raise TransientError(f"stopped by a signal; {job}") from None
 
     def _make_dataset(self) -> Dataset:
         self._adopt_or_create()
@@ -144,7 +144,7 @@ class Launcher:
         try:
             status = self._wait_until_done()
             if status and classify_status(status) == RUNNING:
-                log_timeout_s = POLL_S  # the dataset is there: others wait for the cores of Ray's pods
+                log_timeout_s = POLL_S  # the dataset is there: free the cores of Ray's pods
         except Terminated:
             log_timeout_s = 0.0  # the job goes on printing, and this pod has no time
             raise
@@ -167,16 +167,16 @@ class Launcher:
             if job is None:
                 write_pending_record(self.name, self.context)
                 if (job := self.kube.create_rayjob(body)) is None:
-                    continue  # somebody else was first
-                self.context.say(f"RayJob {self.name} made in the namespace {self.kube.namespace}")
+                    continue  # another pod has created it
+                self.context.say(f"RayJob {self.name} created in the namespace {self.kube.namespace}")
             elif job["metadata"].get("deletionTimestamp"):
-                self._wait_until_gone()
+                self._wait_until_deleted()
                 continue
             elif classify_status(job.get("status") or {}) in (FAILED, SUCCEEDED):
                 if find_intact_dataset(self.uri) is None:
                     self.uid = str(job["metadata"]["uid"])
                     self._raise_user_error_of_job()
-                    self.context.say(f"RayJob {self.name} of an earlier try has ended: another one is made")
+                    self.context.say(f"RayJob {self.name} of an earlier attempt has ended: another one is created")
                     self.kube.delete_rayjob(self.name, self.uid)
                     continue
             else:
@@ -186,7 +186,7 @@ class Launcher:
             return
 
     def _raise_user_error_of_job(self) -> None:
-        """Raise the UserError that an earlier try's job has recorded: its launcher was lost before it raised it."""
+        """Raise the UserError that the job of an earlier attempt has recorded, if its launcher was lost before."""
         if (record := self.read_record()) and record.exit_code == EXIT_USER:
             raise UserError(record.error)
 
@@ -195,36 +195,39 @@ class Launcher:
         return str(self.pod["metadata"]["uid"]) if self.pod else ""
 
     def _take_over(self, job: Json, owner: Json | None) -> None:
-        """Make this pod the job's watcher, and an owner: the job must not be deleted with the earlier try's pod."""
+        """Make this pod the job's watcher, and an owner: the job must not be deleted with the earlier attempt's pod."""
         changes: Json = {"annotations": {WATCHER_ANNOTATION: self._own_uid}}
         owners = list(job["metadata"].get("ownerReferences") or [])
         if owner and owner["uid"] not in [reference["uid"] for reference in owners]:
             changes["ownerReferences"] = [*owners, owner]
         self.kube.patch_rayjob_metadata(self.name, changes)
 
-    def _wait_until_gone(self) -> None:
-        self.context.say(f"RayJob {self.name} of an earlier try is being deleted")
+    def _wait_until_deleted(self) -> None:
+        self.context.say(f"RayJob {self.name} of an earlier attempt is being deleted")
         since = time.monotonic()
         while job := self.kube.get_rayjob(self.name):
             if not job["metadata"].get("deletionTimestamp"):
                 return
             if time.monotonic() - since > DELETION_TIMEOUT_S:
-                raise TransientError(f"the RayJob {self.name} of an earlier try does not go (does KubeRay run?)")
+                raise TransientError(
+                    f"the RayJob {self.name} of an earlier attempt is not deleted after "
+                    f"{format_duration(DELETION_TIMEOUT_S)}: does KubeRay's operator run?"
+                )
             time.sleep(POLL_S)
 
     def _wait_until_done(self) -> Json | None:
-        """Return the status that the job ends with, or with which its dataset exists; None if it is deleted.
+        """Follow the job until it has ended or its dataset exists, and return its status; None if it is deleted.
 
         TransientError when it takes too long.
         """
-        last_text, since = "", {WAITING: time.monotonic()}
+        last_text, last_state, state_since = "", WAITING, time.monotonic()
         for job in self._watch():
             if job is None or job["metadata"]["uid"] != self.uid:
                 return None
             status: Json = job.get("status") or {}
             now, state = time.monotonic(), classify_status(status)
-            if state not in since:
-                since = {state: now}
+            if state != last_state:
+                last_state, state_since = state, now
             if (text := _describe_status(job)) != last_text:
                 self.context.say(f"RayJob {self.name}: {text}")
                 last_text = text
@@ -232,12 +235,13 @@ class Launcher:
                 return status
             if job["metadata"].get("deletionTimestamp"):
                 return None
-            for trouble in self._pods.find_new_problems(status):
-                self.context.say(f"RayJob {self.name}: {trouble}")
+            for problem in self._pods.find_new_problems(status):
+                self.context.say(f"RayJob {self.name}: {problem}")
             if error := find_memory_error(self.name, list_terminated(self._pods.pods, self._pods.events)):
                 raise error  # KubeRay would make the pod again and again
-            self._check_deadlines(status, now - since[WAITING] if WAITING in since else 0.0, now - self.started)
-        raise AssertionError("a job is followed until it ends")
+            waiting_s = now - state_since if state == WAITING else 0.0
+            self._check_deadlines(status, waiting_s, now - self.started)
+        raise AssertionError("unreachable: a job is watched until it has ended")
 
     def _watch(self) -> Iterator[Json | None]:
         """Yield the job as it is, then each time that it changes, opening a new watch when one ends; None: deleted."""
@@ -251,25 +255,25 @@ class Launcher:
                 yield from self.kube.watch_rayjob(self.name, str(job["metadata"]["resourceVersion"]), WATCH_TIMEOUT_S)
             time.sleep(max(0.0, POLL_S - (time.monotonic() - started)))
 
-    def _check_deadlines(self, status: Json, waits_s: float, takes_s: float) -> None:
+    def _check_deadlines(self, status: Json, waiting_s: float, elapsed_s: float) -> None:
         """Raise for a deadline that KubeRay does not know (before 1.6), or does not keep because it does not run."""
         ray = self.cluster.ray
-        if not status.get("jobDeploymentStatus") and waits_s > OPERATOR_TIMEOUT_S:
+        if not status.get("jobDeploymentStatus") and waiting_s > OPERATOR_TIMEOUT_S:
             raise TransientError(
-                f"the RayJob {self.name} is taken by nobody after {format_duration(waits_s)}: does KubeRay's operator "
+                f"the RayJob {self.name} has no status after {format_duration(waiting_s)}: does KubeRay's operator "
                 f"run, and does it watch the namespace {self.kube.namespace}?"
             )
-        if ray.pending_seconds and waits_s > ray.pending_seconds + DEADLINE_GRACE_S:
+        if ray.pending_seconds and waiting_s > ray.pending_seconds + DEADLINE_GRACE_S:
             self._pods.refresh(status)
             reasons = "; ".join(list_problems(self._pods.pods, self._pods.events)) or _describe_status(
                 {"status": status}
             )
             kind = UserError if waits_in_vain(self._pods.pods) else TransientError
             raise kind(
-                f"the RayJob {self.name} has waited for {format_duration(waits_s)} (ray.pending_seconds): {reasons}"
+                f"the RayJob {self.name} has waited for {format_duration(waiting_s)} (ray.pending_seconds): {reasons}"
             )
-        if ray.deadline_seconds and takes_s > ray.deadline_seconds + DEADLINE_GRACE_S:
-            raise TransientError(f"the RayJob {self.name} was not done after {format_duration(takes_s)} "
+        if ray.deadline_seconds and elapsed_s > ray.deadline_seconds + DEADLINE_GRACE_S:
+            raise TransientError(f"the RayJob {self.name} was not done after {format_duration(elapsed_s)} "
                                  "(ray.deadline_seconds)")  # fmt: skip
 
     def _get_dataset(self, status: Json | None, log: str) -> Dataset:
@@ -285,8 +289,8 @@ class Launcher:
         if classify_status(status) == SUCCEEDED:
             recorded = f", only {record.uri}" if record else ""
             raise UserError(
-                "cluster (images.ray, storage): expected the imagemill of this step, and the same object store, found "
-                f"others: the RayJob {self.name} succeeded and there is no dataset {self.uri}{recorded}"
+                f"cluster (images.ray, storage): the RayJob {self.name} succeeded, but there is no dataset {self.uri}"
+                f"{recorded}: expected Ray's pods with the imagemill and the object store of this step"
             )
         raise explain_failure(self.name, status, self._pods.pods, log, self._pods.events)
 
@@ -304,17 +308,17 @@ class Launcher:
     def _stop(self) -> None:
         """Delete the job after SIGTERM, unless this pod is deleted while the run goes on."""
         try:
-            if self.uid and self._run_goes_on():
+            if self.uid and self._will_be_retried():
                 self.kept_reason = (
-                    f"this pod is being deleted: the RayJob {self.name} goes on, and the next try finds it"
+                    f"this pod is being deleted: the RayJob {self.name} goes on, and the next attempt adopts it"
                 )
                 self.context.say(self.kept_reason)
                 return
         except MillError as error:
-            self.context.say(f"this pod could not be looked at: {error}")
+            self.context.say(f"this pod can't be read: {error}")
         self._delete()
 
-    def _run_goes_on(self) -> bool:
+    def _will_be_retried(self) -> bool:
         """Return whether this pod is deleted, or gone, and the job belongs to the Workflow, which makes another pod.
 
         A run that is stopped keeps its pods: Argo ends the containers in them.
@@ -325,7 +329,7 @@ class Launcher:
         return current is None or current["metadata"]["uid"] != self._own_uid or is_being_deleted(current)
 
     def _delete(self) -> None:
-        """Delete the job, unless it has another uid, or another try adopted it while this pod's node was away."""
+        """Delete the job, unless it has another uid, or another attempt adopted it while this pod's node was away."""
         if not self.uid:
             return
         try:
@@ -338,7 +342,7 @@ class Launcher:
                 self.kube.delete_rayjob(self.name, self.uid, DELETE_RETRY_S)
             self.uid = ""
         except MillError as error:
-            self.kept_reason = f"the RayJob {self.name} could not be deleted ({error}): it goes with the run"
+            self.kept_reason = f"the RayJob {self.name} could not be deleted ({error}); it is deleted when the run ends"
             self.context.say(self.kept_reason)
 
 

@@ -77,7 +77,7 @@ FAILURE_CONDITION = (
 def classify_status(status: Mapping[str, Any]) -> str:
     """Return the meaning of a RayJob's status: `waiting`, `running`, `succeeded` or `failed`.
 
-    KubeRay calls a job that was stopped complete; a jobStatus of FAILED alone may be a try that is made again.
+    KubeRay calls a job that was stopped complete; a jobStatus of FAILED alone may be followed by another attempt.
     """
     job = str(status.get("jobStatus") or "")
     meaning = _DEPLOYMENT_STATUSES.get(str(status.get("jobDeploymentStatus") or ""), WAITING)

@@ -101,7 +101,7 @@ def _replace_work(step: Step, work: Callable[[Any, Context], Outcome]) -> Step:
 
 
 def _refuse(message: str, config: Any, context: Context) -> Outcome:
-    """Raise the error of a step that can't begin, so that it is recorded: no other try can succeed."""
+    """Raise the error of a step that can't begin, so that it is recorded: no other attempt can succeed."""
     raise UserError(message)
 
 

@@ -52,8 +52,8 @@ if TYPE_CHECKING:
 
 
 def run(parameters: RunParameters, as_json: bool, cluster: Cluster | None = None) -> int:
-    """Run the pipeline in subprocesses or, with a cluster's images, in Docker; print the result and return the exit
-    code."""
+    """Run the pipeline in subprocesses or, with a `cluster`, in Docker with its images; print the result and return the
+    exit code."""
     started = time.monotonic()
     result = make_failed_result()
     try:
@@ -67,9 +67,9 @@ def run(parameters: RunParameters, as_json: bool, cluster: Cluster | None = None
             prepare_containers = partial(runner.prepare_containers, engine, parameters)
         result |= {"name": name, "run": new_run(name)}
         print(f"run {result['run']} in {workspace.uri}", file=sys.stderr, flush=True)
-        named = replace(parameters, pipeline=parameters.pipeline | {"workspace": workspace.uri, "name": name})
+        resolved = replace(parameters, pipeline=parameters.pipeline | {"workspace": workspace.uri, "name": name})
         try:
-            records = _run_unless_cached(named, workspace, result["run"], prepare_containers)
+            records = _run_unless_cached(resolved, workspace, result["run"], prepare_containers)
         finally:
             _add_record_facts(result, workspace)
         if missing := [step for step in STEPS if step not in records]:
@@ -81,9 +81,9 @@ def run(parameters: RunParameters, as_json: bool, cluster: Cluster | None = None
         code = error.exit_code
     except Exception as error:  # a bug: exit code 1, its traceback on stderr
         traceback.print_exc()
-        ours = MillError(describe_internal_error(error))
-        result = make_failed_result(ours, result)
-        code = ours.exit_code
+        internal_error = MillError(describe_internal_error(error))
+        result = make_failed_result(internal_error, result)
+        code = internal_error.exit_code
     if code:
         print(f"imagemill: error: {result['error']}", file=sys.stderr)
     elif not as_json:
@@ -105,8 +105,11 @@ def _run_unless_cached(
 
 
 def check_parameters(parameters: RunParameters, engine: Engine | None = None) -> tuple[Workspace, str]:
-    """Return the workspace and the dataset's name. Raises UserError for mistakes that show before data is read: a wrong
-    value, a missing source, a workspace that this process, or the containers of `engine`, can't write."""
+    """Check the parameters before any data is read; return the workspace and the dataset's name.
+
+    Raises UserError for a wrong value, a missing source, and a workspace that this process, or the containers of
+    `engine`, can't write.
+    """
     from ...components.clean.config import CleanConfig
     from ...components.clean.labels import read_class_list
     from ...components.download.dataset_kinds import open_dataset
@@ -141,13 +144,12 @@ def _add_record_facts(result: dict[str, Any], workspace: Workspace) -> None:
 
 
 def _format_summary(result: dict[str, Any], seconds: float) -> str:
-    states = result["steps"]
-    cached = "every step cached" if all(step["state"] == CACHED for step in states.values()) else ""
+    cached = " · every step cached" if all(step["state"] == CACHED for step in result["steps"].values()) else ""
     metrics = result["metrics"]
     lines = [
         "",
         f"{result['name']}: top-1 {metrics['top1']:.3f} · macro-F1 {metrics['macro_f1']:.3f}"
-        f" · {result['verdict'].replace('_', ' ')} · {format_duration(seconds)}{' · ' + cached if cached else ''}",
+        f" · {result['verdict'].replace('_', ' ')} · {format_duration(seconds)}{cached}",
         *(f"  {kind:<11}{result[kind]}" for kind in PRODUCTS.values()),
         f"  {'champion':<11}{result['champion'] or 'none'}",
         f"  {'report':<11}{result['report']}",
@@ -240,7 +242,7 @@ def _run_kfp(arguments: dict[str, Any], scratch: str, log: TextIO, containers: C
         local.init(runner=runner, pipeline_root=f"{scratch}/kfp", workspace_root=f"{scratch}/kfp-workspace")
         replace_python_in_program()
         for task in training_pipeline.pipeline_spec.root.dag.tasks.values():
-            task.ClearField("retry_policy")  # for lost pods: here a wrong input would be tried three times in 90 s
+            task.ClearField("retry_policy")  # KFP's retries are for lost pods; here they would repeat a user's error
         try:
             training_pipeline(**arguments)
         except RuntimeError as error:
@@ -251,7 +253,7 @@ def _run_kfp(arguments: dict[str, Any], scratch: str, log: TextIO, containers: C
 
 @contextlib.contextmanager
 def step_environment(run: str, scratch: str) -> Iterator[None]:
-    """Set the variables that the steps' processes inherit: the run's name, and the process that they end with."""
+    """Set the variables that the steps' processes inherit: the run's name, and this process, with which they end."""
     variables = {RUN_ENV: run, RUNNER_PID: str(os.getpid()), "PYTHONUNBUFFERED": "1"}
     # KFP leaves a folder for each task, and a killed step its files: all are removed with the run's own folder.
     variables["TMPDIR"] = scratch
@@ -287,11 +289,13 @@ def _raise_step_error(records: Records, log: str, exit_codes: dict[str, int]) ->
     for step in STEPS:
         record, code = records.get(step), exit_codes.get(step, 0)
         if record is None and code in (EXIT_OURS, EXIT_USER):  # before the step had read its parameters
-            raise error_for_exit_code(code, f"{step}: ended with {code} and without a record; the log is {log}")
+            raise error_for_exit_code(
+                code, f"{step}: exited with code {code} before it wrote its record; the log is {log}"
+            )
         if record is None:
             raise TransientError(
-                f"{step}: ended without a record, as a process does that is killed (for memory?); run again to go on "
-                f"from what is finished; the log is {log}"
+                f"{step}: was killed (out of memory?); the same command continues from what is finished; the log is "
+                f"{log}"
             )
         if record.exit_code:
             raise error_for_exit_code(record.exit_code, f"{step}: {record.error}")

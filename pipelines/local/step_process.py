@@ -90,8 +90,8 @@ class StepRunner:
             raise StoppedByWatch
         if record is None:
             raise TransientError(
-                f"{step}: ended with {process.returncode} and without a record, as a process does that is killed (for "
-                f"memory?); run again to go on from what is finished; the log is "
+                f"{step}: exited with code {process.returncode} before it wrote its record (out of memory?); the same "
+                f"command continues from what is finished; the log is "
                 f"{self.workspace.run_file(config.run, LOG_NAME)}"
             )
         if record.exit_code:

@@ -341,7 +341,7 @@ def test_interrupted_growth_resumes_to_the_same_dataset(
     reads.take()
     capsys.readouterr()
     record = run(tmp_path / "ws", source, tmp_path)
-    assert "going on after 20 files" in capsys.readouterr().err
+    assert "resuming after 20 files" in capsys.readouterr().err
     assert reads.take() == [f"dog/new-{n:02d}.jpg" for n in range(17, 25)]
     check_equals_fresh(record, source, tmp_path)
 

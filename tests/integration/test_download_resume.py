@@ -41,7 +41,7 @@ def test_groups_boxes_and_missing_masks_are_kept_after_a_resume(
         assert run(tmp_path / "ws", table, tmp_path, dataset="csv")["exit_code"] == 75
     capsys.readouterr()
     resumed = run(tmp_path / "ws", table, tmp_path, dataset="csv")
-    assert "going on after 4 files" in capsys.readouterr().err
+    assert "resuming after 4 files" in capsys.readouterr().err
     assert content(resumed) == content(whole)
     assert content(resumed)["extra"]["missing_masks"]["count"] == 1
     assert rows_of(dataset_of(resumed)) == rows_of(dataset_of(whole))
@@ -116,7 +116,7 @@ def test_killed_download_resumes_to_the_same_dataset(tmp_path: Path, hundred_ima
     kill_after(tmp_path / "ws", hundred_images, 3)
     kill_after(tmp_path / "ws", hundred_images, 9)
     content_, stderr = finish_download(tmp_path / "ws", hundred_images)
-    assert "going on after" in stderr
+    assert "resuming after" in stderr
     assert content_ == expected
 
 
@@ -124,7 +124,7 @@ def test_source_changed_after_the_kill_is_read_again(tmp_path: Path, hundred_ima
     kill_after(tmp_path / "ws", hundred_images, 3)
     write(hundred_images, {"cat/001.jpg": photograph(555, 100)})
     content_, stderr = finish_download(tmp_path / "ws", hundred_images)
-    assert "going on after" not in stderr
+    assert "resuming after" not in stderr
     assert content_ == finish_download(tmp_path / "whole", hundred_images)[0]
 
 

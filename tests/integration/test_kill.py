@@ -91,7 +91,7 @@ def kill_and_run_again(
 def test_killed_training_resumes_from_the_checkpoint(finished: Finished, expected: dict[str, Dataset]) -> None:
     result = kill_and_run_again(finished, LONGER, lambda process: mill.wait_for_line(process, "[train] epoch 2/4"))
     assert result.states["resize"] == "cached" and result.states["train"] == "ran"
-    assert "[train] going on after epoch" in result.stderr
+    assert "[train] resuming after epoch" in result.stderr
     assert_same_datasets(result, expected, "tensors", "model")
 
 

@@ -75,7 +75,7 @@ def test_stopped_trainings_end_with_the_model_of_an_uninterrupted_one(tmp_path: 
     code, stderr = stop(start_and_wait(tmp_path, arguments, "epoch 1/8"), 0.1, signal.SIGTERM)
     assert code == 75 and "[train] error: stopped by SIGTERM after" in stderr
     assert not list((tmp_path / "stopped" / "model").glob("*/_manifest.json"))
-    code, stderr = stop(start_and_wait(tmp_path, arguments, "going on after"), 0.1, signal.SIGKILL)
+    code, stderr = stop(start_and_wait(tmp_path, arguments, "resuming after"), 0.1, signal.SIGKILL)
     assert code == -signal.SIGKILL
     assert STEP.main(arguments[3:]) == 0
     model = model_of(tmp_path / "stopped")
@@ -162,4 +162,4 @@ def test_processes_are_stopped_and_resumed_together(tmp_path: Path, kind: signal
     if kind is signal.SIGTERM:
         assert "stopped by SIGTERM after" in stderr.splitlines()[-1]
     code, stderr = finish(start(command(tensors, **values)))
-    assert code == 0 and "going on after" in stderr
+    assert code == 0 and "resuming after" in stderr

@@ -131,7 +131,7 @@ def test_rungs_as_processes_give_the_study_that_the_local_command_goes_on_with(p
     assert "photos.tune" not in tuned and "learning_rate" in tuned
     summary = workspace.store.read(workspace.run_file("tuning-1", "summary.md")).decode()
     assert "| tune | ran |" in summary and "failed" not in summary
-    went_on = [text for text in photos.ran if text.startswith("trial:") and "going on after epoch" in text]
+    went_on = [text for text in photos.ran if text.startswith("trial:") and "resuming after epoch" in text]
     again = photos.tune(shared, "--trials", "4", "--seeds", "2", "--pruner", "asha", epochs=27)
     assert [trial["state"] for trial in again["trials"]].count("pruned") >= 1
     assert sum(name.startswith("trials-2(") for name in phases) == 0 or went_on

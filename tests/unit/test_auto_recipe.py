@@ -106,7 +106,7 @@ def test_a_training_ends_in_time_with_its_best_epoch(
     training.preparation_seconds = 2.0
     state = training.run()
     assert state.epoch == 1 and state.best_epoch == 1 and state.history[0]["seconds"] >= 2
-    assert "1s are over: stopped in epoch 2" in capsys.readouterr().err
+    assert "the time limit of 1s is reached: stopped in epoch 2" in capsys.readouterr().err
 
 
 def test_the_schedule_ends_with_the_epochs_that_fit(small: Dataset, tmp_path: Path) -> None:

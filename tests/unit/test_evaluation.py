@@ -227,7 +227,7 @@ def test_views_are_averaged_as_probabilities(
     assert evaluation.uri != trained.evaluated().uri and evaluation.manifest.extra.throughput.tta == tta
     stderr = capsys.readouterr().err
     assert f"without tta {tta}, which costs" in stderr
-    assert ("never saw a mirrored image" in stderr) == (tta == "flip")
+    assert ("trained without mirrored images" in stderr) == (tta == "flip")
 
 
 def test_a_temperature_of_views_that_cannot_be_fitted_is_that_of_the_model(
@@ -395,7 +395,8 @@ def test_page_shows_scores_and_intervals_of_the_evaluation(page: str, trained: T
     extra = trained.evaluated(slices="size,label").manifest.extra
     low, high = extra.intervals["macro_f1"]
     for text in (f"{low:.3f} to {high:.3f}", "Balanced accuracy", "temperature of 2.500", "Precision and recall",
-                  "<h3>ROC</h3>", "Each class", "Highest losses", "surely below", "recipe &lt;small&gt;: 3 epochs",
+                  "<h3>ROC</h3>", "Each class", "Highest losses", "significantly below",
+                  "recipe &lt;small&gt;: 3 epochs",
                   "images/s in all", f"{extra.calibration.temperature:.3f}"):  # fmt: skip
         assert text in page, text
     assert page.count("<svg") == page.count("</svg>") == 5  # banner, confusion, reliability, two of thresholds

@@ -70,7 +70,7 @@ def test_every_verdict(
         )
         assert reason.startswith(message) and "; top-1: " in reason and "McNemar" in reason
     assert reason.endswith("; the champion stays") == (not promoted and verdict != "better")
-    assert reason.endswith("; promoted all the same: promote is always") == (rule.get("promote") == "always")
+    assert reason.endswith("; promoted anyway: promote is always") == (rule.get("promote") == "always")
     assert reason.endswith("; not promoted: promote is never") == (verdict == "better" and not promoted)
 
 
@@ -101,8 +101,8 @@ GUESS = {"better": False, "why": "no better than chance, as far as 400 test imag
 
 @pytest.mark.parametrize(
     ("policy", "promoted", "message"),
-    [("auto", False, "there was no champion, and this model becomes none"),
-     ("always", True, "promoted all the same: promote is always"), ("never", False, "there was no champion")],
+    [("auto", False, "there was no champion, and there is none now"),
+     ("always", True, "promoted anyway: promote is always"), ("never", False, "there was no champion")],
 )  # fmt: skip
 def test_a_first_model_that_is_no_better_than_a_guess_is_no_champion(
     gate: Gate, policy: str, promoted: bool, message: str

@@ -18,7 +18,7 @@ from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.shards import Layout, ShardWriter
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate import grad_cam
-from imagemill.components.evaluate.grad_cam import NoFeatureMap, SurestMistakes, compute_grad_cam, draw_overlay
+from imagemill.components.evaluate.grad_cam import MostConfidentMistakes, NoFeatureMap, compute_grad_cam, draw_overlay
 from imagemill.components.evaluate.inference import InputBatch
 from imagemill.components.promote import report
 
@@ -94,7 +94,7 @@ def test_a_transformer_has_no_feature_map() -> None:
 
 
 def test_the_surest_mistakes_are_kept_over_batches() -> None:
-    surest = SurestMistakes(limit=3, side=4)
+    surest = MostConfidentMistakes(limit=3, side=4)
     for start in (0, 5):
         images = np.full((5, 6, 6, 3), 0, np.uint8) + np.arange(start, start + 5, dtype=np.uint8)[:, None, None, None]
         rows = [

@@ -202,7 +202,7 @@ EVICTED = {"status": {"phase": "Failed", "reason": "Evicted", "message": "The no
         ("[clean] 12 rows\n", EVICTED, 1, "clean: its pod was ended: Evicted: The node was low on memory."),
         ("failed to execute component: signal: killed", {}, 1, "clean: its process was killed (signal killed)"),
         ("failed to execute component: exit status 75", {}, 1, "clean: ended with exit code 75 and without a message"),
-        ("", {}, 1, "the run failed in clean; clean ended without a record"),
+        ("", {}, 1, "the run failed in clean; clean was lost or killed"),
     ],
 )
 def test_missing_record_is_replaced_by_the_log_or_the_pod_status(

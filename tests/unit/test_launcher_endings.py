@@ -211,7 +211,7 @@ UNPULLED = {"name": "ray-head", "state": {"waiting": WAITS}}
 @pytest.mark.parametrize(
     ("acts", "cluster", "code", "message"),
     [
-        ((), {}, EXIT_TRANSIENT, "is taken by nobody"),
+        ((), {}, EXIT_TRANSIENT, "has no status after"),
         (
             (status("Initializing"), ray_pod("head", phase="Pending", containerStatuses=[UNPULLED])),
             {"ray": {"pending_seconds": 1}},

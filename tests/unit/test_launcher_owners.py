@@ -154,7 +154,7 @@ def test_a_pod_that_is_deleted_leaves_its_job_to_the_next_try(
         )
     ]
     result = launch(work)
-    assert result.code == EXIT_TRANSIENT and "goes on, and the next try finds it" in result.record.error
+    assert result.code == EXIT_TRANSIENT and "goes on, and the next attempt adopts it" in result.record.error
     assert len(api.objects[RAYJOBS]) == 1 and not api.deletions
     api.put(PODS, {"metadata": {"name": "resize-pod", "ownerReferences": [WORKFLOW]}, "spec": {}})
     retry = launch(work)

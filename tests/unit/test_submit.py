@@ -89,7 +89,7 @@ def test_step_without_a_record_is_reported(mill: Commands, records: dict[str, St
     records["download"] = record("download")
     mill.service.scripts = [script("download", "clean", last="FAILED")]
     ran = mill("submit")
-    assert ran.code == 1 and "the run failed in clean; clean ended without a record" in ran.err
+    assert ran.code == 1 and "the run failed in clean; clean was lost or killed" in ran.err
 
 
 def test_result_without_records_is_the_runs_state(mill: Commands) -> None:

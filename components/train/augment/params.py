@@ -191,7 +191,7 @@ def _sample_boxes(
 ) -> tuple[Boxes, npt.NDArray[np.bool_]]:
     """Sample boxes with that share of the area and that width to height; return them and, as bool [B], which of them
     fit into the image (`smaller`: are smaller on both sides) in one of `MAX_TRIES`. Where none fits, the box is that of
-    the last try."""
+    the last attempt."""
     target_area = height * width * rng.uniform(*area, (count, MAX_TRIES))
     ratios = np.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1]), (count, MAX_TRIES)))
     w = np.round(np.sqrt(target_area * ratios)).astype(np.int64)

@@ -48,7 +48,7 @@ def publish_history(uri: str, rows: Sequence[EpochRow]) -> File:
 
 
 class EventFile:
-    """TensorBoard's event file of one try, in a folder or below an S3 prefix. Steps are updates of the optimizer.
+    """TensorBoard's event file of one attempt, in a folder or below an S3 prefix. Steps are updates of the optimizer.
 
     On disk it is written continuously; on S3 the file is uploaded by `publish`, after each epoch. An error of writing
     never ends a training: it is reported, and after an error of the file nothing more is written.

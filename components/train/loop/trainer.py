@@ -32,18 +32,20 @@ if TYPE_CHECKING:
 EVENT_INTERVAL_S = 10.0
 """Seconds between two points of TensorBoard's curves within an epoch."""
 CHECKPOINT_TIME_SHARE = 0.05
-"""Largest share of the training time that checkpoints after epochs take. Short epochs are not followed by one each: a
-kill costs one epoch, or twenty times the duration of a checkpoint where that is longer."""
+"""Largest share of the training time that checkpoints after epochs take: short epochs are not all followed by one. A
+kill costs at most one epoch, or twenty times the duration of a checkpoint where that is longer."""
 VALIDATION_METRICS = ("val_loss", "val_top1", "val_macro_f1")
 
 
 @dataclass
 class Trainer:
-    """A trainer of one network on one tensors dataset.
+    """Runs epochs of optimizer steps and validation of one network on one tensors dataset, with checkpoints.
 
     Args:
+        network: with its initial weights; it is moved to the device.
         config: resolved, every option has a value.
-        uri: of the model dataset; checkpoints lie below it.
+        uri: URI of the model dataset; checkpoints lie below it.
+        comm: connection to the other processes of this training.
         events_uri: folder or S3 prefix of TensorBoard's event files; empty for none.
         solution: of the head on the frozen features; None where there is none, or several processes train.
         target: tensors of unlabelled images, to whose domain the features are adapted; None for no adaptation.
@@ -51,7 +53,7 @@ class Trainer:
         preparation_seconds: time that went into the features and the solution.
 
     Attributes:
-        epochs: of the schedule, fewer than the config's where they do not fit into its time.
+        epochs: planned number of epochs, fewer than the config's where they do not fit into its time.
         events: the writer of these files while `run` is under way.
         _counted_until: time (`time.monotonic()`) up to which `state.seconds` counts the current epoch.
         _last_checkpoint: time of the last checkpoint in this process, or of the start.
@@ -97,9 +99,10 @@ class Trainer:
             adversary.add_to_optimizer(optimizer, config.weight_decay)
         loss, sampling_weights = balance_classes(self.tensors, config, self.device)
         self.batches = TrainingBatches(self.tensors, config, image, self.device, self.comm, sampling_weights)
-        self.rows = manifest.totals.by_split["train"]
-        self.solves_head = self._decide_solving_head()
-        self.updates_per_epoch, self.epochs = -(-len(self.batches) // config.accumulate), config.epochs
+        self.num_train_images = manifest.totals.by_split["train"]
+        self.solves_head = self._should_solve_head()
+        self.updates_per_epoch = math.ceil(len(self.batches) / config.accumulate)
+        self.epochs = config.epochs
 
         def autocast() -> torch.autocast:
             return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
@@ -117,13 +120,13 @@ class Trainer:
             config.learning_rate, self.updates_per_epoch * (self.epochs - self.solves_head), config.warmup
         )
 
-    def _decide_solving_head(self) -> bool:
+    def _should_solve_head(self) -> bool:
         """Return whether the first epoch solves the head; say so where it was asked for and is not possible."""
         if self.config.head != "solved":
             return False
         if self.comm.world_size > 1 or self.solution is None:
             self.context.say(
-                "the head is trained, not solved: that takes one process, a linear head, and one label for each image"
+                "the head is trained: solving it takes one process, a linear head, and one label for each image"
             )
             return False
         return True
@@ -140,7 +143,9 @@ class Trainer:
                 try:
                     self._run_epoch(state)
                 except OutOfTime:
-                    self.context.say(f"{self.config.time} are over: stopped in epoch {state.epoch + 1}")
+                    self.context.say(
+                        f"the time limit of {self.config.time} is reached: stopped in epoch {state.epoch + 1}"
+                    )
                     return state
                 seconds_per_epoch = (time.monotonic() - started) / (state.epoch - first_epoch)
                 self._report_epoch(state.history[-1], seconds_per_epoch * (self.epochs - state.epoch))
@@ -161,14 +166,14 @@ class Trainer:
         state = load_checkpoint(self.uri, self.learner)
         self.comm.check_equal("the checkpoint", state.number, state.epoch, state.batches)
         if state.number:
-            batches_done = f" and {state.batches} batches" if state.batches else ""
-            self.context.say(f"going on after epoch {state.epoch}{batches_done}, which an earlier try finished")
+            batches = f" and {state.batches} batches" if state.batches else ""
+            self.context.say(f"resuming after epoch {state.epoch}{batches}")
         return state
 
     def is_finished(self, state: TrainingState) -> bool:
         """Return whether all epochs are done, or `early_stopping` of them brought no better validation.
 
-        Epochs in which blocks are still frozen do not count as without progress.
+        Epochs in which blocks are still frozen do not count.
         """
         patience, config = self.config.early_stopping, self.config
         if state.epoch >= self.epochs:
@@ -211,18 +216,20 @@ class Trainer:
         epoch, self._counted_until = state.epoch, time.monotonic()
         if state.loss_sum is None:
             state.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        progress = Progress("train", total=self.rows, every_s=3.0 if self.comm.is_main else math.inf)
+        progress = Progress("train", total=self.num_train_images, every_s=3.0 if self.comm.is_main else math.inf)
         progress.leave_out(state.images)
         adversary, event_time = self.learner.adversary, time.monotonic()
-        arguments = (epoch, state.batches)
-        batches = adversary.iter_epoch(self.batches, *arguments) if adversary else self.batches.iter_epoch(*arguments)
+        if adversary:
+            batches = adversary.iter_epoch(self.batches, epoch, state.batches)
+        else:
+            batches = self.batches.iter_epoch(epoch, state.batches)
         with closing(batches):
             for batch in batches:
                 is_update = batch.is_last or (batch.number + 1) % self.config.accumulate == 0
                 state.loss_sum += self.stepper.train_batch(batch, epoch, is_update, state.updates)
                 state.batches += 1
                 state.images += batch.total
-                progress.add(batch.total, f"epoch {epoch + 1}/{self.config.epochs}")
+                progress.add(batch.total, f"epoch {epoch + 1}/{self.epochs}")
                 if is_update:
                     state.updates += 1
                     state.waiting, self.batches.wait_seconds = state.waiting + self.batches.wait_seconds, 0.0
@@ -237,7 +244,7 @@ class Trainer:
         self._count_time(state)
 
     def _check_time(self, state: TrainingState) -> None:
-        """Raise OutOfTime where one process trains, has an epoch to keep, and has used up the configured time."""
+        """Raise OutOfTime once the configured time is used up, if an epoch is complete and no other process trains."""
         if state.history and self.comm.world_size == 1 and not math.isinf(self.config.seconds):
             seconds = sum_seconds(state.history) + state.seconds + time.monotonic() - self._counted_until
             if seconds > self.config.seconds:
@@ -258,7 +265,7 @@ class Trainer:
         self._count_time(state)
 
     def _summarize_epoch(self, state: TrainingState, trainable_blocks: int) -> EpochRow:
-        """Return the epoch's row of the history as far as it is known after the last step."""
+        """Return the training columns of the epoch's row in the history."""
         assert state.loss_sum is not None
         loss = self.comm.sum(state.loss_sum) / max(1, state.images)
         _check_finite("loss", loss, state.epoch + 1)
@@ -298,7 +305,7 @@ class Trainer:
         """Return whether the last epoch has the best validation macro-F1, or the same with a lower loss.
 
         Always true without validation images, so that the last epoch is kept. A solved head stays the best until an
-        epoch gains `head_margin` standard errors (binomial, which macro-F1's is about) on it.
+        epoch gains `head_margin` standard errors on it (binomial, approximate for macro-F1).
         """
         row = state.history[-1]
         if "val_macro_f1" not in row or not state.best_epoch:
@@ -311,7 +318,7 @@ class Trainer:
         return (row["val_macro_f1"] - margin, -row["val_loss"]) > (best["val_macro_f1"], -best["val_loss"])
 
     def _report_epoch(self, row: EpochRow, seconds_left: float) -> None:
-        parts = [f"epoch {row['epoch']}/{self.config.epochs}", f"loss {row['train_loss']:.3f}"]
+        parts = [f"epoch {row['epoch']}/{self.epochs}", f"loss {row['train_loss']:.3f}"]
         if "val_macro_f1" in row:
             parts += [f"val loss {row['val_loss']:.3f}", f"val macro-F1 {row['val_macro_f1']:.3f}"]
         if "domain_accuracy" in row:
@@ -323,7 +330,7 @@ class Trainer:
         """Stop if any process was asked to, else save a checkpoint where one is due; called after an optimizer step."""
         if self.comm.should_stop():
             error = self._save_and_make_stop_error(state)
-            self.comm.wait_for_main()  # it has saved
+            self.comm.wait_for_main()  # until it has saved
             raise error
         minutes = self.config.checkpoint_minutes
         if minutes and self.comm.is_main and time.monotonic() - self._last_checkpoint >= 60 * minutes:
@@ -336,17 +343,17 @@ class Trainer:
             raise self._save_and_make_stop_error(state)
 
     def _save_and_make_stop_error(self, state: TrainingState) -> TransientError:
-        """Save a checkpoint, and return the error that ends this try."""
+        """Save a checkpoint, and return the error that ends this attempt."""
         self._count_time(state)
         self._save(state)
         return TransientError(
-            f"stopped by {self.comm.stop.signal_name} after {state.batches} batches of epoch {state.epoch + 1}: there "
-            "is a checkpoint, from which the same command goes on"
+            f"stopped by {self.comm.stop.signal_name} after {state.batches} batches of epoch {state.epoch + 1}; "
+            "the same command resumes from the checkpoint"
         )
 
     def _save(self, state: TrainingState) -> None:
-        """Save a checkpoint, by the main process, whose weights all others have. UserError for a loss of nan or
-        infinity, which must not replace a sound checkpoint."""
+        """Save a checkpoint in the main process: all have the same weights. UserError for a loss of nan or infinity,
+        so that the last good checkpoint stays."""
         if self.comm.is_main:
             if state.loss_sum is not None:
                 _check_finite("loss", state.loss_sum.item(), state.epoch + 1)
