@@ -58,7 +58,8 @@ MAX_UNKNOWN = 100
 BATCH = 1000
 _SOURCES, _MANIFESTS, _RECORDS, _FILES = 0, 1, 10, 11
 """The order in which files are removed; the manifests of each kind have a number of their own from `_MANIFESTS` on."""
-Count = Callable[[int], None]
+ReportFiles = Callable[[int], None]
+"""Is told of files that were listed or deleted, by their number."""
 
 
 @dataclass
@@ -75,7 +76,7 @@ class Tally:
 
 @dataclass
 class Group:
-    """Files that go, for one reason. `path`: of their dataset, or of the folder that they are in."""
+    """Files to delete, for one reason. `path`: of their dataset, or of the folder that they are in."""
 
     path: str
     why: str
@@ -90,7 +91,7 @@ class Garbage:
     Attributes:
         retention: the datasets that are kept, and why.
         running: steps that hold a lease; datasets of the kinds that they make are left alone.
-        groups: what goes.
+        groups: files to delete.
         kept: files of kept datasets, names, records of steps, and all else that stays for good.
         young: files that stay because they were written lately, or because a step that runs may use them.
         unknown: files that are none of imagemill's, up to `MAX_UNKNOWN` of them in `unknown_files`.
@@ -111,31 +112,31 @@ class Garbage:
         return Tally(sum(tally.files for tally in tallies), sum(tally.bytes for tally in tallies))
 
     def add(self, entry: Entry, group: Group, order: int) -> None:
-        """Let a file go, at its place in the order of removal."""
+        """Mark a file for deletion, at its place in the order of removal."""
         if not group.tally.files:
             self.groups.append(group)
         group.tally.add(entry)
         self._batches[order].append(entry.uri)
 
-    def delete(self, workspace: Workspace, lease: DeleteLease, count: Count) -> None:
-        """Remove all that goes; MillError of the store, TransientError where the lease is lost."""
+    def delete(self, workspace: Workspace, lease: DeleteLease, report: ReportFiles) -> None:
+        """Delete the files of all groups; MillError of the store, TransientError where the lease is lost."""
         for _, files in sorted(self._batches.items()):
             for start in range(0, len(files), BATCH):
                 lease.check()
                 batch = files[start : start + BATCH]
                 workspace.store.delete(batch)
-                count(len(batch))
+                report(len(batch))
 
 
-def find_garbage(workspace: Workspace, policy: Policy, count: Count) -> Garbage:
-    """Look at a whole workspace. `count` is told of the objects that were listed.
+def find_garbage(workspace: Workspace, policy: Policy, report: ReportFiles) -> Garbage:
+    """Sort all files of a workspace. `report` is told of the objects that were listed.
 
     The steps that run are looked up first, so that of one that ends meanwhile all that it made is seen.
     """
     now, running = time.time(), list_running_steps(workspace)
     manifests: list[Entry] = []
     records: list[Entry] = []
-    for entry, path in _list_files(workspace, count):
+    for entry, path in _list_files(workspace, report):
         if is_manifest(path):
             manifests.append(entry)
         elif is_name_record(path) or (is_step_record(path) and now - entry.modified < policy.min_age_s):
@@ -144,16 +145,16 @@ def find_garbage(workspace: Workspace, policy: Policy, count: Count) -> Garbage:
     retention = decide_retention(snapshots, workspace, records, running, policy, now)
     garbage = Garbage(retention, running)
     sorter = _Sorter(workspace, garbage, now - policy.min_age_s, now)
-    for folder, group in groupby(_list_files(workspace, count), key=lambda file: "/".join(file[1].split("/")[:2])):
+    for folder, group in groupby(_list_files(workspace, report), key=lambda file: "/".join(file[1].split("/")[:2])):
         sorter.sort_folder(folder, [entry for entry, _ in group])
     sorter.sort_sources()
     return garbage
 
 
-def _list_files(workspace: Workspace, count: Count) -> Iterator[tuple[Entry, str]]:
+def _list_files(workspace: Workspace, report: ReportFiles) -> Iterator[tuple[Entry, str]]:
     """Yield every file with its path below the workspace."""
     for entry in workspace.store.list(workspace.uri):
-        count(1)
+        report(1)
         yield entry, workspace.relative(entry.uri)
 
 
@@ -184,7 +185,7 @@ class _Sorter:
         elif kind in self._busy_kinds:
             self._stay(entries, self._garbage.young)
         elif folder == POOL:
-            self._sort_pool(path, entries)
+            self._sort_shared_shards(path, entries)
         elif path in self._snapshots:
             self._sort_dataset(self._snapshots[path], entries)
         elif is_fingerprint(folder):
@@ -223,17 +224,17 @@ class _Sorter:
         """Sort the folder of a committed dataset. What a kept one lists stays, wherever it lies."""
         goes = snapshot.path not in self._kept
         newer = self._count_newer(snapshot)
-        whole = Group(
+        all_files = Group(
             snapshot.path, f"{newer:,} newer of {snapshot.name or 'no name'}, nothing kept was made from it", snapshot
         )
-        rest = Group(snapshot.path, "left over from work that is finished")
-        own = set(snapshot.files) if goes else set()
+        leftovers = Group(snapshot.path, "left over from work that is finished")
+        listed = set(snapshot.files) if goes else set()
         for entry in entries:
             path = self._relative(entry)
-            is_known = is_work(path) or has_known_name(path) or (goes and hash_path(path) in own)
+            is_known = is_work(path) or has_known_name(path) or (goes and hash_path(path) in listed)
             if path == f"{snapshot.path}/{MANIFEST}":
                 if goes:
-                    self._garbage.add(entry, whole, _MANIFESTS + len(KINDS) - KINDS.index(snapshot.kind))
+                    self._garbage.add(entry, all_files, _MANIFESTS + len(KINDS) - KINDS.index(snapshot.kind))
                 else:
                     self._garbage.kept.add(entry)
             elif self._is_listed(entry):
@@ -243,7 +244,7 @@ class _Sorter:
             elif self._is_young(entry):
                 self._garbage.young.add(entry)
             else:
-                self._garbage.add(entry, whole if goes else rest, _RECORDS if is_work_record(path) else _FILES)
+                self._garbage.add(entry, all_files if goes else leftovers, _RECORDS if is_work_record(path) else _FILES)
 
     def _sort_uncommitted(self, path: str, entries: list[Entry]) -> None:
         """Sort the folder of a dataset without a manifest: of work in progress, of work that was given up, or of a
@@ -262,15 +263,15 @@ class _Sorter:
             else:
                 self._leave_unknown([entry])
 
-    def _sort_pool(self, path: str, entries: list[Entry]) -> None:
-        """Sort the files of a pool, which several datasets list, and the records of the work that wrote them.
+    def _sort_shared_shards(self, path: str, entries: list[Entry]) -> None:
+        """Sort shared shards, which several datasets list, and the records of the work that wrote them.
 
         A file is as young as the work that names it. Records of files that stay are kept, since they save work: in
         clean while some of a record's files stay, in raw (a sequence of records under a listing's key) while all do.
         """
         files: list[Entry] = []
         records: defaultdict[str, list[Entry]] = defaultdict(list)
-        staying: set[str] = set()
+        kept_paths: set[str] = set()
         shards = Group(path, "no kept dataset lists them")
         leftovers = Group(f"{path}/{WORK}", "records of files that go, and what killed steps left")
         for entry in entries:
@@ -279,12 +280,12 @@ class _Sorter:
                 records[_find_work(relative)].append(entry)
             elif self._is_listed(entry):
                 self._garbage.kept.add(entry)
-                staying.add(relative)
+                kept_paths.add(relative)
             elif not (is_work(relative) or has_known_name(relative)):
                 self._leave_unknown([entry])
             elif self._is_young(entry):
                 self._garbage.young.add(entry)
-                staying.add(relative)
+                kept_paths.add(relative)
             elif is_work(relative):
                 self._garbage.add(entry, leftovers, _FILES)
             else:
@@ -292,21 +293,25 @@ class _Sorter:
         if not files:  # then no record needs to be read
             self._stay((entry for group in records.values() for entry in group), self._garbage.kept)
             return
-        named: defaultdict[str, set[str]] = defaultdict(set)
+        paths: defaultdict[str, set[str]] = defaultdict(set)
         for entry, data in read_all((entry for group in records.values() for entry in group), self._workspace):
-            named[_find_work(self._relative(entry))].update(find_named_files(path, data))
+            paths[_find_work(self._relative(entry))].update(find_named_files(path, data))
         young = {work for work, group in records.items() if any(self._is_young(entry) for entry in group)}
-        staying.update(*(named[work] for work in young))
+        kept_paths.update(*(paths[work] for work in young))
         for work, group in records.items():
+            if path.startswith("raw/"):
+                saves_work = paths[work] <= kept_paths
+            else:
+                saves_work = not paths[work] or not paths[work].isdisjoint(kept_paths)
             if work in young:
                 self._stay(group, self._garbage.young)
-            elif (named[work] <= staying) if path.startswith("raw/") else (named[work] & staying or not named[work]):
+            elif saves_work:
                 self._stay(group, self._garbage.kept)
             else:
                 for entry in group:
                     self._garbage.add(entry, leftovers, _RECORDS)
         for entry in files:
-            if self._relative(entry) in staying:
+            if self._relative(entry) in kept_paths:
                 self._garbage.young.add(entry)
             else:
                 self._garbage.add(entry, shards, _FILES)
@@ -327,18 +332,18 @@ class _Sorter:
 
 
 def _find_work(record: str) -> str:
-    """Return the work that a record of a pool belongs to: itself, in raw all records under the key of a listing."""
+    """Return the work that a record of shared shards belongs to: the record itself, in raw the key of a listing."""
     return record.rpartition("/")[0] if record.startswith("raw/") else record
 
 
-def find_named_files(pool: str, data: bytes | None) -> Iterator[str]:
-    """Yield the paths of the files of a pool that a record of work names, at any depth."""
+def find_named_files(folder: str, data: bytes | None) -> Iterator[str]:
+    """Yield the paths of the files below `folder` that a record of work names, at any depth."""
     pending: list[Any] = [_parse(data)]
     while pending:
         value = pending.pop()
         if isinstance(value, dict):
             if isinstance(value.get("uri"), str) and "sha256" in value:
-                yield uris.join(pool, value["uri"])
+                yield uris.join(folder, value["uri"])
             pending += value.values()
         elif isinstance(value, list):
             pending += value

@@ -1,4 +1,4 @@
-"""Leases: signs that a step runs, or that garbage is deleted, so that neither takes from the other what it needs.
+"""Leases: mutual exclusion between running steps and `imagemill gc`, which deletes files.
 
 A step takes its lease before it looks for anything, and then waits while garbage is deleted. `imagemill gc` takes its
 own lease first, then looks which steps hold one, and leaves alone what these may use. So at least one of the two sees
@@ -91,14 +91,15 @@ def hold_step_lease(
 
 
 def _wait_for_deletion(workspace: Workspace, say: Callable[[str], None]) -> None:
-    """Return when no deleter's lease is left that is renewed."""
-    seen: dict[Entry, float] = {}
+    """Wait until nobody renews a lease to delete."""
+    first_seen_at: dict[Entry, float] = {}
     has_said = False
     while True:
-        now, clock = time.time(), time.monotonic()
+        now, monotonic_now = time.time(), time.monotonic()
         leases = [entry for entry in _list_leases(workspace) if uris.basename(entry.uri).startswith(_DELETE_PREFIX)]
-        seen = {lease: seen.get(lease, clock) for lease in leases if now - lease.modified < DELETE_FORGOTTEN_S}
-        if all(clock - since > DELETE_LEASE_S for since in seen.values()):
+        leases = [lease for lease in leases if now - lease.modified < DELETE_FORGOTTEN_S]
+        first_seen_at = {lease: first_seen_at.get(lease, monotonic_now) for lease in leases}
+        if all(monotonic_now - since > DELETE_LEASE_S for since in first_seen_at.values()):
             return
         if not has_said:
             say("waiting for `imagemill gc`, which is deleting what nothing refers to")
@@ -113,8 +114,8 @@ def _list_leases(workspace: Workspace) -> Iterator[Entry]:
 def list_running_steps(workspace: Workspace) -> list[RunningStep]:
     """Return the steps whose leases count, by run and step.
 
-    A lease without effect: one not renewed for a day, and one older than the step's own record, which a step writes at
-    its end (where deleting is forbidden its lease stays).
+    Ignored are leases that were not renewed for a day, and those older than the step's own record, which a step writes
+    at its end (where deleting is forbidden its lease stays).
     """
     running = []
     for entry in _list_leases(workspace):
@@ -144,4 +145,7 @@ class DeleteLease(Lease):
     def check(self) -> None:
         """Raise TransientError if steps may have begun, because the lease was not renewed in time."""
         if time.time() - self.renewed > DELETE_LEASE_S / 2:
-            raise TransientError("this process or the store stood still; run again to go on from what is left")
+            raise TransientError(
+                "the lease of `imagemill gc` was not renewed in time: this process or the store stood still; run again "
+                "to delete the rest"
+            )

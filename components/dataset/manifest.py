@@ -31,9 +31,10 @@ KINDS = tuple(EXTRAS)
 MANIFEST = "_manifest.json"
 MIN_FILES_TO_LIST = 20
 """From this number of files on, sizes are read from a listing of their folder, which may hold more files."""
-LISTED_PER_FILE, STAT_THREADS = 50, 16
-"""Most files that are listed for each expected one (a thousand are one request), and files that are looked up at once
-where the listing did not name them."""
+MAX_LISTED_PER_FILE = 50
+"""Files that are listed for each expected one at most (one request lists a thousand)."""
+STAT_THREADS = 16
+"""Files that are looked up at once where the listing did not name them."""
 _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -168,12 +169,12 @@ class Dataset:
 def find_damaged(expected: Mapping[str, int]) -> dict[str, int | None]:
     """Return the size of each file that has another one than expected; None for a file that is gone.
 
-    Folders of many expected files are listed, but not to their end where most files are others, as in a pool of shards.
+    Folders of many expected files are listed, but not to their end where most files are others, as among shared shards.
     """
     sizes: dict[str, int] = {}
     for folder, number in count_values(uri.rpartition("/")[0] for uri in expected).items():
         if number >= MIN_FILES_TO_LIST:
-            entries = islice(get_store(folder).list(folder), LISTED_PER_FILE * number)
+            entries = islice(get_store(folder).list(folder), MAX_LISTED_PER_FILE * number)
             sizes |= {entry.uri: entry.size for entry in entries if entry.uri in expected}
     unseen = [uri for uri in expected if uri not in sizes]
     for uri, entry in zip(unseen, map_ordered(unseen, _stat, STAT_THREADS, lambda _: 0), strict=True):
@@ -195,8 +196,8 @@ def resolve_uri(base: str, relative_uri: str, up: int) -> str:
     """Make a manifest's relative URI absolute. It may climb `up` folders at most, so that a manifest from
     elsewhere can't point at the rest of the machine."""
     parts = relative_uri.split("/")
-    climbs = len([p for p in parts if p == ".."])
-    if relative_uri.startswith("/") or "://" in relative_uri or climbs > up or any(p == ".." for p in parts[climbs:]):
+    num_parents = len([p for p in parts if p == ".."])
+    if relative_uri.startswith("/") or "://" in relative_uri or num_parents > up or ".." in parts[num_parents:]:
         raise DatasetError(f"{base}/{MANIFEST}: {relative_uri!r} is not a relative URI inside the workspace")
     return uris.join(base, relative_uri)
 
@@ -247,7 +248,7 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
         raise wrong(f"{where} (kind)", f"one of {', '.join(KINDS)}", body.get("kind"))
     for member in fields(Manifest):
         if member.name not in ("image", "extra"):
-            body.setdefault(member.name, None)  # none of them has a default in JSON
+            body.setdefault(member.name, None)  # from_dict names a missing one
     image, extra = body.pop("image", None), body.pop("extra", None)
     manifest = Manifest.from_dict(body, where)
     if image is not None:

@@ -29,8 +29,8 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Policy:
-    """Retention beside the latest datasets, the champions, and what these refer to: the newest `keep_last` datasets of
-    each kind and name are kept, and what was written since `min_age_s` seconds ago."""
+    """Datasets to keep beside the latest ones, the champions, and what these refer to: the newest `keep_last` of each
+    kind and name, and files that are younger than `min_age_s` seconds."""
 
     keep_last: int = 3
     min_age_s: float = 86_400.0
@@ -64,7 +64,7 @@ class Snapshot:
 
 
 def hash_path(path: str) -> int:
-    """Return 64 bits for a path below the workspace. Where those of two are equal, a file too many is kept."""
+    """Return the 64-bit hash of a path below the workspace. A collision only keeps a file that could be deleted."""
     return xxhash.xxh3_64_intdigest(path.encode("utf-8", "surrogatepass"))
 
 
@@ -221,14 +221,14 @@ def _keep_champions(retention: Retention, workspace: Workspace, name: str, log: 
     """Keep every model that was promoted, with its evaluation; what it was made from only of the champion, and of the
     one before, to which a rollback returns."""
     models = {number: str(log[number].get("model", "")) for number in sorted(log, reverse=True)}
-    reigning = next(iter(models.values()))
-    excluded = {reigning, *log[max(log)].get("rolled_back", ())}
-    before = next((model for model in models.values() if model not in excluded), "")
+    champion = next(iter(models.values()))
+    excluded = {champion, *log[max(log)].get("rolled_back", ())}
+    previous = next((model for model in models.values() if model not in excluded), "")
     for number, model in models.items():
-        title = "the" if model == reigning else "the previous" if model == before else "an earlier"
+        rank = "the" if model == champion else "the previous" if model == previous else "an earlier"
         for uri in (model, str(log[number].get("evaluation", ""))):
             path = find_path(uri, workspace) if uri else ""
-            retention.keep(path, f"{title} champion of {name}", with_references=model in (reigning, before))
+            retention.keep(path, f"{rank} champion of {name}", with_references=model in (champion, previous))
 
 
 def count_newer(snapshots: Mapping[str, Snapshot]) -> Callable[[Snapshot], int]:

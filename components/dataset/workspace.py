@@ -99,7 +99,7 @@ class Workspace:
         """Replace the record of a listing: the source was read again, since its validators had not shown a change."""
         self.store.put(self.at("sources", f"{listing}.json"), _json(record))
 
-    # Names: hints for people and incremental runs, never a matter of correctness.
+    # Names: the newest datasets, for people and incremental runs; clean also continues the newest class list.
 
     def latest(self, name: str, kind: str) -> str:
         """Return the URI of the newest dataset of a kind under a name, or an empty string."""

@@ -1,7 +1,7 @@
-"""Finished parts: a retry, and a later snapshot, reuse what was done before.
+"""Finished parts, which a retry and a later snapshot reuse.
 
-A part is what one piece of work resulted in: files that are named by their content, and a record that lists them under
-a key of everything that they depend on. A record whose files are gone is worth nothing, and the work is done again.
+A part is the result of one task: files that are named by their content, and a record that lists them under a key of
+everything that they depend on. Where files of a record are gone, the task is done again.
 """
 
 from __future__ import annotations
@@ -48,12 +48,14 @@ class FinishedParts:
         return {name: record for name, (record, needed) in files.items() if all(file.uri in intact for file in needed)}
 
     def add(self, key: str, record: Record) -> None:
-        """Record a part. A record that is there lists the same files, unless they are gone: then it is replaced."""
+        """Write the record of a part. One that lists other files, which are gone, is replaced."""
         if not self.workspace.write_work_record(self.uri, key, record) and self.read({key: key}) != {key: record}:
             self.workspace.replace_work_record(self.uri, key, record)
 
-    def record(self, results: Iterable[tuple[TaskT, dict[str, Record]]]) -> Iterator[tuple[TaskT, dict[str, Record]]]:
-        """Yield the results of tasks, each the records of parts by their keys, when they are recorded."""
+    def record_results(
+        self, results: Iterable[tuple[TaskT, dict[str, Record]]]
+    ) -> Iterator[tuple[TaskT, dict[str, Record]]]:
+        """Write the records of each task's parts, given by their keys, and then yield the task and its records."""
         for task, records in results:
             for key, record in records.items():
                 self.add(key, record)

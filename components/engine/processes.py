@@ -1,7 +1,7 @@
 """Executors of tasks on this machine: threads, and processes for work that holds Python's lock.
 
-Processes and not concurrent.futures': a worker that dies breaks its whole pool there, without saying which task it had
-or how it ended. And its workers import the program that started them, which may be KFP's; those here run
+Not `concurrent.futures.ProcessPoolExecutor`: there a worker that dies breaks the whole pool, and which task it had and
+how it ended is lost. Its workers also import the program that started them, which may be KFP's; those here run
 `python -m imagemill.components.engine.processes`.
 """
 
@@ -27,38 +27,38 @@ from ..step.runner_exit import RUNNER_PID, exit_with_runner
 from ..storage.errors import EXIT_OURS, describe_internal_error
 from .tasks import TASKS_PER_WORKER, Failure, Result, TaskFunction, WorkerLost, run_work
 
-Shared = tuple[TaskFunction, tuple[Any, ...]]
-"""The work, and its arguments beside the task: sent to a worker once."""
-Job = tuple[int, Any, Shared]
-"""A submitted task: its handle, the task, and what it has in common with others."""
+WorkAndArguments = tuple[TaskFunction, tuple[Any, ...]]
+"""A function and its arguments beside the task, which are sent to a worker once for many tasks."""
+Submitted = tuple[int, Any, WorkAndArguments]
+"""A submitted task: its handle, the task, and its work."""
 
 
 @dataclass
 class _Worker:
-    """A worker process and the jobs that it has, of which it does the first. `shared`: of the last one."""
+    """A worker process with the tasks that were sent to it, of which it does the first. `work`: of the last one."""
 
     popen: subprocess.Popen[bytes]
     connection: Connection
-    jobs: list[Job] = field(default_factory=list)
-    shared: Shared | None = None
+    submitted: list[Submitted] = field(default_factory=list)
+    work: WorkAndArguments | None = None
 
     @classmethod
     def start(cls) -> _Worker:
-        connection, other = multiprocessing.Pipe()
+        connection, worker_end = multiprocessing.Pipe()
         environment = os.environ | {RUNNER_PID: str(os.getpid()), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", f"{__package__}.processes", str(other.fileno())]
-        with other:
+        command = [sys.executable, "-m", f"{__package__}.processes", str(worker_end.fileno())]
+        with worker_end:
             popen = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=2, env=environment, pass_fds=[other.fileno()]
-            )
+                command, stdin=subprocess.DEVNULL, stdout=2, env=environment, pass_fds=[worker_end.fileno()]
+            )  # stdout is for the result of a command: what a worker prints goes to stderr
         return cls(popen, connection)
 
-    def send(self, job: Job) -> None:
-        _, task, shared = job
-        self.jobs.append(job)
+    def send(self, submitted: Submitted) -> None:
+        _, task, work = submitted
+        self.submitted.append(submitted)
         with suppress(OSError):  # it has ended, which the next wait finds
-            self.connection.send((None if shared is self.shared else shared, task))
-        self.shared = shared
+            self.connection.send((None if work is self.work else work, task))
+        self.work = work
 
     def stop(self) -> None:
         self.popen.kill()
@@ -81,7 +81,7 @@ class Processes:
     def __init__(self, step: str, number: int) -> None:
         self.step, self.number = step, number
         self._workers: list[_Worker] = []
-        self._shared: Shared | None = None
+        self._work: WorkAndArguments | None = None
         self._results: dict[int, Result | Failure | WorkerLost] = {}
         self._last_handle = 0
 
@@ -97,19 +97,19 @@ class Processes:
         return TASKS_PER_WORKER * self.number
 
     def submit(self, work: TaskFunction, task: Any, arguments: tuple[Any, ...]) -> int:
-        if self._shared is None or self._shared[0] is not work or self._shared[1] is not arguments:
-            self._shared = work, arguments
+        if self._work is None or self._work[0] is not work or self._work[1] is not arguments:
+            self._work = work, arguments
         self._last_handle += 1
-        self._assign((self._last_handle, task, self._shared))
+        self._assign((self._last_handle, task, self._work))
         return self._last_handle
 
-    def _assign(self, job: Job) -> None:
-        """Send a job to the worker with the fewest; start one where all have work and more are allowed."""
-        worker = min(self._workers, key=lambda worker: len(worker.jobs), default=None)
-        if worker is None or (worker.jobs and len(self._workers) < self.number):
+    def _assign(self, submitted: Submitted) -> None:
+        """Send a task to the worker with the fewest; start one where all have tasks and more are allowed."""
+        worker = min(self._workers, key=lambda worker: len(worker.submitted), default=None)
+        if worker is None or (worker.submitted and len(self._workers) < self.number):
             worker = _Worker.start()
             self._workers.append(worker)
-        worker.send(job)
+        worker.send(submitted)
 
     def wait(self, handles: Sequence[int]) -> Sequence[int]:
         while not self._results:
@@ -121,15 +121,15 @@ class Processes:
     def _receive(self, worker: _Worker) -> None:
         """Take a result from a worker; if it has ended, its first task is lost and the others go to other workers."""
         try:
-            self._results[worker.jobs[0][0]] = worker.connection.recv()
-            del worker.jobs[0]
+            self._results[worker.submitted[0][0]] = worker.connection.recv()
+            del worker.submitted[0]
         except (EOFError, OSError):
             reason = worker.describe_end()
             self._workers.remove(worker)
             worker.stop()
-            self._results |= {job[0]: WorkerLost(reason) for job in worker.jobs[:1]}
-            for job in worker.jobs[1:]:
-                self._assign(job)
+            self._results |= {handle: WorkerLost(reason) for handle, _, _ in worker.submitted[:1]}
+            for submitted in worker.submitted[1:]:
+                self._assign(submitted)
 
     def get_result(self, handle: int) -> Result:
         result = self._results.pop(handle)
@@ -175,7 +175,7 @@ def main() -> int:
     exit_with_runner()
     hide_pandas()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent ends it orderly
-    shared: Any = None
+    work: Any = None
     with Connection(int(sys.argv[1])) as connection:
         while True:
             try:
@@ -183,9 +183,9 @@ def main() -> int:
             except EOFError:
                 return 0
             try:
-                changed, task = pickle.loads(message)
-                shared = changed or shared
-                result = run_work(shared[0], task, shared[1])
+                new_work, task = pickle.loads(message)
+                work = new_work or work
+                result = run_work(work[0], task, work[1])
             except Exception as error:  # of any kind: the parent waits for an answer
                 traceback.print_exc()
                 result = Failure(describe_internal_error(error), EXIT_OURS)

@@ -47,9 +47,9 @@ HEAD_TIMEOUT_S = 180.0
 REQUEST_TIMEOUT_S = (10, 60)
 """Seconds to connect and to read: Ray's client itself sets no limit."""
 _OUTCOME_LINE = re.compile(r"error: |done \(|there already \(")
-"""The last line of a step's log: this process writes it, too."""
+"""The last line of a step's log, which is not forwarded: this process writes its own."""
 _TOTALS_LINE = re.compile(r"\[resize\] [\d,]+ images of \d")
-"""The line before it in resize's log, likewise where the step submits the job itself."""
+"""The line before it in resize's log, which is not forwarded either where the step submits the job itself."""
 ConfigT = TypeVar("ConfigT", bound=StepConfig)
 
 
@@ -119,7 +119,7 @@ def forward_log_line(step: str, line: str) -> None:
 
 def write_pending_record(job_id: str, context: Context) -> None:
     """Write a failed record before a job is submitted, so that an earlier attempt's is not taken for the job's."""
-    record = StepRecord(error=f"the Ray job {job_id} has not said how it ended", exit_code=EXIT_TRANSIENT)
+    record = StepRecord(error=f"the Ray job {job_id} has not recorded a result", exit_code=EXIT_TRANSIENT)
     context.workspace.write_step_record(context.run, context.step, record)
 
 
@@ -227,7 +227,7 @@ class _StepJobs:
             if dataset := find_intact_dataset(self.uri):
                 return dataset
             raise UserError(f"{_describe_unreadable(self.context.workspace.uri)}, or by another imagemill: the Ray job "
-                            f"{job_id} succeeded and there is no dataset {self.uri}")  # fmt: skip
+                            f"{job_id} succeeded but there is no dataset {self.uri}")  # fmt: skip
         if info.status == "STOPPED":
             raise TransientError(f"the Ray job {job_id} was stopped")
         record = read_own_record(self.config, self.context)

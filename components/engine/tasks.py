@@ -80,7 +80,7 @@ def run_tasks(
     """Yield (task, `work(task, *arguments)`) as they finish.
 
     `tasks` may yield None for no task before the next result. A task that is lost with its worker or node is submitted
-    again, up to `MAX_WORKER_FAILURES` times; the first error of a task itself ends the work and is raised.
+    again, up to `MAX_WORKER_FAILURES` times; an error that a task itself raises ends the work.
     """
     running: dict[Any, TaskT] = {}
     lost: list[TaskT] = []
@@ -160,8 +160,10 @@ class WorkerFailureCounter:
             return
         text = f"{task.key}: its {task.rows:,} rows lost their worker {losses} times, last because {reason}"
         if not self.finished:
-            raise TransientError(f"{text}; no task was finished: nothing can run here")
-        raise MillError(f"{text}; {self.finished:,} tasks were finished meanwhile, so it is these rows' images")
+            raise TransientError(f"{text}; no task has finished: look at the workers' memory and image")
+        raise MillError(
+            f"{text}; {self.finished:,} tasks were finished meanwhile, so these images probably crash a worker"
+        )
 
 
 AUTO, THREADS, PROCESSES, RAY = "auto", "threads", "processes", "ray"

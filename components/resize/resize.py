@@ -193,7 +193,7 @@ class _TensorsBuild:
 
     def _record_finished(self, results: Iterable[tuple[ResizeTask | RewriteTask, dict[str, Any]]]) -> None:
         """Record the shards that tasks have written."""
-        for task, records in self.parts.record(results):
+        for task, records in self.parts.record_results(results):
             self.finished |= {key: FinishedShard.from_record(record) for key, record in records.items()}
             self.progress.add(task.rows)
 

@@ -46,7 +46,7 @@ def option(
     `in_fingerprint`: another value gives another dataset (threads, addresses, URIs and display never do).
     `low`, `high`: the inclusive range of a number.
     `by_preset`: while the option is unset, a preset overrules the default.
-    `fallback`: what the step takes for a default of None in the end, if neither the user nor the data says another.
+    `fallback`: the value that means the same as None; like a default, it is not part of the fingerprint.
     """
     metadata = {"help": help, "in_fingerprint": in_fingerprint, "choices": choices, "low": low, "high": high}
     metadata |= {"by_preset": by_preset, "fallback": default if fallback is None else fallback}
@@ -98,11 +98,12 @@ class StepConfig:
         in_fingerprint=False,
     )  # fmt: skip
     name: str = option(
-        "", "what belongs together in one workspace: class list, champion (default: the last part of the source)",
+        "", "whose images, class list and champion these are: runs of one name build on each other (default: the last "
+        "part of the source)",
         in_fingerprint=False,
     )  # fmt: skip
     rerun: str = option(
-        "", "steps to run again though their dataset is there, separated by commas", in_fingerprint=False
+        "", "steps to run again even if their dataset exists, separated by commas", in_fingerprint=False
     )
     run: str = option("", "the run this step belongs to: its records go to runs/<run>/", in_fingerprint=False)
 
@@ -114,7 +115,7 @@ class StepConfig:
 
     @classmethod
     def derive_unset(cls, requested: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what a request's presets say of options `by_preset`, which holds for those that are not requested."""
+        """Return the values of a request's preset for options `by_preset`; they hold where these are unset."""
         preset = presets.PRESETS.get(requested.get("preset", ""))
         by_preset = {field.name for field in fields(cls) if field.metadata["by_preset"]}
         return {name: value for name, value in preset.values.items() if name in by_preset} if preset else {}

@@ -141,7 +141,7 @@ class Step:
         exit_with_runner()
         set_passive_waiting()
         started = time.monotonic()
-        record = StepRecord(inputs=self._inputs(config))
+        record = StepRecord(inputs=self._digest_inputs(config))
         run = config.run or new_run(self.name)
         workspace: Workspace | None = None
         try:
@@ -182,9 +182,9 @@ class Step:
         outcome = self.run(config, context)
         seconds = round(time.monotonic() - started, 3)
         values = vars(outcome) | {"state": CACHED}
-        return StepRecord(**values, inputs=self._inputs(config), seconds=seconds)
+        return StepRecord(**values, inputs=self._digest_inputs(config), seconds=seconds)
 
-    def _inputs(self, config: StepConfig) -> str:
+    def _digest_inputs(self, config: StepConfig) -> str:
         """Return the digest by which a retry recognizes the same inputs."""
         return digest({**dataclasses.asdict(config), "step": self.name})
 
@@ -296,7 +296,7 @@ class Step:
             if result and not Path(result).absolute().parent.is_dir():
                 raise wrong("--result", "a file in a folder that is there", result)
             section = self._section(sections, {} if is_file else values)
-            is_of_a_run = values.get("run") or os.environ.get(RUN_ENV)  # and has the run's values
+            is_of_a_run = values.get("run") or os.environ.get(RUN_ENV)  # whose values count, and no variables
             places = {} if is_of_a_run else self._find_variables()
             variables = {name: os.environ[variable] for name, variable in places.items() if name not in values}
             requested = section | variables | self._unset_blanks(values)  # flags over variables over a file
@@ -332,7 +332,7 @@ class Step:
         try:
             write()
         except (MillError, OSError) as error:
-            say(self.name, f"error: what the step made could not be handed over: {error}")
+            say(self.name, f"error: the step's results could not be written for the orchestrator: {error}")
             return error.exit_code if isinstance(error, MillError) else EXIT_OURS
         return EXIT_OK
 

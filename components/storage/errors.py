@@ -68,8 +68,8 @@ log = logging.getLogger("imagemill")
 DEADLINE_S = 12.0
 """Seconds after the first failure within which the last attempt must end."""
 FAIL_FAST_S = 30.0
-"""Seconds after a failed operation in which the next ones are tried once: records and logs that a step still has to
-write do not each wait again for a store that is gone."""
+"""Seconds after an operation has failed for good in which others of the service are tried only once: the records and
+logs that a step still has to write do not each wait again for a store that is gone."""
 
 _given_up_at: dict[str, float] = {}
 """Service → time of the last operation that failed for good, by `time.monotonic`."""
@@ -78,8 +78,9 @@ _given_up_at: dict[str, float] = {}
 def with_retry(
     operation: Callable[[], T], description: str, deadline_s: float = DEADLINE_S, *, service: str = "storage"
 ) -> T:
-    """Return `operation()`, repeated after each TransientError while another attempt, if it takes as long as the last
-    one, would end within `deadline_s` seconds of the first failure.
+    """Return `operation()`, tried again after TransientErrors until `deadline_s` seconds after the first failure.
+
+    The last attempt is one that would end before the deadline if it took as long as the one before.
 
     The waits follow exponential backoff with full jitter (AWS Architecture Blog, "Exponential Backoff
     And Jitter"): uniform up to 0.25 · 2ⁿ seconds, at most 4, and 0.1 more. The first failure is logged, in one line;

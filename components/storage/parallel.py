@@ -79,7 +79,7 @@ def memory_limit() -> int:
 
 
 def max_workers(worker_bytes: int, base_bytes: int = 0) -> int:
-    """Return the number of worker processes: one a core, as far as the memory goes.
+    """Return the number of worker processes: one per core, as far as memory allows.
 
     A worker takes `worker_bytes`, everything else `base_bytes`. A pod without a CPU limit sees all cores of its node,
     and has memory for few.

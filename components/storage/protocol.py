@@ -47,14 +47,14 @@ class Store(Protocol):
         """Write atomically unless the object exists; True for the one writer that was first."""
 
     def discard(self, uri: str) -> None:
-        """Remove work in progress that is no longer needed, if that is allowed; silent otherwise."""
+        """Delete an object of work in progress, if that is possible; errors are ignored."""
 
     def delete(self, uris: Sequence[str]) -> None:
         """Delete objects, in any order and in batches; those that do not exist are no error. Folders that are then
         empty go, too."""
 
     def publish(self, path: Path, uri: str) -> None:
-        """Move the local file `path` to a name made of its content; nothing to do if that exists."""
+        """Move the local file `path` to `uri`, a name made of its content's hash, unless that exists."""
 
     def scratch(self, uri: str) -> Path:
         """Create a local folder for files that will be published below `uri`; the caller removes it."""

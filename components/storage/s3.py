@@ -31,7 +31,7 @@ _REFUSED_CODES = {
 _ABSENT_CODES = {"NoSuchKey", "404", "NotFound"}
 _TRANSIENT_CODES = {"ConditionalRequestConflict", "RequestTimeout", "SlowDown", "InternalError", "ServiceUnavailable"}
 MAX_DELETED_KEYS = 1000
-"""Of one DeleteObjects request."""
+"""Maximum number of keys in one DeleteObjects request."""
 
 
 class S3Store:
@@ -113,7 +113,7 @@ class S3Store:
         with_retry(write, f"write {uri}")
 
     def put_if_absent(self, uri: str, data: bytes) -> bool:
-        """Send a plain PUT with `If-None-Match: *`: 412 = another writer was first, 409 = two at once, so again."""
+        """Send a plain PUT with `If-None-Match: *`: 412 = another writer was first, 409 = at the same time, retried."""
         bucket, key = split_s3(uri)
         attempts = 0
 

@@ -57,11 +57,11 @@ class LocalStore:
         return Entry(uri, status.st_size, str(status.st_mtime_ns), status.st_mtime)
 
     def list(self, uri: str) -> Iterator[Entry]:
-        """Symbolic links are followed, to folders too, but never into a circle."""
+        """List recursively; symbolic links are followed, to folders too, except in circles."""
         yield from self._list(uri, ())
 
     def _list(self, uri: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
-        """`ancestors`: (device, inode) of the folders above."""
+        """List a folder; `ancestors`: (device, inode) of the folders above it."""
         with map_disk_errors(uri):
             try:
                 status = Path(uri).stat()
@@ -110,7 +110,7 @@ class LocalStore:
             path.unlink(missing_ok=True)
 
     def scratch(self, uri: str) -> Path:
-        """Below `uri` itself, so that publishing is a link and never a copy."""
+        """Create the folder below `uri` itself, so that publishing is a hard link and never a copy."""
         with map_disk_errors(uri):
             Path(uri).mkdir(parents=True, exist_ok=True)
             for leftover in Path(uri).glob(f"{_SCRATCH}*"):  # of a step that was killed; no shard takes a day

@@ -66,6 +66,6 @@ def test_storage_error_while_writing_outputs_is_transient(
         with pytest.raises(SystemExit) as ended:
             DOWNLOAD.component("", str(tmp_path / "a"), dataset="folder", source=str(photos), workspace=f"{tmp_path}/w")
         assert ended.value.code == 75
-    assert capsys.readouterr().err.count("could not be handed over: the store does not answer") == 2
+    assert capsys.readouterr().err.count("could not be written for the orchestrator: the store does not answer") == 2
     assert DOWNLOAD.main(words) == 0
     assert (tmp_path / "o" / "state").read_text() == "cached"
