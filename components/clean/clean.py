@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ..dataset.kinds import CleanExtra, CleanImage, RawExtra
-from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, digest, fingerprint
+from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, digest, find_dataset, fingerprint
 from ..dataset.shards import READ_THREADS, read_columns, read_file
 from ..engine.ray_job import make_job_config
 from ..imaging.pixel_options import COLORS
@@ -17,7 +17,7 @@ from ..storage import uri as uris
 from ..storage.errors import MillError, UserError
 from .audit_html import Picture, find_pictures, write_audit
 from .candidates import Candidates, read_candidates
-from .config import VERSION, CleanConfig
+from .config import DECISION_FIELDS, LABEL_FIELDS, VERSION, CleanConfig
 from .decide import decide
 from .drift import check_drift
 from .final_files import KeptCounts, KeptRows, write_final_files
@@ -90,8 +90,21 @@ def clean(config: CleanConfig, context: Context) -> Outcome:
     """Find the clean dataset of this raw dataset, config and class list, or build it."""
     target = find_target(config, context)
     existing = context.find(target.uri)
+    if existing is None:
+        _report_changed_options(target, context)
     dataset = existing or _build_dataset(target.raw, target.uri, target.rules, context)
     return target.report(dataset, CACHED if existing else RAN, context)
+
+
+def _report_changed_options(target: Target, context: Context) -> None:
+    """Say which options of rows differ from those of the last clean dataset, whose images can't be reused then."""
+    latest = context.workspace.latest(target.name, "clean")
+    if not latest or (dataset := find_dataset(latest)) is None:
+        return
+    before, now = dataset.manifest.config, target.config.manifest_values()
+    names = [name for name in before if name not in (*LABEL_FIELDS, *DECISION_FIELDS) and before[name] != now.get(name)]
+    if names:
+        context.say(f"options that differ from {context.workspace.relative(latest)}: {', '.join(names)}")
 
 
 def _build_dataset(raw: Dataset, uri: str, rules: RowRules, context: Context) -> Dataset:

@@ -277,8 +277,15 @@ def _explain_not_comparable(challenger: Dataset, champion: Dataset) -> str:
 
 
 def read_score(evaluation: Dataset, metric: str) -> float:
-    """Return a score on all test images; 0 where the evaluation has none."""
-    return float(EvaluationExtra.of(evaluation.manifest).metrics.get(metric, 0.0))
+    """Return a score on all test images; 0 where there are none.
+
+    Balanced accuracy is the mean recall of the classes, which evaluations of several labels per image do not sum up.
+    """
+    extra = EvaluationExtra.of(evaluation.manifest)
+    if metric == "balanced_accuracy" and metric not in extra.metrics:
+        recalls = [scores.recall for scores in extra.per_class if scores.support]
+        return sum(recalls) / max(1, len(recalls))
+    return extra.metrics.get(metric, 0.0)
 
 
 def _describe_images(pair: PairedPredictions) -> str:

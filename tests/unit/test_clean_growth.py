@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_clean_rules import encoded, noise, raw_dataset, raw_row, run_clean, table_of
@@ -63,3 +65,17 @@ def test_added_images_change_no_earlier_row(rows: list[Any], options: dict[str, 
         ]
         olds = {row["image_id"] for row in before}
         assert orders[0] == [image_id for image_id in orders[1] if image_id in olds]
+
+
+def test_options_by_which_earlier_images_are_cleaned_again_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = raw_dataset(tmp_path, [make_row(n, ("ab"[n % 2], None, None)) for n in range(40)])
+    for options, expected in (
+        ({}, None),
+        ({"near_duplicates": "off", "outliers": "off"}, None),  # read by the decision on all images
+        ({"near_duplicates": "off", "color": "gray", "val_fraction": 0.2}, "color, val_fraction"),
+    ):
+        clean = run_clean(tmp_path, raw, **options)
+        named = re.findall(r"options that differ from clean/[0-9a-f]{16}: (.+)", capsys.readouterr().err)
+        assert sorted(", ".join(named).split(", ")) == sorted((expected or "").split(", ")), clean.uri

@@ -21,7 +21,7 @@ from sklearn.metrics import accuracy_score, average_precision_score, f1_score, p
 from test_multi_label_numbers import mean_loss
 
 from imagemill.components.clean.schema import make_clean_layout, make_clean_schema
-from imagemill.components.dataset.kinds import CleanExtra, CleanImage, RawExtra
+from imagemill.components.dataset.kinds import CleanExtra, CleanImage, EvaluationExtra, RawExtra
 from imagemill.components.dataset.labels import MULTI, SINGLE
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit, read_dataset
 from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
@@ -35,6 +35,7 @@ from imagemill.components.evaluate.scores import align_classes, make_scorer
 from imagemill.components.metrics.calibration import ece
 from imagemill.components.models.artifact import Normalize, load_model
 from imagemill.components.promote.config import PromoteConfig
+from imagemill.components.promote.gate import read_score
 from imagemill.components.promote.mistakes import LabelErrors
 from imagemill.components.promote.promote import promote
 from imagemill.components.promote.thumbnails import GALLERY_PER_CLASS, _ClassSample, sample_classes
@@ -359,6 +360,13 @@ def test_multi_label_report_shows_labels_instead_of_a_confusion_matrix(multi: Ch
     assert "Worst mistakes" in page and re.search(r" labels? wrong<span class=\"file\"", page)
     _, page = promote_and_report(multi, "weak")
     assert "Against the champion" in page and "F1 by class" in page
+
+
+def test_gate_judges_several_labels_by_the_mean_recall_of_classes(evaluation: Dataset) -> None:
+    extra = EvaluationExtra.of(evaluation.manifest)
+    assert "balanced_accuracy" not in extra.metrics
+    expected = np.mean([scores.recall for scores in extra.per_class])
+    assert read_score(evaluation, "balanced_accuracy") == pytest.approx(expected) and expected > 0
 
 
 def test_the_worst_mistakes_come_first(tmp_path: Path) -> None:
