@@ -5,18 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import torch
 from safetensors.torch import save
 from stored import write_split
 
-from imagemill.components.dataset.kinds import ImageSpec, TensorsExtra
-from imagemill.components.dataset.manifest import Dataset, Manifest, Parent, Totals, commit, read_dataset
+from imagemill.components.dataset.kinds import ImageSpec, ModelExtra, TensorsExtra
+from imagemill.components.dataset.manifest import Dataset, File, Manifest, Parent, Totals, commit, read_dataset
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.models.artifact import ModelSpec, build_network
@@ -38,7 +40,7 @@ def pictures(number: int, size: int = 16) -> npt.NDArray[np.uint8]:
     return np.random.default_rng(number).integers(0, 256, (number, size, size, 3)).astype(np.uint8)
 
 
-def make_tensors(workspace: Path, train: int = 40, val: int = 10, size: int = 32) -> Dataset:
+def make_tensors(workspace: Path, train: int = 40, val: int = 10, size: int = 32, image: ImageSpec = IMAGE) -> Dataset:
     """Noisy pictures for training and validation, of two classes that differ in brightness. The clean dataset that they
     come from is not there any more."""
     uri = str(workspace / "tensors" / "01")
@@ -49,7 +51,7 @@ def make_tensors(workspace: Path, train: int = 40, val: int = 10, size: int = 32
             images = pictures(number, size) // 2 + (np.array(labels) * 90).astype(np.uint8)[:, None, None, None]
             files.append(write_split(uri, split, images, labels, group=16))
     by_split = {split: number for split, number in (("train", train), ("val", val)) if number}
-    image = replace(IMAGE, shape=(size, size, 3))
+    image = replace(image, shape=(size, size, 3))
     return commit(
         uri,
         Manifest(
@@ -83,6 +85,37 @@ def trainer(
     return Trainer(
         network, tensors, config, device, uri, context, comm or Communicator(), solution=solution, target=target
     )
+
+
+class Killed(Exception):
+    """Raised in place of a lost machine."""
+
+
+def raise_killed() -> None:
+    raise Killed
+
+
+def call_before_batch(training: Trainer, epoch: int, number: int, function: Callable[[], None]) -> None:
+    """Call `function` before a batch of an epoch, both counted from 0."""
+    step = training.stepper.train_batch
+
+    def train_batch(batch: Any, batch_epoch: int, *more: Any) -> torch.Tensor:
+        if (batch_epoch, batch.number) == (epoch, number):
+            function()
+        return step(batch, batch_epoch, *more)
+
+    training.stepper.train_batch = train_batch  # type: ignore[method-assign]
+
+
+def run_killed(training: Trainer, epoch: int, number: int) -> None:
+    """Run a training that is lost before a batch of an epoch."""
+    call_before_batch(training, epoch, number, raise_killed)
+    with pytest.raises(Killed):
+        training.run()
+
+
+def assert_equal_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:
+    torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=0, atol=0)
 
 
 def history_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -119,13 +152,22 @@ def finish(process: subprocess.Popen[str], timeout: float = 420) -> tuple[int, s
     return process.returncode, output
 
 
-def commit_model(workspace: Path | str, spec: ModelSpec, name: str = "feed") -> Dataset:
-    """Commit a model of random weights, as training does."""
+def commit_model(
+    workspace: Path | str, spec: ModelSpec, name: str = "feed", network: torch.nn.Module | None = None,
+    files: tuple[File, ...] = (), **extra: Any,
+) -> Dataset:  # fmt: skip
+    """Commit a model, by default of random weights, as training does; `files` beside weights and description."""
     torch.manual_seed(3)
-    network, uri = build_network(spec), f"{workspace}/model/{name}"
+    network, uri = network or build_network(spec), f"{workspace}/model/{name}"
     weights = publish_bytes(uri, save(network.state_dict()), "model-", ".safetensors")
-    files = (weights, publish_bytes(uri, spec.to_json(), "model-", ".json"))
-    return commit(uri, Manifest("model", name, classes=spec.classes, task=spec.task, files=files, image=spec.image))
+    files = (weights, publish_bytes(uri, spec.to_json(), "model-", ".json"), *files)
+    return commit(
+        uri,
+        Manifest(
+            "model", name, classes=spec.classes, task=spec.task, files=files, image=spec.image,
+            extra=ModelExtra(**extra),
+        ),
+    )  # fmt: skip
 
 
 def model_of(workspace: Path) -> Dataset:

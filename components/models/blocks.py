@@ -9,6 +9,7 @@ have another name in each of them; both act in training mode only.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from os.path import commonpath
 from typing import TYPE_CHECKING, Any, cast
 
@@ -84,6 +85,18 @@ def _iter_units(module: torch.nn.Module, prefix: str) -> Iterator[tuple[str, tor
             yield from _iter_units(child, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", child
+
+
+@contextmanager
+def evaluation_mode(network: torch.nn.Module) -> Iterator[None]:
+    """Set evaluation mode; at the end each module has the mode that it had before."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def set_dropout(network: torch.nn.Module, p: float) -> None:

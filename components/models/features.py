@@ -148,17 +148,8 @@ class LinearProbe:
     @classmethod
     def read(cls, model: Dataset) -> LinearProbe | None:
         """Return the probe of a model; None where it has none. DatasetError for a broken file."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
-
-        for file in model.files(PROBE):
-            uri = model.locate(file)
-            try:
-                arrays: dict[str, Any] = load(get_store(uri).read(uri))
-                return cls(arrays["weight"], arrays["bias"])
-            except (SafetensorError, KeyError, FileNotFoundError) as error:
-                raise DatasetError(f"{uri}: expected the weights of a linear probe, found {error!r}") from None
-        return None
+        arrays = _read_arrays(model, PROBE, ("weight", "bias"), "the weights of a linear probe")
+        return cls(**arrays) if arrays else None
 
 
 @dataclass(frozen=True)
@@ -209,17 +200,24 @@ class OodDetector:
     @classmethod
     def read(cls, model: Dataset) -> OodDetector | None:
         """Return the detector of a model; None where it has none. DatasetError for a broken file."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import load
+        arrays = _read_arrays(model, OOD, ("bank", "threshold", "rate"), "an out-of-distribution detector")
+        return cls(arrays["bank"], float(arrays["threshold"][0]), float(arrays["rate"][0])) if arrays else None
 
-        for file in model.files(OOD):
-            uri = model.locate(file)
-            try:
-                arrays = load(get_store(uri).read(uri))
-                return cls(arrays["bank"], float(arrays["threshold"][0]), float(arrays["rate"][0]))
-            except (SafetensorError, KeyError, FileNotFoundError) as error:
-                raise DatasetError(f"{uri}: expected an out-of-distribution detector, found {error!r}") from None
-        return None
+
+def _read_arrays(model: Dataset, role: str, names: Sequence[str], expected: str) -> dict[str, Any]:
+    """Return the named arrays of a model's file with that role; empty where it has none. DatasetError for a broken
+    file."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    for file in model.files(role):
+        uri = model.locate(file)
+        try:
+            arrays = load(get_store(uri).read(uri))
+            return {name: arrays[name] for name in names}
+        except (SafetensorError, KeyError, FileNotFoundError) as error:
+            raise DatasetError(f"{uri}: expected {expected}, found {error!r}") from None
+    return {}
 
 
 def normalize(features: Floats) -> Floats:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Sequence
 from functools import cache
+from itertools import chain
 
 from ..storage.errors import UserError, wrong
 from . import timm_models
@@ -87,7 +89,7 @@ def _timm_preset(name: str) -> ModelPreset | None:
         config = timm_models.pretrained_config(name)
     except UserError:
         return None
-    normalization = normalization_named(list(config.mean), list(config.std)) if config else ""
+    normalization = name_normalization(config.mean, config.std) if config else ""
     if not normalization or config.interpolation not in ("bilinear", "bicubic"):
         return None
     size, squash = config.input_size[-1], config.crop_mode == "squash"
@@ -100,19 +102,19 @@ def _installed_preset(name: str) -> ModelPreset | None:
     a normalization or interpolation that has no name here."""
     backbone, colon, weights = name.partition(":")
     transforms = installed_transforms(backbone, weights if colon else "DEFAULT")
-    normalization = normalization_named(transforms.mean, transforms.std) if transforms else ""
+    normalization = name_normalization(transforms.mean, transforms.std) if transforms else ""
     if not normalization or transforms.interpolation.value not in ("bilinear", "bicubic", "lanczos"):
         return None
     sizes = transforms.crop_size[0], transforms.resize_size[0]
     return ModelPreset(*sizes, transforms.interpolation.value, normalization)
 
 
-def normalization_named(mean: list[float], std: list[float]) -> str:
-    """Return the name of a mean and standard deviation of red, green and blue; empty where it has none."""
+def name_normalization(mean: Sequence[float], std: Sequence[float], color: str = "rgb") -> str:
+    """Return the name of a mean and standard deviation of a color's channels; empty where it has none."""
     values = [*mean, *std]
-    for name, (preset_mean, preset_std) in NORMALIZATIONS.items():
-        reference = [*preset_mean, *preset_std]
-        if len(reference) == len(values) and all(abs(a - b) < 1e-6 for a, b in zip(reference, values, strict=True)):
+    for name in NORMALIZATIONS:
+        reference = [*chain(*mean_and_std(name, color))]
+        if len(reference) == len(values) and all(abs(a - b) < 1e-4 for a, b in zip(reference, values, strict=True)):
             return name
     return ""
 

@@ -70,21 +70,24 @@ def pretrained_config(backbone: str, weights: str = "DEFAULT") -> Any:
 
     `weights` DEFAULT are those of the name's tag, or else timm's own choice for the architecture.
     """
+    from timm.models import get_pretrained_cfg
+
     name, tag = split_name(backbone)
     try:
-        model_name = ".".join(filter(None, (name, tag if weights == "DEFAULT" else weights)))
-        return _timm().models.get_pretrained_cfg(model_name)
+        return get_pretrained_cfg(".".join(filter(None, (name, tag if weights == "DEFAULT" else weights))))
     except RuntimeError:  # no such tag
         return None
 
 
 def check_tag(backbone: str, weights: str) -> None:
     """Raise UserError for weights that timm does not have for the architecture."""
+    import timm
+
     name, tag = split_name(backbone)
     requested = tag if weights == "DEFAULT" else weights
     if tag and requested != tag:
         raise wrong("weights", f"DEFAULT or {tag}, which {backbone} names", weights)
-    tags = [model_name.partition(".")[2] for model_name in _timm().list_pretrained(f"{name}.*")]
+    tags = [model_name.partition(".")[2] for model_name in timm.list_pretrained(f"{name}.*")]
     if not tags or (requested and requested not in tags):
         expected = f"one of DEFAULT, {', '.join(tags)} for {PREFIX}{name}" if tags else f"none for {PREFIX}{name}"
         raise wrong("weights", expected, requested or weights)
@@ -99,6 +102,8 @@ def create_network(
     depth.
     UserError for a size that it does not take, or stochastic depth that it does not have.
     """
+    import timm
+
     name, tag = split_name(backbone)
     options: dict[str, Any] = {"num_classes": classes, "in_chans": channels, "drop_rate": dropout}
     options |= {"drop_path_rate": drop_path}
@@ -106,7 +111,7 @@ def create_network(
         options["img_size"] = size
     while True:
         try:
-            network: torch.nn.Module = _timm().create_model(f"{name}{tag and '.'}{tag}", pretrained=False, **options)
+            network: torch.nn.Module = timm.create_model(f"{name}{tag and '.'}{tag}", pretrained=False, **options)
             return network
         except TypeError as error:
             unknown = next((key for key in ("drop_path_rate", "drop_rate") if f"'{key}'" in str(error)), "")
@@ -122,7 +127,9 @@ def convert_weights(backbone: str, state: dict[str, torch.Tensor], network: torc
     architecture; position embeddings and tables of relative positions are resampled."""
     import sys
 
-    entrypoint = _timm().models.model_entrypoint(split_name(backbone)[0])
+    from timm.models import model_entrypoint
+
+    entrypoint = model_entrypoint(split_name(backbone)[0])
     convert = getattr(sys.modules[entrypoint.__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return state
@@ -131,9 +138,3 @@ def convert_weights(backbone: str, state: dict[str, torch.Tensor], network: torc
     except (KeyError, RuntimeError, ValueError, AttributeError, IndexError, AssertionError) as error:
         raise wrong("weights", f"weights of {backbone}", f"others: {type(error).__name__}: {error}") from None
     return converted
-
-
-def _timm() -> Any:
-    import timm
-
-    return timm

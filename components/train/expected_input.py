@@ -15,7 +15,6 @@ from ..dataset.kinds import ImageSpec, ModelExtra
 from ..imaging.geometry import Geometry
 from ..imaging.pixel_options import COLORS
 from ..models import presets as model_presets
-from ..models.presets import NORMALIZATIONS, mean_and_std
 from .config import CHAMPION, TrainConfig
 from .pretrained_weights import find_model_dataset
 
@@ -65,7 +64,7 @@ def find_expected_input(config: TrainConfig, image: ImageSpec) -> ExpectedInput 
         is_half = config.backbone in CONVERTING_BACKBONES and not describe_conversion(config, image)
         normalization = "half" if is_half else preset.normalization
         return ExpectedInput(f"{config.weights} of {config.backbone}", geometry, normalization, name, not is_half)
-    dataset = find_model_dataset(config.weights) if config.weights else None
+    dataset = find_model_dataset(config)
     if dataset is None or not dataset.manifest.image:
         return None
     source = dataset.manifest.image_spec
@@ -82,7 +81,7 @@ def describe_conversion(config: TrainConfig, image: ImageSpec) -> dict[str, bool
     if config.weights_are_named:
         converts = converts and image.color == "rgb" and _name_normalization(image) == "imagenet"
     else:
-        dataset = find_model_dataset(config.weights)
+        dataset = find_model_dataset(config)
         converts = converts and dataset is not None and bool(ModelExtra.of(dataset.manifest).transform_input)
     return {"transform_input": True} if converts else {}
 
@@ -151,9 +150,4 @@ def _compare_pixels(image: ImageSpec, expected: ExpectedInput) -> Iterator[Misma
 def _name_normalization(image: ImageSpec) -> str:
     """Return the name of the mean and spread of an image's colour channels; empty for a dataset's own."""
     number = COLORS[image.color]
-    values = [*image.mean[:number], *image.std[:number]]
-    for name in NORMALIZATIONS:
-        mean, std = mean_and_std(name, image.color)
-        if mean and all(abs(a - b) < 1e-4 for a, b in zip([*mean, *std], values, strict=True)):
-            return name
-    return ""
+    return model_presets.name_normalization(image.mean[:number], image.std[:number], image.color)

@@ -69,10 +69,11 @@ def find_weights_file(weights: str) -> str:
     return dataset.locate(files[0])
 
 
-def find_model_dataset(weights: str) -> Dataset | None:
-    """Return the model dataset that a URI of weights means, None where it means a file."""
-    uri = uris.normalize(weights, "weights")
-    return None if uri.endswith(".safetensors") else find_dataset(uri)
+def find_model_dataset(config: TrainConfig) -> Dataset | None:
+    """Return the model dataset that the URI of the weights means, None for a file, for named weights and for none."""
+    if not config.weights or config.weights_are_named or config.weights.endswith(".safetensors"):
+        return None
+    return find_dataset(uris.normalize(config.weights, "weights"))
 
 
 def find_initial_model(config: TrainConfig, workspace: Workspace) -> Dataset | None:
@@ -146,7 +147,7 @@ def _find_channels(config: TrainConfig, first: torch.Tensor | None, target: Chan
     Of a file alone the shape of the first convolution, float [filters, channels, height, width], tells RGB and grey;
     of any other number of channels `target` is assumed, which fits or not.
     """
-    dataset = None if config.weights_are_named else find_model_dataset(config.weights)
+    dataset = find_model_dataset(config)
     if dataset is not None and dataset.manifest.image:
         return Channels.of(Geometry.of(dataset.manifest.image_spec))
     number = 3 if first is None or first.ndim != 4 else first.shape[1]
@@ -199,7 +200,7 @@ def _resample_positions(state: State, network: torch.nn.Module, spec: ModelSpec)
 
 def _has_same_classes(config: TrainConfig, spec: ModelSpec) -> bool:
     """Return whether the weights' head is for these classes; False where that is unknown (ImageNet's, a file)."""
-    dataset = None if config.weights_are_named else find_model_dataset(config.weights)
+    dataset = find_model_dataset(config)
     return dataset is not None and dataset.manifest.classes == spec.classes
 
 

@@ -256,33 +256,24 @@ def describe_recipe(config: TrainConfig) -> list[str]:
 
 
 def _list_optimization(config: TrainConfig) -> list[str]:
-    parts = [f"{config.optimizer} with a learning rate of {config.learning_rate:g}"]
-    if config.warmup:
-        parts.append(f"warm-up over {config.warmup:.0%} of the steps")
-    if config.accumulate > 1:
-        parts.append(f"{config.accumulate} batches a step")
-    if config.weight_decay:
-        parts.append(f"weight decay {config.weight_decay:g}")
-    if config.clip_norm:
-        parts.append(f"gradients clipped to {config.clip_norm:g}")
-    if config.layer_decay != 1:
-        parts.append(f"layer decay {config.layer_decay:g}")
-    if config.backbone_rate != 1:
-        parts.append(f"all but the head at {config.backbone_rate:g} of that rate")
-    if config.head == "solved":
-        parts.append("the head solved first")
-    head_epochs = config.probe_epochs - (config.head == "solved")
-    if config.weights and head_epochs > 0:
-        parts.append(f"the head alone for {head_epochs} epochs")
-    if config.weights and config.unfreeze_epochs:
-        parts.append(f"then unfreezing over {config.unfreeze_epochs}")
-    if config.head_margin:
-        parts.append(f"kept where it gains {config.head_margin:g} standard errors on the head")
-    if config.time:
-        parts.append(f"up to {config.time}")
-    if config.early_stopping:
-        parts.append(f"stopping after {config.early_stopping} epochs without a better validation")
-    return parts
+    solves_head = config.head == "solved"
+    head_epochs = config.probe_epochs - solves_head
+    parts = {
+        f"{config.optimizer} with a learning rate of {config.learning_rate:g}": True,
+        f"warm-up over {config.warmup:.0%} of the steps": config.warmup,
+        f"{config.accumulate} batches a step": config.accumulate > 1,
+        f"weight decay {config.weight_decay:g}": config.weight_decay,
+        f"gradients clipped to {config.clip_norm:g}": config.clip_norm,
+        f"layer decay {config.layer_decay:g}": config.layer_decay != 1,
+        f"all but the head at {config.backbone_rate:g} of that rate": config.backbone_rate != 1,
+        "the head solved first": solves_head,
+        f"the head alone for {head_epochs} epochs": config.weights and head_epochs > 0,
+        f"then unfreezing over {config.unfreeze_epochs}": config.weights and config.unfreeze_epochs,
+        f"kept where it gains {config.head_margin or 0:g} standard errors on the head": config.head_margin,
+        f"up to {config.time}": config.time,
+        f"stopping after {config.early_stopping} epochs without a better validation": config.early_stopping,
+    }
+    return [text for text, holds in parts.items() if holds]
 
 
 def _list_regularization(config: TrainConfig) -> list[str]:

@@ -6,22 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 import pytest
 import torch
-from safetensors.torch import save, save_file
+from safetensors.torch import save_file
+from trained import commit_model, make_tensors
 
-from imagemill.components.dataset.kinds import ImageSpec, ModelExtra, NetworkExtra, TensorsExtra
-from imagemill.components.dataset.manifest import Dataset, Manifest, Parent, Totals, commit
-from imagemill.components.dataset.shards import Layout, ShardWriter, publish_bytes
+from imagemill.components.dataset.kinds import ImageSpec, NetworkExtra
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.models.presets import mean_and_std
 from imagemill.components.models.torchvision_models import torchvision_presets
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.resize.tensor_shards import TensorSpec
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
@@ -118,12 +113,7 @@ def test_disagreements_are_reported(options: dict[str, Any], backbone: str, expe
 
 
 def model(folder: Path, image: ImageSpec, **extra: Any) -> str:
-    uri = str(folder / "model" / "1")
-    spec = ModelSpec(BACKBONE, ("a", "b"), image)
-    state = save(build_network(spec).state_dict())
-    files = (publish_bytes(uri, spec.to_json(), "model-", ".json"), publish_bytes(uri, state, "model-", ".safetensors"))
-    commit(uri, Manifest("model", "1", files=files, image=image, classes=("a", "b"), extra=ModelExtra(**extra)))
-    return uri
+    return commit_model(folder, ModelSpec(BACKBONE, ("a", "b"), image), **extra).uri
 
 
 def test_own_models_record_their_preprocessing(tmp_path: Path) -> None:
@@ -208,27 +198,9 @@ def test_weights_from_tensorflow_get_the_normalization_of_their_training(tmp_pat
     assert describe_conversion(TrainConfig(backbone="googlenet", weights=other), image) == {}
 
 
-def small_tensors(workspace: Workspace) -> Dataset:
-    """Eight images of 32 pixels in two classes."""
-    uri, pixels = (
-        workspace.dataset("tensors", "01"),
-        np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8),
-    )
-    schema = TensorSpec(Geometry(32)).schema()
-    columns = [[image_pixels.tobytes() for image_pixels in pixels], [0, 1] * 4, [str(number) for number in range(8)]]
-    with ShardWriter(uri, Layout(schema, plain=True)) as writer:
-        writer.add_table(pa.table([pa.array(c, f.type) for c, f in zip(columns, schema, strict=True)], schema=schema))
-        file = writer.publish("data/train", "data", "train")
-    totals, extra = Totals(8, by_split={"train": 8}), TensorsExtra(dataset_name="toy")
-    image = image_of(image_size=32)
-    parents = (Parent("../../clean/01", "01", "0" * 64),)
-    manifest_fields = {"classes": ("a", "b"), "files": (file,), "image": image, "totals": totals, "extra": extra}
-    return commit(uri, Manifest("tensors", "01", parents, **manifest_fields))
-
-
 def test_step_warns_of_weights_before_it_trains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     workspace = Workspace.open(str(tmp_path))
-    tensors = small_tensors(workspace)
+    tensors = make_tensors(tmp_path, train=8, val=0, image=image_of(image_size=32))
     weights = model(tmp_path / "elsewhere", image_of(image_size=64, normalization="half"))
     for value, expected in (("", []), (weights, ["image_size", "normalization"])):
         config = TrainConfig(

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import photos
 import pytest
-import torch
+from augmented import apply_torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torchvision.transforms.v2 import functional as tv
 
 from imagemill.components.train.augment.cpu_colors import LazyImage, apply_color_operations
 from imagemill.components.train.augment.cpu_engine import CpuEngine
@@ -46,26 +45,6 @@ def apply_ours(pixels: Any, *operations: tuple[str, float], seed: int = 7) -> An
     return apply_color_operations(
         canvas, [OPERATION_IDS[name] for name, _ in operations], [value for _, value in operations]
     )
-
-
-def apply_torchvision(pixels: Any, name: str, value: float) -> Any:
-    image = torch.from_numpy(pixels.transpose(2, 0, 1).copy())
-    adjusted: Any = {
-        "Brightness": lambda: tv.adjust_brightness(image, value),
-        "Contrast": lambda: tv.adjust_contrast(image, value),
-        "Color": lambda: tv.adjust_saturation(image, value),
-        "Hue": lambda: tv.adjust_hue(image, value),
-        "Grayscale": lambda: tv.rgb_to_grayscale(image, len(image)),
-        "Posterize": lambda: tv.posterize(image, int(value)),
-        "Solarize": lambda: tv.solarize(image, value),
-        "Invert": lambda: tv.invert(image),
-        "AutoContrast": lambda: tv.autocontrast(image),
-        "Equalize": lambda: tv.equalize(image),
-        "Sharpness": lambda: tv.adjust_sharpness(image, value),
-        "Blur": lambda: tv.gaussian_blur(image, [5, 5], [value, value]),
-        "Jpeg": lambda: tv.jpeg(image, int(value)),
-    }[name]()
-    return adjusted.numpy().transpose(1, 2, 0)
 
 
 @pytest.mark.parametrize("name", VALUES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import augmented
@@ -84,9 +85,8 @@ def test_shares_and_ranges_are_those_of_the_config() -> None:
             assert kstest(params.values[is_drawn], "uniform", (low, high - low)).pvalue > 1e-3, name
     quality = params.values[params.operations == OPERATION_IDS["Jpeg"]]
     assert set(np.unique(quality)) == set(range(30, 91))
-    places = np.stack(
-        [(params.operations == OPERATION_IDS[n]).argmax(1) for n in ("Brightness", "Contrast", "Color", "Hue")]
-    )
+    jitter = [OPERATION_IDS[name] for name in ("Brightness", "Contrast", "Color", "Hue")]
+    places = np.stack([(params.operations == operation).argmax(1) for operation in jitter])
     orders, counts = np.unique(places, axis=1, return_counts=True)
     assert orders.shape[1] == 24 and np.abs(counts / 20_000 - 1 / 24).max() < 0.008  # an order for each image
     names = [OPERATION_IDS[n] for n in ("Grayscale", "Blur", "Noise", "Jpeg")]
@@ -106,21 +106,22 @@ def test_erased_boxes_are_small_and_inside() -> None:
 
 
 def test_flips_mirror_half_of_the_images_and_geometry_lies_in_its_range() -> None:
-    params = draw_params(4000, InputSpec(40, 40, 40), flip="true")
+    draw = partial(draw_params, 4000, InputSpec(40, 40, 40))
+    params = draw(flip="true")
     mirrored = params.matrix[:, 0, 0] == -1
     assert abs(mirrored.mean() - 0.5) < 0.04 and (params.matrix[:, 1, 1] == 1).all()
-    signs = draw_params(4000, InputSpec(40, 40, 40), flip="true", vertical_flip="true").matrix[:, [0, 1], [0, 1]]
+    signs = draw(flip="true", vertical_flip="true").matrix[:, [0, 1], [0, 1]]
     assert abs(np.corrcoef(signs.T)[0, 1]) < 0.06
-    turned = draw_params(4000, InputSpec(40, 40, 40), rotate=30.0).matrix
+    turned = draw(rotate=30.0).matrix
     angle = np.degrees(np.arctan2(turned[:, 1, 0], turned[:, 0, 0]))
     assert kstest(angle, "uniform", (-30, 60)).pvalue > 1e-3
     centre = np.einsum("bij,j->bi", turned, [20, 20, 1])
     np.testing.assert_allclose(centre, np.tile([20, 20, 1], (4000, 1)), atol=1e-9)
-    shifted = draw_params(4000, InputSpec(40, 40, 40), translate=0.2).matrix[:, :2, 2]
+    shifted = draw(translate=0.2).matrix[:, :2, 2]
     assert set(np.unique(shifted)) == set(range(-8, 9))
-    zoomed = draw_params(4000, InputSpec(40, 40, 40), zoom=0.5).matrix[:, 0, 0]
+    zoomed = draw(zoom=0.5).matrix[:, 0, 0]
     assert kstest(1 / zoomed, "uniform", (0.5, 1.0)).pvalue > 1e-3
-    tilted = draw_params(4000, InputSpec(40, 40, 40), perspective=0.5).matrix
+    tilted = draw(perspective=0.5).matrix
     for x, y in ((0, 0), (40, 0), (40, 40), (0, 40)):  # of the output's corners nothing of the picture is seen
         u, v, w = np.einsum("bij,j->ib", tilted, [x, y, 1])
         assert (w > 0).all() and ((np.abs(u / w - 20) >= 20 - 1e-9) | (np.abs(v / w - 20) >= 20 - 1e-9)).all()
@@ -191,20 +192,14 @@ def test_augmentation_of_any_channels_is_the_same_by_any_number_of_threads(chann
     augmentation = make_augmentation(channels=channels, color=color, **FULL)
     params = augmentation.make_params(3, 4, 24)
     augmented_images = augmentation.apply_on_cpu(stored, params)
-    assert (
-        augmented_images.shape == (24, 40, 40, channels)
-        and augmented_images.dtype == np.uint8
-        and augmentation.size == 40
-        and not augmentation.runs_on_device
-    )
+    assert augmented_images.shape == (24, 40, 40, channels) and augmented_images.dtype == np.uint8
+    assert augmentation.size == 40 and not augmentation.runs_on_device
     np.testing.assert_array_equal(stored, before)
     assert len({image.tobytes() for image in augmented_images}) == 24
     with ThreadPoolExecutor(4) as pool:
         parts = [slice(start, start + 3) for start in range(0, 24, 3)]
-        by_threads = list(
-            pool.map(lambda part: augmentation.apply_on_cpu(stored[part], params.select_rows(part)), parts)
-        )
-    np.testing.assert_array_equal(np.concatenate(by_threads), augmented_images)
+        by_threads = pool.map(lambda part: augmentation.apply_on_cpu(stored[part], params.select_rows(part)), parts)
+        np.testing.assert_array_equal(np.concatenate(list(by_threads)), augmented_images)
     second = make_augmentation(channels=channels, color=color, **FULL)
     np.testing.assert_array_equal(second.apply_on_cpu(stored, second.make_params(3, 4, 24)), augmented_images)
 
@@ -240,8 +235,5 @@ def test_device_engine_gives_the_pixels_of_the_cpu_engine() -> None:
     params, stored = augmenter.make_params(0, 0, 16), make_images(16)
     on_device = augmenter.apply_on_device(torch.from_numpy(stored), params).numpy().astype(int)
     assert on_device.shape == (16, 40, 40, 3)
-    assert (
-        np.abs(on_device - augmenter.apply_on_cpu(stored, params)).mean()
-        < 4
-        < np.abs(on_device - augmenter.apply_on_cpu(stored[::-1], params)).mean()
-    )
+    same, others = (np.abs(on_device - augmenter.apply_on_cpu(x, params)).mean() for x in (stored, stored[::-1]))
+    assert same < 4 < others

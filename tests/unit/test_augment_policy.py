@@ -124,6 +124,15 @@ def single(name: str, value: float) -> PolicyOps:
     return PolicyOps(np.array([[NAMES.index(name)]]), np.array([[value]]))
 
 
+def apply_ours(pixels: Any, chosen: PolicyOps) -> tuple[Any, Any]:
+    """Return the pixels that the operations make of an image, as int64, and the ids of those on colors."""
+    operations, values = convert_policy_ops(chosen)
+    params = AugmentParams(
+        make_matrix(chosen, SIZE), operations, values, np.zeros(1, np.int64), np.zeros((1, 4), np.int32)
+    )
+    return CpuEngine(SIZE, 3, np.zeros(3, np.uint8))(pixels[None], params)[0].astype(int), operations
+
+
 def values_of(name: str) -> Iterator[tuple[str, float]]:
     table = policy.compute_magnitudes("autoaugment" if name in SETS else name, SIZE)
     for operation, (_, signed) in THEIRS[name]._AUGMENTATION_SPACE.items():
@@ -140,14 +149,11 @@ def test_each_operation_gives_the_pixels_of_torchvision(name: str) -> None:
         chosen = single(operation, value)
         expected = THEIRS[name]._apply_image_or_video_transform(image, operation, value, interpolation=SMOOTH,
                                                                 fill=THEIRS[name]._fill)  # fmt: skip
-        params = AugmentParams(
-            make_matrix(chosen, SIZE), *convert_policy_ops(chosen), np.zeros(1, np.int64), np.zeros((1, 4), np.int32)
-        )
-        actual = CpuEngine(SIZE, 3, np.zeros(3, np.uint8))(pixels[None], params)[0]
-        difference = np.abs(actual.astype(int) - expected.numpy().transpose(1, 2, 0))
+        actual, operations = apply_ours(pixels, chosen)
+        difference = np.abs(actual - expected.numpy().transpose(1, 2, 0))
         limit = 1.5 if operation in GEOMETRY else 0.5 if operation in ("Color", "Sharpness") else 0
         assert difference.mean() <= limit, (operation, value, difference.mean())
-        assert (params.operations[0, 0] == 0) == (operation in (*GEOMETRY, "Identity"))
+        assert (operations[0, 0] == 0) == (operation in (*GEOMETRY, "Identity"))
 
 
 def test_geometric_operations_are_applied_in_order() -> None:
@@ -158,11 +164,7 @@ def test_geometric_operations_are_applied_in_order() -> None:
     for operation, value in steps:
         expected = THEIRS["randaugment"]._apply_image_or_video_transform(expected, operation, value, SMOOTH, {})
     chosen = PolicyOps(np.array([[NAMES.index(n) for n, _ in steps]]), np.array([[v for _, v in steps]]))
-    params = AugmentParams(
-        make_matrix(chosen, SIZE), *convert_policy_ops(chosen), np.zeros(1, np.int64), np.zeros((1, 4), np.int32)
-    )
-    actual = CpuEngine(SIZE, 3, np.zeros(3, np.uint8))(pixels[None], params)[0].astype(int)
-    difference = np.abs(actual - expected.numpy().transpose(1, 2, 0))[24:40, 24:40]
+    difference = np.abs(apply_ours(pixels, chosen)[0] - expected.numpy().transpose(1, 2, 0))[24:40, 24:40]
     assert difference.mean() < 6  # theirs is smoothed three times
     other = PolicyOps(chosen.indices[:, ::-1], chosen.magnitudes[:, ::-1])
     assert np.abs(make_matrix(other, SIZE) - make_matrix(chosen, SIZE)).max() > 1

@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from trained import commit_model
 
-from imagemill.components.dataset.kinds import ModelExtra, NetworkExtra
-from imagemill.components.dataset.manifest import File, Manifest, Totals, commit, read_dataset
-from imagemill.components.dataset.shards import publish_bytes
+from imagemill.components.dataset.kinds import NetworkExtra
 from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.models.artifact import ModelSpec, build_network, load_model
 from imagemill.components.train.artifact import publish as artifact
@@ -92,18 +91,6 @@ def test_several_labels_and_nothing_known() -> None:
     assert "And 800 more" in render_card(many, made_facts(counts={}), "feed", "…")
 
 
-def commit_model(uri: str, spec: ModelSpec, network: Any, files: tuple[File, ...]) -> None:
-    from safetensors.torch import save
-
-    weights = publish_bytes(uri, save(network.state_dict()), "model-", ".safetensors")
-    model_file = publish_bytes(uri, spec.to_json(), "model-", ".json")
-    listed = (weights, model_file, *files)
-    commit(
-        uri,
-        Manifest("model", "feed", classes=spec.classes, files=listed, totals=Totals(), extra=ModelExtra(backbone="a")),
-    )
-
-
 def test_both_files_are_published_and_leave_the_model_readable(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -117,8 +104,7 @@ def test_both_files_are_published_and_leave_the_model_readable(
     assert [file.role for file in files] == ["onnx", "card"]
     assert publish_onnx_and_card(uri, network, spec, made_facts(), images) == files  # a retry makes the same
     assert "within 1e-" in capsys.readouterr().err
-    commit_model(uri, spec, network, files)
-    dataset = read_dataset(uri, "model")
+    dataset = commit_model(tmp_path, spec, network=network, files=files)
     assert not dataset.missing()
     assert load_model(dataset)[1] == spec
     card = Path(dataset.locate(dataset.files("card")[0])).read_text()

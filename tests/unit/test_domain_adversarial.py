@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from stored import write_split
-from trained import command, history_of, make_tensors, settings, trainer
+from trained import assert_equal_weights, command, history_of, make_tensors, run_killed, settings, trainer
 
 from imagemill.components.dataset.kinds import ModelExtra
 from imagemill.components.dataset.manifest import Dataset, commit, read_dataset
@@ -77,21 +77,6 @@ def test_the_gradient_is_reversed_for_the_network_alone() -> None:
     assert torch.equal(reverse_gradient(values, torch.tensor(0.7)), values)
 
 
-class Killed(Exception):
-    pass
-
-
-def kill_at(training: Trainer, epoch: int, number: int) -> None:
-    step = training.stepper.train_batch
-
-    def train_batch(batch: Any, at: int, *more: Any) -> torch.Tensor:
-        if (at, batch.number) == (epoch, number):
-            raise Killed
-        return step(batch, at, *more)
-
-    training.stepper.train_batch = train_batch  # type: ignore[method-assign]
-
-
 def test_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(
     source: Dataset, target: Dataset, tmp_path: Path
 ) -> None:
@@ -100,20 +85,14 @@ def test_resumed_training_ends_with_the_weights_of_an_uninterrupted_one(
     uninterrupted = adversarial(source, target, tmp_path / "whole", **values)
     expected = uninterrupted.run()
     for epoch, number in ((0, 3), (1, 4)):
-        killed = adversarial(source, target, tmp_path / "killed", **values)
-        kill_at(killed, epoch, number)
-        with pytest.raises(Killed):
-            killed.run()
+        run_killed(adversarial(source, target, tmp_path / "killed", **values), epoch, number)
     resumed = adversarial(source, target, tmp_path / "killed", **values)
     result = resumed.run()
     assert history_of(result.history) == history_of(expected.history)
     assert all(0 <= row["domain_accuracy"] <= 1 for row in result.history)
     assert uninterrupted.learner.adversary and resumed.learner.adversary
-    for actual, reference in (
-        (resumed.network, uninterrupted.network),
-        (resumed.learner.adversary.classifier, uninterrupted.learner.adversary.classifier),
-    ):  # fmt: skip
-        assert all(torch.equal(a, b) for a, b in zip(actual.parameters(), reference.parameters(), strict=True))
+    assert_equal_weights(resumed.network, uninterrupted.network)
+    assert_equal_weights(resumed.learner.adversary.classifier, uninterrupted.learner.adversary.classifier)
 
 
 def test_target_images_change_the_features_and_not_the_schedule(

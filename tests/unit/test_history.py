@@ -38,14 +38,7 @@ def read_events(uri: str, tmp_path: Path) -> list[tuple[str, int, float]]:
     ]
 
 
-ROW = {
-    "epoch": 1,
-    "train_loss": 0.5,
-    "val_loss": 0.75,
-    "learning_rate": 0.25,
-    "images_per_second": 100.0,
-    "seconds": 3.0,
-}
+ROW = {"epoch": 1, "train_loss": 0.5, "val_loss": 0.75, "learning_rate": 0.25, "images_per_second": 100.0, "seconds": 3}
 
 
 def test_tensorboard_reads_the_numbers_of_a_row(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from imagemill.components.train.config import TrainConfig
 
 CLASSES = 7
 BASE = TrainConfig(mixup=0.4, mixup_probability=0.5, cutmix=1.0, cutmix_probability=0.5)
+ALWAYS_MIXUP = {"mixup_probability": 1.0, "cutmix_probability": 0.0}
+ALWAYS_CUTMIX = {"mixup_probability": 0.0, "cutmix_probability": 1.0}
 
 
 def make_mixing(task: str = SINGLE, classes: int = CLASSES, **values: Any) -> Mixing:
@@ -34,9 +36,8 @@ def make_batch(count: int, height: int = 9, width: int = 12) -> tuple[torch.Tens
 @settings(max_examples=60, deadline=None)
 def test_labels_have_the_proportion_of_the_pixels(seed: int, number: int, count: int, is_cutmix: bool) -> None:
     """With one class an image, each image's pixels are counted and compared with its label."""
-    chances = {"mixup_probability": 1.0 - is_cutmix, "cutmix_probability": float(is_cutmix)}
     images, labels = make_batch(count)
-    mix = make_mixing(seed=seed, classes=count, **chances)
+    mix = make_mixing(seed=seed, classes=count, **(ALWAYS_CUTMIX if is_cutmix else ALWAYS_MIXUP))
     mixed, targets = mix(images, labels, 3, number)
     params = mix.make_params(count, 9, 12, 3, number)
     assert params.method == (CUTMIX if is_cutmix else MIXUP)
@@ -55,7 +56,7 @@ def test_labels_have_the_proportion_of_the_pixels(seed: int, number: int, count:
 
 
 def test_cutmix_pastes_one_box_of_the_partner() -> None:
-    mix = make_mixing(mixup_probability=0.0, cutmix_probability=1.0)
+    mix = make_mixing(**ALWAYS_CUTMIX)
     images = torch.rand(8, 3, 20, 30)
     for number in range(20):
         mixed, _ = mix(images, torch.arange(8) % CLASSES, 0, number)
@@ -67,7 +68,7 @@ def test_cutmix_pastes_one_box_of_the_partner() -> None:
 
 
 def test_lambda_of_a_clipped_box_is_its_area_in_the_image() -> None:
-    mix = make_mixing(mixup_probability=0.0, cutmix_probability=1.0)
+    mix = make_mixing(**ALWAYS_CUTMIX)
     batches = [mix.make_params(64, 50, 80, 0, number) for number in range(60)]
     box = np.concatenate([params.box for params in batches])
     share = np.concatenate([params.lam for params in batches])
@@ -81,7 +82,7 @@ def test_lambda_of_a_clipped_box_is_its_area_in_the_image() -> None:
 
 
 def test_proportion_of_each_image_follows_the_beta_distribution() -> None:
-    share = np.concatenate([make_mixing(cutmix_probability=0.0, mixup_probability=1.0).make_params(100, 8, 8, 0, n).lam
+    share = np.concatenate([make_mixing(**ALWAYS_MIXUP).make_params(100, 8, 8, 0, n).lam
                             for n in range(40)])  # fmt: skip
     assert len(np.unique(share)) > 3900
     assert share.mean() == pytest.approx(0.5, abs=0.03)
@@ -91,8 +92,8 @@ def test_proportion_of_each_image_follows_the_beta_distribution() -> None:
 def test_multi_hot_labels_are_mixed_as_vectors() -> None:
     images, _ = make_batch(6)
     labels = torch.randint(0, 2, (6, CLASSES), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    for chances in ({"mixup_probability": 1.0, "cutmix_probability": 0.0}, {"mixup_probability": 0.0}):
-        mix = make_mixing(MULTI, **{"cutmix_probability": 1.0, **chances})
+    for chances in (ALWAYS_MIXUP, ALWAYS_CUTMIX):
+        mix = make_mixing(MULTI, **chances)
         _, targets = mix(images, labels, 0, 4)
         params = mix.make_params(6, 9, 12, 0, 4)
         share = torch.tensor(params.lam, dtype=torch.float32)[:, None]
@@ -108,6 +109,7 @@ def test_methods_are_chosen_with_the_given_probabilities() -> None:
 
     counts = count_methods(mixup_probability=0.3, cutmix_probability=0.5)
     assert abs(counts[MIXUP] - 600) < 80 and abs(counts[CUTMIX] - 1000) < 90 and abs(counts[NONE] - 400) < 75
+    assert count_methods(mixup=0.0).keys() == {NONE, CUTMIX}, "an alpha of 0 turns a method off"
     both = count_methods(mixup_probability=1.0, cutmix_probability=0.5)
     assert both[NONE] == 0 and abs(both[MIXUP] - 1333) < 85, "more than 1 together: in their proportion"
 
@@ -129,19 +131,15 @@ def test_unmixed_batch_is_returned_unchanged(count: int, values: dict[str, float
         assert mixed is images and targets is labels
 
 
-def test_method_with_alpha_0_is_never_chosen() -> None:
-    methods = {make_mixing(mixup=0.0).make_params(4, 8, 8, 0, number).method for number in range(50)}
-    assert methods == {NONE, CUTMIX}
-
-
 def test_mixing_depends_on_seed_epoch_and_number() -> None:
     images, labels = torch.rand(6, 3, 10, 10), torch.arange(6)
-    always = {"mixup_probability": 1.0, "cutmix_probability": 0.0}
-    first = make_mixing(seed=1, **always)(images, labels, 2, 3)
-    repeated = make_mixing(seed=1, **always)(images, labels, 2, 3)
+    first = make_mixing(seed=1, **ALWAYS_MIXUP)(images, labels, 2, 3)
+    repeated = make_mixing(seed=1, **ALWAYS_MIXUP)(images, labels, 2, 3)
     assert all(torch.equal(*pair) for pair in zip(first, repeated, strict=True))
-    others = [make_mixing(seed=1, **always)(images, labels, *position) for position in ((1, 3), (2, 4), (2, 3, 6))]
-    others.append(make_mixing(seed=2, **always)(images, labels, 2, 3))
+    others = [
+        make_mixing(seed=1, **ALWAYS_MIXUP)(images, labels, *position) for position in ((1, 3), (2, 4), (2, 3, 6))
+    ]
+    others.append(make_mixing(seed=2, **ALWAYS_MIXUP)(images, labels, 2, 3))
     assert not any(torch.equal(first[0], other[0]) for other in others)
 
 
@@ -155,8 +153,8 @@ def test_ranks_mix_a_batch_by_the_same_method() -> None:
 
 def test_half_precision_and_memory_format_are_kept() -> None:
     images = torch.rand(6, 3, 10, 10).to(torch.bfloat16).to(memory_format=torch.channels_last)
-    for chances in ({"mixup_probability": 1.0, "cutmix_probability": 0.0}, {"mixup_probability": 0.0}):
-        mixed, targets = make_mixing(**{"cutmix_probability": 1.0, **chances})(images, torch.arange(6), 0, 0)
+    for chances in (ALWAYS_MIXUP, ALWAYS_CUTMIX):
+        mixed, targets = make_mixing(**chances)(images, torch.arange(6), 0, 0)
         assert mixed.dtype == torch.bfloat16 and targets.dtype == torch.float32
         assert mixed.is_contiguous(memory_format=torch.channels_last)
 
@@ -164,7 +162,7 @@ def test_half_precision_and_memory_format_are_kept() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 @pytest.mark.parametrize("is_cutmix", [False, True])
 def test_gpu_matches_cpu_without_host_synchronization(is_cutmix: bool) -> None:
-    mix = make_mixing(mixup_probability=1.0 - is_cutmix, cutmix_probability=float(is_cutmix))
+    mix = make_mixing(**(ALWAYS_CUTMIX if is_cutmix else ALWAYS_MIXUP))
     images, labels = torch.rand(32, 3, 40, 40), torch.arange(32) % CLASSES
     batch = images.cuda(), labels.cuda()
     torch.cuda.set_sync_debug_mode("error")

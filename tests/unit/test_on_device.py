@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from augmented import apply_torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional as tv
 from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.train.augment.augmentation import Augmentation
 from imagemill.components.train.augment.cpu_engine import CpuEngine
-from imagemill.components.train.augment.device_colors import BLUR_KERNEL, FUNCTIONS, add_noise
+from imagemill.components.train.augment.device_colors import FUNCTIONS, add_noise
 from imagemill.components.train.augment.device_engine import MAX_SAMPLES, DeviceEngine, compute_reductions
 from imagemill.components.train.augment.params import OPERATION_IDS, OPERATIONS, AugmentParams, make_seed_params
 from imagemill.components.train.config import TrainConfig
@@ -57,14 +57,9 @@ def make_params(count: int, operations: Any = None, values: Any = None, **others
     base = make_seed_params(0, 0, 0, count)
     if operations is not None:
         names = np.array(operations, dtype=object).reshape(count, -1)
-        base = AugmentParams(
-            base.matrix,
-            np.vectorize(OPERATION_IDS.__getitem__)(names).astype(np.int8),
-            np.asarray(values, np.float32).reshape(names.shape),
-            base.seeds,
-            base.erase,
-        )
-    return AugmentParams(**{**base.__dict__, **others})
+        ids = np.vectorize(OPERATION_IDS.__getitem__)(names).astype(np.int8)
+        base = replace(base, operations=ids, values=np.asarray(values, np.float32).reshape(names.shape))
+    return replace(base, **others)
 
 
 def apply(images: Pixels, params: AugmentParams, size: int = SIZE, colors: int = 3, channels: int = 3) -> Pixels:
@@ -86,21 +81,8 @@ VALUES = {
     "AutoContrast": (0.0,) * 6, "Equalize": (0.0,) * 6, "Sharpness": (0.0, 0.1, 0.7, 1.0, 1.3, 1.9),
     "Blur": (0.1, 0.5, 0.9, 1.3, 1.7, 2.0),
 }  # fmt: skip
-TORCHVISION: dict[str, Callable[[torch.Tensor, float], Any]] = {
-    "Brightness": tv.adjust_brightness, "Contrast": tv.adjust_contrast, "Color": tv.adjust_saturation,
-    "Hue": tv.adjust_hue, "Grayscale": lambda image, _: tv.rgb_to_grayscale(image, len(image)),
-    "Posterize": lambda image, bits: tv.posterize(image, int(bits)), "Solarize": tv.solarize,
-    "Invert": lambda image, _: tv.invert(image), "AutoContrast": lambda image, _: tv.autocontrast(image),
-    "Equalize": lambda image, _: tv.equalize(image), "Sharpness": tv.adjust_sharpness,
-    "Blur": lambda image, sigma: tv.gaussian_blur(image, [BLUR_KERNEL] * 2, [sigma] * 2),
-}  # fmt: skip
 EXACT = ("Brightness", "Grayscale", "Posterize", "Solarize", "Invert", "AutoContrast", "Equalize")
 """Tables, or whole numbers. The others may round a float32's last digit otherwise: 1 of 255, in one of a thousand."""
-
-
-def reference(image: Pixels, name: str, value: float) -> Pixels:
-    planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-    return np.asarray(TORCHVISION[name](planes, float(np.float32(value))).permute(1, 2, 0).numpy())
 
 
 def assert_agrees(output: Pixels, expected: Pixels, name: str) -> None:
@@ -118,7 +100,7 @@ def test_operation_matches_torchvision(name: str, channels: int) -> None:
     if channels == 1 and name in ("Color", "Hue", "Grayscale"):
         assert (output == images).all()
         return
-    expected = [reference(image, name, value) for image, value in zip(images, VALUES[name], strict=True)]
+    expected = [apply_torchvision(image, name, value) for image, value in zip(images, VALUES[name], strict=True)]
     assert_agrees(output, np.stack(expected), name)
     assert name in ("Color", "Grayscale") or (output[1:] != images[1:]).any()
 
@@ -313,7 +295,7 @@ def test_operations_are_applied_in_order() -> None:
     images = make_photos(2)
     order = [["Invert", "Brightness", "None"], ["Brightness", "None", "Invert"]]
     output = apply(images, make_params(2, order, [[0, 0.5, 0], [0.5, 0, 0]]))
-    dark = partial(reference, name="Brightness", value=0.5)
+    dark = partial(apply_torchvision, name="Brightness", value=0.5)
     assert (output[0] == dark(255 - images[0])).all() and (output[1] == 255 - dark(images[1])).all()
 
 
@@ -362,12 +344,9 @@ def test_geometry_matches_the_cpu_engine(seed: int, size: int) -> None:
     bound = 0.05 if int(cv2.__version__.split(".")[0]) >= 5 else 0.2
     random, images = np.random.default_rng(seed), make_photos(4, 70, 80)
     base = np.stack([crop(*random.uniform(0, 25, 2), *random.uniform(0.8, 1.2, 2) * size, size) for _ in images])
-    turn = center_matrix(np.eye(3), size, size) + random.normal(0, 0.15, (4, 3, 3)) * [
-        [1, 1, 9],
-        [1, 1, 9],
-        [0.003] * 2 + [0],
-    ]
-    params = AugmentParams(**{**make_params(4).__dict__, "matrix": base @ turn})
+    spread = [[1, 1, 9], [1, 1, 9], [0.003, 0.003, 0]]
+    turn = center_matrix(np.eye(3), size, size) + random.normal(0, 0.15, (4, 3, 3)) * spread
+    params = make_params(4, matrix=base @ turn)
     mild = compute_reductions(params.matrix, size).max(1) < 1.25  # made smaller, each antialiases in its own way
     difference = absolute_difference(
         apply(images, params, size), CpuEngine(size, 3, np.zeros(3, np.uint8))(images, params)

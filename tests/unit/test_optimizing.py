@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
@@ -17,8 +18,11 @@ from torchvision.models import get_model
 from trained import make_tensors, settings
 
 from imagemill.components.dataset.kinds import ImageSpec
-from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.dataset.manifest import Dataset, Manifest, commit
+from imagemill.components.dataset.shards import Layout, ShardWriter
+from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.models.blocks import parameter_blocks
+from imagemill.components.resize.tensor_shards import TensorSpec
 from imagemill.components.train.loop.losses import (
     MAX_POSITIVE_WEIGHT,
     Loss,
@@ -215,13 +219,6 @@ def test_class_weights(tensors: Dataset) -> None:
 
 
 def test_count_of_multi_label_training_images(tmp_path: Path) -> None:
-    import pyarrow as pa
-
-    from imagemill.components.dataset.manifest import Manifest, commit
-    from imagemill.components.dataset.shards import Layout, ShardWriter
-    from imagemill.components.imaging.geometry import Geometry
-    from imagemill.components.resize.tensor_shards import TensorSpec
-
     uri = str(tmp_path / "tensors" / "02")
     rows: list[Any] = [[0, 2], [], [2], [1, 2]]
     schema = TensorSpec(Geometry(4)).schema("multi")

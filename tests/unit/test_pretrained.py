@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save, save_file
+import trained
+from safetensors.torch import save_file
 
 from imagemill.components.dataset.kinds import ImageSpec
-from imagemill.components.dataset.manifest import Manifest, commit
-from imagemill.components.dataset.shards import publish_bytes
+from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.imaging.pixel_options import COLORS
 from imagemill.components.models.artifact import ModelSpec, build_network, find_first_convolution, load_model
@@ -106,16 +106,8 @@ def test_edges_are_learned_from_zero(rgb_file: str) -> None:
 
 def commit_model(folder: Path, color: str, edges: tuple[str, ...]) -> str:
     """Commit a model that was trained on these channels."""
-    uri = str(folder / "model" / f"{color}-{len(edges)}")
-    spec = spec_for(color, edges)
-    state = network_for(color, edges).state_dict()
-    files = (
-        publish_bytes(uri, save(state), "model-", ".safetensors"),
-        publish_bytes(uri, spec.to_json(), "model-", ".json"),
-    )
-    name = uri.rpartition("/")[2]
-    commit(uri, Manifest("model", name, classes=spec.classes, files=files, image=spec.image))
-    return uri
+    name, network = f"{color}-{len(edges)}", network_for(color, edges)
+    return trained.commit_model(folder, spec_for(color, edges), name, network).uri
 
 
 def test_channels_are_read_from_the_models_spec(tmp_path: Path) -> None:
@@ -156,8 +148,6 @@ def test_weights_of_another_network_are_refused(rgb_file: str) -> None:
 
 
 def test_model_of_five_channels_is_loaded(tmp_path: Path) -> None:
-    from imagemill.components.dataset.manifest import read_dataset
-
     uri = commit_model(tmp_path, "lab", BOTH)
     network, spec = load_model(read_dataset(uri, "model"))
     assert spec.geometry == Geometry(SIZE, "crop", "lab", BOTH)
@@ -186,14 +176,9 @@ def test_position_embeddings_of_a_vision_transformer_are_resampled(tmp_path: Pat
     grids = before[:, 1:].reshape(4, 4, 32), after[:, 1:].reshape(6, 6, 32)
     for corner in ((0, 0), (0, -1), (-1, 0), (-1, -1)):
         torch.testing.assert_close(grids[1][corner], grids[0][corner])
-    same, resampled = module._resample_positions(
-        pretrained.state_dict(), make_transformer(64), ModelSpec("vit_b_16", ("a",), make_image64())
-    )
+    small = ModelSpec("vit_b_16", ("a",), replace(image_of("rgb"), shape=(64, 64, 3)))
+    same, resampled = module._resample_positions(pretrained.state_dict(), make_transformer(64), small)
     assert not resampled and torch.equal(same["encoder.pos_embedding"], before)
-
-
-def make_image64() -> ImageSpec:
-    return replace(image_of("rgb"), shape=(64, 64, 3))
 
 
 def test_pickle_is_refused(tmp_path: Path) -> None:

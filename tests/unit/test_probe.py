@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
-from trained import history_of, make_tensors, settings, trainer
+from trained import history_of, make_tensors, run_killed, settings, trainer
 
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.workspace import Workspace
@@ -83,14 +83,7 @@ def test_schedule_starts_after_the_solved_epoch(tensors: Dataset, tmp_path: Path
 def test_killed_training_ends_with_the_weights_of_an_uninterrupted_one(tensors: Dataset, tmp_path: Path) -> None:
     config = settings(tensors, **SOLVED, epochs=3)
     expected = trainer(tensors, tmp_path / "whole", config).run()
-    killed = trainer(tensors, tmp_path / "killed", config)
-
-    def kill(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    killed.stepper.train_batch = kill  # type: ignore[method-assign, assignment]
-    with pytest.raises(KeyboardInterrupt):
-        killed.run()
+    run_killed(trainer(tensors, tmp_path / "killed", config), 1, 0)
     resumed = trainer(tensors, tmp_path / "killed", config)
     torch.nn.init.normal_(get_linear_head(resumed.network).weight)  # type: ignore[union-attr]
     state = resumed.run()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import os
 import pickle
-import threading
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -18,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.storage.errors import UserError
-from imagemill.components.train.data import batches, loader, tensor_shards
+from imagemill.components.train.data import loader
 from imagemill.components.train.data.batches import BufferPool
 from imagemill.components.train.data.cache import ShardCache
 from imagemill.components.train.data.loader import Batch, iter_batches
@@ -105,20 +103,6 @@ def test_datasets_can_be_pickled_for_spawned_workers(hundred: Dataset, tmp_path:
     unpickled_batches, unpickled_images = pickle.loads(pickle.dumps(whole)), pickle.loads(pickle.dumps(single))
     assert [b[1].tolist() for b in unpickled_batches] == [b[1].tolist() for b in whole]
     assert all(torch.equal(a, b) for a, b in zip(unpickled_images[7], first, strict=True))
-
-
-def test_forked_worker_does_not_inherit_locks(hundred: Dataset) -> None:
-    """One of them may be opening a file, or taking memory, just when the worker is made."""
-    dataset, num_batches = loader.TensorBatches(hundred.uri, "train", 16, seed=1), 0
-    with tensor_shards._lock, batches._lock:
-        child = os.fork()
-        if not child:
-            threading.Timer(10, os._exit, (1,)).start()
-            try:
-                num_batches = len(list(dataset))
-            finally:
-                os._exit(0 if num_batches == 7 else 2)  # pytest's own process is the other one
-    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_invalid_split_or_uri_is_named(hundred: Dataset, tmp_path: Path) -> None:

@@ -7,12 +7,11 @@ filling them.
 
 from __future__ import annotations
 
-import os
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from threading import Lock
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,28 +30,6 @@ OPEN_THREADS = 4
 T = TypeVar("T")
 MAX_POOLS = 2
 """That a process keeps from epoch to epoch: training's and validation's."""
-_pools: OrderedDict[tuple[tuple[int, ...], bool], BufferPool] = OrderedDict()
-_lock = Lock()
-
-
-def _renew_lock() -> None:
-    global _lock
-    _lock = Lock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)  # a thread of the parent may hold it, and does not exist in the child
-
-
-def get_buffer_pool(shape: tuple[int, ...], max_free: int, pinned: bool = False) -> BufferPool:
-    """Return the process's pool for this shape; the `MAX_POOLS` most recently used ones are kept."""
-    with _lock:
-        pool = _pools.pop((shape, pinned), None)
-        if pool is None or pool.max_free != max_free:
-            pool = BufferPool(shape, max_free, pinned)
-        _pools[shape, pinned] = pool
-        while len(_pools) > MAX_POOLS:
-            _pools.popitem(last=False)
-        return pool
 
 
 class BufferPool:
@@ -65,7 +42,7 @@ class BufferPool:
     """
 
     def __init__(self, shape: tuple[int, ...], max_free: int, pinned: bool = False) -> None:
-        self._shape, self._pinned, self.max_free = shape, pinned, max_free
+        self._shape, self._pinned = shape, pinned
         self._free: deque[Any] = deque(maxlen=max_free)
 
     def acquire(self) -> Pixels:
@@ -82,6 +59,9 @@ class BufferPool:
         import torch
 
         return torch.empty(self._shape, dtype=torch.uint8, pin_memory=True).numpy()
+
+
+_get_buffer_pool = lru_cache(MAX_POOLS)(BufferPool)
 
 
 class _Lease:
@@ -228,7 +208,7 @@ class _Loader:
         self._batch_size, self._rank, self._ranks = batch_size, rank, ranks
         manifest = source.dataset.manifest
         max_rows = -(-batch_size // ranks)
-        self._buffers = get_buffer_pool((max_rows, *manifest.image_spec.shape), max_free, pin)
+        self._buffers = _get_buffer_pool((max_rows, *manifest.image_spec.shape), max_free, pin)
         self._classes = len(manifest.classes) if manifest.task == MULTI else 0
         self.total = order.count_rows()
 

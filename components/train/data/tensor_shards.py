@@ -12,7 +12,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -57,15 +56,8 @@ class Layout(NamedTuple):
 
 _mapped_files: OrderedDict[tuple[str, str], MappedShard] = OrderedDict()
 _layouts: dict[LayoutKey, Layout] = {}
-_lock = Lock()
-
-
-def _renew_lock() -> None:
-    global _lock
-    _lock = Lock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)  # a thread of the parent may hold it, and does not exist in the child
+# Without a lock, which a forked worker could inherit locked: each operation on them is atomic, and a file that two
+# threads open at the same time is only opened twice.
 
 
 class Shard(Protocol):
@@ -161,15 +153,12 @@ class TensorSplit:
         if uris.is_s3(uri):
             return self._map(uri, file)
         key = (uri, file.sha256)
-        with _lock:
-            shard: Shard | None = _mapped_files.pop(key, None)
-        if shard is None:
-            shard = self._map(uri, file)
+        mapped: MappedShard | None = _mapped_files.pop(key, None)
+        shard = mapped or self._map(uri, file)
         if isinstance(shard, MappedShard):
-            with _lock:
-                _mapped_files[key] = shard
-                while len(_mapped_files) > MAX_MAPPED_FILES:
-                    _mapped_files.popitem(last=False)
+            _mapped_files[key] = shard
+            while len(_mapped_files) > MAX_MAPPED_FILES:
+                _mapped_files.popitem(last=False)
         return shard
 
     def _map(self, uri: str, file: File) -> Shard:
@@ -190,8 +179,7 @@ class TensorSplit:
         those of S3 may have left the cache by the next epoch."""
         labels = []
         for index, file in enumerate(self.files):
-            with _lock:
-                layout = _layouts.get(self._layout_key(file))
+            layout = _layouts.get(self._layout_key(file))
             labels.append(layout.labels if layout else self.open_shard(index).labels)
         return labels
 
@@ -223,9 +211,7 @@ def _map_file(uri: str, descriptor: int) -> mmap.mmap:
 def _get_layout(uri: str, mapped: mmap.mmap, file: File, key: LayoutKey) -> Layout:
     """Return a file's layout, read once by a process. DatasetError for a label that is no class: on a GPU it would end
     the process without naming its file."""
-    with _lock:
-        layout = _layouts.get(key)
-    if layout is not None:
+    if (layout := _layouts.get(key)) is not None:
         return layout
     column, has_lists = key.label_column, key.label_column == label_column(MULTI)
     labels = _read_columns(uri, mapped, [column]).column(column).combine_chunks()
@@ -241,10 +227,9 @@ def _get_layout(uri: str, mapped: mmap.mmap, file: File, key: LayoutKey) -> Layo
     if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < key.classes:
         raise DatasetError(f"{uri}: expected {column} from 0 to {key.classes - 1}, found {ids.min()} to {ids.max()}")
     layout = Layout(offsets, labels)
-    with _lock:
-        if len(_layouts) >= MAX_LAYOUTS:
-            _layouts.clear()
-        _layouts[key] = layout
+    if len(_layouts) >= MAX_LAYOUTS:
+        _layouts.clear()
+    _layouts[key] = layout
     return layout
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...dataset.kinds import ImageSpec
 from ...dataset.manifest import Dataset
-from ...models.blocks import head_modules
+from ...models.blocks import evaluation_mode, head_modules
 from ...step.step import Context
 from ...storage.errors import UserError
 from ..config import TrainConfig
@@ -96,11 +96,8 @@ def make_domain_network(network: torch.nn.Module, shape: tuple[int, int, int], d
             return features.flatten(2).mean(2) if features.ndim > 2 else features
 
         def _count(self) -> int:
-            modes = {module: module.training for module in network.modules()}
-            with torch.no_grad():
-                network.eval()(torch.zeros(2, *shape, device=device))
-            for module, training in modes.items():
-                module.training = training
+            with evaluation_mode(network), torch.no_grad():
+                network(torch.zeros(2, *shape, device=device))
             return self._pool().shape[1]
 
         def forward(

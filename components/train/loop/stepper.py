@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...compat import has_amx, run_what_cannot_be_compiled
+from ...models.blocks import evaluation_mode
 from ...storage.errors import wrong
 from ..config import TrainConfig
 from .checkpoint import Learner
@@ -151,18 +152,15 @@ def _find_unused_parameters(network: torch.nn.Module, shape: tuple[int, int, int
     """Return parameters that the logits do not depend on: DistributedDataParallel would wait for their gradients."""
     import torch
 
-    modes = {module: module.training for module in network.modules()}
     requires_grad = {name: parameter.requires_grad for name, parameter in network.named_parameters()}
-    network.eval().requires_grad_(True)
-    try:
+    network.requires_grad_(True)
+    with evaluation_mode(network):
         network(torch.zeros(2, *shape, device=device)).sum().backward()
-        return [name for name, parameter in network.named_parameters() if parameter.grad is None]
-    finally:
-        network.zero_grad(set_to_none=True)
-        for module, training in modes.items():
-            module.training = training
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(requires_grad[name])
+    unused = [name for name, parameter in network.named_parameters() if parameter.grad is None]
+    network.zero_grad(set_to_none=True)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(requires_grad[name])
+    return unused
 
 
 def should_compile(config: TrainConfig, device: torch.device, updates: int) -> bool:

@@ -17,6 +17,7 @@ from ...dataset.manifest import Dataset
 from ...imaging.tensors import center_crop
 from ...metrics.classification import ConfusionCounts, LabelCounts
 from ...models.artifact import Normalize
+from ...models.blocks import evaluation_mode
 from ...models.features import MAX_ROWS, Floats, HeadInputs, OodDetector
 from ...step.progress import Progress
 from ...step.step import Context
@@ -106,19 +107,13 @@ class Validator:
 
         image = self.tensors.manifest.image_spec
         normalize, size = Normalize(image, self.device), image.side
-        modes = {module: module.training for module in network.modules()}
-        network.eval()
-        try:
-            with torch.inference_mode():
-                for batch in iter_batches(self.tensors, split, self.batch_size, threads=self.threads, cache=self.cache):
-                    before_batch()
-                    pixels = torch.from_numpy(np.ascontiguousarray(center_crop(batch.images, size))).to(self.device)
-                    with self.autocast():
-                        logits = network(normalize(pixels))
-                    yield logits.float(), batch.labels
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        with evaluation_mode(network), torch.inference_mode():
+            for batch in iter_batches(self.tensors, split, self.batch_size, threads=self.threads, cache=self.cache):
+                before_batch()
+                pixels = torch.from_numpy(np.ascontiguousarray(center_crop(batch.images, size))).to(self.device)
+                with self.autocast():
+                    logits = network(normalize(pixels))
+                yield logits.float(), batch.labels
 
 
 def fit_detector(network: torch.nn.Module, validator: Validator, rate: float, context: Context) -> OodDetector | None:
