@@ -124,6 +124,7 @@ def run_in_this_process(
         yield job, json.loads(json.dumps(work(job, *arguments)))
 
 
+@pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace Ray by `run_in_this_process`."""
     monkeypatch.setattr(resize, "open_ray_session", no_session)

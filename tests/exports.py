@@ -16,7 +16,7 @@ import pyarrow as pa
 from cleaned import Row
 from PIL import Image
 
-from imagemill.components.clean.schema import make_clean_layout, make_clean_schema
+from imagemill.components.clean.schema import make_clean_schema
 from imagemill.components.dataset.kinds import CleanExtra, CleanImage, ImageSpec, TensorsExtra
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit
 from imagemill.components.dataset.shards import Layout, ShardWriter
@@ -92,20 +92,14 @@ def clean_single(uri: str, classes: Sequence[str] = ("cat", "dog", "owl"), each:
 
 
 def clean_evil(uri: str) -> Dataset:
-    rows = [
-        Row(name, label, "train", cleaned.picture(f"{n}")) for n, name in enumerate(EVIL) for label in EVIL_CLASSES[:1]
-    ]
+    rows = [Row(name, EVIL_CLASSES[0], "train", cleaned.picture(f"{n}")) for n, name in enumerate(EVIL)]
     rows += [Row(f"{n}.jpg", label, "train", cleaned.picture(f"c{n}")) for n, label in enumerate(EVIL_CLASSES)]
     return cleaned.cleaned(uri, rows, classes=EVIL_CLASSES)
 
 
 def clean_multi(uri: str, classes: Sequence[str] = ("cat", "dog", "owl"), each: int = 12) -> Dataset:
     """Images with none, one or several labels."""
-    layout = Layout(
-        make_clean_schema(multi=True),
-        row_group_rows=5,
-        row_group_bytes=make_clean_layout(make_clean_schema()).row_group_bytes,
-    )
+    layout = Layout(make_clean_schema(multi=True), row_group_rows=5)
     files: list[File] = []
     for split in ("train", "val"):
         with ShardWriter(uri, layout) as writer:

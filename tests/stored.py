@@ -41,22 +41,15 @@ def numbered(workspace: Path | str, rows: int, group: int, files: int = 1, gener
     """
     uri = f"{workspace}/tensors/01"
     parts = [np.arange(start, rows, files) for start in range(files)]
-    files = [
-        write_split(
-            uri,
-            "train",
-            np.broadcast_to(p[:, None, None, None] % 256, (len(p), *SHAPE)).astype(np.uint8),
-            p.tolist(),
-            group,
-        )
-        for p in parts
-        if len(p)
-    ]
+    written = []
+    for part in filter(len, parts):
+        images = np.broadcast_to(part[:, None, None, None] % 256, (len(part), *SHAPE)).astype(np.uint8)
+        written.append(write_split(uri, "train", images, part.tolist(), group))
     image = ImageSpec(SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
     classes = tuple(str(n) for n in range(rows))
-    numbers = zip(files, generations or [0] * len(files), strict=True)
+    numbers = zip(written, generations or [0] * len(written), strict=True)
     extra = TensorsExtra(shards={file.uri: {"generation": generation} for file, generation in numbers})
-    return commit(uri, Manifest("tensors", "01", classes=classes, files=tuple(files), image=image, extra=extra))
+    return commit(uri, Manifest("tensors", "01", classes=classes, files=tuple(written), image=image, extra=extra))
 
 
 def rows_of(batches: Iterator[Batch]) -> list[int]:

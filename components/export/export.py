@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..step.progress import Progress, format_size, say
 from ..storage import uri as uris
 from ..storage.errors import wrong
 from .config import ExportConfig
+from .huggingface import HuggingFaceFormat
+from .imagefolder import ImageFolderExport
 from .output_folder import ExportedFile, ExportMarker, ExportTotals, LooseFiles, OutputFolder, SourceDataset, SplitFiles
 from .samples import ExportSource
 from .shards import ExportContext, ShardFormat, export_shards
+from .tfrecord import TFRecordFormat
+from .webdataset import WebDatasetFormat
 
+_SHARD_FORMATS: dict[str, Callable[[ExportContext], ShardFormat]] = {
+    "tfrecord": TFRecordFormat,
+    "webdataset": WebDatasetFormat,
+    "huggingface": HuggingFaceFormat,
+}
 _IMAGE_FILE_FORMATS = ("imagefolder", "huggingface")
 RAN, CACHED = "ran", "cached"
 
@@ -79,27 +88,11 @@ def _write(config: ExportConfig, source: ExportSource, output: OutputFolder) -> 
 def _write_files(format_name: str, context: ExportContext) -> tuple[list[ExportedFile], LooseFiles, Mapping[str, int]]:
     """Return the files that the marker lists, and counts of those that only imagefolder's table lists: of all, and
     their bytes by split."""
-    if format_name == "imagefolder":
-        from .imagefolder import ImageFolderExport
-
-        folder = ImageFolderExport(context)
-        tables = folder.export()
-        return tables, LooseFiles(folder.files, folder.bytes), folder.by_split
-    return export_shards(context, _make_format(format_name, context)), LooseFiles(), {}
-
-
-def _make_format(name: str, context: ExportContext) -> ShardFormat:
-    if name == "tfrecord":
-        from .tfrecord import TFRecordFormat
-
-        return TFRecordFormat(context)
-    if name == "webdataset":
-        from .webdataset import WebDatasetFormat
-
-        return WebDatasetFormat(context)
-    from .huggingface import HuggingFaceFormat
-
-    return HuggingFaceFormat(context)
+    if format_name != "imagefolder":
+        return export_shards(context, _SHARD_FORMATS[format_name](context)), LooseFiles(), {}
+    folder = ImageFolderExport(context)
+    tables = folder.export()
+    return tables, LooseFiles(folder.files, folder.bytes), folder.by_split
 
 
 def _summarize_splits(

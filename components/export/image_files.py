@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import io
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from ..imaging.decoder import NO_LIMITS, ImageRejected, Pixels, decode
 from ..imaging.headers import parse_jpeg_header, sniff
+from ..imaging.pillow_decoder import ORIENTATION_TAG
+from ..imaging.standardize import encode_image
 from ..storage.errors import MillError
 
 EXTENSIONS = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp"}
-# Runs of equal bytes only: for filtered photographs as small as zlib's level 6, in a third of the time.
-_PNG_OPTIONS = (
-    cv2.IMWRITE_PNG_STRATEGY,
-    cv2.IMWRITE_PNG_STRATEGY_RLE,
-    cv2.IMWRITE_PNG_FILTER,
-    cv2.IMWRITE_PNG_FILTER_PAETH,
-)
-_ORIENTATION = 0x0112
 _CHANNELS = {"1": 1, "L": 1, "RGB": 3, "P": 3}
 
 
@@ -34,11 +27,7 @@ def get_extension(data: bytes, image_id: str) -> str:
 
 def encode_png(pixels: Pixels) -> bytes:
     """Encode uint8 [H, W, 1 or 3] (RGB) as PNG."""
-    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR) if pixels.shape[2] == 3 else np.ascontiguousarray(pixels)
-    is_encoded, data = cv2.imencode(".png", bgr, _PNG_OPTIONS)
-    if not is_encoded:
-        raise MillError(f"OpenCV made no PNG of pixels of the shape {pixels.shape}")
-    return data.tobytes()
+    return encode_image(np.ascontiguousarray(pixels), exact=True)
 
 
 def read_plain_shape(data: bytes) -> tuple[int, int, int] | None:
@@ -55,14 +44,10 @@ def read_plain_shape(data: bytes) -> tuple[int, int, int] | None:
         with Image.open(io.BytesIO(data), formats=[format_name]) as opened:
             is_opaque = opened.mode in _CHANNELS and "transparency" not in opened.info
             is_deep = format_name == "PNG" and data[24] > 8  # IHDR's bit depth: Pillow calls a color PNG of 16 bits RGB
-            if not is_opaque or is_deep or opened.getexif().get(_ORIENTATION, 1) in range(2, 9):
+            if not is_opaque or is_deep or opened.getexif().get(ORIENTATION_TAG, 1) in range(2, 9):
                 return None
             return opened.height, opened.width, _CHANNELS[opened.mode]
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-    ):  # the caller decodes the image, which reports damage
+    except (OSError, SyntaxError, ValueError):  # the caller decodes the image, which reports damage
         return None
 
 

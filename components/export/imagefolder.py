@@ -18,7 +18,6 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -113,14 +112,6 @@ _IGNORED_EXTENSIONS = ("gif",)
 """Extensions that torchvision's ImageFolder ignores by default."""
 
 
-@dataclass(frozen=True)
-class _ImageFile:
-    """An exported image, for its row of the table."""
-
-    sample: Sample
-    file: ExportedFile
-
-
 class ImageFolderExport:
     """Writes the image files and their tables. Counts the image files and their bytes, in all and by split."""
 
@@ -145,38 +136,38 @@ class ImageFolderExport:
         with map_disk_errors(str(path)), path.open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file, lineterminator="\n")
             table.writerow(self._make_header(bool(table_split)))
-            for image in self._write_images(splits):
-                table.writerow(self._make_row(image, bool(table_split)))
-                labels_by_split[image.sample.split].update(image.sample.label_ids)
-                extensions[image.file.path.rpartition(".")[2]] += 1
+            for sample, image_file in self._write_images(splits):
+                table.writerow(self._make_row(sample, image_file, bool(table_split)))
+                labels_by_split[sample.split].update(sample.label_ids)
+                extensions[image_file.path.rpartition(".")[2]] += 1
                 rows += 1
         self._add_notes(labels_by_split, extensions)
         return self._context.output.publish(path, name, table_split, rows)
 
-    def _write_images(self, splits: list[str]) -> Iterator[_ImageFile]:
+    def _write_images(self, splits: list[str]) -> Iterator[tuple[Sample, ExportedFile]]:
         for split in splits:
             samples = self._source.open_split(split, self._context.scratch).samples()
-            for image in map_ordered(samples, self._write_image, WRITE_THREADS, lambda sample: sample.size):
-                self.files, self.bytes = self.files + 1, self.bytes + image.file.bytes
-                self.by_split[split] = self.by_split.get(split, 0) + image.file.bytes
+            for sample, file in map_ordered(samples, self._write_image, WRITE_THREADS, lambda sample: sample.size):
+                self.files, self.bytes = self.files + 1, self.bytes + file.bytes
+                self.by_split[split] = self.by_split.get(split, 0) + file.bytes
                 self._context.progress.add()
-                yield image
+                yield sample, file
 
-    def _write_image(self, sample: Sample) -> _ImageFile:
+    def _write_image(self, sample: Sample) -> tuple[Sample, ExportedFile]:
         data = encode_png(sample.data) if isinstance(sample.data, np.ndarray) else sample.data
         folder = get_folder(self._source, self._folders, sample.split, sample.label_ids)
         is_taken = hash_kept_name(folder, sample.image_id, sample.copy) in self._taken
         name = make_image_name(sample.image_id, sample.copy, is_taken)
         path = f"{folder}/{name}.{get_extension(data, sample.image_id)}"
-        return _ImageFile(sample, self._context.output.put(path, data, sample.split, 1))
+        return sample, self._context.output.put(path, data, sample.split, 1)
 
     def _make_header(self, is_split_table: bool) -> list[str]:
         labels = ["labels", "label_ids"] if is_split_table else ["split", "label", "label_id"]
         copies = ["copy"] if self._source.has_copies else []
         return ["file_name", *labels, "image_id", *copies, "bytes", "sha256"]
 
-    def _make_row(self, image: _ImageFile, is_split_table: bool) -> list[Any]:
-        sample, file, names = image.sample, image.file, self._source.label_names(image.sample)
+    def _make_row(self, sample: Sample, file: ExportedFile, is_split_table: bool) -> list[Any]:
+        names = self._source.label_names(sample)
         copies = [sample.copy] if self._source.has_copies else []
         if is_split_table:  # its paths are relative to the split's folder
             path, labels = file.path.partition("/")[2], [_to_json(names), _to_json(list(sample.label_ids))]

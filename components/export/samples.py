@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -296,24 +297,16 @@ def read_in_order(
 def _read_range(dataset: Dataset, index: SplitIndex, columns: list[str], bins: Range) -> Iterator[pa.Table]:
     """Yield the rows of each row group that are in the bins [low, high)."""
     low, high = bins
-    file_number, parquet = -1, None
-    try:
-        for group in index.groups:
-            if group.high < low or group.low >= high:
-                continue
-            uri = dataset.locate(index.files[group.file])
-            if file_number != group.file:
-                if parquet is not None:
-                    parquet.close()
-                file_number, parquet = group.file, open_parquet(uri)
-            table = read_row_group(parquet, group.index, uri, columns)
-            if group.low < low or group.high >= high:
-                row_bins = _get_bins(table)
-                table = table.filter(pa.array((row_bins >= low) & (row_bins < high)))
-            yield table
-    finally:
-        if parquet is not None:
-            parquet.close()
+    overlapping = (group for group in index.groups if group.high >= low and group.low < high)
+    for file_number, groups in groupby(overlapping, key=lambda group: group.file):
+        uri = dataset.locate(index.files[file_number])
+        with open_parquet(uri) as parquet:
+            for group in groups:
+                table = read_row_group(parquet, group.index, uri, columns)
+                if group.low < low or group.high >= high:
+                    row_bins = _get_bins(table)
+                    table = table.filter(pa.array((row_bins >= low) & (row_bins < high)))
+                yield table
 
 
 def _sort_by_spilling(tables: Iterator[pa.Table], windows: list[Range], scratch: Path) -> Iterator[dict[str, Any]]:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -81,19 +82,20 @@ def export_shards(context: ExportContext, shard_format: ShardFormat) -> list[Exp
 
 
 def _export_split(context: ExportContext, shard_format: ShardFormat, split: str) -> list[ExportedFile]:
-    reader, rows = context.source.open_split(split, context.scratch), context.source.rows[split]
-    estimate = math.ceil(reader.estimate_bytes(shard_format.converts_to_png) / context.shard_bytes)
-    total = min(rows, max(1, estimate)) if shard_format.has_shard_count else 0
-    records = map_ordered(reader.samples(), shard_format.encode, cores(), lambda sample: _ENCODED_FACTOR * sample.size)
-    with _open_publisher(context.output) as publisher:
-        writer = _SplitWriter(context, shard_format, split, rows, total)
-        for record in records:
-            for shard in writer.add(record):
-                publisher.publish(shard)
-            context.progress.add()
-        for shard in writer.close():
-            publisher.publish(shard)
-    return publisher.files
+    """Write and publish the shards of a split: one is published in a thread, at most one more waits."""
+    files: list[ExportedFile] = []
+    pending: deque[Future[list[ExportedFile]]] = deque()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="publish")
+    try:
+        for shard in _write_shards(context, shard_format, split):
+            if len(pending) > 1:
+                files += pending.popleft().result()
+            pending.append(pool.submit(_publish, context.output, shard))
+        for future in pending:
+            files += future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return files
 
 
 @dataclass(frozen=True)
@@ -107,87 +109,49 @@ class _FinishedShard:
     index: bytes
 
 
-class _SplitWriter:
-    """Divides a split's records among its shards and writes them."""
-
-    def __init__(self, context: ExportContext, shard_format: ShardFormat, split: str, rows: int, total: int) -> None:
-        self._context, self._format, self._split = context, shard_format, split
-        self._split_rows, self._total = rows, total
-        self._shard: ShardFile | None = None
-        self._number, self._first_row, self._bytes = -1, 0, 0
-        self._rows = 0
-
-    def add(self, record: Any) -> Iterator[_FinishedShard]:
-        """Write one record; yield the shard that is full before it, if there is one."""
-        size = self._format.record_size(record)
-        if self._shard is not None and self._is_full(size):
-            yield from self.close()
-        if self._shard is None:
-            self._number += 1
-            self._first_row, self._bytes = self._rows, 0
-            with map_disk_errors(str(self._path)):
-                self._shard = self._format.open_shard(self._path)
+def _write_shards(context: ExportContext, shard_format: ShardFormat, split: str) -> Iterator[_FinishedShard]:
+    """Divide the records of a split among its shards, and write one after another."""
+    reader, total = context.source.open_split(split, context.scratch), 0
+    if shard_format.has_shard_count:
+        estimate = math.ceil(reader.estimate_bytes(shard_format.converts_to_png) / context.shard_bytes)
+        total = min(context.source.rows[split], max(1, estimate))
+    records = map_ordered(reader.samples(), shard_format.encode, cores(), lambda sample: _ENCODED_FACTOR * sample.size)
+    numbered = _number_shards(records, context, shard_format, context.source.rows[split], total)
+    for number, group in groupby(numbered, key=itemgetter(0)):
+        path, rows = context.scratch / f"{split}-{number}", 0
+        with map_disk_errors(str(path)):
+            shard = shard_format.open_shard(path)
         try:
-            with map_disk_errors(str(self._path)):
-                self._shard.add(record)
+            for _, record in group:
+                with map_disk_errors(str(path)):
+                    shard.add(record)
+                rows += 1
+                context.progress.add()
         except BaseException:  # Ctrl-C included: the file must be closed before its scratch folder is removed
-            self._shard.abort()
+            shard.abort()
             raise
-        self._bytes += size
-        self._rows += 1
-
-    def _is_full(self, size: int) -> bool:
-        if self._total:
-            return self._rows * self._total // self._split_rows > self._number
-        return self._bytes + size > self._context.shard_bytes
-
-    def close(self) -> Iterator[_FinishedShard]:
-        """Close the open shard and yield it, if there is one."""
-        if self._shard is None:
-            return
-        with map_disk_errors(str(self._path)):
-            index = self._shard.close()
-        self._shard = None
-        name = self._format.shard_name(self._split, self._number, self._total)
-        yield _FinishedShard(self._path, name, self._split, self._rows - self._first_row, index)
-
-    @property
-    def _path(self) -> Path:
-        return self._context.scratch / f"{self._split}-{self._number}"
+        with map_disk_errors(str(path)):
+            index = shard.close()
+        yield _FinishedShard(path, shard_format.shard_name(split, number, total), split, rows, index)
 
 
-class _Publisher:
-    """Publishes one shard at a time in a thread, and lets at most one more wait."""
-
-    def __init__(self, output: OutputFolder, pool: ThreadPoolExecutor) -> None:
-        self._output, self._pool = output, pool
-        self._pending: deque[Future[list[ExportedFile]]] = deque()
-        self.files: list[ExportedFile] = []
-
-    def publish(self, shard: _FinishedShard) -> None:
-        while len(self._pending) > 1:
-            self.files += self._pending.popleft().result()
-        self._pending.append(self._pool.submit(self._publish, shard))
-
-    def finish(self) -> None:
-        """Wait until all shards are published."""
-        while self._pending:
-            self.files += self._pending.popleft().result()
-
-    def _publish(self, shard: _FinishedShard) -> list[ExportedFile]:
-        files = [self._output.publish(shard.path, shard.name, shard.split, shard.rows)]
-        if shard.index:
-            stem = shard.name.rpartition(".")[0]
-            files.append(self._output.put(f"{stem}.index", shard.index, shard.split))
-        return files
+def _number_shards(
+    records: Iterable[Any], context: ExportContext, shard_format: ShardFormat, rows: int, total: int
+) -> Iterator[tuple[int, Any]]:
+    """Yield each of a split's `rows` records with the number of its shard. `total`: of the shards; 0 to cut by size."""
+    number = shard_bytes = 0
+    for row, record in enumerate(records):
+        size = shard_format.record_size(record)
+        if total:
+            number = row * total // rows
+        elif shard_bytes and shard_bytes + size > context.shard_bytes:
+            number, shard_bytes = number + 1, 0
+        shard_bytes += size
+        yield number, record
 
 
-@contextmanager
-def _open_publisher(output: OutputFolder) -> Iterator[_Publisher]:
-    pool = ThreadPoolExecutor(1, thread_name_prefix="publish")
-    try:
-        publisher = _Publisher(output, pool)
-        yield publisher
-        publisher.finish()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def _publish(output: OutputFolder, shard: _FinishedShard) -> list[ExportedFile]:
+    files = [output.publish(shard.path, shard.name, shard.split, shard.rows)]
+    if shard.index:
+        files.append(output.put(f"{shard.name.rpartition('.')[0]}.index", shard.index, shard.split))
+    return files

@@ -83,7 +83,9 @@ class TFRecordFormat:
     converts_to_png: ClassVar[bool] = True
 
     def __init__(self, context: ExportContext) -> None:
-        self._source, self._crc32c = context.source, _import_crc32c()
+        from google_crc32c import value
+
+        self._source, self._crc32c = context.source, value
         self._reencoded: Counter[str] = Counter()
         context.notes["reencoded"] = self._reencoded
         self._classes = [name.encode() for name in context.source.classes]
@@ -163,10 +165,3 @@ def describe_features(source: ExportSource, shards: list[ExportedFile]) -> bytes
         "splits": splits,
     }  # fmt: skip
     return json.dumps(description, indent=1, ensure_ascii=False).encode() + b"\n"
-
-
-def _import_crc32c() -> Callable[[bytes], int]:
-    from google_crc32c import value
-
-    crc: Callable[[bytes], int] = value
-    return crc

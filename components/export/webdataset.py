@@ -65,12 +65,7 @@ class WebDatasetFormat:
 
     def write_metadata(self, output: OutputFolder, shards: list[ExportedFile]) -> list[ExportedFile]:
         """Write `<split>-index.json` for wids, WebDataset's indexed reader."""
-        return [
-            output.put(
-                f"{split}-index.json", _build_index(split, [file for file in shards if file.split == split]), split
-            )
-            for split in self._source.rows
-        ]
+        return [output.put(f"{split}-index.json", _build_index(split, shards), split) for split in self._source.rows]
 
 
 class _TarFile:
@@ -92,7 +87,9 @@ class _TarFile:
 
 
 def _build_index(split: str, shards: list[ExportedFile]) -> bytes:
-    """Return the wids index of a split's shards, with URLs relative to the index."""
-    shard_list = [{"url": shard.path, "nsamples": shard.rows, "filesize": shard.bytes} for shard in shards]
+    """Return the wids index of the shards of a split, with URLs relative to the index."""
+    shard_list = [
+        {"url": shard.path, "nsamples": shard.rows, "filesize": shard.bytes} for shard in shards if shard.split == split
+    ]
     index = {"__kind__": "wids-shard-index-v1", "wids_version": 1, "name": split, "shardlist": shard_list}
     return json.dumps(index, indent=1).encode() + b"\n"

@@ -159,9 +159,8 @@ def parse_saved_pipeline(body: Any, uri: str, field: str) -> str:
 def _check_serialized(body: dict[str, Any], field: str) -> str:
     text = canonical_json(body).decode()
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "error", UserWarning
-        )  # an argument that albumentations does not know is left out, it says
+        # By default albumentations leaves out an argument that it does not know, and warns.
+        warnings.simplefilter("error", UserWarning)
         _build(text, field)
     return text
 

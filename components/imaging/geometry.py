@@ -37,6 +37,8 @@ with quality `fast`. Measured on photographs: in the mean 0.2 to 0.3 of 255 off 
 SOBEL_SCALE = 1 / math.sqrt(20)
 """The magnitude is at most 255 * sqrt(20) (a step whose corner is cut by one pixel); a straight step of the full
 255 levels, 1020, becomes 228."""
+_AXES = ((1, 0), (0, 1))
+"""Orders of the derivatives in x and y."""
 
 
 @dataclass(frozen=True)
@@ -231,21 +233,12 @@ def compute_edges(gray: Pixels, edges: tuple[str, ...], low: int = CANNY_LOW, hi
     Detection", 1986; cv2.Canny with aperture 3 and the L1 norm, thresholds `low` and `high`), else 0. At the border
     the outermost pixels are repeated, which makes no edges there.
     """
+    import cv2
+
+    def sobel(flat: Pixels) -> Any:
+        gx, gy = (cv2.Sobel(flat, cv2.CV_32F, *axis, ksize=3, borderType=cv2.BORDER_REPLICATE) for axis in _AXES)
+        return cv2.convertScaleAbs(cv2.magnitude(gx, gy), alpha=SOBEL_SCALE)
+
     flat = gray[:, :, 0]
-    channels = [_sobel(flat) if name == "sobel" else _canny(flat, low, high) for name in edges]
+    channels = [sobel(flat) if name == "sobel" else cv2.Canny(flat, low, high) for name in edges]
     return np.stack(channels, axis=2)
-
-
-def _sobel(gray: Pixels) -> Pixels:
-    import cv2
-
-    gx, gy = (
-        cv2.Sobel(gray, cv2.CV_32F, dx, dy, ksize=3, borderType=cv2.BORDER_REPLICATE) for dx, dy in ((1, 0), (0, 1))
-    )
-    return np.asarray(cv2.convertScaleAbs(cv2.magnitude(gx, gy), alpha=SOBEL_SCALE), np.uint8)
-
-
-def _canny(gray: Pixels, low: int, high: int) -> Pixels:
-    import cv2
-
-    return np.asarray(cv2.Canny(gray, low, high), np.uint8)

@@ -135,9 +135,8 @@ def decode_background_mask(mask: bytes, values: Sequence[int], data: bytes, widt
 def _decode_labels(mask: bytes, width: int, height: int) -> npt.NDArray[Any]:
     """Return the stored values, [H, W] or turned by a quarter; the size is checked before anything is decoded."""
     try:
-        Image.open(
-            io.BytesIO(mask), formats=["PNG"]
-        ).verify()  # the checksums, which Pillow passes over when it decodes
+        # `verify` checks the checksums, which Pillow passes over when it decodes.
+        Image.open(io.BytesIO(mask), formats=["PNG"]).verify()
         with Image.open(io.BytesIO(mask), formats=["PNG"]) as opened:
             if opened.size in ((width, height), (height, width)) and opened.mode in ("1", "L", "P", "I;16"):
                 labels = np.asarray(opened)

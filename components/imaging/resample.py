@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
 from ..storage.errors import wrong
 from .decoder import Pixels
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 
 FILTER_SUPPORT = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
 """Pixels of the target, where that is smaller than the source, that a filter reaches to either side."""
+PILLOW_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "area": Image.Resampling.BOX,
+}
 KERNEL_CHANNELS = 4
 """Channels that torch's uint8 kernel and OpenCV take at a time; with more torch's is five times slower."""
 ROUNDING_GUARD = 1 + 1e-12
@@ -152,14 +159,6 @@ def resample_long(
     pixels: Pixels, width: int, height: int, interpolation: str, square: CropSquare, full: SourceSize | None = None
 ) -> Pixels:
     """Resample `square` of a picture so elongated that a resample of all of it would not fit into memory; by Pillow."""
-    from PIL import Image
-
-    filters = {
-        "area": Image.Resampling.BOX,
-        "bicubic": Image.Resampling.BICUBIC,
-        "lanczos": Image.Resampling.LANCZOS,
-    }
-    filter = filters.get(interpolation, Image.Resampling.BILINEAR)
     full = full or SourceSize(pixels.shape[1], pixels.shape[0], 1)
     across, down = full.width / full.divisor / width, full.height / full.divisor / height
     top, left, size = square
@@ -169,7 +168,7 @@ def resample_long(
         ((size, source.height), (left * across, 0, (left + size) * across, source.height)),
         ((size, size), (0, top * down, size, (top + size) * down)),
     ):
-        source = source.resize(shape, filter, box)
+        source = source.resize(shape, PILLOW_FILTERS[interpolation], box)
     return np.array(source).reshape(size, size, -1)
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import simplejpeg
 from PIL import Image
 
 from .decoder import Pixels, convert_color, decode
@@ -32,6 +31,7 @@ from .region import (
     find_box_window,
     find_content_window,
 )
+from .tensors import encode_jpeg
 
 JPEG_QUALITY = 95
 JPEG_SIDE = 65_500
@@ -150,8 +150,7 @@ def encode_image(pixels: Pixels, exact: bool) -> bytes:
     """Encode uint8 [H, W, 1 or 3] as PNG where it must be `exact` (or is too long for JPEG), else as JPEG 95 4:4:4."""
     gray = pixels.shape[2] == 1
     if not exact and max(pixels.shape) <= JPEG_SIDE:
-        space = "GRAY" if gray else "RGB"
-        return bytes(simplejpeg.encode_jpeg(pixels, JPEG_QUALITY, space, "Gray" if gray else "444"))
+        return encode_jpeg(pixels, JPEG_QUALITY, "444")
     if max(pixels.shape) > PNG_SIDE:
         out = io.BytesIO()
         Image.fromarray(pixels[:, :, 0] if gray else pixels).save(out, "PNG", compress_level=1)
@@ -201,11 +200,8 @@ def equalize(pixels: Pixels, kind: str, clip: float, grid: int) -> Pixels:
         equalize_channel, to_space, to_rgb = cv2.equalizeHist, cv2.COLOR_RGB2YCrCb, cv2.COLOR_YCrCb2RGB
     elif kind == "clahe":
         # A new one for each call: a CLAHE object can't be shared by threads.
-        equalize_channel, to_space, to_rgb = (
-            cv2.createCLAHE(clip, (grid, grid)).apply,
-            cv2.COLOR_RGB2LAB,
-            cv2.COLOR_LAB2RGB,
-        )
+        equalize_channel = cv2.createCLAHE(clip, (grid, grid)).apply
+        to_space, to_rgb = cv2.COLOR_RGB2LAB, cv2.COLOR_LAB2RGB
     else:
         raise ValueError(f"equalize: expected histogram, clahe or autocontrast, found {kind!r}")
     if pixels.shape[2] == 1:

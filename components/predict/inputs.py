@@ -43,23 +43,18 @@ class InputFile:
 
         Raises ImageRejected for a missing or too large file, and errors of the store as they are.
         """
-        store = get_store(self.uri)
+        store, size = get_store(self.uri), self.size
         try:
-            if self.size < 0:
+            if size < 0:
                 entry = store.stat(self.uri)
                 if entry is None:
                     raise FileNotFoundError(self.uri)
-                _check_size(entry.size)
-            else:
-                _check_size(self.size)
+                size = entry.size
+            if size > MAX_BYTES:
+                raise ImageRejected("too_many_bytes", f"{size:,} bytes, at most {MAX_BYTES:,}")
             return store.read(self.uri)
         except FileNotFoundError:
             raise ImageRejected(MISSING_FILE, "no such file") from None
-
-
-def _check_size(size: int) -> None:
-    if size > MAX_BYTES:
-        raise ImageRejected("too_many_bytes", f"{size:,} bytes, at most {MAX_BYTES:,}")
 
 
 def find_images(arguments: Iterable[str], lines: Iterable[str]) -> Iterator[InputFile]:

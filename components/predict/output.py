@@ -170,10 +170,6 @@ def _make_row(prediction: Prediction) -> dict[str, Any]:
     if prediction.error:
         return {"image": _decode(prediction.name), "error": prediction.error, "detail": prediction.detail}
     classes, probabilities = zip(*prediction.best, strict=True)
+    row = {"image": _decode(prediction.name), "labels": list(prediction.present), "ood_score": prediction.ood_score}
     best = {"class": classes[0], "probability": probabilities[0], "classes": classes, "probabilities": probabilities}
-    return {
-        "image": _decode(prediction.name),
-        **best,
-        "labels": list(prediction.present),
-        "ood_score": prediction.ood_score,
-    }
+    return row | best

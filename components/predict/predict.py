@@ -155,46 +155,34 @@ def _find_preprocessing(model: Dataset, spec: ModelSpec) -> dict[str, Any]:
     return options
 
 
-@dataclass(frozen=True)
-class _PreparedImage:
-    """The network's input for one image, or the reason why it can't be read."""
-
-    name: str
-    pixels: Pixels | None
-    error: str = ""
-    detail: str = ""
-
-
 def predict_files(
     predictor: Predictor, files: Iterable[InputFile], config: PredictConfig, threads: int = 0
 ) -> Iterator[Prediction]:
     """Yield a prediction for each file in order; files are read and decoded in `threads` (0: one a core) meanwhile."""
 
-    def prepare(file: InputFile) -> _PreparedImage:
+    def prepare(file: InputFile) -> tuple[Prediction, Pixels | None]:
         try:
-            return _PreparedImage(file.name, predictor.preprocessing(file.read()))
+            return Prediction(file.name), predictor.preprocessing(file.read())
         except ImageRejected as error:
-            return _PreparedImage(file.name, None, error.reason, error.detail)
+            return Prediction(file.name, error=error.reason, detail=error.detail), None
 
-    batch: list[_PreparedImage] = []
-    for image in map_ordered(files, prepare, threads or cores(), lambda _: 0):
-        batch.append(image)
-        if len(batch) == config.batch_size:
-            yield from _predict_batch(predictor, batch, config.top)
-            batch = []
-    if batch:
+    images = map_ordered(files, prepare, threads or cores(), lambda _: 0)
+    while batch := list(islice(images, config.batch_size)):
         yield from _predict_batch(predictor, batch, config.top)
 
 
-def _predict_batch(predictor: Predictor, batch: list[_PreparedImage], top: int) -> Iterator[Prediction]:
-    inputs = [image.pixels for image in batch if image.pixels is not None]
+def _predict_batch(
+    predictor: Predictor, batch: list[tuple[Prediction, Pixels | None]], top: int
+) -> Iterator[Prediction]:
+    """Yield the predictions of a batch, where those of images that can't be read are complete already."""
+    inputs = [pixels for _, pixels in batch if pixels is not None]
     scores, ood_scores = predictor.classify(np.stack(inputs)) if inputs else (np.empty((0, 0), np.float32), None)
     row = 0
-    for image in batch:
-        if image.pixels is None:
-            yield Prediction(image.name, error=image.error, detail=image.detail)
+    for prediction, pixels in batch:
+        if pixels is None:
+            yield prediction
         else:
-            prediction = _make_prediction(image.name, scores[row], predictor.spec, top)
+            prediction = _make_prediction(prediction.name, scores[row], predictor.spec, top)
             yield prediction if ood_scores is None else replace(prediction, ood_score=float(ood_scores[row]))
             row += 1
 

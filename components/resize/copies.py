@@ -18,7 +18,7 @@ import numpy as np
 from ..dataset.manifest import Dataset, digest
 from ..imaging.albumentations_pipelines import PIPELINES, apply_pipeline, check_pipeline, load_pipeline
 from ..imaging.decoder import Decoded, Pixels
-from ..imaging.geometry import Geometry, decode_and_resize, resize_image
+from ..imaging.geometry import Geometry, decode_and_resize, finish_tensor, resize_image
 from ..imaging.pixel_options import COLORS
 from ..imaging.rand_augment import rand_augment
 from ..storage import uri as uris
@@ -181,7 +181,7 @@ def decode_with_copies(row: dict[str, Any], geometry: Geometry, policy: CopyPoli
             pixels = resize_image(composite, geometry, flip_horizontally if flip else None)
         else:
             picture, sampled = _augment(flip_horizontally(pictures[0]) if flip else pictures[0], policy, random)
-            pixels = _finish_tensor(picture, geometry)
+            pixels = finish_tensor(picture, geometry)
         yield pixels, json.dumps(params | sampled, ensure_ascii=False, separators=(",", ":"))
 
 
@@ -196,14 +196,6 @@ def _augment(picture: Pixels, policy: CopyPolicy, random: np.random.Generator) -
         return pixels, {"operations": [operation.to_record() for operation in operations]}
     pixels, applied = apply_pipeline(policy.pipeline, picture, random, PIPELINE_FIELD)
     return pixels, {"operations": applied}
-
-
-def _finish_tensor(picture: Pixels, geometry: Geometry) -> Pixels:
-    """Convert a resampled and cropped picture to the geometry's color, edges and padding."""
-    height, width = picture.shape[:2]
-    if geometry.mode == "crop":
-        geometry = replace(geometry, mode="squash", size=geometry.kept, stored=0, resize=0)
-    return resize_image(Decoded(picture, width, height, ""), geometry)
 
 
 def _replace_background(

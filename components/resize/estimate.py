@@ -24,6 +24,7 @@ from ..dataset.shards import open_parquet, read_row_group
 from ..imaging.decoder import Pixels
 from ..imaging.geometry import Geometry
 from ..imaging.pixel_options import COLORS, JPEG, RAW
+from ..imaging.resample import PILLOW_FILTERS
 from ..imaging.tensors import decode_column, encode_jpeg
 from ..step.progress import format_size
 from ..step.step import Context
@@ -39,11 +40,6 @@ LINK_BYTES_PER_S = 100e6
 MEASURED_BYTES = {RAW: 24 * 2**20, JPEG: 8 * 2**20}
 """Bytes of pixels that are read: of raw ones as many as a row group has, which no CPU cache holds."""
 MIN_JPEGS_PER_THREAD = 16
-_FILTERS = {
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-    "area": Image.Resampling.BOX,
-}
 T = TypeVar("T")
 
 
@@ -144,7 +140,7 @@ def _resize_with_pillow(data: bytes, geometry: Geometry) -> Pixels:
     width, height = geometry.scaled(*image.size)
     image.draft(mode, (2 * width, 2 * height))  # so that a large JPEG is decoded smaller
     image, kept = image.convert(mode), geometry.kept
-    resample = _FILTERS.get(geometry.interpolation, Image.Resampling.BILINEAR)
+    resample = PILLOW_FILTERS[geometry.interpolation]
     if geometry.mode == "crop":
         crop_width, crop_height = kept * image.width / width, kept * image.height / height
         left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2

@@ -23,6 +23,7 @@ from ..engine.tasks import TASKS_PER_WORKER, Failure, Result, TaskFunction, run_
 from ..imaging.decoder import Pixels
 from ..imaging.geometry import MAX_ASPECT_RATIO, Geometry, center_square, decode_and_resize, finish_tensor
 from ..imaging.headers import sniff
+from ..imaging.pillow_decoder import ORIENTATION_TAG
 from ..imaging.pixel_options import COLORS
 from ..storage.errors import MillError, TransientError
 from .tasks import ResizeTask, write_shards
@@ -36,7 +37,6 @@ INTERPOLATIONS = ("bilinear", "bicubic")
 BATCH_PIXELS = 128 * 10**6
 """Pixels that are decoded at a time: 384 MB of uint8. One image may exceed it alone."""
 BATCH_IMAGES = 64
-_ORIENTATION = 0x0112
 _FLIPPED_AXES = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
 """EXIF 2.32, 4.6.4.A: the axes of [C, H, W] to flip, from orientation 5 on after height and width are exchanged."""
 
@@ -72,7 +72,7 @@ def parse_header(data: bytes) -> JpegInfo | None:
         return None
     try:
         opened = Image.open(io.BytesIO(data), formats=["JPEG"])
-        orientation = opened.getexif().get(_ORIENTATION, 1)
+        orientation = opened.getexif().get(ORIENTATION_TAG, 1)
     except Exception:  # Pillow raises many types for a damaged file; the CPU's kernel decides
         return None
     if opened.format != "JPEG" or opened.mode not in ("L", "RGB"):  # several pictures in one file, CMYK

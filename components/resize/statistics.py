@@ -86,8 +86,5 @@ def compute_normalization(
 ) -> tuple[list[float], list[float]]:
     """Return mean and standard deviation of every channel: of the named set as far as it is known, else by `sums`."""
     mean, std = mean_and_std(normalization, color)
-    computed = [sums.mean_std(channel) for channel in range(len(mean), channels)]
-    return [*mean, *(channel_mean for channel_mean, _ in computed)], [
-        *std,
-        *(channel_std for _, channel_std in computed),
-    ]
+    pairs = [*zip(mean, std, strict=True), *(sums.mean_std(channel) for channel in range(len(mean), channels))]
+    return [mean for mean, _ in pairs], [std for _, std in pairs]

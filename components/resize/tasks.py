@@ -20,7 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..dataset.manifest import File
 from ..dataset.shards import Layout, ShardWriter
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, MillError
@@ -216,16 +215,11 @@ def write_merged(task: MergeTask, dataset_uri: str) -> dict[str, Any]:
 
     Memory holds one row group of each input, and a few of the output.
     """
-    files, groups = _write_files(task, dataset_uri)
-    return {"files": [asdict(file) for file in files], "groups": groups}
-
-
-def _write_files(task: MergeTask, dataset_uri: str) -> tuple[list[File], list[list[int]]]:
     inputs = [_read_tables(slices, list(task.columns)) for slices in task.inputs]
     sequences = [(table, rest) for rest in inputs if (table := next(rest, None)) is not None]
     schema = pa.unify_schemas([table.schema for table, _ in sequences])
     tables = rechunk(merge_sorted(sequences, schema))
-    files: list[File] = []
+    files: list[dict[str, Any]] = []
     groups: list[list[int]] = []
     table = next(tables, None)
     while table is not None:
@@ -236,9 +230,9 @@ def _write_files(task: MergeTask, dataset_uri: str) -> tuple[list[File], list[li
                 rows.append(table.num_rows)
                 size += table.nbytes
                 table = next(tables, None)
-            files.append(writer.publish(f"{MERGED_FOLDER}/{task.split}", "data", task.split))
+            files.append(asdict(writer.publish(f"{MERGED_FOLDER}/{task.split}", "data", task.split)))
             groups.append(rows)
-    return files, groups
+    return {"files": files, "groups": groups}
 
 
 def _read_tables(slices: Sequence[RowSlice], columns: list[str]) -> Iterator[pa.Table]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -66,10 +67,10 @@ class TensorSpec:
     def required_columns(self, shard: ShardPlan) -> list[str]:
         """Return the columns of clean rows that the tensors of a shard are made from."""
         needs_masks = self.copies is not None and self.copies.needs_masks and self.has_copies(shard.split)
-        return required_columns(shard.task) + (["mask"] if needs_masks else [])
+        columns = ["image_id", "image.bytes", label_column(shard.task), "shuffle_index"]
+        return columns + (["mask"] if needs_masks else [])
 
 
-T = TypeVar("T")
 Row = dict[str, Any]
 Kernel = Callable[[Sequence[bytes], Geometry], Iterator[Pixels]]
 """Decodes and resizes encoded images, at most a row group, to uint8 [H, W, C] each, in order; raises ImageRejected."""
@@ -208,14 +209,14 @@ def _write_with_copies(
     written: list[Row] = []
     for row in rows:
         labels = {name: value for name, value in row.items() if name not in ("image", "mask")}
-        images = _name_image_in_errors(row, decode_with_copies(row, spec.geometry, policy))
-        for copy, (image, augmentation) in enumerate(images):
-            pixels[len(written)] = image
-            position = assign_position(row["shuffle_index"], row["image_id"], copy, shard.low, shard.high)
-            columns = {"copy": copy, "augmentation": augmentation, "at": len(written), "position": position}
-            written.append(labels | columns)
-            if histogram is not None and not copy:
-                add_histogram(histogram, image)
+        with _name_image_in_errors(row):
+            for copy, (image, augmentation) in enumerate(decode_with_copies(row, spec.geometry, policy)):
+                pixels[len(written)] = image
+                position = assign_position(row["shuffle_index"], row["image_id"], copy, shard.low, shard.high)
+                columns = {"copy": copy, "augmentation": augmentation, "at": len(written), "position": position}
+                written.append(labels | columns)
+                if histogram is not None and not copy:
+                    add_histogram(histogram, image)
         counts.without += written[-1]["copy"] == 0
     count_copies(counts, written, label_column(shard.task))
     written.sort(key=lambda row: (row["position"], row["image_id"], row["copy"]))
@@ -243,11 +244,6 @@ def _encode_images(pixels: Pixels, spec: TensorSpec) -> tuple[pa.Array, int]:
     return pa.array(encoded, pa.binary()), sum(map(len, encoded))
 
 
-def required_columns(task: str) -> list[str]:
-    """Return the columns of a clean row that a tensor is made from, without copies."""
-    return ["image_id", "image.bytes", label_column(task), "shuffle_index"]
-
-
 def read_rows(slices: Iterable[RowSlice], columns: list[str]) -> list[Row]:
     """Read the rows of some slices in shuffled order; their encoded bytes are held in memory."""
     rows = [row for row_slice in slices for table in read_tables(row_slice, columns) for row in table.to_pylist()]
@@ -272,25 +268,21 @@ def read_tables(row_slice: RowSlice, columns: list[str]) -> Iterator[pa.Table]:
 def _decode_rows(rows: list[Row], geometry: Geometry, kernel: Kernel) -> Iterator[Pixels]:
     images = kernel([row["image"]["bytes"] for row in rows], geometry)
     for row in rows:
-        try:
-            yield next(images)
-        except ImageRejected as error:
-            raise _undecodable_error(row, error) from None
+        with _name_image_in_errors(row):
+            image = next(images)
+        yield image
 
 
-def _name_image_in_errors(row: Row, items: Iterator[T]) -> Iterator[T]:
-    """Yield `items`; raise an ImageRejected on the way as an error that names the row's image."""
+@contextmanager
+def _name_image_in_errors(row: Row) -> Iterator[None]:
+    """Turn an ImageRejected into an error of the step that names the row's image."""
     try:
-        yield from items
+        yield
     except ImageRejected as error:
-        raise _undecodable_error(row, error) from None
-
-
-def _undecodable_error(row: Row, error: ImageRejected) -> MillError:
-    return MillError(
-        f"{row['image_id']}: clean passed this image, but resize can't decode it ({error}); this is an error of "
-        "imagemill's, not of the image"
-    )
+        raise MillError(
+            f"{row['image_id']}: clean passed this image, but resize can't decode it ({error}); this is an error of "
+            "imagemill's, not of the image"
+        ) from None
 
 
 def _build_table(rows: list[Row], images: pa.Array, schema: pa.Schema) -> pa.Table:

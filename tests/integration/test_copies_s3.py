@@ -6,11 +6,10 @@ import io
 import json
 from typing import Any
 
-import copied
 import numpy as np
 import photos
 import pytest
-from copied import Image, by_copy, clean_of, resized
+from copied import Image, by_copy, clean_of, resized, without_ray  # noqa: F401 (a fixture)
 
 from imagemill.components.imaging.albumentations_pipelines import import_albumentations, load_pipeline
 from imagemill.components.resize.backgrounds import digest_pictures, list_backgrounds
@@ -18,8 +17,8 @@ from imagemill.components.storage import uri as uris
 from imagemill.components.storage.store import get_store
 
 
-def test_backgrounds_and_pipelines_from_a_bucket(s3_workspace: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    copied.without_ray(monkeypatch)
+@pytest.mark.usefixtures("without_ray")
+def test_backgrounds_and_pipelines_from_a_bucket(s3_workspace: str) -> None:
     folder = uris.join(s3_workspace, "bg")
     colours = {"a.png": (250, 10, 10), "b/c.png": (10, 250, 10)}
     for name, colour in {**colours, "note.txt": (0, 0, 0)}.items():

@@ -78,9 +78,8 @@ def read_in_tensorflow(folder: Path, *calls: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("channels", [1, 3, 5])
 def test_raw_tensors_are_read_pixel_by_pixel(tmp_path: Path, channels: int) -> None:
     shape = (24, 24, channels)
-    source = exports.tensors(
-        str(tmp_path / "t" / "tensors" / "01"), shape, rows=50, color="gray" if channels == 1 else "rgb"
-    )
+    color = "gray" if channels == 1 else "rgb"
+    source = exports.tensors(str(tmp_path / "t" / "tensors" / "01"), shape, rows=50, color=color)
     exports.run(source, "tfrecord", tmp_path / "out", 20_000)
     arrays = read_in_tensorflow(tmp_path / "out", {"split": "train", "batch_size": 8, "with_ids": True})
     assert arrays["0-0-images"].shape == (50, *shape)
@@ -99,9 +98,8 @@ def test_shuffling_depends_on_seed_and_epoch(tmp_path: Path) -> None:
     cached = {**shuffled, "cache": "memory"}
     to_file = {**shuffled, "cache": str(tmp_path / "cache"), "negative": True}
     repeated = {**shuffled, "repeat": True, "take": 30, "drop_remainder": True}
-    arrays = read_in_tensorflow(
-        tmp_path / "out", shuffled, shuffled, {**shuffled, "seed": 4}, cached, to_file, repeated
-    )
+    calls = (shuffled, shuffled, {**shuffled, "seed": 4}, cached, to_file, repeated)
+    arrays = read_in_tensorflow(tmp_path / "out", *calls)
     assert np.array_equal(arrays["0-0-ids"], arrays["1-0-ids"])
     for other in ("0-1-ids", "2-0-ids", "3-1-ids"):
         assert sorted(arrays[other]) == sorted(arrays["0-0-ids"])

@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
-from copied import no_session, run_in_this_process
+from copied import without_ray  # noqa: F401 (a fixture)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from photos import exif, saved
+from photos import exif, max_difference, saved
 from PIL import Image
 from test_resample import make_noise as noise
 
@@ -27,7 +27,6 @@ from imagemill.components.imaging.geometry import Geometry, decode_and_resize
 from imagemill.components.imaging.pixel_options import COLORS, EDGES, MODES
 from imagemill.components.models.artifact import find_first_convolution, load_model
 from imagemill.components.resize import STEP as RESIZE
-from imagemill.components.resize import resize as resize_step
 from imagemill.components.step.step import Step
 from imagemill.components.train import STEP as TRAIN
 
@@ -44,10 +43,6 @@ def expected(rgb: Pixels, color: str) -> Pixels:
         return np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB), np.uint8)
     mode = {"rgb": "RGB", "gray": "L", "ycbcr": "YCbCr"}[color]
     return np.asarray(Image.fromarray(rgb).convert(mode), np.uint8).reshape(*rgb.shape[:2], -1)
-
-
-def max_difference(first: Pixels, second: Pixels) -> int:
-    return int(np.abs(first.astype(int) - second).max())
 
 
 def sources() -> dict[str, bytes]:
@@ -91,11 +86,8 @@ def test_known_colours() -> None:
     rgb = np.array([[[255, 255, 255], [255, 0, 0], [0, 0, 255]]], np.uint8)
     assert convert_color(rgb, "ycbcr").tolist() == [[[255, 128, 128], [76, 85, 255], [29, 255, 107]]]
     assert convert_color(rgb, "lab").tolist() == [[[255, 128, 128], [136, 208, 195], [82, 207, 20]]]
-    assert [convert_color(rgb, channel)[0, :, 0].tolist() for channel in CHANNELS] == [
-        [255, 255, 0],
-        [255, 0, 0],
-        [255, 0, 255],
-    ]
+    levels = [convert_color(rgb, channel)[0, :, 0].tolist() for channel in CHANNELS]
+    assert levels == [[255, 255, 0], [255, 0, 0], [255, 0, 255]]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
@@ -163,13 +155,6 @@ def test_a_single_channel_is_resampled_alone() -> None:
 # Through every step.
 
 
-@pytest.fixture
-def steps_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The resize step without Ray, whose start costs seconds; what Ray does is tested elsewhere."""
-    monkeypatch.setattr(resize_step, "open_ray_session", no_session)
-    monkeypatch.setattr(resize_step, "run_tasks", run_in_this_process)
-
-
 def run_step(step: Step, workspace: Path, **values: str) -> Dataset:
     """Run a step by its command line and return the dataset that it commits."""
     config = step.config.from_values({"workspace": str(workspace), "run": "r", "name": "x", **values})
@@ -178,7 +163,7 @@ def run_step(step: Step, workspace: Path, **values: str) -> Dataset:
     return read_dataset(json.loads(result.read_text())["uri"])
 
 
-@pytest.mark.usefixtures("steps_here")
+@pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize(("color", "edges"), [("gray", "off"), ("red", "both"), ("lab", "sobel")])
 def test_from_the_source_to_the_evaluation(tmp_path: Path, color: str, edges: str) -> None:
     """Two classes that differ in brightness, so that one channel tells them apart."""

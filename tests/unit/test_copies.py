@@ -10,11 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import copied
 import numpy as np
 import photos
 import pytest
-from copied import STEP, Image, by_copy, clean_of, make_images, resized, rows_of
+from copied import STEP, Image, by_copy, clean_of, make_images, resized, rows_of, without_ray  # noqa: F401 (a fixture)
 
 from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.evaluate.inference import read_test_batches
@@ -41,9 +40,7 @@ RAND = CopyPolicy(3, "randaugment", seed=7, flip=True)
 SMALL = Geometry(32)
 
 
-@pytest.fixture(autouse=True)
-def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    copied.without_ray(monkeypatch)
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 
 def make_row(number: int = 1, **options: Any) -> dict[str, Any]:
@@ -56,9 +53,8 @@ def make_copies(policy: CopyPolicy, geometry: Geometry = SMALL, **options: Any) 
 
 
 def test_without_copies_nothing_is_added(tmp_path: Path) -> None:
-    tensors = resized(
-        clean_of(tmp_path, make_images(6)), copy_ops=3, copy_flip=True, copy_pipeline="strong", copy_seed=4
-    )
+    options = {"copy_ops": 3, "copy_flip": True, "copy_pipeline": "strong", "copy_seed": 4}
+    tensors = resized(clean_of(tmp_path, make_images(6)), **options)
     assert list(rows_of(tensors)[0]) == ["image", "label_id", "image_id"]
     assert tensors.fingerprint == resized(read_dataset(f"{tmp_path}/clean/01", "clean")).fingerprint
     assert tensors.manifest.extra.copies is None and tensors.manifest.totals.rows == 11
@@ -71,10 +67,8 @@ def test_training_images_alone_have_copies(tmp_path: Path) -> None:
     assert Counter((r["image_id"], r["copy"]) for r in rows_of(tensors)) == Counter(
         (image.name, copy) for image in make_images(9) if image.split == "train" for copy in range(4)
     )
-    for split in ("val", "test"):
-        assert [(r["copy"], r["augmentation"]) for r in rows_of(tensors, split)] == [(0, "")] * (
-            3 if split == "val" else 2
-        )
+    for split, number in (("val", 3), ("test", 2)):
+        assert [(r["copy"], r["augmentation"]) for r in rows_of(tensors, split)] == [(0, "")] * number
     originals = {r["image_id"]: r for r in rows_of(tensors, None) if not r["copy"]}
     for original in rows_of(plain, None):
         np.testing.assert_array_equal(originals[original["image_id"]]["image"], original["image"])
@@ -132,10 +126,7 @@ def test_pixels_depend_on_the_image_and_the_policy_alone(tmp_path: Path, monkeyp
 
 def test_copies_are_the_same_by_any_number_of_threads() -> None:
     def make(number: int) -> list[tuple[bytes, str]]:
-        return [
-            (pixels.tobytes(), description)
-            for pixels, description in decode_with_copies(make_row(number), Geometry(32), RAND)
-        ]
+        return [(pixels.tobytes(), description) for pixels, description in make_copies(RAND, number=number)]
 
     expected = [make(number) for number in range(24)]
     with ThreadPoolExecutor(4) as pool:
@@ -168,11 +159,9 @@ def test_recorded_operations_reproduce_the_pixels_of_a_copy() -> None:
     assert 15 < sum(flips) < 45
     plain = make_copies(dataclasses.replace(RAND, flip=False))
     assert not any(json.loads(description)["flip"] for _, description in plain[1:])
-    operations = [
-        [json.loads(description)["operations"] for _, description in images[1:]]
-        for images in (plain, make_copies(RAND))
-    ]
-    assert operations[0] == operations[1]
+    flipped = make_copies(RAND)
+    for (_, first), (_, second) in zip(plain[1:], flipped[1:], strict=True):
+        assert json.loads(first)["operations"] == json.loads(second)["operations"]
 
 
 @pytest.mark.parametrize("mode", ["crop", "squash", "letterbox"])
@@ -259,24 +248,16 @@ def test_fingerprint_depends_on_the_copy_options() -> None:
 
     assert counting() == counting(copy_ops=5, copy_policy="background", backgrounds="x", copy_seed=3) == {}
     assert counting(copies=2) == {"copies": 2} == counting(copies=2, copy_pipeline="ocr", backgrounds="x")
-    full = counting(copies=2, copy_ops=5, copy_magnitude=3, copy_flip=True, copy_seed=9, image_size=32)
-    assert full == {
-        "copies": 2,
-        "copy_ops": 5,
-        "copy_magnitude": 3,
-        "copy_flip": True,
-        "copy_seed": 9,
-        "image_size": 32,
-    }
+    full = {"copies": 2, "copy_ops": 5, "copy_magnitude": 3, "copy_flip": True, "copy_seed": 9, "image_size": 32}
+    assert counting(**full) == full
     assert counting(copies=1, copy_policy="background", copy_ops=5) == {"copies": 1, "copy_policy": "background"}
 
 
 def test_a_spec_travels(tmp_path: Path) -> None:
     spec = TensorSpec(Geometry(24), copies=RAND)
     assert pickle.loads(pickle.dumps(spec)) == spec
-    assert plan_copies(ResizeConfig(copies=2), clean_of(tmp_path, make_images(3))).policy == CopyPolicy(
-        2, "randaugment"
-    )
+    plan = plan_copies(ResizeConfig(copies=2), clean_of(tmp_path, make_images(3)))
+    assert plan.policy == CopyPolicy(2, "randaugment")
 
 
 def test_an_image_that_does_not_decode_is_our_error(tmp_path: Path) -> None:

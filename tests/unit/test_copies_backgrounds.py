@@ -9,12 +9,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import copied
 import cv2
 import numpy as np
 import photos
 import pytest
-from copied import STEP, Image, by_copy, clean_of, make_images, resized, rows_of
+from copied import STEP, Image, by_copy, clean_of, make_images, resized, rows_of, without_ray  # noqa: F401 (a fixture)
 
 from imagemill.components.imaging.decoder import Decoded, convert_color
 from imagemill.components.imaging.geometry import Geometry, resize_image
@@ -34,9 +33,7 @@ FIELDS = CopyPolicy(4, "background", seed=3)
 OPTIONS: dict[str, Any] = {"copy_policy": "background"}
 
 
-@pytest.fixture(autouse=True)
-def _without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    copied.without_ray(monkeypatch)
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 
 def half(pixels: Any) -> Any:

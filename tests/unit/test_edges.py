@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,19 +11,15 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import photos
-import pyarrow as pa
 import pytest
-from copied import no_session, run_in_this_process
+from copied import Image, clean_of, resized, rows_of, run_in_this_process, without_ray  # noqa: F401 (a fixture)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 from test_resample import make_decoded as decoded
 from test_resample import make_noise as noise
 
-from imagemill.components.dataset.kinds import CleanExtra, CleanImage, ImageSpec
-from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
-from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
-from imagemill.components.dataset.workspace import Workspace
+from imagemill.components.dataset.kinds import ImageSpec
+from imagemill.components.dataset.manifest import Dataset, File
 from imagemill.components.evaluate.inference import read_test_batches
 from imagemill.components.imaging.decoder import convert_color
 from imagemill.components.imaging.geometry import (
@@ -41,7 +35,6 @@ from imagemill.components.resize import plan, resize, statistics
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.statistics import STD_FLOOR, ChannelSums, add_histogram, compute_normalization
 from imagemill.components.resize.statistics import mean_and_std as named
-from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import UserError
 
 Pixels = npt.NDArray[np.uint8]
@@ -219,60 +212,19 @@ def test_imagenet_normalization_is_used_for_its_own_channels() -> None:
 
 # From the clean dataset to the tensors and to what evaluate makes.
 
-CLEAN = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-        ("label_id", pa.int32()),
-        ("shuffle_index", pa.int64()),
-    ]
-)
-
 
 def clean_dataset(folder: Path, color: str, images_by_split: dict[str, int]) -> Dataset:
-    """A clean dataset as its contract says, written here: JPEG, PNG and turned pictures of two classes."""
-    workspace = Workspace.open(str(folder))
-    uri = workspace.dataset("clean", "01")
-    files = []
-    for split, number in images_by_split.items():
-        with ShardWriter(uri, Layout(CLEAN, row_group_bytes=4_000)) as writer:
-            for n in range(number):
-                out = io.BytesIO()
-                exif = photos.exif(6 if n % 3 == 0 else 1)
-                Image.fromarray(noise(40 + 5 * n, 60 - n)).save(out, "PNG" if n % 4 == 3 else "JPEG", exif=exif)
-                row = {"image_id": f"{split}-{n}", "label_id": n % 2, "shuffle_index": 1000 * n}
-                writer.add({**row, "image": {"bytes": out.getvalue(), "path": ""}}, len(out.getvalue()))
-            files.append(writer.publish(f"data/{split}", "data", split))
-    rows = sum(images_by_split.values())
-    totals = Totals(
-        rows=rows, bytes=sum(f.bytes for f in files), by_split=images_by_split, by_class={"a": rows, "b": 0}
-    )
-    image = CleanImage(color, COLORS[color])
-    extra = CleanExtra(dataset_name="x")
-    manifest = Manifest("clean", "01", classes=("a", "b"), files=tuple(files), totals=totals, image=image, extra=extra)
-    return commit(uri, manifest)
-
-
-@pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resize, "open_ray_session", no_session)
-    monkeypatch.setattr(resize, "run_tasks", run_in_this_process)
-
-
-def resized(clean: Dataset, **options: Any) -> Dataset:
-    workspace = Workspace.open(clean.uri.rpartition("/clean/")[0])
-    config = ResizeConfig(workspace=workspace.uri, clean=clean.uri, image_size=16, **options)
-    config.check()
-    return read_dataset(resize.resize(config, Context("resize", workspace, "r", False)).uri, "tensors")
+    """JPEG, PNG and turned pictures of two classes."""
+    images = []
+    for split, count in images_by_split.items():
+        for n in range(count):
+            kind, exif = "PNG" if n % 4 == 3 else "JPEG", photos.exif(6 if n % 3 == 0 else 1)
+            images.append(Image(n, split, data=photos.saved(noise(40 + 5 * n, 60 - n), kind, exif=exif)))
+    return clean_of(folder, images, color)
 
 
 def images_in(tensors: Dataset, split: str) -> dict[str, Pixels]:
-    shape = tensors.manifest.image.shape
-    images: dict[str, Pixels] = {}
-    for table in read_columns(tensors, "data", ["image", "image_id"], split):
-        for row in table.to_pylist():
-            images[row["image_id"]] = np.frombuffer(row["image"], np.uint8).reshape(shape)
-    return images
+    return {row["image_id"]: row["image"] for row in rows_of(tensors, split)}
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -283,14 +235,13 @@ def test_evaluate_computes_the_pixels_of_the_tensors(tmp_path: Path, color: str,
     tensors = resized(clean, edges=edges, resize_mode="letterbox", canny_low=30, canny_high=60)
     image = tensors.manifest.image
     channels = COLORS[color] + len(EDGES[edges])
-    assert image.shape == (16, 16, channels) and image.color == color and image.edges == EDGES[edges]
+    assert image.shape == (24, 24, channels) and image.color == color and image.edges == EDGES[edges]
     assert len(image.mean) == len(image.std) == channels
     stored = images_in(tensors, "test")
     decoded_batches = list(read_test_batches(None, clean, Geometry.of(image), 4))
     stored_batches = list(read_test_batches(tensors, clean, Geometry.of(image), 4))
-    assert [b.ids for b in decoded_batches] == [b.ids for b in stored_batches] and sum(
-        len(b.ids) for b in decoded_batches
-    ) == 9
+    assert [b.ids for b in decoded_batches] == [b.ids for b in stored_batches]
+    assert sum(len(b.ids) for b in decoded_batches) == 9
     for expected_batch, batch in zip(decoded_batches, stored_batches, strict=True):
         np.testing.assert_array_equal(expected_batch.images, batch.images)
         np.testing.assert_array_equal(expected_batch.images, np.stack([stored[i] for i in expected_batch.ids]))
@@ -306,7 +257,7 @@ def test_mean_and_std_are_those_of_the_training_tensors(
 ) -> None:
     clean = clean_dataset(tmp_path, color, {"train": 12, "val": 3, "test": 2})
     tensors = resized(clean, edges=edges, **({"normalization": normalization} if normalization else {}))
-    flat = np.stack(list(images_in(tensors, "train").values())).reshape(-1, tensors.manifest.image.shape[2]) / 255
+    flat = np.stack([row["image"] for row in rows_of(tensors)]).reshape(-1, tensors.manifest.image.shape[2]) / 255
     num_known = len(named("imagenet", color)[0]) if normalization is None else 0
     mean, std = tensors.manifest.image.mean, tensors.manifest.image.std
     np.testing.assert_allclose(mean[num_known:], flat.mean(0)[num_known:], atol=1e-6)
@@ -357,10 +308,7 @@ def test_channel_sums_of_finished_tasks_are_kept_after_a_kill(tmp_path: Path, mo
             resized(clean, edges="both")
     resumed = resized(clean, edges="both")
     assert len(worked) == len(set(worked)) == len(resumed.manifest.files)
-    assert resumed.manifest.image == expected
-    assert [dataclasses.astuple(f) for f in resumed.manifest.files] == [
-        dataclasses.astuple(f) for f in many.manifest.files
-    ]
+    assert resumed.manifest.image == expected and resumed.manifest.files == many.manifest.files
 
 
 @pytest.mark.usefixtures("without_ray")
@@ -377,19 +325,12 @@ def test_record_without_channel_sums_is_built_again_if_needed(tmp_path: Path) ->
 
 
 def test_files_of_a_manifest_keep_their_form() -> None:
-    assert (
-        resize.FinishedShard.from_record(
-            {"file": dataclasses.asdict(File("a", "data", "val", 1, 2, "x")), "image_bytes": 1}
-        ).sums
-        is None
-    )
+    record = {"file": vars(File("a", "data", "val", 1, 2, "x")), "image_bytes": 1}
+    assert resize.FinishedShard.from_record(record).sums is None
 
 
 @pytest.mark.parametrize("edges", EDGES)
 def test_bytes_become_the_shape_with_edges(edges: str) -> None:
     geometry = Geometry(32, "crop", "rgb", EDGES[edges])
-    assert (
-        decode_and_resize(photos.saved(noise(90, 40), "JPEG"), geometry).shape
-        == geometry.shape
-        == (32, 32, 3 + len(EDGES[edges]))
-    )
+    pixels = decode_and_resize(photos.saved(noise(90, 40), "JPEG"), geometry)
+    assert pixels.shape == geometry.shape == (32, 32, 3 + len(EDGES[edges]))

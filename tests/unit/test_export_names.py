@@ -61,13 +61,9 @@ def test_id_equal_to_a_generated_name_gets_another_name() -> None:
 
 @pytest.mark.parametrize(
     ("image_id", "name"),
-    [
-        ("Abyssinian_101.jpg", "Abyssinian_101"),
-        ("cat/001.jpeg", "cat__001"),
-        ("日本/写真.png", "日本__写真"),
-        ("v1.2 b", "v1.2 b"),
-    ],
-)
+    [("Abyssinian_101.jpg", "Abyssinian_101"), ("cat/001.jpeg", "cat__001"), ("日本/写真.png", "日本__写真"),
+     ("v1.2 b", "v1.2 b")],
+)  # fmt: skip
 def test_a_usual_id_stays_readable(image_id: str, name: str) -> None:
     assert names.make_image_name(image_id, 0, False) == name
     assert names.make_image_name(image_id, 2, False) == f"{name}-copy2"

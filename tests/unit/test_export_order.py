@@ -56,9 +56,8 @@ def test_small_windows_use_scratch_files(source: Dataset, tmp_path: Path) -> Non
 
 
 def test_the_survey_knows_every_byte(source: Dataset) -> None:
-    assert index_split(source, "train").total == sum(
-        len(cleaned.picture(f"{p}-{n}.jpg")) for p in range(4) for n in range(40)
-    )
+    pictures = [cleaned.picture(f"{part}-{n}.jpg") for part in range(4) for n in range(40)]
+    assert index_split(source, "train").total == sum(map(len, pictures))
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=40), st.integers(1, 60))

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import exports
 import pytest
 
-from imagemill.components.dataset.manifest import Dataset, File, Manifest, commit
+from imagemill.components.dataset.manifest import Dataset, Manifest, commit
 from imagemill.components.export import output_folder
 from imagemill.components.export.config import ExportConfig
 from imagemill.components.export.output_folder import MARKER, STARTED
@@ -50,15 +53,21 @@ def test_lost_file_is_written_again(source: Dataset, tmp_path: Path, form: str) 
     assert exports.tree(tmp_path / "out") == expected
 
 
-@pytest.mark.parametrize("form", FORMATS)
-def test_unfinished_export_continues(
-    source: Dataset, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    exports.run(source, form, tmp_path / "whole", 4000)
-    with monkeypatch.context() as patch:
+def run_unfinished(source: Dataset, form: str, output: Path, shard_bytes: int) -> None:
+    """Interrupt an export before its marker is written."""
+
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(output_folder.OutputFolder, "finish", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            exports.run(source, form, tmp_path / "out", 4000)
+        exports.run(source, form, output, shard_bytes)
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_unfinished_export_continues(source: Dataset, tmp_path: Path, form: str) -> None:
+    exports.run(source, form, tmp_path / "whole", 4000)
+    run_unfinished(source, form, tmp_path / "out", 4000)
     files = [p for p in sorted((tmp_path / "out").rglob("*")) if p.is_file() and p.name != STARTED]
     files[0].unlink()
     files[1].write_bytes(b"x" * files[1].stat().st_size)  # of the right size, and wrong
@@ -68,10 +77,6 @@ def test_unfinished_export_continues(
     (old_scratch / ".lock").touch()
     exports.run(source, form, tmp_path / "out", 4000)
     assert exports.tree(tmp_path / "out") == exports.tree(tmp_path / "whole")
-
-
-def interrupt(*args: object) -> None:
-    raise KeyboardInterrupt
 
 
 def test_folder_with_other_files_is_rejected(source: Dataset, tmp_path: Path) -> None:
@@ -84,17 +89,9 @@ def test_folder_with_other_files_is_rejected(source: Dataset, tmp_path: Path) ->
         exports.run(source, "webdataset", tmp_path / "mine" / "thesis.txt")
 
 
-@pytest.mark.parametrize("finished", [True, False])
-def test_another_export_is_not_mixed_with(
-    source: Dataset, tmp_path: Path, finished: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as patch:
-        if finished:
-            exports.run(source, "webdataset", tmp_path / "out")
-        else:
-            patch.setattr(output_folder.OutputFolder, "finish", interrupt)
-            with pytest.raises(KeyboardInterrupt):
-                exports.run(source, "webdataset", tmp_path / "out")
+@pytest.mark.parametrize("run", [exports.run, run_unfinished], ids=["finished", "unfinished"])
+def test_another_export_is_not_mixed_with(source: Dataset, tmp_path: Path, run: Callable[..., Any]) -> None:
+    run(source, "webdataset", tmp_path / "out", 1 << 28)
     before = exports.tree(tmp_path / "out")
     other = exports.tensors(str(tmp_path / "tensors" / "02"), rows=4)
     for dataset, form, size in (
@@ -156,17 +153,16 @@ def test_a_manifest_can_not_name_a_split_that_leads_elsewhere(source: Dataset, t
 def test_a_label_that_is_none_of_the_classes_is_an_error(tmp_path: Path) -> None:
     uri = str(tmp_path / "tensors" / "01")
     tensors = exports.tensors(uri)
-    fewer = {**vars(tensors.manifest), "classes": ("a", "b"), "fingerprint": "02"}
     (Path(uri) / "_manifest.json").unlink()
-    commit(uri, Manifest(**fewer))
+    commit(uri, replace(tensors.manifest, classes=("a", "b"), fingerprint="02"))
     with pytest.raises(DatasetError, match="expected labels of 2 classes, found 2"):
         exports.run(tensors, "webdataset", tmp_path / "out")
 
 
 def test_rows_that_the_manifest_does_not_know_of_are_an_error(source: Dataset, tmp_path: Path) -> None:
-    files = tuple(File(**{**vars(f), "rows": f.rows + 1}) for f in source.manifest.files)
+    files = tuple(replace(file, rows=file.rows + 1) for file in source.manifest.files)
     (Path(source.uri) / "_manifest.json").unlink()
-    commit(source.uri, Manifest(**{**vars(source.manifest), "files": files}))
+    commit(source.uri, replace(source.manifest, files=files))
     for form in FORMATS:
         with pytest.raises(DatasetError, match="the manifest lists 22 rows of train, found 20"):
             exports.run(source, form, tmp_path / form)

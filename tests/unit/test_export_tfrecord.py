@@ -138,9 +138,8 @@ def test_clean_images_are_exported_upright_as_jpeg_or_png(tmp_path: Path, messag
             assert [image.format.lower().encode()] == row["image/format"]
             pixels = np.asarray(image.convert("RGB"))
             difference = np.abs(pixels.astype(int) - exports.render_rgb(original))
-            assert difference.max() <= (4 if expected_row["image_id"].endswith("turned.jpg") else 0), expected_row[
-                "image_id"
-            ]
+            name = expected_row["image_id"]
+            assert difference.max() <= (4 if name.endswith("turned.jpg") else 0), name
             shape = row["image/height"] + row["image/width"] + row["image/channels"]
             assert shape == [image.height, image.width, 1 if image.mode in ("L", "1") else 3]
             assert row["label"] == [expected_row["label_id"]]

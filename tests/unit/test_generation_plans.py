@@ -7,19 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import copied
 import grown
 import pytest
-from grown import (
-    assert_equal,
-    clean_of,
-    content,
-    decoded,
-    from_nothing,
-    generations,
-    resized,
-    several,
-)
+from copied import without_ray  # noqa: F401 (a fixture)
+from grown import assert_equal, clean_of, content, decoded, from_nothing, generations, resized, several
 
 from imagemill.components.dataset.manifest import Dataset, Manifest, find_intact_dataset
 from imagemill.components.dataset.workspace import Workspace
@@ -92,33 +83,32 @@ def test_tensors_with_many_generations_are_built_again(workspace: Workspace, mon
     assert num_generations == [1, 2, 3, 4, 1, 2]
 
 
+def record_tasks(patch: pytest.MonkeyPatch, kill_after: int = 0) -> list[str]:
+    """Return a list of the keys of resize's tasks, filled as they finish; KeyboardInterrupt after so many."""
+    run_tasks, keys = resize_module.run_tasks, list[str]()
+
+    def run_and_record(tasks: Any, *arguments: Any) -> Iterator[Any]:
+        for result in run_tasks(tasks, *arguments):
+            yield result
+            keys.append(result[0].key)
+            if len(keys) == kill_after:
+                raise KeyboardInterrupt
+
+    patch.setattr(resize_module, "run_tasks", run_and_record)
+    return keys
+
+
 def test_retry_uses_the_plan_of_the_first_attempt(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = several(60)
     first = resized(clean_of(workspace, photos))
     del photos["p003"], photos["p011"]
     grown_clean = clean_of(workspace, photos | several(9, "new"))
-    run_tasks, finished_keys = resize_module.run_tasks, []
-
-    def run_and_kill(tasks: Any, *arguments: Any) -> Iterator[Any]:
-        for result in run_tasks(tasks, *arguments):
-            yield result
-            finished_keys.append(result[0].key)
-            if len(finished_keys) == 3:
-                raise KeyboardInterrupt
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(resize_module, "run_tasks", run_and_kill)
+        finished_keys = record_tasks(patch, kill_after=3)
         resized(grown_clean)
     other = resized(clean_of(workspace, several(50) | several(6, "strange")))
     assert workspace.latest("zoo", "tensors") == other.uri
-    retried_keys: list[str] = []
-
-    def run_and_record(tasks: Any, *arguments: Any) -> Iterator[Any]:
-        for result in run_tasks(tasks, *arguments):
-            retried_keys.append(result[0].key)
-            yield result
-
-    monkeypatch.setattr(resize_module, "run_tasks", run_and_record)
+    retried_keys = record_tasks(monkeypatch)
     tensors = resized(grown_clean)
     assert retried_keys and not set(retried_keys) & set(finished_keys), "what was done is not done again"
     assert {file.uri.split("/")[1] for file in tensors.files() if file.uri.startswith("../")} == {first.fingerprint}
@@ -178,6 +168,7 @@ def test_the_work_is_estimated_by_the_files_that_are_new(workspace: Workspace) -
     assert estimate(photos | several(40, "many")) == (100, 100), "all is built again"
 
 
+@pytest.mark.usefixtures("without_ray")
 def test_ray_job_continues_the_tensors_chosen_by_the_pod(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job runs its command line in another process, though other tensors were made meanwhile."""
     photos = several(60)
@@ -190,7 +181,6 @@ def test_ray_job_continues_the_tensors_chosen_by_the_pod(workspace: Workspace, m
     resized(clean_of(workspace, several(30) | several(3, "strange")))
     job = parse_job_config(build_command("resize", target.make_job_config(context))[3:], monkeypatch)
     assert job.ray_address == "auto" and job.clean == grown_clean.uri
-    copied.without_ray(monkeypatch)
     with decoded() as count:
         outcome = resize_module.resize(job, Context("resize", workspace, "r", False))
     tensors = grown.read_dataset(outcome.uri)
@@ -223,15 +213,7 @@ def test_new_rows_that_lie_amid_others_are_merged_like_any(
     monkeypatch.setattr(tasks, "MIN_FAN_IN", 2)
     monkeypatch.setattr(tasks, "MAX_READ_AMPLIFICATION", 0.5)
     monkeypatch.setattr(plan, "MAX_SHARD_ROWS", 3)
-    keys: list[str] = []
-    run_tasks = resize_module.run_tasks
-
-    def run_and_record(todo: Any, *arguments: Any) -> Iterator[Any]:
-        for result in run_tasks(todo, *arguments):
-            keys.append(result[0].key)
-            yield result
-
-    monkeypatch.setattr(resize_module, "run_tasks", run_and_record)
+    keys = record_tasks(monkeypatch)
     photos = several(60)
     resized(clean_of(workspace, photos))
     keys.clear()

@@ -7,9 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import copied
 import grown
 import pytest
+from copied import without_ray  # noqa: F401 (a fixture)
 from grown import (
     assert_equal,
     clean_of,
@@ -170,10 +170,8 @@ def rows_with_copies(tensors: Dataset) -> dict[tuple[str, int], tuple[str, int, 
     }
 
 
-def test_augmented_copies_stay_with_their_images(
-    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    copied.without_ray(monkeypatch)
+@pytest.mark.usefixtures("without_ray")
+def test_augmented_copies_stay_with_their_images(workspace: Workspace, tmp_path: Path) -> None:
     options = {"copies": 2, "copy_policy": "randaugment", "executor": "auto", "normalization": "dataset"}
     photos = several(60)
     resized(clean_of(workspace, photos), **options)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import os
 import secrets
 import signal
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -61,9 +60,7 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **({"quality": 92} if kind == "JPEG" else {}) | options)
-    return out.getvalue()
+    return photos.saved(image, kind, **({"quality": 92} if kind == "JPEG" else {}) | options)
 
 
 def mean_difference(first: Pixels, second: Pixels) -> float:
@@ -74,20 +71,17 @@ PHOTOS = [encoded(photo(1200, 900)), encoded(photo(700, 1100), progressive=True)
           encoded(photo(300, 260)), encoded(photo(260, 200), subsampling=0)]  # fmt: skip
 
 
+GEOMETRIES = [
+    *(Geometry(96, mode) for mode in ("crop", "squash", "letterbox")),
+    *(Geometry(96, color=color) for color in ("gray", "red", "blue", "ycbcr", "lab")),
+    Geometry(96, "letterbox", "lab"), Geometry(96, interpolation="bicubic"), Geometry(96, stored=104, resize=110),
+    Geometry(64, "crop", resize=64), Geometry(96, "letterbox", edges=("sobel",)),
+    Geometry(96, "squash", "gray", edges=("sobel",)), Geometry(300),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "geometry",
-    [
-        *(Geometry(96, mode) for mode in ("crop", "squash", "letterbox")),
-        *(Geometry(96, color=color) for color in ("gray", "red", "blue", "ycbcr", "lab")),
-        Geometry(96, "letterbox", "lab"),
-        Geometry(96, interpolation="bicubic"),
-        Geometry(96, stored=104, resize=110),
-        Geometry(64, "crop", resize=64),
-        Geometry(96, "letterbox", edges=("sobel",)),
-        Geometry(96, "squash", "gray", edges=("sobel",)),
-        Geometry(300),
-    ],
-    ids=lambda g: f"{g.mode}-{g.color}-{g.interpolation}-{g.kept}-{'-'.join(g.edges)}",
+    "geometry", GEOMETRIES, ids=lambda g: f"{g.mode}-{g.color}-{g.interpolation}-{g.kept}-{'-'.join(g.edges)}"
 )
 def test_pixels_are_those_of_the_cpu(geometry: Geometry) -> None:
     """The mean difference is below 0.35 of 255: the CPU decodes at a part of the size where that is enough."""
@@ -109,9 +103,7 @@ def test_real_photographs_equal_those_of_the_cpu() -> None:
         files = islice((tar.extractfile(member) for member in tar if member.name.endswith(".jpg")), 60)
         images = [file.read() for file in files if file]
     pairs = zip(images, kernel(images, Geometry(224)), strict=True)
-    differences = [
-        mean_difference(resized_pixels, decode_and_resize(data, Geometry(224))) for data, resized_pixels in pairs
-    ]
+    differences = [mean_difference(pixels, decode_and_resize(data, Geometry(224))) for data, pixels in pairs]
     assert len(differences) == 60 and np.mean(differences) < 0.25 and max(differences) < 0.6
     assert sum(parse_header(data) is not None for data in images) > 55
 
@@ -136,25 +128,19 @@ def test_photographs_come_out_upright(orientation: int, mode: str) -> None:
         assert mean_difference(plain, upright) > 5, "or else this test says nothing"
 
 
-def several_in_one() -> bytes:
-    return encoded(photo(90, 60), "MPO", save_all=True, append_images=[photo(90, 60, 1)])
-
-
-OTHERS: dict[str, Callable[[], bytes]] = {
-    "png": lambda: encoded(photo(90, 60), "PNG"),
-    "webp": lambda: encoded(photo(90, 60), "WEBP"),
-    "gif": lambda: encoded(photo(90, 60).convert("P"), "GIF"),
-    "cmyk": lambda: encoded(photo(90, 60).convert("CMYK")),
-    "rgb as it is": lambda: encoded(photo(90, 60), keep_rgb=True),
-    "several in one": several_in_one,
-    "very long": lambda: encoded(photo(1800, 30)),
-}
+SMALL = photo(90, 60)
+OTHERS = {
+    "png": encoded(SMALL, "PNG"), "webp": encoded(SMALL, "WEBP"), "gif": encoded(SMALL.convert("P"), "GIF"),
+    "cmyk": encoded(SMALL.convert("CMYK")), "rgb as it is": encoded(SMALL, keep_rgb=True),
+    "several in one": encoded(SMALL, "MPO", save_all=True, append_images=[photo(90, 60, 1)]),
+    "very long": encoded(photo(1800, 30)),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_images_that_the_device_cannot_decode_are_done_by_the_cpu(name: str) -> None:
     """The pixels are exactly those of the CPU, also within a batch of other images."""
-    data = OTHERS[name]()
+    data = OTHERS[name]
     assert parse_header(data) is None
     images = list(kernel([PHOTOS[0], data, PHOTOS[1]], Geometry(64)))
     np.testing.assert_array_equal(images[1], decode_and_resize(data, Geometry(64)))
@@ -162,11 +148,7 @@ def test_images_that_the_device_cannot_decode_are_done_by_the_cpu(name: str) -> 
 
 
 def test_a_header_that_is_none_is_the_cpus() -> None:
-    assert (
-        parse_header(b"") is None
-        and parse_header(PHOTOS[0][:30]) is None
-        and parse_header(b"\xff\xd8\xff" + bytes(50)) is None
-    )
+    assert [parse_header(data) for data in (b"", PHOTOS[0][:30], b"\xff\xd8\xff" + bytes(50))] == [None] * 3
 
 
 def test_images_that_the_device_fails_to_decode_are_done_by_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,11 +322,9 @@ def test_only_the_task_of_a_killed_actor_is_repeated(clean: Dataset, monkeypatch
         for part in run_on_gpus(*arguments, device="cpu"):
             yield part
             if not killed:
-                actors = [
-                    pid for pid, line in mill.processes_with("MILL_GPU_TEST", token).items() if "GpuActor" in line
-                ]
-                os.kill(actors[0], signal.SIGKILL)
-                killed.append(actors[0])
+                processes = mill.processes_with("MILL_GPU_TEST", token)
+                killed.append(next(pid for pid, line in processes.items() if "GpuActor" in line))
+                os.kill(killed[0], signal.SIGKILL)
 
     monkeypatch.setattr(resize, "run_on_gpus", killing)
     disturbed = resized(clean, "again")

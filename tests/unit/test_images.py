@@ -18,7 +18,7 @@ from photos import saved
 from PIL import Image, ImageOps
 from PIL import __version__ as PILLOW
 
-from imagemill.components.imaging.decoder import Decoded, ImageRejected, LenientDecoding, decode, keep_min_side
+from imagemill.components.imaging.decoder import ImageRejected, LenientDecoding, decode, keep_min_side
 from imagemill.components.imaging.headers import FORMATS, sniff
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow talks about broken files
@@ -35,24 +35,10 @@ def translucent() -> Image.Image:
     return image
 
 
-LOSSLESS = [
-    ("RGB", "PNG", {}),
-    ("RGB", "BMP", {}),
-    ("RGB", "TIFF", {}),
-    ("RGB", "TIFF", {"compression": "tiff_lzw"}),
-    ("RGB", "WEBP", {"lossless": True}),
-    ("L", "PNG", {}),
-    ("L", "BMP", {}),
-    ("L", "TIFF", {}),
-    ("1", "PNG", {}),
-    ("1", "BMP", {}),
-    ("1", "TIFF", {"compression": "group4"}),
-    ("P", "PNG", {}),
-    ("P", "BMP", {}),
-    ("P", "GIF", {}),
-    ("P", "TIFF", {}),
-    ("CMYK", "TIFF", {}),
-]
+LOSSLESS = [(mode, kind, {}) for mode in ("RGB", "L", "P") for kind in ("PNG", "BMP", "TIFF")] + [
+    ("RGB", "TIFF", {"compression": "tiff_lzw"}), ("RGB", "WEBP", {"lossless": True}), ("1", "PNG", {}),
+    ("1", "BMP", {}), ("1", "TIFF", {"compression": "group4"}), ("P", "GIF", {}), ("CMYK", "TIFF", {}),
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("color", ["rgb", "gray"])
@@ -106,11 +92,8 @@ def test_palette_transparency_is_laid_over_white() -> None:
     image = Image.new("P", (4, 2))
     image.putpalette([200, 0, 0, 0, 200, 0, 0, 0, 200])
     image.putdata([0, 1, 2, 0, 1, 2, 0, 1])
-    for data in (
-        saved(image, "PNG", transparency=1),
-        saved(image, "PNG", transparency=b"\xff\x00\xff"),
-        saved(image, "GIF", transparency=1),
-    ):
+    for kind, transparency in (("PNG", 1), ("PNG", b"\xff\x00\xff"), ("GIF", 1)):
+        data = saved(image, kind, transparency=transparency)
         pixels = decode(data).pixels
         assert pixels[0].tolist() == [[200, 0, 0], [255, 255, 255], [0, 0, 200], [200, 0, 0]]
         assert decode(data, "gray").pixels[0, 1, 0] == 255
@@ -156,9 +139,8 @@ def test_16_bit_big_endian_tiff() -> None:
 def test_16_bit_rgb_png_keeps_its_high_bytes() -> None:
     row = np.array([[0x1234, 0xABCD, 0x00FF], [0xFFFF, 0x0100, 0x8000]], ">u2")
     header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
-    body = (
-        png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(b"\0" + row.tobytes())) + png_chunk(b"IEND", b"")
-    )
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(b"\0" + row.tobytes()), b"IEND": b""}
+    body = b"".join(png_chunk(name, data) for name, data in chunks.items())
     assert decode(b"\x89PNG\r\n\x1a\n" + body).pixels[0].tolist() == [[0x12, 0xAB, 0x00], [0xFF, 0x01, 0x80]]
 
 
@@ -259,16 +241,13 @@ def test_width_and_height_of_a_scaled_and_turned_jpeg_are_those_of_the_upright_p
     assert decoded.pixels.shape == (100, 50, 3)
 
 
-def as_stored(source: Image.Image, kind: str, color: str) -> bool:
-    decoded: Decoded = decode(saved(source, kind), color)
-    return decoded.as_stored
-
-
-def test_as_stored_tells_whether_the_bytes_hold_these_pixels() -> None:
-    assert as_stored(picture("RGB"), "JPEG", "rgb") and as_stored(picture("L"), "JPEG", "gray")
-    assert as_stored(picture("RGB"), "PNG", "rgb") and as_stored(picture("L"), "PNG", "gray")
-    assert not as_stored(picture("RGB"), "JPEG", "gray") and not as_stored(picture("L"), "PNG", "rgb")
-    assert not as_stored(picture("P"), "PNG", "rgb") and not as_stored(picture("RGBA"), "PNG", "rgb")
+@pytest.mark.parametrize(("mode", "kind", "colors"), [
+    ("RGB", "JPEG", ["rgb"]), ("L", "JPEG", ["gray"]), ("RGB", "PNG", ["rgb"]), ("L", "PNG", ["gray"]),
+    ("P", "PNG", []), ("RGBA", "PNG", []),
+])  # fmt: skip
+def test_as_stored_tells_whether_the_bytes_hold_these_pixels(mode: str, kind: str, colors: list[str]) -> None:
+    data = saved(picture(mode), kind)
+    assert [color for color in ("rgb", "gray") if decode(data, color).as_stored] == colors
 
 
 def test_a_look_at_a_broken_image_writes_nothing_to_stderr(capfd: pytest.CaptureFixture[str]) -> None:

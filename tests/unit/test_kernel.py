@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -53,9 +54,8 @@ def test_resampled_window_equals_the_part_of_the_full_result(
     rows, columns = slice(window.top, window.top + size), slice(window.left, window.left + size)
     difference = compare_pixels(part, expected[rows, columns])
     # torch keeps the weights of what it computes in 16 bits together: those of a part may have one bit more.
-    assert difference.max() <= 1 and (
-        interpolation == "area" or (difference > 0).mean() <= max(0.05, 1.5 / difference.size)
-    )
+    assert difference.max() <= 1
+    assert interpolation == "area" or (difference > 0).mean() <= max(0.05, 1.5 / difference.size)
 
 
 @pytest.mark.parametrize(
@@ -115,17 +115,12 @@ def jpeg(width: int, height: int, seed: int = 0) -> bytes:
     (500, 375, (500, 375)), (1600, 1200, (800, 600)), (2000, 1500, (1000, 750)), (4100, 3001, (1025, 751)),
     (1025, 1021, (1025, 1021)), (1024, 1024, (512, 512)), (512, 4096, (512, 4096)), (1000, 1000, (1000, 1000)),
 ])  # fmt: skip
-def test_a_scaled_decode_keeps_twice_the_target(
-    width: int, height: int, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_scaled_decode_keeps_twice_the_target(width: int, height: int, expected: tuple[int, int]) -> None:
     """Only halves are used: three eighths would be slower and worse."""
-    from imagemill.components.imaging import geometry as module
-
-    shapes = []
-    monkeypatch.setattr(
-        module, "resize_image", lambda decoded, *_: shapes.append(decoded.pixels.shape) or decoded.pixels[:1]
+    shapes: list[Any] = []
+    decode_and_resize(
+        jpeg(width, height), Geometry(224), lambda decoded: shapes.append(decoded.pixels.shape) or decoded
     )
-    decode_and_resize(jpeg(width, height), Geometry(224))
     assert shapes == [(expected[1], expected[0], 3)]
 
 
@@ -149,18 +144,9 @@ def test_results_do_not_share_the_threads_memory(mode: str) -> None:
 def test_threads_do_not_share_their_memory() -> None:
     pictures = [jpeg(300 + 10 * n, 200 + 7 * n, n) for n in range(8)]
     expected = [decode_and_resize(data, Geometry(64)) for data in pictures]
-    wrong: list[int] = []
-
-    def work(start: int) -> None:
-        for number in range(40):
-            at = (start + number) % len(pictures)
-            if not np.array_equal(decode_and_resize(pictures[at], Geometry(64)), expected[at]):
-                wrong.append(at)
-
-    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
-    assert not wrong
+    with ThreadPoolExecutor(4) as pool:
+        for number, pixels in enumerate(pool.map(lambda data: decode_and_resize(data, Geometry(64)), pictures * 20)):
+            np.testing.assert_array_equal(pixels, expected[number % len(pictures)])
 
 
 def test_hooks_see_the_decoded_image_and_the_picture() -> None:
@@ -205,12 +191,8 @@ def test_plain_images_are_decoded_as_by_pillow(name: str, color: str) -> None:
     assert parse_plain_header(data, sniff(data)) is not None
     decoded, expected = decode(data, color, lenient=LenientDecoding()), decode(data, color)
     np.testing.assert_array_equal(decoded.pixels, expected.pixels)
-    assert (decoded.width, decoded.height, decoded.format, decoded.as_stored) == (
-        31,
-        22,
-        expected.format,
-        expected.as_stored,
-    )
+    assert vars(decoded) | {"pixels": None} == vars(expected) | {"pixels": None}
+    assert (decoded.width, decoded.height) == (31, 22)
 
 
 @pytest.mark.parametrize("name", OTHERS)

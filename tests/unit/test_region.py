@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import photos
 import pytest
+from encoded import png_chunk
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -147,14 +148,10 @@ def trim_by_definition(pixels: Any, tolerance: int) -> tuple[int, int, int, int]
     return left, top, right, bottom
 
 
-@given(
-    arrays.arrays(
-        np.uint8,
-        st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(1)),
-        elements=st.sampled_from([10, 12, 14, 90]),
-    ),
-    st.integers(0, 4),
-)
+GRAY_SHAPES = st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(1))
+
+
+@given(arrays.arrays(np.uint8, GRAY_SHAPES, elements=st.sampled_from([10, 12, 14, 90])), st.integers(0, 4))
 def test_trimming_follows_its_definition(gray: photos.Pixels, tolerance: int) -> None:
     expected = trim_by_definition(gray, tolerance)
     assert find_content_window(gray, tolerance) == expected
@@ -213,14 +210,9 @@ def encode_gray_png(values: Any, depth: int, declared: tuple[int, int] | None = 
     height, width = values.shape
     bits = np.unpackbits(values.astype(np.uint8)[:, :, None], axis=2)[:, :, 8 - depth :].reshape(height, -1)
     rows = b"".join(b"\0" + np.packbits(row).tobytes() for row in bits)
-    parts = [
-        (b"IHDR", struct.pack(">IIBBBBB", *(declared or (width, height)), depth, 0, 0, 0, 0)),
-        (b"IDAT", zlib.compress(rows)),
-    ]
-    chunks = (
-        struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in [*parts, (b"IEND", b"")]
-    )
-    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    header = struct.pack(">IIBBBBB", *(declared or (width, height)), depth, 0, 0, 0, 0)
+    chunks = {b"IHDR": header, b"IDAT": zlib.compress(rows), b"IEND": b""}
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(name, data) for name, data in chunks.items())
 
 
 VALUES = np.array([[1, 2, 3, 3], [2, 2, 1, 0], [0, 1, 2, 3]])
@@ -271,10 +263,8 @@ def read_mask_error(mask: bytes, data: bytes = b"", width: int = 4, height: int 
 
 def test_unusable_masks_are_rejected() -> None:
     good = encode_png(VALUES.astype(np.uint8))
-    assert "no PNG" in read_mask_error(b"") and "no PNG" in read_mask_error(b"mask")
-    assert "no PNG" in read_mask_error(good[:-20])
-    assert "no PNG" in read_mask_error(good[:45] + bytes([good[45] ^ 255]) + good[46:])
-    assert "no PNG" in read_mask_error(encode_png(VALUES.astype(np.uint8), kind="GIF"))
+    gif, flipped = encode_png(VALUES.astype(np.uint8), kind="GIF"), good[:45] + bytes([good[45] ^ 255]) + good[46:]
+    assert all("no PNG" in read_mask_error(mask) for mask in (b"", b"mask", good[:-20], flipped, gif))
     assert read_mask_error(good, width=5) == "4 x 3 pixels, the image has 5 x 3"
     assert read_mask_error(good, width=3, height=4) == "4 x 3 pixels, the image has 3 x 4"
     assert read_mask_error(encode_png(np.zeros((3, 4, 3), np.uint8))) == "mode RGB, expected a single channel"

@@ -13,10 +13,9 @@ import numpy as np
 import photos
 import pyarrow as pa
 import pytest
-from copied import run_in_this_process
+from copied import resized, run_in_this_process, without_ray  # noqa: F401 (a fixture)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_edges import resized, without_ray  # noqa: F401 (a fixture)
 
 from imagemill.components.clean.schema import CLEAN
 from imagemill.components.dataset.kinds import CleanExtra, CleanImage
@@ -234,9 +233,8 @@ def test_merged_run_holds_the_rows_of_its_inputs(tmp_path: Path, merging: None) 
         assert read_rows(run_slices, COLUMNS) == read_rows(source_slices, COLUMNS)
     assert count_rows_read([run], ranges) < count_rows_read(sources, ranges)
     first = next(locate_rows([run], ranges))
-    assert "width" not in read_rows(first, [*COLUMNS, "width"])[0] and set(
-        read_rows(first, [*COLUMNS, "image"])[0]["image"]
-    ) == {"bytes"}
+    assert "width" not in read_rows(first, [*COLUMNS, "width"])[0]
+    assert set(read_rows(first, [*COLUMNS, "image"])[0]["image"]) == {"bytes"}
 
 
 def test_column_missing_in_some_files_is_null(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import mill
 import pytest
-from test_edges import resized, without_ray  # noqa: F401 (a fixture)
+from copied import resized, without_ray  # noqa: F401 (a fixture)
 from test_runs import FILES, make_clean_files, merging  # noqa: F401 (a fixture)
 
 from imagemill.components.resize import resize
