@@ -7,6 +7,7 @@ import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from PIL import Image
 from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.schema import MEASURES, REJECTED, TWINS, make_clean_layout, make_clean_schema
 from imagemill.components.clean.splits import SPLITS, compute_shuffle_index
-from imagemill.components.dataset.kinds import CleanExtra, CleanImage
-from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit
+from imagemill.components.dataset.kinds import CleanExtra, CleanImage, RawExtra
+from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, count_values
 from imagemill.components.dataset.shards import Layout, ShardWriter
+from imagemill.components.download.contents import RAW
 
 SIZE = (40, 30)
 
@@ -79,6 +81,32 @@ NONE_FOUND: dict[str, Any] = {
     "outliers": {},
 }  # fmt: skip
 """What a step that looked at everything and found nothing says."""
+
+
+def raw_dataset(
+    workspace: Path | str, rows: list[dict[str, Any]], shards: int = 2, name: str = "00", row_group_rows: int = 0
+) -> Dataset:
+    """A raw dataset of rows as `raw_row` makes them, dealt out to so many shards."""
+    uri = f"{workspace}/raw/{name}"
+    layout = Layout(RAW, row_group_rows=row_group_rows) if row_group_rows else Layout(RAW)
+    files = []
+    for number in range(shards):
+        with ShardWriter(uri, layout) as writer:
+            for row in rows[number::shards]:
+                writer.add(row, len(row["image"] or b""))
+            files.append(writer.publish("data"))
+    by_class, by_split = (count_values(row[column] or "" for row in rows) for column in ("label", "split"))
+    totals, extra = (
+        Totals(rows=len(rows), by_class=by_class, by_split=by_split),
+        RawExtra(source="here", dataset_name="toy"),
+    )
+    return commit(uri, Manifest("raw", name, files=tuple(files), totals=totals, extra=extra))
+
+
+def raw_row(image_id: str, data: bytes | None, label: str | None, split: str | None = None) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(RAW.names)
+    sha256 = hashlib.sha256(data).hexdigest() if data is not None else None
+    return row | {"image_id": image_id, "image": data, "sha256": sha256, "label": label, "split": split}
 
 
 def twin(first: str, second: str, distance: int = 2, difference: float = 0.01, **more: str) -> dict[str, Any]:

@@ -24,13 +24,10 @@ from types import TracebackType
 from typing import Any
 
 import mill
-from cleaned import Row, cleaned, picture
+from cleaned import Row, cleaned, picture, raw_dataset, raw_row
 
 from imagemill.components.clean.splits import compute_shuffle_index
-from imagemill.components.dataset.kinds import RawExtra
-from imagemill.components.dataset.manifest import Manifest, Totals, commit, read_dataset
-from imagemill.components.dataset.shards import Layout, ShardWriter
-from imagemill.components.download.contents import RAW
+from imagemill.components.dataset.manifest import read_dataset
 
 STORE_BYTES = 80 * 2**20
 MARK = "IMAGEMILL_TEST_CLUSTER"
@@ -293,25 +290,24 @@ def start_resize(
         )
     start = ["-c", script] if script else ["-m", "imagemill.components.resize"]
     arguments = ["--workspace", str(slow.workspace), "--clean", slow.clean, "--image-size", "32", "--executor", "ray"]
+    return _start_python([*start, *arguments, *more], env, cwd)
+
+
+def _start_python(
+    arguments: list[str], env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.Popen[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     return subprocess.Popen(
-        [sys.executable, *start, *arguments, *more], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE, text=True, env=environment | dict(env or {}), cwd=cwd, start_new_session=True,
+        [sys.executable, *arguments], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env=environment | dict(env or {}), cwd=cwd, start_new_session=True,
     )  # fmt: skip
 
 
 def raw_of_slices(workspace: Path, number: int) -> str:
     """A raw dataset of so many row groups with two pictures each, of which one is broken; its URI."""
-    uri = f"{workspace}/raw/0123456789abcdef"
     images = [picture(f"slice {n}") for n in range(2 * number - 1)] + [b"broken"]
-    with ShardWriter(uri, Layout(RAW, row_group_rows=2)) as writer:
-        for n, data in enumerate(images):
-            values = {"image_id": f"{n}.jpg", "image": data, "sha256": hashlib.sha256(data).hexdigest()}
-            writer.add(dict.fromkeys(RAW.names) | values | {"label": ("cat", "dog")[n % 2]}, len(data))
-        file = writer.publish("data")
-    totals = Totals(rows=len(images), by_class={"cat": number, "dog": number})
-    extra = RawExtra(dataset_name="toy", source="here")
-    return commit(uri, Manifest("raw", "0123456789abcdef", files=(file,), totals=totals, extra=extra)).uri
+    rows = [raw_row(f"{n}.jpg", data, ("cat", "dog")[n % 2]) for n, data in enumerate(images)]
+    return raw_dataset(workspace, rows, shards=1, name="0123456789abcdef", row_group_rows=2).uri
 
 
 CLEAN_SLOWLY = """
@@ -332,9 +328,4 @@ def start_clean(
     workspace: Path, raw: str, *more: str, env: Mapping[str, str] | None = None, seconds: float = 0
 ) -> subprocess.Popen[str]:
     """The step as a process of its own."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    return subprocess.Popen(
-        [sys.executable, "-c", CLEAN_SLOWLY, "--workspace", str(workspace), "--raw", raw, *more, str(seconds)],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=environment | dict(env or {}), start_new_session=True,
-    )  # fmt: skip
+    return _start_python(["-c", CLEAN_SLOWLY, "--workspace", str(workspace), "--raw", raw, *more, str(seconds)], env)

@@ -102,29 +102,24 @@ def _format_counts(value: int | dict[str, int]) -> str:
 def make_balance(manifest: Manifest) -> Balance:
     """Count images by class and split, from the manifest."""
     by_split = CleanExtra.of(manifest).by_class_and_split
-    classes = [
-        ClassCount(
-            name,
-            manifest.totals.by_class.get(name, 0),
-            {split: counts.get(name, 0) for split, counts in by_split.items()},
-        )
-        for name in manifest.classes
-    ]
-    classes.sort(key=lambda entry: (-entry.total, entry.name))
+    by_class = manifest.totals.by_class
+    classes = tuple(
+        ClassCount(name, by_class.get(name, 0), {split: counts.get(name, 0) for split, counts in by_split.items()})
+        for name in sorted(manifest.classes, key=lambda name: (-by_class.get(name, 0), name))
+    )
     totals = [entry.total for entry in classes if entry.total]
     without = {"any": tuple(entry.name for entry in classes if not entry.total)}
     for split in by_split:
         without[split] = tuple(entry.name for entry in classes if entry.total and not entry.splits[split])
-    return Balance(tuple(classes), round(totals[0] / totals[-1], 2) if totals else None, without)
+    return Balance(classes, round(totals[0] / totals[-1], 2) if totals else None, without)
 
 
 def summarize_sizes(scan: Scan) -> Sizes:
     """Summarize sizes, formats and decoder warnings of the stored images."""
-    width, height = scan.get_column("width"), scan.get_column("height")
-    columns = {"width": width, "height": height}
+    columns = {name: scan.values.get(name) for name in ("width", "height", "aspect_ratio", "image_bytes")}
+    width, height = columns["width"], columns["height"]
     if width is not None and height is not None:
         columns["aspect_ratio"] = width[height > 0] / height[height > 0]
-    columns["image_bytes"] = scan.get_column("image_bytes")
     infos = scan.read_infos(row for row, _ in scan.warned)
     return Sizes(
         _describe_columns(columns),
@@ -141,14 +136,17 @@ def _describe_columns(columns: dict[str, Any]) -> dict[str, Distribution]:
 
 def summarize_quality(manifest: Manifest, scan: Scan) -> Quality:
     """Summarize the measures: distributions, the images at their ends, and the outliers that cleaning found."""
-    distributions = _describe_columns({name: scan.get_column(name) for name in MEASURES})
+    distributions = _describe_columns({name: scan.values.get(name) for name in MEASURES})
     rows_of = {title: scan.find_extremes(measure, EXTREMES, largest) for title, measure, largest in _EXTREMES}
     infos = scan.read_infos(row for rows in rows_of.values() for row in rows)
     extremes = tuple(
-        Extremes(title, measure, tuple(Extreme(*infos[row], _get_value(scan, measure, row)) for row in rows_of[title]))
+        Extremes(
+            title, measure,
+            tuple(Extreme(*infos[row], float(f"{scan.values[measure][row]:.6g}")) for row in rows_of[title]),
+        )
         for title, measure, _ in _EXTREMES
         if rows_of[title]
-    )
+    )  # fmt: skip
     config = manifest.config
     outliers = tuple(
         Outlier(name, outlier["count"], outlier["median"], tuple(outlier["examples"][:OUTLIER_EXAMPLES]))
@@ -158,10 +156,6 @@ def summarize_quality(manifest: Manifest, scan: Scan) -> Quality:
     return Quality(
         distributions, extremes, outliers, config.get("outlier_threshold"), str(config.get("outliers", "")), note
     )
-
-
-def _get_value(scan: Scan, measure: str, row: int) -> float:
-    return float(f"{scan.values[measure][row]:.6g}")
 
 
 def summarize_exact(manifest: Manifest) -> ExactDuplicates:
@@ -187,9 +181,8 @@ def summarize_near(dataset: Dataset) -> NearDuplicates:
         leaking = _select_closest(leaking, [p for p in pairs if (p.split == "test") != (p.twin_split == "test")])
     # The manifest's own examples are among the pairs.
     shown = {name: value for name, value in numbers.items() if name != "conflict_examples"}
-    note = (
-        "" if numbers["complete"] else "there were too many candidates: the largest groups of look-alikes are left out"
-    )
+    left_out = "there were too many candidates: the largest groups of look-alikes are left out"
+    note = "" if numbers["complete"] else left_out
     return NearDuplicates(shown, tuple(closest), tuple(conflicting), tuple(leaking), note)
 
 
@@ -212,8 +205,8 @@ def summarize_leakage(manifest: Manifest, scan: Scan) -> Leakage:
         return Leakage(_describe_leakage(leaks, copies, declared), numbers, declared)
     sentence = (
         f"Near-duplicates between the splits: {_explain_missing_near(manifest)}; under the splits that the source "
+        f"declares {_count_test_images(copies)} an exact copy in train."
     )
-    sentence += f"declares {_count_test_images(copies)} an exact copy in train."
     return Leakage(sentence, numbers, declared)
 
 
@@ -239,8 +232,7 @@ def _count_test_images(number: int) -> str:
 
 
 def _count_copies(number: int) -> str:
-    words = ("none is there as an exact copy", "1 is there as an exact copy")
-    return words[number] if number < len(words) else f"{number:,} are there as exact copies"
+    return f"{number or 'none'} is there as an exact copy" if number < 2 else f"{number:,} are there as exact copies"
 
 
 def summarize_provenance(manifest: Manifest) -> Provenance:

@@ -132,13 +132,13 @@ class Pair:
 
     def describe_dropped(self) -> str:
         """Return which of the two was dropped, in words."""
-        descriptions = {
+        words = {
             "": "both kept",
             "both": "both dropped",
             self.image_id: "first dropped",
             self.twin_id: "second dropped",
         }
-        return descriptions.get(self.dropped, "")
+        return words.get(self.dropped, "")
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Scan:
     """The numbers of the N kept rows, in their order.
 
     Attributes:
-        values: [N] array by column, NaN where a measure is missing; columns that the files lack are absent.
+        values: [N] array by column, NaN where a measure is missing; columns that some files lack are absent.
         counted: rows by value, by column.
         warnings, warned: number of rows with a decoder's warning, and the first of them: row and warning.
     """
@@ -127,15 +127,11 @@ class Scan:
             texts = zip(rows.tolist(), column.to_pylist(), strict=True)
             self.warned = heapq.nsmallest(WARNED, [*self.warned, *(entry for entry in texts if entry[1] is not None)])
 
-    def get_column(self, name: str) -> npt.NDArray[Any] | None:
-        """Return the column [N], or None where some rows lack it."""
-        return self.values.get(name)
-
     def find_extremes(self, name: str, number: int, largest: bool) -> list[int]:
         """Return the rows with the smallest, or the largest, values of a column; ties in the order of the rows."""
-        values = self.get_column(name)
-        if values is None:
+        if name not in self.values:
             return []
+        values = self.values[name]
         rows = np.flatnonzero(np.isfinite(values))
         keys = -values[rows] if largest else values[rows]
         if len(rows) > number:  # sort only the rows that can be among the first

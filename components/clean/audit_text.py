@@ -129,9 +129,7 @@ def _format_sizes(sizes: Sizes) -> list[str]:
 
 def _format_distributions(distributions: Mapping[str, Distribution]) -> list[str]:
     """Format a line per distribution: ends, quantiles, and a histogram between the 1st and the 99th percentile."""
-    rows = [
-        ["", "least", *(f"{percent}%" if percent != "50" else "median" for percent in _QUANTILES), "most", "1% to 99%"]
-    ]
+    rows = [["", "least", "1%", "25%", "median", "75%", "99%", "most", "1% to 99%"]]
     for name, distribution in distributions.items():
         quantiles = [distribution.quantiles[percent] for percent in _QUANTILES]
         values = [distribution.minimum, *quantiles, distribution.maximum]
@@ -156,9 +154,8 @@ def _format_quality(quality: Quality) -> list[str]:
         lines += ["", "  outliers: none"]
     for extremes in quality.extremes:
         lines += ["", f"  {extremes.title}"]
-        lines += format_table(
-            [[i.image_id, i.label, i.split, format_number(i.value)] for i in extremes.images], "lllr", 4
-        )
+        rows = [[i.image_id, i.label, i.split, format_number(i.value)] for i in extremes.images]
+        lines += format_table(rows, "lllr", 4)
     return lines
 
 
@@ -176,9 +173,8 @@ def _format_duplicates(exact: ExactDuplicates, near: NearDuplicates) -> list[str
     if exact.conflicts:
         lines.append(f"  with different labels: {pluralize(exact.conflicts, 'group')} of equal pixels")
         for group in exact.examples[:PAIRS]:
-            lines += wrap_text(
-                " = ".join(f"{shorten(i['image_id'], 40)} ({shorten(i['label'], 24)})" for i in group), 4
-            )
+            images = (f"{shorten(image['image_id'], 40)} ({shorten(image['label'], 24)})" for image in group)
+            lines += wrap_text(" = ".join(images), 4)
         if exact.conflicts > PAIRS:
             lines.append(f"    and {exact.conflicts - len(exact.examples[:PAIRS]):,} more")
     if not near.counts:
@@ -206,16 +202,8 @@ def _format_pairs(pairs: tuple[Pair, ...], title: str, total: int) -> list[str]:
         return []
     rows = [["", "split", "label", "bits", "differs", ""]]
     for pair in pairs[:PAIRS]:
-        rows.append(
-            [
-                pair.image_id,
-                pair.split,
-                pair.label,
-                f"{pair.distance}",
-                format_number(pair.difference),
-                pair.describe_dropped(),
-            ]
-        )
+        numbers = [f"{pair.distance}", format_number(pair.difference), pair.describe_dropped()]
+        rows.append([pair.image_id, pair.split, pair.label, *numbers])
         rows.append([f"= {pair.twin_id}", pair.twin_split, pair.twin_label, "", "", ""])
     lines = ["", f"  {title}", *format_table(rows, "lllrrl", 4)]
     more = total - len(pairs[:PAIRS])
@@ -230,12 +218,8 @@ def _format_provenance(provenance: Provenance) -> list[str]:
         ["images", f"{format_size(provenance.bytes)}, colour {provenance.color}, {provenance.task}-label"],
         ["settings", "all at their defaults" if not provenance.settings else "different from the defaults:"],
     ]
-    settings = [
-        [
-            name,
-            str(setting["value"]),
-            "no such setting now" if setting["default"] is None else f"default {setting['default']}",
-        ]
-        for name, setting in provenance.settings.items()
-    ]
+    settings = []
+    for name, setting in provenance.settings.items():
+        default = "no such setting now" if setting["default"] is None else f"default {setting['default']}"
+        settings.append([name, str(setting["value"]), default])
     return format_table(rows, "ll") + format_table(settings, "lll", 4)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,13 +22,12 @@ from ..dataset.manifest import File
 from ..dataset.shards import READ_THREADS, read_file
 from ..storage import uri as uris
 from ..storage.parallel import map_ordered
+from .config import CleanConfig
 from .schema import MEASURES
 from .splits import SPLITS, TRAINVAL, UNDECLARED
 
 Int64Array = npt.NDArray[np.int64]
 RowNumbers = Int64Array
-_SPLIT_CODES = {name: code for code, name in enumerate(SPLITS)}
-_COLUMNS = ("pixel_hash", "sha256", "phash", "label", "split", "declared_split", "group", "shuffle_index", *MEASURES)
 
 
 class CandidateInfo(NamedTuple):
@@ -81,6 +81,15 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.sha256_prefix)
 
+    @property
+    def group_or_content_hash(self) -> npt.NDArray[np.uint64]:
+        """uint64 [N], 63 bits: the hash of the group, of a row without one that of its content."""
+        return np.where(self.group_hash != 0, self.group_hash, self.shuffle_index.astype(np.uint64))
+
+    def get_declared_splits(self, config: CleanConfig) -> npt.NDArray[np.uint8]:
+        """Return `declared`; undeclared for all rows where the config does not respect it."""
+        return self.declared if config.respects_declared_splits else np.full(len(self), UNDECLARED, np.uint8)
+
     def read_infos(self, rows: RowNumbers) -> dict[int, CandidateInfo]:
         """Read the infos of some rows, by row; about 500 bytes each."""
         infos: dict[int, CandidateInfo] = {}
@@ -126,7 +135,7 @@ class Candidates:
         rows = np.unique(rows)
         positions = self.positions[rows]
         row_ranges = np.searchsorted(positions, self.candidate_file_starts)
-        numbers = np.flatnonzero(np.diff(row_ranges))
+        row_counts = np.diff(row_ranges)
 
         def read_table(number: int) -> list[tuple[RowNumbers, pa.Table]]:
             selection = slice(row_ranges[number], row_ranges[number + 1])
@@ -141,11 +150,9 @@ class Candidates:
                 start += table.num_rows
             return selected
 
-        def estimate_bytes(number: int) -> int:
-            """Return the memory that `map_ordered` plans for: 1,000 bytes per row, those of a thumbnail."""
-            return 1000 * int(row_ranges[number + 1] - row_ranges[number])
-
-        for selected in map_ordered(numbers.tolist(), read_table, READ_THREADS, estimate_bytes):
+        # The memory that is planned for: 1,000 bytes per row, those of a thumbnail.
+        numbers = np.flatnonzero(row_counts).tolist()
+        for selected in map_ordered(numbers, read_table, READ_THREADS, lambda number: 1000 * int(row_counts[number])):
             yield from selected
 
 
@@ -168,13 +175,13 @@ def read_candidates(
     def read_table(number: int) -> tuple[Int64Array, dict[str, npt.NDArray[Any]], bool]:
         """Return positions, columns and whether any row was measured."""
         ids = removed.get(number, ())
-        names = [*_COLUMNS, *(["image_id"] if ids else [])]
+        names = [*_CONVERTERS, *(["image_id"] if ids else [])]
         table = pa.concat_tables(read_file(uris.join(uri, candidate_files[number].uri), names))
         positions = np.arange(table.num_rows) + candidate_file_starts[number]
         if ids:
             is_removed = pc.is_in(table.column("image_id"), pa.array(sorted(ids), pa.string()))
             positions, table = positions[~is_removed.to_numpy()], table.filter(pc.invert(is_removed))
-        arrays = {name: _CONVERTERS[name](table.column(name)) for name in _COLUMNS}
+        arrays = {name: convert(table.column(name)) for name, convert in _CONVERTERS.items()}
         return positions, arrays, table.column("phash").null_count < table.num_rows
 
     tables = map_ordered(
@@ -184,7 +191,7 @@ def read_candidates(
     if not parts:
         return Candidates(uri, candidate_files, data_files, candidate_file_starts, data_file_starts)
     # Popped, so that no column is in memory twice for longer than it takes to join it.
-    columns = {name: np.concatenate([arrays.pop(name) for _, arrays, _ in parts]) for name in _COLUMNS}
+    columns = {name: np.concatenate([arrays.pop(name) for _, arrays, _ in parts]) for name in _CONVERTERS}
     return Candidates(
         uri, candidate_files, data_files, candidate_file_starts, data_file_starts,
         np.concatenate([positions for positions, _, _ in parts]),
@@ -196,67 +203,50 @@ def read_candidates(
     )  # fmt: skip
 
 
-_Converter = Callable[[pa.ChunkedArray], npt.NDArray[Any]]
+_Array = npt.NDArray[Any]
 
 
-def _make_hex_converter(words: int) -> _Converter:
-    """Return a function that converts the first 16 * `words` hexadecimal digits to uint64 [N, words] ([N] for one)."""
-
-    def convert(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-        data = bytes.fromhex("".join(text[: 16 * words] for text in column.to_pylist()))
-        numbers = np.frombuffer(data, ">u8").astype(np.uint64)
-        return numbers.reshape(-1, words) if words > 1 else numbers
-
-    return convert
+def _convert_hex(column: pa.ChunkedArray, words: int) -> _Array:
+    """Convert the first 16 * `words` hexadecimal digits to uint64 [N, words] ([N] for one)."""
+    data = bytes.fromhex("".join(text[: 16 * words] for text in column.to_pylist()))
+    numbers = np.frombuffer(data, ">u8").astype(np.uint64)
+    return numbers.reshape(-1, words) if words > 1 else numbers
 
 
-def _make_code_converter(codes: dict[str, int], default: int) -> _Converter:
-    """Return a function that converts text to uint8 codes, other text and nulls to `default`."""
-
-    def convert(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-        indices = pc.index_in(column, pa.array(list(codes))).combine_chunks().fill_null(-1).to_numpy()
-        values: npt.NDArray[Any] = np.array([*codes.values(), default], np.uint8)[indices]
-        return values
-
-    return convert
+def _convert_splits(column: pa.ChunkedArray, *others: str) -> _Array:
+    """Convert the names of splits, and of `others` after them, to uint8 codes; other text and nulls are undeclared."""
+    indices = pc.index_in(column, pa.array([*SPLITS, *others])).combine_chunks().fill_null(-1).to_numpy()
+    codes = [*range(len(SPLITS)), *([TRAINVAL] if others else []), UNDECLARED]
+    values: _Array = np.array(codes, np.uint8)[indices]
+    return values
 
 
-def _make_text_hasher(dtype: type[Any]) -> _Converter:
-    """Return a function that converts text to 63 bits of its hash, null to 0; each distinct text is hashed once."""
-
-    def convert(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-        encoded = column.combine_chunks().dictionary_encode()
-        encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-        hashes = [
-            xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogateescape")) >> 1
-            for text in encoded.dictionary.to_pylist()
-        ]
-        values: npt.NDArray[Any] = np.array([*hashes, 0], dtype)[encoded.indices.fill_null(len(hashes)).to_numpy()]
-        return values
-
-    return convert
+def _hash_text(column: pa.ChunkedArray, dtype: type[Any]) -> _Array:
+    """Convert text to 63 bits of its hash, null to 0; each distinct text is hashed once."""
+    encoded = column.combine_chunks().dictionary_encode()
+    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
+    texts = (text.encode("utf-8", "surrogateescape") for text in encoded.dictionary.to_pylist())
+    hashes = [*(xxhash.xxh3_64_intdigest(text) >> 1 for text in texts), 0]
+    values: _Array = np.array(hashes, dtype)[encoded.indices.fill_null(len(hashes) - 1).to_numpy()]
+    return values
 
 
-def _make_number_converter(dtype: type[Any]) -> _Converter:
-    """Return a function that converts numbers to `dtype`, null to 0."""
-
-    def convert(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-        numbers: npt.NDArray[Any] = column.combine_chunks().fill_null(0).to_numpy().astype(dtype, copy=False)
-        return numbers
-
-    return convert
+def _convert_numbers(column: pa.ChunkedArray, dtype: type[Any]) -> _Array:
+    """Convert numbers to `dtype`, null to 0."""
+    numbers: _Array = column.combine_chunks().fill_null(0).to_numpy().astype(dtype, copy=False)
+    return numbers
 
 
-_CONVERTERS: dict[str, _Converter] = {
-    "pixel_hash": _make_hex_converter(2),
-    "sha256": _make_hex_converter(1),
-    "phash": _make_number_converter(np.uint64),
-    "label": _make_text_hasher(np.int64),
-    "split": _make_code_converter(_SPLIT_CODES, UNDECLARED),
-    "declared_split": _make_code_converter(_SPLIT_CODES | {"trainval": TRAINVAL}, UNDECLARED),
-    "group": _make_text_hasher(np.uint64),
-    "shuffle_index": _make_number_converter(np.int64),
-    **dict.fromkeys(MEASURES, _make_number_converter(np.float32)),
+_CONVERTERS: dict[str, Callable[[pa.ChunkedArray], _Array]] = {
+    "pixel_hash": partial(_convert_hex, words=2),
+    "sha256": partial(_convert_hex, words=1),
+    "phash": partial(_convert_numbers, dtype=np.uint64),
+    "label": partial(_hash_text, dtype=np.int64),
+    "split": _convert_splits,
+    "declared_split": lambda column: _convert_splits(column, "trainval"),
+    "group": partial(_hash_text, dtype=np.uint64),
+    "shuffle_index": partial(_convert_numbers, dtype=np.int64),
+    **dict.fromkeys(MEASURES, partial(_convert_numbers, dtype=np.float32)),
 }
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from .candidates import EXAMPLES, KEEP_PRIORITY, CandidateInfo, Candidates, DropReason, RowDecisions, RowNumbers
 from .config import CleanConfig
 from .near_duplicates import NearDuplicates, find_near_duplicates, judge_near_duplicates
-from .splits import TEST, TRAIN, TRAINVAL, UNDECLARED, choose_exact_splits, choose_fold_splits
+from .splits import TEST, TRAIN, TRAINVAL, choose_exact_splits, choose_fold_splits
 
 MAD_OF_NORMAL, MEAN_DEVIATION_OF_NORMAL = 0.6745, 0.7979
 """Median and mean of the absolute deviation of a standard normal variable."""
@@ -48,23 +48,16 @@ def assign_exact_splits(decisions: RowDecisions, config: CleanConfig) -> None:
     Where the source has groups, which must stay together, the fractions hold over all labels together.
     """
     candidates, rows = decisions.candidates, np.flatnonzero(decisions.is_kept)
-    declared = (
-        candidates.declared[rows] if config.respects_declared_splits else np.full(len(rows), UNDECLARED, np.uint8)
-    )
-    positions = np.where(
-        candidates.group_hash[rows] != 0, candidates.group_hash[rows], candidates.shuffle_index[rows].astype(np.uint64)
-    )
+    declared = candidates.get_declared_splits(config)[rows]
     labels = np.zeros(len(rows), np.int64) if candidates.group_hash.any() else candidates.label_hash[rows]
-    decisions.splits[rows] = choose_exact_splits(
-        declared, labels, positions, (config.val_fraction, config.test_fraction)
-    )
+    fractions = (config.val_fraction, config.test_fraction)
+    decisions.splits[rows] = choose_exact_splits(declared, labels, candidates.group_or_content_hash[rows], fractions)
 
 
 def assign_fold(decisions: RowDecisions, fold: int, folds: int, val_fraction: float) -> None:
     """Assign the splits of one fold of cross-validation to all rows, by the hash of the content or of the group."""
-    candidates = decisions.candidates  # both hashes have 63 bits
-    hashes = np.where(candidates.group_hash != 0, candidates.group_hash, candidates.shuffle_index.astype(np.uint64))
-    decisions.splits[:] = choose_fold_splits(hashes / 2.0**63, fold, folds, val_fraction)
+    positions = decisions.candidates.group_or_content_hash / 2.0**63
+    decisions.splits[:] = choose_fold_splits(positions, fold, folds, val_fraction)
 
 
 # Exact duplicates
@@ -104,9 +97,7 @@ def group_equal_pixels(candidates: Candidates) -> list[RowNumbers]:
     """Return the groups of two and more rows with equal pixels, in an order of their content."""
     if not len(candidates):
         return []
-    order = np.lexsort(
-        (candidates.pixel_hash[:, 1], candidates.pixel_hash[:, 0])
-    )  # stable: rows of a group stay in order
+    order = np.lexsort(candidates.pixel_hash.T[::-1])  # stable: rows of a group stay in order
     keys = candidates.pixel_hash[order]
     starts = np.flatnonzero(np.r_[True, (keys[1:] != keys[:-1]).any(axis=1), True])
     order = order.astype(np.int64)
@@ -156,18 +147,15 @@ def find_outliers(decisions: RowDecisions, names: tuple[str, ...], threshold: fl
         farthest = far[np.lexsort((candidates.shuffle_index[rows[far]], -scores[far]))]
         infos = candidates.read_infos(rows[farthest[:OUTLIER_EXAMPLES]])
         median = float(np.median(values))
-        findings[name] = {
-            "count": len(far),
-            "median": round(median, 6),
-            "examples": [
-                {
-                    "image_id": infos[int(rows[i])].image_id,
-                    "value": round(float(values[i]), 6),
-                    "score": round(float(scores[i]), 2),
-                }
-                for i in farthest[:OUTLIER_EXAMPLES]
-            ],
-        }
+        examples = [
+            {
+                "image_id": infos[int(rows[i])].image_id,
+                "value": round(float(values[i]), 6),
+                "score": round(float(scores[i]), 2),
+            }
+            for i in farthest[:OUTLIER_EXAMPLES]
+        ]
+        findings[name] = {"count": len(far), "median": round(median, 6), "examples": examples}
         if policy == "drop":
             for i in farthest:
                 detail = f"{name} {values[i]:.4g}, {scores[i]:.1f} spreads from the median {median:.4g}"

@@ -157,7 +157,7 @@ def _describe(comparison: Comparison, findings: Sequence[Finding]) -> Iterator[s
     """Yield the lines about drift, and about what could not be compared."""
     if changed := comparison["changed_options"]:
         options = ", ".join(f"{name} {then!r} then, {now!r} now" for name, (then, now) in changed.items())
-        missing = [word for word, key in (("measures", "measures"), ("classes", "classes")) if not comparison[key]]
+        missing = [name for name in ("measures", "classes") if not comparison[name]]
         left_out = f"; {' and '.join(missing)} are not compared" if missing else ""
         yield f"warning: clean had other options then ({options}){left_out}"
     for line in _join_scopes(findings, comparison):
@@ -167,9 +167,7 @@ def _describe(comparison: Comparison, findings: Sequence[Finding]) -> Iterator[s
 
 
 def _name_scope(scope: str, comparison: Comparison) -> str:
-    if scope == NEW:
-        return f"the {comparison['added']:,} new images"
-    return f"all {comparison['rows']:,} images"
+    return f"the {comparison['added']:,} new images" if scope == NEW else f"all {comparison['rows']:,} images"
 
 
 def _join_scopes(findings: Sequence[Finding], comparison: Comparison) -> list[str]:

@@ -60,11 +60,6 @@ class SnapshotPair:
     is_kept: Mask
 
     @classmethod
-    def read(cls, snapshot: Dataset, reference: Dataset) -> SnapshotPair:
-        """Read the columns that are compared."""
-        return cls.match(_read_table(snapshot), _read_table(reference))
-
-    @classmethod
     def match(cls, snapshot: pa.Table, reference: pa.Table) -> SnapshotPair:
         """Match the rows of two tables by `sha256`."""
         hashes = snapshot.column("sha256"), reference.column("sha256")
@@ -84,6 +79,7 @@ class SnapshotPair:
 
 
 def _read_table(dataset: Dataset) -> pa.Table:
+    """Read the columns that are compared."""
     tables = list(read_columns(dataset, "data", ["sha256", "label", *COMPARED]))
     return pa.concat_tables(tables, promote_options="default").combine_chunks()
 
@@ -96,11 +92,9 @@ def _is_in(values: pa.ChunkedArray, others: pa.ChunkedArray) -> Mask:
 def compare_datasets(snapshot: Dataset, reference: Dataset) -> Comparison:
     """Compare two clean datasets; what their options make incomparable is left out."""
     separator = str(snapshot.manifest.config.get("label_separator", ""))
-    comparison = compare_rows(
-        SnapshotPair.read(snapshot, reference), find_changed_options(snapshot, reference), separator
-    )  # fmt: skip
+    rows = SnapshotPair.match(_read_table(snapshot), _read_table(reference))
     datasets = {"snapshot": snapshot.fingerprint, "reference": reference.fingerprint}
-    return datasets | comparison
+    return datasets | compare_rows(rows, find_changed_options(snapshot, reference), separator)
 
 
 def compare_rows(rows: SnapshotPair, changed: Mapping[str, list[Any]], separator: str = "") -> Comparison:

@@ -56,10 +56,7 @@ def write_final_files(decisions: RowDecisions, finished: FinishedWork, layout: L
     is_kept = np.zeros(int(candidates.data_file_starts[-1]), bool)
     splits = np.zeros(len(is_kept), np.uint8)
     is_kept[candidates.positions], splits[candidates.positions] = decisions.is_kept, decisions.splits
-    ranges = [
-        slice(int(start), int(end))
-        for start, end in zip(candidates.data_file_starts, candidates.data_file_starts[1:], strict=False)
-    ]
+    ranges = list(itertools.starmap(slice, itertools.pairwise(candidates.data_file_starts.tolist())))
     final: dict[int, list[File]] = {}
     keys: dict[int, str] = {}
     for number, (file, rows) in enumerate(zip(candidates.data_files, ranges, strict=True)):
@@ -116,23 +113,16 @@ def rewrite_file(
     for code, split in enumerate(SPLITS):
         selected = is_kept & (splits == code)
         if selected.any():
+            start = 0
             with ShardWriter(uri, layout) as writer:
-                for table in _filter_row_groups(uri, file, selected, split, layout.schema):
-                    writer.add_table(table)
+                for group in read_file(uris.join(uri, file.uri)):
+                    table = group.filter(pa.array(selected[start : start + group.num_rows]))
+                    start += group.num_rows
+                    if table.num_rows:
+                        index = table.schema.get_field_index("split")
+                        table = table.set_column(index, "split", pa.repeat(split, table.num_rows))
+                        writer.add_table(table.cast(layout.schema))
                 yield writer.publish(f"data/{split}", "data", split)
-
-
-def _filter_row_groups(
-    uri: str, file: File, selected: npt.NDArray[np.bool_], split: str, schema: pa.Schema
-) -> Iterator[pa.Table]:
-    start = 0
-    for group in read_file(uris.join(uri, file.uri)):
-        table = group.filter(pa.array(selected[start : start + group.num_rows]))
-        start += group.num_rows
-        if table.num_rows:
-            index = table.schema.get_field_index("split")
-            table = table.set_column(index, "split", pa.array([split] * table.num_rows, pa.string()))
-            yield table.cast(schema)
 
 
 @dataclass(frozen=True)

@@ -48,16 +48,10 @@ class NearDuplicates:
 
 def check_radius(config: CleanConfig, rows: int) -> None:
     """Raise UserError, before anything is decoded, for a radius that is too large for so many images."""
-    if (
-        config.near_duplicates != "off"
-        and config.measures
-        and config.near_radius > BANDED_RADIUS
-        and rows > BRUTE_LIMIT
-    ):
-        raise wrong(
-            "near_radius", f"at most {BANDED_RADIUS} for more than {BRUTE_LIMIT:,} images",
-            f"{config.near_radius} for {rows:,}",
-        )  # fmt: skip
+    is_searched = config.near_duplicates != "off" and config.measures
+    if is_searched and config.near_radius > BANDED_RADIUS and rows > BRUTE_LIMIT:
+        expected = f"at most {BANDED_RADIUS} for more than {BRUTE_LIMIT:,} images"
+        raise wrong("near_radius", expected, f"{config.near_radius} for {rows:,}")
 
 
 def find_near_duplicates(candidates: Candidates, is_kept: npt.NDArray[np.bool_], radius: int) -> NearDuplicates:
@@ -115,13 +109,12 @@ def _resolve_conflicts(decisions: RowDecisions, duplicates: NearDuplicates, poli
     candidates = decisions.candidates
     conflicting = np.flatnonzero(candidates.label_hash[duplicates.first] != candidates.label_hash[duplicates.second])
     first, second = duplicates.first[conflicting], duplicates.second[conflicting]
+    losers: list[tuple[int, int]] = []
     if policy == "drop_all":
         losers = list(zip(first.tolist(), second.tolist(), strict=True))
         losers += [(b, a) for a, b in losers]
     elif policy == "drop_minority":
         losers = _find_outvoted(candidates, duplicates, np.unique(np.concatenate([first, second])))
-    else:
-        losers = []
     for row, other in losers:
         decisions.drop(row, DropReason("label_conflict", "near twin of", other))
     infos = candidates.read_infos(np.concatenate([first[:EXAMPLES], second[:EXAMPLES]]))
@@ -157,9 +150,7 @@ def _group_neighbors(first: RowNumbers, second: RowNumbers) -> dict[int, list[in
 def _drop_leaks(decisions: RowDecisions, duplicates: NearDuplicates, config: CleanConfig) -> dict[str, Any]:
     """Drop, by the policy, train and val rows with a near-duplicate in test; return the numbers from before that."""
     candidates = decisions.candidates
-    declared = (
-        candidates.declared if config.respects_declared_splits else np.full(len(candidates), UNDECLARED, np.uint8)
-    )
+    declared = candidates.get_declared_splits(config)
     pairs = [(duplicates.first, duplicates.second), (duplicates.second, duplicates.first)]
     rows, tests = (np.concatenate(sides) for sides in zip(*pairs, strict=True))
     declared_leak = (candidates.declared[tests] == TEST) & ~np.isin(candidates.declared[rows], (VAL, TEST, UNDECLARED))
@@ -169,9 +160,7 @@ def _drop_leaks(decisions: RowDecisions, duplicates: NearDuplicates, config: Cle
     is_declared = (declared[rows] != UNDECLARED) & (declared[tests] == TEST)
     in_train = decisions.splits[rows] == TRAIN
     # An overlap that the source declares is part of its benchmark: an image is taken out of it only on request.
-    dropped = {"drop": np.ones_like(is_declared), "auto": ~is_declared, "report": np.zeros_like(is_declared)}[
-        config.leakage
-    ]
+    dropped = ~is_declared if config.leakage == "auto" else np.full(len(rows), config.leakage == "drop")
     for row, other in zip(rows[dropped].tolist(), tests[dropped].tolist(), strict=True):
         decisions.drop(row, DropReason("near_duplicate_of_test", "near twin of", other))
     return {
@@ -215,13 +204,8 @@ def _iterate_pairs(decisions: RowDecisions, duplicates: NearDuplicates) -> Itera
     for start in range(0, len(duplicates), CHUNK):
         chunk = slice(start, start + CHUNK)
         infos = decisions.candidates.read_infos(np.concatenate([duplicates.first[chunk], duplicates.second[chunk]]))
-        columns = (
-            duplicates.first[chunk],
-            duplicates.second[chunk],
-            duplicates.distance[chunk],
-            duplicates.difference[chunk],
-        )
-        for a, b, distance, difference in zip(*(column.tolist() for column in columns), strict=True):
+        columns = (duplicates.first, duplicates.second, duplicates.distance, duplicates.difference)
+        for a, b, distance, difference in zip(*(column[chunk].tolist() for column in columns), strict=True):
             dropped = [infos[row].image_id for row in (a, b) if not decisions.is_kept[row]]
             yield {
                 "image_id": infos[a].image_id, "twin_id": infos[b].image_id,

@@ -9,7 +9,7 @@ nothing, and the work is done again: on threads of this process, processes of th
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any
@@ -138,7 +138,7 @@ def clean_slices(
     processes = min(workers + WRITING_PROCESSES, len(slices))
     threads = {THREADS: workers, PROCESSES: max(1, workers // processes), RAY: 1}[kind]
     arguments = (raw.uri, uri, rules.select_row_options(), threads)
-    with _open_executor(kind, processes, raw, rules.config) as executor:
+    with _make_executor(kind, processes, raw, rules.config) as executor:
         for slice_, record in run_tasks(slices, clean_slice, arguments, executor):
             progress.add(slice_.rows)
             yield slice_, CleanedSlice.from_record(record)
@@ -162,16 +162,11 @@ def _get_ray_address(config: CleanConfig) -> str:
     return "" if uris.is_http(config.ray_address) else config.ray_address
 
 
-@contextmanager
-def _open_executor(kind: str, processes: int, raw: Dataset, config: CleanConfig) -> Iterator[Executor]:
+def _make_executor(kind: str, processes: int, raw: Dataset, config: CleanConfig) -> AbstractContextManager[Executor]:
     if kind == RAY:
-        address, probe_uri = _get_ray_address(config), uris.join(raw.uri, MANIFEST)
-        with open_ray_session("clean", address, config.clean_workers, probe_uri) as session:
-            yield session
-    else:
-        executor = Processes("clean", processes) if kind == PROCESSES else Threads("clean", CONCURRENT_SLICES)
-        with executor:
-            yield executor
+        probe_uri = uris.join(raw.uri, MANIFEST)
+        return open_ray_session("clean", _get_ray_address(config), config.clean_workers, probe_uri)
+    return Processes("clean", processes) if kind == PROCESSES else Threads("clean", CONCURRENT_SLICES)
 
 
 SECONDS_PER_IMAGE = 0.1e-3

@@ -13,14 +13,6 @@ MEASURES = ("brightness", "contrast", "sharpness", "entropy", "aspect_ratio", "c
 """The measures of a picture that are single numbers."""
 
 
-def _make_value(kind: str) -> dict[str, Any]:
-    return {"dtype": kind, "_type": "Value"}
-
-
-def _make_sequence(kind: str) -> dict[str, Any]:
-    return {"feature": _make_value(kind), "_type": "Sequence"}
-
-
 def make_clean_schema(multi: bool = False, one_hot: bool = False, masks: bool = False) -> pa.Schema:
     """Return the schema of clean data, with the metadata by which Hugging Face `datasets` opens the image column.
 
@@ -32,59 +24,50 @@ def make_clean_schema(multi: bool = False, one_hot: bool = False, masks: bool = 
         masks: a last column `mask`, a PNG of the stored picture's size (255 foreground, 0 background), null where
             the source has none.
     """
-    ids = (
-        ("label_ids", pa.list_(pa.int32()), _make_sequence("int32"))
-        if multi
-        else ("label_id", pa.int32(), _make_value("int32"))
-    )
-    fields: list[tuple[str, pa.DataType, dict[str, Any]]] = [
-        ("image_id", pa.string(), _make_value("string")),
-        ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]), {"_type": "Image"}),
-        ("label", pa.string(), _make_value("string")),
-        ids,
-        *([("label_one_hot", pa.list_(pa.uint8()), _make_sequence("uint8"))] if one_hot else []),
-        ("split", pa.string(), _make_value("string")),
-        ("declared_split", pa.string(), _make_value("string")),
-        ("group", pa.string(), _make_value("string")),
-        ("shuffle_index", pa.int64(), _make_value("int64")),
-        ("width", pa.int32(), _make_value("int32")),
-        ("height", pa.int32(), _make_value("int32")),
-        ("sha256", pa.string(), _make_value("string")),
-        ("format", pa.string(), _make_value("string")),
-        ("image_bytes", pa.int64(), _make_value("int64")),
-        ("pixel_hash", pa.string(), _make_value("string")),
-        ("phash", pa.uint64(), _make_value("uint64")),
-        *((name, pa.float32(), _make_value("float32")) for name in MEASURES),
-        ("thumbnail", pa.binary(), _make_value("binary")),
-        ("decoder_warning", pa.string(), _make_value("string")),
-        *([("mask", pa.binary(), _make_value("binary"))] if masks else []),
-    ]
-    metadata = {"info": {"features": {name: feature for name, _, feature in fields}}}
-    return pa.schema([(name, kind) for name, kind, _ in fields], metadata={"huggingface": json.dumps(metadata)})
+    types: dict[str, pa.DataType] = {
+        "image_id": pa.string(),
+        "image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+        "label": pa.string(),
+        **({"label_ids": pa.list_(pa.int32())} if multi else {"label_id": pa.int32()}),
+        **({"label_one_hot": pa.list_(pa.uint8())} if one_hot else {}),
+        **dict.fromkeys(("split", "declared_split", "group"), pa.string()),
+        "shuffle_index": pa.int64(),
+        **dict.fromkeys(("width", "height"), pa.int32()),
+        **dict.fromkeys(("sha256", "format"), pa.string()),
+        "image_bytes": pa.int64(),
+        "pixel_hash": pa.string(),
+        "phash": pa.uint64(),
+        **dict.fromkeys(MEASURES, pa.float32()),
+        "thumbnail": pa.binary(),
+        "decoder_warning": pa.string(),
+        **({"mask": pa.binary()} if masks else {}),
+    }
+    features = {"info": {"features": {name: _make_feature(kind) for name, kind in types.items()}}}
+    return pa.schema(list(types.items()), metadata={"huggingface": json.dumps(features)})
+
+
+def _make_feature(kind: pa.DataType) -> dict[str, Any]:
+    """Return the feature of `datasets` for a column: the only struct is the image."""
+    if pa.types.is_struct(kind):
+        return {"_type": "Image"}
+    if pa.types.is_list(kind):
+        return {"feature": _make_feature(kind.value_type), "_type": "Sequence"}
+    return {"dtype": "float32" if pa.types.is_float32(kind) else str(kind), "_type": "Value"}
 
 
 CLEAN = make_clean_schema()
 REJECTED = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("sha256", pa.string()),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("detail", pa.string(), nullable=False),
-    ]
+    [pa.field(name, pa.string(), nullable=name == "sha256") for name in ("image_id", "sha256", "reason", "detail")]
 )
-TWINS = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("twin_id", pa.string(), nullable=False),
-        pa.field("distance", pa.uint8(), nullable=False),  # bits of 64 in which the hashes differ
-        pa.field("difference", pa.float32(), nullable=False),  # of the thumbnails
-        pa.field("label", pa.string(), nullable=False),
-        pa.field("twin_label", pa.string(), nullable=False),
-        pa.field("split", pa.string(), nullable=False),
-        pa.field("twin_split", pa.string(), nullable=False),
-        pa.field("dropped", pa.string(), nullable=False),  # the image_id of the dropped one, `both`, or empty
-    ]
-)
+_TWINS = {
+    "image_id": pa.string(),
+    "twin_id": pa.string(),
+    "distance": pa.uint8(),  # bits of 64 in which the hashes differ
+    "difference": pa.float32(),  # of the thumbnails
+    **dict.fromkeys(("label", "twin_label", "split", "twin_split"), pa.string()),
+    "dropped": pa.string(),  # the image_id of the dropped one, `both`, or empty
+}
+TWINS = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _TWINS.items()])
 
 
 def make_clean_layout(schema: pa.Schema) -> Layout:
@@ -95,5 +78,4 @@ def make_clean_layout(schema: pa.Schema) -> Layout:
 
 def make_candidates_layout(layout: Layout) -> Layout:
     """Return the layout of the same rows without their images, as one row group."""
-    names = [name for name in layout.schema.names if name not in ("image", "mask")]
-    return Layout(pa.schema([layout.schema.field(name) for name in names]))
+    return Layout(pa.schema([field for field in layout.schema if field.name not in ("image", "mask")]))

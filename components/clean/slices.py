@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -126,50 +126,35 @@ class RowRules:
         return make_clean_layout(schema)
 
 
-@dataclass
-class CleanedRows:
-    """The cleaned rows of one slice, by split, and its rejected rows; about 64 MB."""
-
-    kept: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    rejected: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, row: dict[str, Any], split: str) -> None:
-        if "reason" in row:
-            self.rejected.append(row)
-        else:
-            self.kept.setdefault(split, []).append(row)
-
-
 def clean_slice(slice_: Slice, raw_uri: str, uri: str, rules: RowRules, threads: int) -> dict[str, Any]:
-    """Clean one slice of the raw dataset into files below the folder `uri`; return the record of its `CleanedSlice`."""
-    return write_slice(clean_rows(slice_, raw_uri, rules, threads), uri, rules).to_record()
+    """Clean one slice of the raw dataset on `threads` threads into files below the folder `uri`, in alphabetical order
+    of their splits; return the record of its `CleanedSlice`. Holds the slice's cleaned rows, about 64 MB."""
+    kept: dict[str, list[dict[str, Any]]] = {}
+    rejected: list[dict[str, Any]] = []
+    for row in _clean_rows(slice_, raw_uri, rules, threads):
+        if "reason" in row:
+            rejected.append(row)
+        else:
+            kept.setdefault(UNSPLIT if rules.config.split == "exact" else row["split"], []).append(row)
+    kept = {split: sort_rows(kept[split]) for split in sorted(kept)}
+    data = tuple(write_rows(uri, split, rows, rules.layout) for split, rows in kept.items())
+    candidates = (write_candidates(uri, list(itertools.chain(*kept.values())), rules.layout),) if kept else ()
+    return CleanedSlice(candidates, data, (write_rejected(uri, rejected),) if rejected else ()).to_record()
 
 
-def clean_rows(slice_: Slice, raw_uri: str, rules: RowRules, threads: int) -> CleanedRows:
-    """Clean every row of one slice on `threads` threads."""
-    rows = CleanedRows()
-    unsplit = rules.config.split == "exact"
+def _clean_rows(slice_: Slice, raw_uri: str, rules: RowRules, threads: int) -> Iterator[dict[str, Any]]:
+    """Yield the clean or rejected row of every row of one slice."""
     batches = _read_batches(slice_, raw_uri, rules.config)
+    cleaned: Iterable[list[dict[str, Any]]]
     if threads == 1:
-        cleaned: Iterable[list[dict[str, Any]]] = (clean_batch(batch, rules) for batch in batches)
+        cleaned = (clean_batch(batch, rules) for batch in batches)
     else:
         cleaned = map_ordered(batches, lambda batch: clean_batch(batch, rules), threads, _count_bytes)
-    for row in itertools.chain.from_iterable(cleaned):
-        rows.add(row, UNSPLIT if unsplit else row.get("split", ""))
-    return rows
+    return itertools.chain.from_iterable(cleaned)
 
 
 def _count_bytes(rows: list[dict[str, Any]]) -> int:
     return sum(len(row["image"] or b"") for row in rows)
-
-
-def write_slice(rows: CleanedRows, uri: str, rules: RowRules) -> CleanedSlice:
-    """Write the files of one slice, in alphabetical order of their splits."""
-    layout = rules.layout
-    kept = {split: sort_rows(rows.kept[split]) for split in sorted(rows.kept)}
-    data = tuple(write_rows(uri, split, kept[split], layout) for split in kept)
-    candidates = (write_candidates(uri, [row for split in kept for row in kept[split]], layout),) if kept else ()
-    return CleanedSlice(candidates, data, (write_rejected(uri, rows.rejected),) if rows.rejected else ())
 
 
 def _read_batches(slice_: Slice, raw_uri: str, config: CleanConfig) -> Iterator[list[dict[str, Any]]]:
@@ -244,7 +229,7 @@ def _decode_row(row: dict[str, Any], rules: RowRules) -> _RowImage | ImageReject
 
 def _check_sides(width: int, height: int, config: CleanConfig) -> None:
     """Raise ImageRejected for an image whose sides violate a limit."""
-    short, long = min(width, height), max(width, height)
+    short, long = sorted((width, height))
     if short < config.min_side:
         raise ImageRejected("too_small", f"{width:,} x {height:,} pixels, at least {config.min_side:,} a side")
     if config.max_aspect and long > config.max_aspect * short:

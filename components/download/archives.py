@@ -21,8 +21,9 @@ import tempfile
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from ..imaging.headers import sniff
@@ -39,13 +40,21 @@ HEADER_LIMIT = 2**20
 CHAIN_LIMIT = 16
 """Maximum number of headers that describe one tar member; tarfile recurses for each, so a long chain is an attack."""
 
-_COMPRESSIONS = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bz2",
-    b"\xfd7zXZ\0": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"\x04\x22\x4d\x18": "lz4",
+
+def _open_with_arrow(stream: io.BufferedReader, compression: str) -> Any:
+    import pyarrow as pa
+
+    return pa.CompressedInputStream(pa.PythonFile(stream, "r"), compression)
+
+
+DECOMPRESSORS: dict[bytes, Callable[[io.BufferedReader], Any]] = {
+    b"\x1f\x8b": lambda stream: io.BufferedReader(gzip.GzipFile(fileobj=stream), BUFFER),
+    b"BZh": lambda stream: io.BufferedReader(bz2.BZ2File(stream), BUFFER),
+    b"\xfd7zXZ\0": lambda stream: io.BufferedReader(lzma.LZMAFile(stream), BUFFER),  # noqa: SIM115
+    b"\x28\xb5\x2f\xfd": partial(_open_with_arrow, compression="zstd"),
+    b"\x04\x22\x4d\x18": partial(_open_with_arrow, compression="lz4"),
 }
+"""By the first bytes of a compressed tar, a function that opens it as a stream of the tar."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,8 @@ def read_archive(stream: Any, where: str, limit: int) -> Iterator[Member | Skipp
         if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
             yield from _read_zip(buffered, where, limit)
         else:
-            yield from _read_tar(_decompress(buffered, head), where, limit)
+            opener = next((opener for magic, opener in DECOMPRESSORS.items() if head.startswith(magic)), None)
+            yield from _read_tar(opener(buffered) if opener else buffered, where, limit)
     except MillError:
         raise
     except _DAMAGE_ERRORS as error:
@@ -99,21 +109,6 @@ _DAMAGE_ERRORS = (
 )  # fmt: skip
 """Errors of the readers for bytes that are no archive, or have an unknown compression; zipfile raises IndexError for a
 file whose name begins with a zero byte."""
-
-
-def _decompress(stream: io.BufferedReader, head: bytes) -> Any:
-    compression = next((name for magic, name in _COMPRESSIONS.items() if head.startswith(magic)), "")
-    if compression == "gzip":
-        return io.BufferedReader(gzip.GzipFile(fileobj=stream), BUFFER)
-    if compression == "bz2":
-        return io.BufferedReader(bz2.BZ2File(stream), BUFFER)
-    if compression == "xz":
-        return io.BufferedReader(lzma.LZMAFile(stream), BUFFER)
-    if compression:
-        import pyarrow as pa
-
-        return pa.CompressedInputStream(pa.PythonFile(stream, "r"), compression)
-    return stream
 
 
 _LONG_NAME_TYPES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)

@@ -33,9 +33,8 @@ class DownloadConfig(StepConfig):
         "demo",
         "how labels are told: demo is made on the spot, pets is Oxford-IIIT Pet, folder takes the parent folder, "
         "filename a regex, csv a table with path,label[,split][,group][,mask][,xmin,ymin,xmax,ymax]",
-        in_fingerprint=False,
-        choices=DATASETS,
-    )
+        in_fingerprint=False, choices=DATASETS,
+    )  # fmt: skip
     source: str = option(
         "",
         "a folder, s3 prefix, http(s) URL, tar or zip archive; for csv the table; for pets a folder or URL with "
@@ -46,18 +45,16 @@ class DownloadConfig(StepConfig):
         "", "for pets: the annotations archive, if it is not beside the images", in_fingerprint=False
     )
     label_pattern: str = option(
-        r"([^/]+)_\d+\.[^./]+$",
-        "for filename: a regex whose first group (or group named label) is the label",
+        r"([^/]+)_\d+\.[^./]+$", "for filename: a regex whose first group (or group named label) is the label",
         in_fingerprint=False,
-    )
+    )  # fmt: skip
     demo_seed: int = option(0, "for demo: another seed makes other images", in_fingerprint=False, low=0, high=2**31 - 1)
     verify: str = option(
         "listing",
         "what tells that a file did not change since the last snapshot: listing, its size and ETag or modification "
         "time; content, its bytes, which are all read again",
-        in_fingerprint=False,
-        choices=("listing", "content"),
-    )
+        in_fingerprint=False, choices=("listing", "content"),
+    )  # fmt: skip
     download_workers: int = option(
         10, "files fetched at a time from a folder or bucket", in_fingerprint=False, low=1, high=256
     )

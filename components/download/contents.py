@@ -14,9 +14,10 @@ import xxhash
 
 from ..dataset.kinds import FileList
 from ..dataset.manifest import File, canonical_json, digest
+from .columns import SIDES
 from .config import VERSION
 
-BOX = pa.struct([("name", pa.string())] + [(side, pa.float32()) for side in ("xmin", "ymin", "xmax", "ymax")])
+BOX = pa.struct([("name", pa.string())] + [(side, pa.float32()) for side in SIDES])
 RAW = pa.schema(
     [
         pa.field("image_id", pa.string(), nullable=False),

@@ -22,7 +22,7 @@ from ..storage.errors import UserError, wrong
 from ..storage.store import get_store
 from ..storage.uri import is_hidden
 from .archives import Member, normalize_path, read_archive
-from .columns import SPLIT_NAMES, read_table
+from .columns import SIDES, SPLIT_NAMES, read_table
 from .config import PETS_URL, DownloadConfig
 from .sources import ArchiveSource, DemoSource, Source, open_source
 from .streams import open_stream, read_small
@@ -256,7 +256,7 @@ def parse_boxes(data: bytes, where: str) -> list[dict[str, Any]]:
         root = ElementTree.fromstring(data)
         return [
             {"name": item.findtext("name") or ""}
-            | {side: _parse_pixels(item.findtext(f"bndbox/{side}") or "") for side in ("xmin", "ymin", "xmax", "ymax")}
+            | {side: _parse_pixels(item.findtext(f"bndbox/{side}") or "") for side in SIDES}
             for item in root.iter("object")
         ]
     except (ElementTree.ParseError, ValueError) as error:

@@ -15,6 +15,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from itertools import cycle
 
 import numpy as np
 from PIL import Image
@@ -32,23 +33,11 @@ _LONGEST = 700  # pixels
 _MISLABELLED = 8
 _COPIES_IN_TRAIN, _COPIES_OF_TEST, _COPIES_OF_PIXELS = 8, 2, 3
 _RARE_FORMS = {
-    "png": 54,
-    "webp": 28,
-    "gif": 20,
-    "tiff": 20,
-    "png_rgba": 18,
-    "png_palette": 18,
-    "bmp": 14,
-    "jpeg_long_ending": 14,
-    "jpeg_grey": 12,
-    "jpeg_cmyk": 9,
-    "png_named_jpg": 4,
-    "gif_named_jpg": 3,
-    "jpeg_turned_3": 4,
-    "jpeg_turned_6": 6,
-    "jpeg_turned_8": 6,
-    "png_16_bit": 1,
-}  # the other pictures are JPEGs
+    "png": 54, "webp": 28, "gif": 20, "tiff": 20, "png_rgba": 18, "png_palette": 18, "bmp": 14, "jpeg_long_ending": 14,
+    "jpeg_grey": 12, "jpeg_cmyk": 9, "png_named_jpg": 4, "gif_named_jpg": 3, "jpeg_turned_3": 4, "jpeg_turned_6": 6,
+    "jpeg_turned_8": 6, "png_16_bit": 1,
+}  # fmt: skip
+"""Number of pictures of each form; the others are JPEGs."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +96,8 @@ def plan(seed: int = 0) -> list[PlannedFile]:
     pictures = _mislabel(_plan_pictures(rng), rng)
     copies = _plan_copies(pictures, rng)
     damaged = [
-        PlannedFile(
-            "", split, CLASSES[k % len(CLASSES)], len(pictures) + 1 + k, CLASSES[k % len(CLASSES)], form, damage
-        )
-        for k, (split, form, damage) in enumerate(_BAD_FILES)
+        PlannedFile("", split, label, number, label, form, damage)
+        for number, ((split, form, damage), label) in enumerate(zip(_BAD_FILES, cycle(CLASSES)), len(pictures) + 1)
     ]
     named = _assign_paths(pictures + copies + damaged, rng)
     faults = _find_damage_faults(named) | _find_copy_faults(named) | _find_label_faults(named)

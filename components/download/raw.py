@@ -101,12 +101,7 @@ def _report(dataset: Dataset, state: str, config: DownloadConfig, context: Conte
     shown = [f"{label or 'none'} {number:,}" for label, number in list(totals.by_class.items())[:8]]
     more = len(totals.by_class) - len(shown)
     context.say(f"labels: {', '.join(shown)}{f' and {more} more' if more else ''}")
-    metrics = {
-        "name": config.dataset_name(),
-        "rows": totals.rows,
-        "bytes": totals.bytes,
-        "skipped": skipped.count,
-    }
+    metrics = {"name": config.dataset_name(), "rows": totals.rows, "bytes": totals.bytes, "skipped": skipped.count}
     return Outcome(dataset.uri, dataset.fingerprint, state, metrics)
 
 
@@ -233,13 +228,10 @@ def _refuse_duplicate_ids(contents: Contents, dataset: Dataset) -> None:
     """Raise UserError for files of the same normalized name; equal hashes are checked against the names."""
     hashes, counts = np.unique(np.frombuffer(contents.id_hashes, dtype=np.uint64), return_counts=True)
     suspects = {int(h) for h in hashes[counts > 1]}
-    if not suspects:
-        return
     occurrences: Counter[str] = Counter()
-    for table in read_columns(dataset, "data", ["image_id"]):
+    for table in read_columns(dataset, "data", ["image_id"]) if suspects else ():
         occurrences.update(i for i in table.column("image_id").to_pylist() if hash_id(i) in suspects)
-    duplicates = sorted(name for name, number in occurrences.items() if number > 1)
-    if duplicates:
+    if duplicates := sorted(name for name, number in occurrences.items() if number > 1):
         name = duplicates[0]
         more = f" and {len(duplicates) - 1} more" if len(duplicates) > 1 else ""
         raise UserError(f"image_id: expected every path once, found {name!r} {occurrences[name]} times{more}")

@@ -78,16 +78,15 @@ class ArchiveSource:
         before = None if uris.is_http(self._uri) else self.listing()  # `HttpFile` checks that itself
         try:
             with open_stream(self._uri, self._field) as stream:
-                yield from map(self._candidate, read_archive(stream, self.where, MAX_FILE_BYTES))
+                for member in read_archive(stream, self.where, MAX_FILE_BYTES):
+                    if isinstance(member, Skipped):
+                        yield make_skipped(member.path, member.why)
+                    else:
+                        yield classify(member.path, member.data or b"")
         except UserError:
             self._refuse_changed(before)
             raise
         self._refuse_changed(before)
-
-    def _candidate(self, member: Member | Skipped) -> Member | Skipped:
-        if isinstance(member, Skipped):
-            return make_skipped(member.path, member.why)
-        return classify(member.path, member.data or b"")
 
     def _refuse_changed(self, before: str | None) -> None:
         """Raise TransientError for an archive that changed while it was read, rather than an error about damage."""
@@ -144,24 +143,22 @@ class ListingSource:
 
     def _read(self, entry: Entry) -> Member | Skipped:
         path, store = self._get_path(entry), get_store(entry.uri)
+        is_unread = is_hidden(path)
         if entry.size > MAX_FILE_BYTES:
             return make_skipped(path, make_too_large(path, entry.size).why)
         try:
-            if not has_image_extension(path) and not is_hidden(path):
+            if not has_image_extension(path) and not is_unread:
                 with open_stream(entry.uri) as file:
                     head = file.read(32)
                 if not sniff(head):
                     return classify(path, head)
-            data = b"" if is_hidden(path) else store.read(entry.uri)
+            data = b"" if is_unread else store.read(entry.uri)
         except FileNotFoundError:
             raise TransientError(f"{entry.uri}: gone since it was listed; run again") from None
-        if not is_hidden(path) and (len(data) != entry.size or self._changed(entry)):
+        if not is_unread and (len(data) != entry.size or (self.checks_reads and store.stat(entry.uri) != entry)):
             # Its shard would be recorded under a listing that does not describe it.
             raise TransientError(f"{entry.uri}: changed while the source was read; run again")
         return classify(path, data)
-
-    def _changed(self, entry: Entry) -> bool:
-        return self.checks_reads and get_store(entry.uri).stat(entry.uri) != entry
 
 
 class DemoSource:
@@ -214,9 +211,8 @@ def open_source(uri: str, workers: int, workspace: str = "") -> ArchiveSource | 
         raise wrong("source", "a folder or archive that is there", uri)
     if next(source.paths(), None) is None:
         first = next(get_store(absolute).list(absolute), None)
-        raise wrong(
-            "source", "a folder or prefix with images", f"{uri}, with {'no image' if first else 'nothing'} in it"
-        )
+        actual = f"{uri}, with {'no image' if first else 'nothing'} in it"
+        raise wrong("source", "a folder or prefix with images", actual)
     return source
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from downloading import dataset_of, images, photograph, rows_of, run, tar, write
+from downloading import dataset_of, images, make_failing_row, photograph, rows_of, run, tar, write
 
 from imagemill.components.dataset.kinds import FileList
 from imagemill.components.dataset.manifest import Dataset, File
@@ -328,15 +328,8 @@ def test_interrupted_growth_resumes_to_the_same_dataset(
     for name in ("001", "003", "005"):
         (source / "cat" / f"{name}.jpg").write_bytes(photograph(int(name) + 600))
     write(source, {f"dog/new-{n:02d}.jpg": photograph(700 + n) for n in range(25)})
-    make_row: Any = raw._make_row
-
-    def fail_at_name(member: Any, labels: Any) -> Any:
-        if member.path == "dog/new-20.jpg":
-            raise TransientError("the network")
-        return make_row(member, labels)
-
     with monkeypatch.context() as patch:
-        patch.setattr(raw, "_make_row", fail_at_name)
+        patch.setattr(raw, "_make_row", make_failing_row("dog/new-20.jpg"))
         assert run(tmp_path / "ws", source, tmp_path)["exit_code"] == 75
     reads.take()
     capsys.readouterr()

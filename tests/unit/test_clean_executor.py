@@ -12,7 +12,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from test_clean_rules import raw_dataset, run_clean, toy_rows
+from cleaned import raw_dataset
+from test_clean_rules import run_clean, toy_rows
 
 from imagemill.components.clean import reuse
 from imagemill.components.clean import slices as slicing

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cleaned import raw_dataset, raw_row
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_clean_rules import encoded, noise, raw_dataset, raw_row, run_clean, table_of
+from test_clean_rules import encoded, noise, run_clean, table_of
 
 POOL = [encoded(noise(n, (12, 15, 3))) for n in range(80)]
 ROWS = st.tuples(

@@ -13,10 +13,11 @@ from typing import Any
 
 import launching
 import pytest
+from cleaned import raw_dataset
 from kube_api import Act, KubeApi
 from launching import BUCKET, DONE, RUN, STARTED, Launched, s3_server, words_of
 from manifests import check_custom
-from test_clean_rules import raw_dataset, toy_rows
+from test_clean_rules import toy_rows
 
 from imagemill.components.clean import STEP, reuse
 from imagemill.components.clean.clean import find_target

@@ -11,9 +11,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from cleaned import raw_dataset, raw_row
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from test_clean_rules import encoded, noise, raw_dataset, raw_row, run_clean, table_of, toy_rows
+from test_clean_rules import encoded, noise, run_clean, table_of, toy_rows
 
 from imagemill.components.clean import audit, audit_html, clean, final_files, reuse
 from imagemill.components.clean import slices as slicing
@@ -50,6 +51,15 @@ class Work:
     def restart(self) -> None:
         self.cleaned.clear()
         self.rewritten.clear()
+
+
+def start(folder: Path, work: Work, shards: int = 2, **options: Any) -> tuple[list[Row], Dataset, Dataset]:
+    """Clean the toy rows, and count the work of what follows; return the rows, raw and clean."""
+    rows = toy_rows()
+    raw = raw_dataset(folder, rows, shards)
+    dataset = run_clean(folder, raw, **options)
+    work.restart()
+    return rows, raw, dataset
 
 
 @pytest.fixture
@@ -196,15 +206,11 @@ def test_only_new_shards_are_cleaned_and_only_files_with_other_verdicts_rewritte
 
 
 def test_removed_rows_need_no_cleaning(tmp_path: Path, work: Work) -> None:
-    rows = toy_rows()
-    raw = raw_dataset(tmp_path, rows, shards=5)
-    run_clean(tmp_path, raw)
-    work.restart()
+    rows, raw, _ = start(tmp_path, work, shards=5)
     removed_ids = {row["image_id"] for row in rows[::9]}
     grown = run_clean(tmp_path, grow(tmp_path, raw, rows, removed_ids, [], "01"))
     assert not work.cleaned and work.rewritten
     assert not removed_ids & {*by_id(grown, "data"), *by_id(grown, "rejected")}
-    (tmp_path / "fresh").mkdir()
     remaining = [row for row in rows if row["image_id"] not in removed_ids]
     assert_equal_rows(grown, run_clean(tmp_path / "fresh", raw_dataset(tmp_path / "fresh", remaining)))
 
@@ -214,10 +220,7 @@ def test_a_class_that_is_appended_elsewhere_changes_no_slice(
     tmp_path: Path, work: Work, encoding: str, cleaned: int
 ) -> None:
     """But the lists of ones and zeros become longer by one."""
-    rows = toy_rows()
-    raw = raw_dataset(tmp_path, rows, shards=5)
-    run_clean(tmp_path, raw, label_encoding=encoding)
-    work.restart()
+    rows, raw, _ = start(tmp_path, work, shards=5, label_encoding=encoding)
     new = [raw_row(f"new-{n}.png", encoded(noise(1000 + n)), "A") for n in range(6)]
     grown = run_clean(tmp_path, grow(tmp_path, raw, rows, set(), new, "01"), label_encoding=encoding)
     assert grown.manifest.classes == ("a", "b", "A") and len(work.cleaned) == cleaned
@@ -243,7 +246,6 @@ def test_killed_clean_continues_after_its_last_finished_slice(
     work.restart()
     dataset = run_clean(tmp_path, raw)
     assert [part.file for part in work.cleaned] == raw.files()[2:]
-    (tmp_path / "fresh").mkdir()
     assert_equal_rows(dataset, run_clean(tmp_path / "fresh", raw_dataset(tmp_path / "fresh", rows)))
 
 
@@ -256,9 +258,7 @@ CHANGED: dict[str, Any] = {
 
 @pytest.mark.parametrize("field", CHANGED)
 def test_a_field_that_no_row_depends_on_cleans_nothing_again(tmp_path: Path, work: Work, field: str) -> None:
-    raw = raw_dataset(tmp_path, toy_rows())
-    first = run_clean(tmp_path, raw)
-    work.restart()
+    _, raw, first = start(tmp_path, work)
     second = run_clean(tmp_path, raw, **{field: CHANGED[field]})
     assert second.fingerprint != first.fingerprint and not work.cleaned
 
@@ -268,9 +268,7 @@ def test_a_field_that_no_row_depends_on_cleans_nothing_again(tmp_path: Path, wor
     [{"color": "gray"}, {"min_side": 3}, {"measures": False}, {"val_fraction": 0.2}, {"label_separator": "|"}],
 )
 def test_a_field_that_rows_depend_on_cleans_all_again(tmp_path: Path, work: Work, options: dict[str, Any]) -> None:
-    raw = raw_dataset(tmp_path, toy_rows())
-    run_clean(tmp_path, raw)
-    work.restart()
+    _, raw, _ = start(tmp_path, work)
     run_clean(tmp_path, raw, **options)
     assert len(work.cleaned) == 2
 
@@ -288,8 +286,7 @@ def test_every_field_of_the_config_is_of_the_rows_the_labels_or_the_decision() -
 
 
 def test_rerun_cleans_again_and_its_retry_does_not(tmp_path: Path, work: Work) -> None:
-    raw = raw_dataset(tmp_path, toy_rows())
-    run_clean(tmp_path, raw)
+    _, raw, _ = start(tmp_path, work)
     config = CleanConfig(raw=raw.uri, workspace=str(tmp_path), clean_workers=2)
     for cleaned in (2, 0):
         work.restart()
@@ -300,15 +297,12 @@ def test_rerun_cleans_again_and_its_retry_does_not(tmp_path: Path, work: Work) -
 
 def test_files_replaced_by_rewritten_ones_may_be_deleted(tmp_path: Path, work: Work) -> None:
     """Such a file is written again only where other rows of it are dropped."""
-    rows = toy_rows()
-    raw = raw_dataset(tmp_path, rows, shards=4)
-    first = run_clean(tmp_path, raw)
+    rows, raw, first = start(tmp_path, work, shards=4)
     listed = {Path(first.locate(file)) for file in first.manifest.files}
     unlisted = [path for path in (tmp_path / "clean").rglob("*.parquet") if path not in listed]
     assert unlisted
     for path in unlisted:
         path.unlink()
-    work.restart()
     new = [raw_row("new.png", encoded(noise(1000)), "a")]
     grown_raw = grow(tmp_path, raw, rows, set(), new, "01")
     run_clean(tmp_path, grown_raw)
@@ -320,7 +314,6 @@ def test_files_replaced_by_rewritten_ones_may_be_deleted(tmp_path: Path, work: W
     shrunk = run_clean(tmp_path, grow(tmp_path, raw, rows, removed_ids, [], "02"))
     assert work.cleaned and not shrunk.missing()
     remaining = [row for row in rows if row["image_id"] not in removed_ids]
-    (tmp_path / "fresh").mkdir()
     assert_equal_rows(shrunk, run_clean(tmp_path / "fresh", raw_dataset(tmp_path / "fresh", remaining)))
 
 

@@ -65,8 +65,7 @@ def test_every_label_and_split_is_the_path(planned: dict[str, demo.PlannedFile])
 
 
 def test_the_same_seed_gives_the_same_bytes(files: dict[str, bytes]) -> None:
-    repeated = {file.path: file.data for file in demo.generate(0)}
-    assert repeated == files
+    assert {file.path: file.data for file in demo.generate(0)} == files
     assert demo.list_faults(0) == demo.list_faults(0)
 
 
@@ -111,14 +110,9 @@ def test_counts(planned: dict[str, demo.PlannedFile]) -> None:
 def test_as_many_faults_as_promised(seed: int) -> None:
     faults = demo.list_faults(seed)
     assert Counter(fault.kind for fault in faults) == {
-        "broken": 12,
-        "oversized": 1,
-        "unsupported": 2,
-        "duplicate_bytes": 10,
-        "duplicate_pixels": 3,
-        "mislabelled": 8,
+        "broken": 12, "oversized": 1, "unsupported": 2, "duplicate_bytes": 10, "duplicate_pixels": 3, "mislabelled": 8,
         "not_an_image": 3,
-    }
+    }  # fmt: skip
     assert len({fault.path for fault in faults}) == len(faults)
     broken = Counter(fault.reason for fault in of_kind(faults, "broken"))
     assert broken == {"corrupt": 9, "not_an_image": 2, "empty_file": 1}

@@ -55,15 +55,13 @@ class Weeks:
 
     def crown(self, rows: Sequence[Row], **more: Any) -> Dataset:
         clean = self.snapshot("a1", rows, **more)
-        tensors = commit(
-            self.uri("tensors", "cc"),
-            Manifest("tensors", "cc".zfill(16), (clean.as_parent(self.uri("tensors", "cc")),)),
-        )
-        model = commit(
-            self.uri("model", "dd"), Manifest("model", "dd".zfill(16), (tensors.as_parent(self.uri("model", "dd")),))
-        )
+        model = self.derive("model", "dd", self.derive("tensors", "cc", clean))
         self.workspace.append_promotion("toy", 1, Promotion(model=self.workspace.relative(model.uri)))
         return clean
+
+    def derive(self, kind: str, name: str, parent: Dataset) -> Dataset:
+        uri = self.uri(kind, name)
+        return commit(uri, Manifest(kind, name.zfill(16), (parent.as_parent(uri),)))
 
     def uri(self, kind: str, name: str) -> str:
         return self.workspace.dataset(kind, name.zfill(16))

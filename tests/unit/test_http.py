@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from imagemill.components.download import STEP, streams
+from imagemill.components.download.archives import Member
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.download.sources import ArchiveSource
 from imagemill.components.download.streams import HttpFile, fetch
@@ -49,6 +50,7 @@ class Behaviour:
     encoding: str = ""
     authorization: str = ""
     requests: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    base: str = ""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -116,7 +118,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Behaviour, str]]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Behaviour]:
     behaviour = Behaviour(files={"/file": BODY})
     handler = type("Bound", (Handler,), {"behaviour": behaviour})
     running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -126,14 +128,12 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Behaviour, str]]:
     monkeypatch.setattr(streams, "STALL_S", 0.5)
     monkeypatch.setattr(errors.with_retry, "__defaults__", (0.4,))  # the deadline
     monkeypatch.setattr(errors.random, "uniform", lambda low, high: 0.05)
+    behaviour.base = f"http://127.0.0.1:{running.server_address[1]}"
     try:
-        yield behaviour, f"http://127.0.0.1:{running.server_address[1]}"
+        yield behaviour
     finally:
         running.shutdown()
         running.server_close()
-
-
-Server = tuple[Behaviour, str]
 
 
 def read(url: str, buffer: int = 4 * 2**20) -> bytes:
@@ -145,49 +145,47 @@ def read(url: str, buffer: int = 4 * 2**20) -> bytes:
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
 def test_broken_connections_are_resumed_and_the_data_is_the_same(
-    server: Server, ranges: bool, chunked: bool, reset: bool
+    server: Behaviour, ranges: bool, chunked: bool, reset: bool
 ) -> None:
-    behaviour, base = server
-    behaviour.ranges, behaviour.chunked, behaviour.reset = ranges, chunked, reset
-    behaviour.breaks = [150_000, 5, 100_000, 3] if ranges else [150_000, 5, 300_000, 200_000]
-    assert read(f"{base}/file") == BODY
-    assert len(behaviour.requests) == 5
+    server.ranges, server.chunked, server.reset = ranges, chunked, reset
+    server.breaks = [150_000, 5, 100_000, 3] if ranges else [150_000, 5, 300_000, 200_000]
+    assert read(f"{server.base}/file") == BODY
+    assert len(server.requests) == 5
 
 
-def test_resumed_transfer_requests_the_missing_range_only(server: Server) -> None:
-    behaviour, base = server
-    behaviour.breaks = [300_000]
-    assert read(f"{base}/file") == BODY
-    assert behaviour.requests[1][1]["Range"] == "bytes=300000-"
-    assert behaviour.requests[1][1]["If-Range"] == '"one"'
+def test_resumed_transfer_requests_the_missing_range_only(server: Behaviour) -> None:
+    server.breaks = [300_000]
+    assert read(f"{server.base}/file") == BODY
+    assert server.requests[1][1]["Range"] == "bytes=300000-"
+    assert server.requests[1][1]["If-Range"] == '"one"'
 
 
-def test_connection_that_always_breaks_is_a_transient_error(server: Server) -> None:
-    behaviour, base = server
-    behaviour.breaks = [1000] + [0] * 1000
-    with pytest.raises(TransientError, match="broke after 1,000 bytes"):
-        read(f"{base}/file")
+@pytest.mark.parametrize(
+    ("breaks", "change_after", "message"),
+    [([1000] + [0] * 1000, 0, "broke after 1,000 bytes"), ([1000], 1, "went away")],
+    ids=["always breaks", "deleted"],
+)
+def test_a_transfer_that_cannot_be_resumed_is_a_transient_error(
+    server: Behaviour, breaks: list[int], change_after: int, message: str
+) -> None:
+    server.breaks, server.change_after = breaks, change_after
+    with pytest.raises(TransientError, match=message):
+        read(f"{server.base}/file")
 
 
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
 @pytest.mark.parametrize(
     "etags", [('"one"', '"two"'), ('W/"one"', 'W/"two"'), ("", "")], ids=["strong", "weak", "none"]
 )
-def test_file_that_changes_during_a_transfer_is_an_error(server: Server, ranges: bool, etags: tuple[str, str]) -> None:
-    behaviour, base = server
-    behaviour.ranges, behaviour.change_after = ranges, 1
-    behaviour.etag, behaviour.changed_etag = etags
-    behaviour.changed = {"/file": bytes(len(BODY) if etags[0] else len(BODY) + 1)}
-    behaviour.breaks = [1000]
+def test_file_that_changes_during_a_transfer_is_an_error(
+    server: Behaviour, ranges: bool, etags: tuple[str, str]
+) -> None:
+    server.ranges, server.change_after = ranges, 1
+    server.etag, server.changed_etag = etags
+    server.changed = {"/file": bytes(len(BODY) if etags[0] else len(BODY) + 1)}
+    server.breaks = [1000]
     with pytest.raises(TransientError, match="changed while it was read"):
-        read(f"{base}/file")
-
-
-def test_file_that_is_deleted_during_a_transfer_is_a_transient_error(server: Server) -> None:
-    behaviour, base = server
-    behaviour.change_after, behaviour.breaks = 1, [1000]
-    with pytest.raises(TransientError, match="went away"):
-        read(f"{base}/file")
+        read(f"{server.base}/file")
 
 
 @pytest.mark.parametrize(
@@ -195,62 +193,55 @@ def test_file_that_is_deleted_during_a_transfer_is_a_transient_error(server: Ser
     [(404, FileNotFoundError), (410, FileNotFoundError), (403, UserError), (401, UserError), (400, UserError),
      (500, TransientError), (503, TransientError), (429, TransientError), (408, TransientError)],
 )  # fmt: skip
-def test_each_status_has_its_error(server: Server, status: int, error: type[Exception]) -> None:
-    behaviour, base = server
-    behaviour.statuses = [status] * 50
+def test_each_status_has_its_error(server: Behaviour, status: int, error: type[Exception]) -> None:
+    server.statuses = [status] * 50
     with pytest.raises(error) as raised:
-        HttpFile(f"{base}/file")
+        HttpFile(f"{server.base}/file")
     assert isinstance(raised.value, FileNotFoundError) or str(status) in str(raised.value)
 
 
-def test_a_server_error_is_tried_again(server: Server) -> None:
-    behaviour, base = server
-    behaviour.statuses = [500, 503]
-    assert read(f"{base}/file") == BODY
+def test_a_server_error_is_tried_again(server: Behaviour) -> None:
+    server.statuses = [500, 503]
+    assert read(f"{server.base}/file") == BODY
 
 
-def test_refused_connection_is_a_transient_error(server: Server) -> None:
+def test_refused_connection_is_a_transient_error(server: Behaviour) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(TransientError, match="no answer"):
             HttpFile(f"http://127.0.0.1:{unused.getsockname()[1]}/file")
 
 
-def test_redirects_are_followed_and_a_redirect_loop_is_a_user_error(server: Server) -> None:
-    behaviour, base = server
-    behaviour.redirects = {"/old": f"{base}/older", "/older": "/file", "/round": "/round"}
-    assert read(f"{base}/old") == BODY
+def test_redirects_are_followed_and_a_redirect_loop_is_a_user_error(server: Behaviour) -> None:
+    server.redirects = {"/old": f"{server.base}/older", "/older": "/file", "/round": "/round"}
+    assert read(f"{server.base}/old") == BODY
     with pytest.raises(UserError, match="redirects"):
-        HttpFile(f"{base}/round")
+        HttpFile(f"{server.base}/round")
 
 
-def test_password_is_not_sent_to_another_host(server: Server) -> None:
-    behaviour, base = server
-    behaviour.authorization = "Basic dXM6cCA="  # us:p and a space
-    with_password = base.replace("http://", "http://us:p%20@")
+def test_password_is_not_sent_to_another_host(server: Behaviour) -> None:
+    server.authorization = "Basic dXM6cCA="  # us:p and a space
+    with_password = server.base.replace("http://", "http://us:p%20@")
     assert read(f"{with_password}/file") == BODY
-    behaviour.redirects = {"/away": base.replace("127.0.0.1", "localhost") + "/file"}
+    server.redirects = {"/away": server.base.replace("127.0.0.1", "localhost") + "/file"}
     with pytest.raises(UserError, match="401"):
         HttpFile(f"{with_password}/away")
 
 
-def test_content_encoding_is_decoded_in_small_files_only(server: Server) -> None:
-    behaviour, base = server
-    behaviour.files, behaviour.encoding = {"/file": gzip.compress(BODY)}, "gzip"
-    assert read(f"{base}/file") == behaviour.files["/file"]
-    assert fetch(f"{base}/file", 10**7) == BODY
+def test_content_encoding_is_decoded_in_small_files_only(server: Behaviour) -> None:
+    server.files, server.encoding = {"/file": gzip.compress(BODY)}, "gzip"
+    assert read(f"{server.base}/file") == server.files["/file"]
+    assert fetch(f"{server.base}/file", 10**7) == BODY
 
 
-def test_fetch_returns_none_for_missing_files_and_limits_the_size(server: Server) -> None:
-    _, base = server
-    assert fetch(f"{base}/nothing", 10) is None
-    assert fetch(f"{base}/file", len(BODY)) == BODY
-    assert fetch(f"{base}/file", 10) == BODY[:11]
+def test_fetch_returns_none_for_missing_files_and_limits_the_size(server: Behaviour) -> None:
+    assert fetch(f"{server.base}/nothing", 10) is None
+    assert fetch(f"{server.base}/file", len(BODY)) == BODY
+    assert fetch(f"{server.base}/file", 10) == BODY[:11]
 
 
-def test_seeking_reads_the_right_bytes(server: Server) -> None:
-    _, base = server
-    with HttpFile(f"{base}/file") as file:
+def test_seeking_reads_the_right_bytes(server: Behaviour) -> None:
+    with HttpFile(f"{server.base}/file") as file:
         assert file.seekable()
         file.seek(-10, io.SEEK_END)
         assert file.read(100) == BODY[-10:]
@@ -261,34 +252,25 @@ def test_seeking_reads_the_right_bytes(server: Server) -> None:
 
 
 @pytest.mark.parametrize(("ranges", "chunked"), [(True, False), (False, False), (True, True)])
-def test_a_zip_is_read_with_ranges_and_without(server: Server, ranges: bool, chunked: bool) -> None:
-    behaviour, base = server
+def test_a_zip_is_read_with_ranges_and_without(server: Behaviour, ranges: bool, chunked: bool) -> None:
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
         for number in range(5):
             archive.writestr(f"{number}.jpg", BODY[number * 1000 :][:50_000])
-    behaviour.files, behaviour.ranges, behaviour.chunked, behaviour.breaks = (
-        {"/x": target.getvalue()},
-        ranges,
-        chunked,
-        [60_000],
-    )
-    members = list(ArchiveSource(f"{base}/x").members())
-    assert [(m.path, getattr(m, "data", None)) for m in members] == [
-        (f"{number}.jpg", BODY[number * 1000 :][:50_000]) for number in range(5)
-    ]
+    server.files, server.ranges, server.chunked, server.breaks = {"/x": target.getvalue()}, ranges, chunked, [60_000]
+    members = list(ArchiveSource(f"{server.base}/x").members())
+    assert members == [Member(f"{number}.jpg", BODY[number * 1000 :][:50_000]) for number in range(5)]
 
 
-def test_only_sources_with_length_and_validator_have_a_listing(server: Server) -> None:
-    behaviour, base = server
-    first = ArchiveSource(f"{base}/file").listing()
-    assert first and first == ArchiveSource(f"{base}/file").listing()
-    behaviour.etag = '"other"'
-    assert ArchiveSource(f"{base}/file").listing() != first
-    behaviour.etag = ""
-    assert ArchiveSource(f"{base}/file").listing() is None
-    behaviour.etag, behaviour.chunked = '"one"', True
-    assert ArchiveSource(f"{base}/file").listing() is None
+def test_only_sources_with_length_and_validator_have_a_listing(server: Behaviour) -> None:
+    first = ArchiveSource(f"{server.base}/file").listing()
+    assert first and first == ArchiveSource(f"{server.base}/file").listing()
+    server.etag = '"other"'
+    assert ArchiveSource(f"{server.base}/file").listing() != first
+    server.etag = ""
+    assert ArchiveSource(f"{server.base}/file").listing() is None
+    server.etag, server.chunked = '"one"', True
+    assert ArchiveSource(f"{server.base}/file").listing() is None
 
 
 @pytest.mark.parametrize("url", ["http://", "http:///x", "http://host:99999/x", "http://host:port/x", "http://[::1/x"])
@@ -310,39 +292,28 @@ def secret_url(base: str, path: str) -> str:
 
 @pytest.mark.parametrize("failure", ["", "statuses", "404", "break", "broken zip", "one class"])
 def test_secrets_of_a_url_are_in_no_file_and_no_log(
-    server: Server, failure: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    server: Behaviour, failure: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    behaviour, base = server
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
         archive.writestr("cat/1.jpg", BODY)
         archive.writestr("dog/1.jpg", BODY[:900])
-    behaviour.files = {"/pets.zip": target.getvalue(), "/1.jpg": BODY, "/2.jpg": BODY[:99]}
+    server.files = {"/pets.zip": target.getvalue(), "/1.jpg": BODY, "/2.jpg": BODY[:99]}
     other = "dog" if failure != "one class" else "cat"
-    behaviour.files["/t.csv"] = (
-        f"path,label\n{secret_url(base, '/1.jpg')},cat\n{secret_url(base, '/2.jpg')},{other}\n".encode()
+    server.files["/t.csv"] = (
+        f"path,label\n{secret_url(server.base, '/1.jpg')},cat\n{secret_url(server.base, '/2.jpg')},{other}\n".encode()
     )
-    behaviour.statuses = [503] if failure == "statuses" else []
-    behaviour.breaks = [30_000] * (failure == "break")
+    server.statuses = [503] if failure == "statuses" else []
+    server.breaks = [30_000] * (failure == "break")
     if failure == "broken zip":
-        behaviour.files["/pets.zip"] = behaviour.files["/pets.zip"][:50_000]
+        server.files["/pets.zip"] = server.files["/pets.zip"][:50_000]
     with caplog.at_level(logging.WARNING):
         for number, (dataset, path) in enumerate([("folder", "/pets.zip"), ("csv", "/t.csv")]):
-            source = secret_url(base, "/none" if failure == "404" else path)
-            arguments = [
-                "--dataset",
-                dataset,
-                "--source",
-                source,
-                "--workspace",
-                str(tmp_path),
-                "--run",
-                f"run{number}",
-            ]
-            code = STEP.main([*arguments, "--result", str(tmp_path / f"result{number}")])
-            assert code == (
-                2 if failure == "404" or (failure, dataset) in [("broken zip", "folder"), ("one class", "csv")] else 0
-            )
+            source = secret_url(server.base, "/none" if failure == "404" else path)
+            arguments = ["--dataset", dataset, "--source", source, "--workspace", str(tmp_path)]
+            code = STEP.main([*arguments, "--run", f"run{number}", "--result", str(tmp_path / f"result{number}")])
+            is_wrong = failure == "404" or (failure, dataset) in [("broken zip", "folder"), ("one class", "csv")]
+            assert code == (2 if is_wrong else 0)
     captured = capfd.readouterr()
     outputs = everything_below(tmp_path).decode("latin-1") + captured.out + captured.err + caplog.text
     assert "127.0.0.1" in outputs

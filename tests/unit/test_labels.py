@@ -70,32 +70,27 @@ def test_folder_labels_are_part_of_the_path(folder: str, name: str) -> None:
     assert label is None or label != ""
 
 
-def rows(data: bytes) -> list[dict[str, str]]:
-    return list(read_table(data, "t.csv").to_pylist())
+PLAIN = [{"path": "a.jpg", "label": "cat"}]
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "expected"),
     [
-        b"path,label\na.jpg,cat\n",
-        b"\xef\xbb\xbfpath,label\r\na.jpg,cat\r\n",
-        b"path;label\na.jpg;cat\n",
-        b"path\tlabel\na.jpg\tcat",
-        b' "Path" , LABEL\n"a.jpg","cat"\n',
+        (b"path,label\na.jpg,cat\n", PLAIN),
+        (b"\xef\xbb\xbfpath,label\r\na.jpg,cat\r\n", PLAIN),
+        (b"path;label\na.jpg;cat\n", PLAIN),
+        (b"path\tlabel\na.jpg\tcat", PLAIN),
+        (b' "Path" , LABEL\n"a.jpg","cat"\n', PLAIN),
+        (b'label,path\n"a ""big"", old\ncat","x,y.jpg"\n', [{"label": 'a "big", old\ncat', "path": "x,y.jpg"}]),
+        (
+            b"path,label\na,007\nb,NA\nc,\n",
+            [{"path": p, "label": t} for p, t in (("a", "007"), ("b", "NA"), ("c", ""))],
+        ),
     ],
-    ids=["plain", "BOM and CRLF", "semicolon", "tab", "quotes"],
+    ids=["plain", "BOM and CRLF", "semicolon", "tab", "quotes", "separators and newlines in quotes", "numbers and NA"],
 )
-def test_forms_of_a_table(data: bytes) -> None:
-    assert rows(data) == [{"path": "a.jpg", "label": "cat"}]
-
-
-def test_quotes_hide_separators_and_newlines() -> None:
-    parsed = rows(b'label,path\n"a ""big"", old\ncat","x,y.jpg"\n')
-    assert parsed == [{"label": 'a "big", old\ncat', "path": "x,y.jpg"}]
-
-
-def test_numbers_and_null_words_stay_texts() -> None:
-    assert [r["label"] for r in rows(b"path,label\na,007\nb,NA\nc,\n")] == ["007", "NA", ""]
+def test_forms_of_a_table(data: bytes, expected: list[dict[str, str]]) -> None:
+    assert read_table(data, "t.csv").to_pylist() == expected
 
 
 @pytest.mark.parametrize(

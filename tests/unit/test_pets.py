@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_archives import make_tar
 
 from imagemill.components.dataset.manifest import Dataset, read_dataset
 from imagemill.components.dataset.shards import read_columns
@@ -49,16 +50,6 @@ ANNOTATIONS = {
     "annotations/trimaps/._pug_11.png": b"junk",
     "annotations/._trimaps": b"junk",
 }
-
-
-def make_tar(files: dict[str, bytes]) -> bytes:
-    target = io.BytesIO()
-    with tarfile.open(fileobj=target, mode="w") as archive:
-        for name, data in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return target.getvalue()
 
 
 def write_archives(folder: Path, annotations: dict[str, bytes] = ANNOTATIONS, compress: bool = False) -> Path:

@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_clean_rules import encoded, noise, raw_dataset, raw_row, run_clean, table_of, toy_rows
+from cleaned import raw_dataset, raw_row
+from test_clean_reuse import grow
+from test_clean_rules import encoded, noise, run_clean, table_of, toy_rows
 
 from imagemill.components.clean import audit_html
 from imagemill.components.clean import slices as slicing
 from imagemill.components.dataset.kinds import RawExtra
-from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit, count_values, parse_manifest
+from imagemill.components.dataset.manifest import Dataset, Manifest, parse_manifest
 from imagemill.components.dataset.shards import read_columns, row_groups
 from imagemill.components.imaging.pictures import encode_picture, find_images
 from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.cli.inspection import _sum_files
-
-
-def commit_without(
-    base: Dataset, rows: list[dict[str, Any]], removed_ids: set[str], uri: str, extra_files: Any = ()
-) -> Dataset:
-    """Commit a dataset of the files of `base` and more, without the rows of `base` in `removed_ids`."""
-    removed = {}
-    for file in base.files():
-        ids = [i for table in row_groups(base, file, ["image_id"]) for i in table.column("image_id").to_pylist()]
-        if removed_of_file := [image_id for image_id in ids if image_id in removed_ids]:
-            removed[f"../{base.fingerprint}/{file.uri}"] = removed_of_file
-    files = (*(dataclasses.replace(f, uri=f"../{base.fingerprint}/{f.uri}") for f in base.files()), *extra_files)
-    totals = Totals(
-        rows=len(rows),
-        by_class=count_values(r["label"] or "" for r in rows),
-        by_split=count_values(r["split"] or "" for r in rows),
-    )
-    manifest = Manifest("raw", uri.rpartition("/")[2], files=files, totals=totals)
-    return commit(
-        uri, dataclasses.replace(manifest, extra=dataclasses.replace(RawExtra.of(base.manifest), removed=removed))
-    )
 
 
 @pytest.fixture
@@ -48,9 +28,7 @@ def replaced(tmp_path: Path) -> tuple[Dataset, list[dict[str, Any]]]:
     removed_ids = {row["image_id"] for row in old[::5]}
     new = [raw_row(old[0]["image_id"], encoded(noise(999)), "b")]
     remaining = [row for row in old if row["image_id"] not in removed_ids] + new
-    other = raw_dataset(tmp_path, new, shards=1, name="01")
-    more = [dataclasses.replace(file, uri=f"../01/{file.uri}") for file in other.files()]
-    return commit_without(base, remaining, removed_ids, str(tmp_path / "raw" / "02"), more), remaining
+    return grow(tmp_path, base, old, removed_ids, new, "02"), remaining
 
 
 def sort_by_id(rows: Any) -> list[dict[str, Any]]:
@@ -76,19 +54,18 @@ def test_slices_include_removed_rows(
     replaced: tuple[Dataset, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, remaining = replaced
-    assert sum(part.rows for part in slicing.plan_slices(dataset)) == len(remaining) + 26
-    monkeypatch.setattr(slicing, "SLICE_BYTES", 1)
-    assert sum(part.rows for part in slicing.plan_slices(dataset)) == len(remaining) + 26
+    for size in (slicing.SLICE_BYTES, 1):
+        monkeypatch.setattr(slicing, "SLICE_BYTES", size)
+        assert sum(part.rows for part in slicing.plan_slices(dataset)) == len(remaining) + 26
 
 
 def test_clean_equals_that_without_the_rows(replaced: tuple[Dataset, list[dict[str, Any]]], tmp_path: Path) -> None:
     dataset, remaining = replaced
-    (tmp_path / "new").mkdir()
     fresh = run_clean(tmp_path / "new", raw_dataset(tmp_path / "new", remaining))
     cleaned = run_clean(tmp_path, dataset)
     for role in ("data", "rejected"):
         assert sort_by_id(table_of(cleaned, role).to_pylist()) == sort_by_id(table_of(fresh, role).to_pylist())
-    assert dataclasses.replace(cleaned.manifest.totals) == fresh.manifest.totals
+    assert cleaned.manifest.totals == fresh.manifest.totals
 
 
 def test_pictures_of_replaced_rows_are_the_new_ones(replaced: tuple[Dataset, list[dict[str, Any]]]) -> None:

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from test_clean_rules import encoded, noise, raw_dataset, raw_row, run_clean
+from cleaned import raw_dataset, raw_row
+from test_clean_rules import encoded, noise, run_clean
 
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals
 from imagemill.components.dataset.records import Promotion

@@ -5,9 +5,9 @@ A batch is a function of (seed, epoch, number) alone, so that a training can be 
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ...dataset.kinds import ImageSpec
 from ...dataset.manifest import Dataset
@@ -24,6 +24,8 @@ from .losses import Weights
 
 if TYPE_CHECKING:
     import torch
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -89,15 +91,15 @@ class TrainingBatches:
             balance=self.sampling_weights, pin=self.device.type == "cuda",
             transform=lambda batch: self._prepare(batch, epoch),
         )  # fmt: skip
-        prefetcher, last = DevicePrefetcher(loaded, self.device), len(self) - 1
+        prefetcher = DevicePrefetcher(loaded, self.device)
         try:
-            for images, labels, batch in prefetcher:
+            for (images, labels, batch), is_last in _mark_last(prefetcher):
                 self.wait_seconds, prefetcher.wait_seconds = self.wait_seconds + prefetcher.wait_seconds, 0.0
                 if self.augmentation.runs_on_device:
                     assert batch.params is not None
                     images = self.augmentation.apply_on_device(images, batch.params)
                 mixed, targets = self.mixing(self.normalize(images), labels, epoch, batch.number, batch.first)
-                yield TrainingBatch(mixed, targets, batch.number, batch.total, batch.number == last)
+                yield TrainingBatch(mixed, targets, batch.number, batch.total, is_last)
         finally:
             prefetcher.close()
 
@@ -113,3 +115,16 @@ class TrainingBatches:
         if not self.augmentation.runs_on_device:
             images = self.augmentation.apply_on_cpu(images, params)
         return PreparedBatch(images, batch.labels, batch.number, batch.first, batch.total, params)
+
+
+def _mark_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """Yield each item, and whether it is the last."""
+    iterator = iter(items)
+    try:
+        item = next(iterator)
+    except StopIteration:
+        return
+    for following in iterator:
+        yield item, False
+        item = following
+    yield item, True
