@@ -19,7 +19,7 @@ from ..components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from ..components.step.progress import format_duration, say
 from ..components.step.step import RUN_ENV
 from ..components.storage import uri as uris
-from ..components.storage.errors import EXIT_OK, EXIT_OURS, EXIT_TRANSIENT, EXIT_USER, MillError
+from ..components.storage.errors import EXIT_INTERNAL, EXIT_OK, EXIT_TRANSIENT, EXIT_USER, MillError
 from .cluster.pod_fields import read_pod_cluster
 
 SUMMARY = "summary.md"
@@ -28,7 +28,7 @@ EXIT_CODE_MEANINGS = {
     EXIT_OK: "done",
     EXIT_USER: "wrong input: a retry does not help",
     EXIT_TRANSIENT: "storage, network or preemption: run it again",
-    EXIT_OURS: "internal error; please report it",
+    EXIT_INTERNAL: "internal error; please report it",
 }
 Records = Mapping[str, StepRecord]
 _NO_RECORD = StepRecord()

@@ -64,7 +64,7 @@ def build_pipeline(cluster: Cluster | None = None, parameters: RunParameters | N
                 ))  # fmt: skip
 
     training.__signature__ = make_signature(form)  # type: ignore[attr-defined]
-    training.__doc__ = make_docstring(form, "Labelled images in, a better classifier out.")
+    training.__doc__ = make_docstring(form, "Labeled images in, a better classifier out.")
     decorate = dsl.pipeline(name=NAME, display_name="Imagemill training", pipeline_config=on.build_config())
     pipeline = decorate(training)
     if cluster is not None:

@@ -61,8 +61,8 @@ class Row:
 
 def picture(seed: str, size: tuple[int, int] = SIZE, kind: str = "JPEG") -> bytes:
     random = np.random.default_rng([*seed.encode()])
-    colour = random.integers(0, 256, 3)
-    pixels = np.clip(colour + random.normal(0, 20, (size[1], size[0], 3)), 0, 255).astype(np.uint8)
+    color = random.integers(0, 256, 3)
+    pixels = np.clip(color + random.normal(0, 20, (size[1], size[0], 3)), 0, 255).astype(np.uint8)
     return photos.saved(pixels, kind)
 
 

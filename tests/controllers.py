@@ -42,10 +42,10 @@ def pods(document: Json) -> Iterator[Pod]:
         yield _templated(owner, document)
     elif kind in TEMPLATED:
         pod = _templated(owner, document["spec"]["template"])
-        yield _labelled(pod, {JOB_NAME: document["metadata"]["name"]} if kind == "Job" else {})
+        yield _labeled(pod, {JOB_NAME: document["metadata"]["name"]} if kind == "Job" else {})
     elif kind == "CronJob":
         pod = _templated(owner, document["spec"]["jobTemplate"]["spec"]["template"])
-        yield _labelled(pod, {JOB_NAME: document["metadata"]["name"]})
+        yield _labeled(pod, {JOB_NAME: document["metadata"]["name"]})
     elif kind in WORKFLOWS:
         yield from _workflow(owner, document["spec"])
     elif kind == "CronWorkflow":
@@ -144,7 +144,7 @@ def _ray_job(owner: str, document: Json) -> Iterator[Pod]:
         yield from _ray_cluster(owner, spec["rayClusterSpec"], sidecar=mode == "SidecarMode")
     if mode == "K8sJobMode":
         template = spec.get("submitterPodTemplate") or {"spec": {"containers": [{"name": "ray-job-submitter"}]}}
-        yield _labelled(_templated(f"{owner}: submitter", template), {
+        yield _labeled(_templated(f"{owner}: submitter", template), {
             "ray.io/originated-from-crd": "RayJob", "app.kubernetes.io/created-by": "kuberay-operator",
             JOB_NAME: document["metadata"]["name"],
         })  # fmt: skip
@@ -160,13 +160,13 @@ def _ray_cluster(owner: str, spec: Json, *, sidecar: bool) -> Iterator[Pod]:
     if sidecar:
         containers.append({"name": "ray-job-submitter"})
     head = Pod(head.owner, {**head.spec, "containers": containers}, head.labels, head.annotations)
-    yield _labelled(head, _ray_labels("head", "headgroup"))
+    yield _labeled(head, _ray_labels("head", "headgroup"))
     for group in spec.get("workerGroupSpecs") or ():
         worker = _templated(f"{owner}: workers {group['groupName']}", group["template"])
         wait = {"name": "wait-gcs-ready", "securityContext": worker.spec["containers"][0].get("securityContext")}
         inits = [*(worker.spec.get("initContainers") or ()), wait]
         worker = Pod(worker.owner, {**worker.spec, "initContainers": inits}, worker.labels, worker.annotations)
-        yield _labelled(worker, _ray_labels("worker", group["groupName"]))
+        yield _labeled(worker, _ray_labels("worker", group["groupName"]))
 
 
 def _ray_labels(node: str, group: str) -> dict[str, str]:
@@ -176,5 +176,5 @@ def _ray_labels(node: str, group: str) -> dict[str, str]:
     }  # fmt: skip
 
 
-def _labelled(pod: Pod, labels: dict[str, str]) -> Pod:
+def _labeled(pod: Pod, labels: dict[str, str]) -> Pod:
     return Pod(pod.owner, pod.spec, {**pod.labels, **labels}, pod.annotations)

@@ -1,4 +1,4 @@
-"""Helpers for tests of experiments: photographs whose classes are colours, and steps run in this process."""
+"""Helpers for tests of experiments: photographs whose classes are colors, and steps run in this process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from imagemill.pipelines.local.step_process import StepRunner, StoppedByWatch, W
 from imagemill.pipelines.parameters import ALL_STEPS
 
 COLORS = {"green": (40, 150, 60), "red": (230, 50, 70)}
-"""About as light as one another: a grey image does not tell them apart."""
+"""About as light as one another: a gray image does not tell them apart."""
 QUICK: dict[str, Any] = {
     "image_size": 32, "backbone": "resnet18", "recipe": "plain", "epochs": 3, "batch_size": 8, "learning_rate": 0.001,
     "device": "cpu", "precision": "float32", "load_threads": 1, "test_fraction": 0.35, "val_fraction": 0.15,
@@ -29,7 +29,7 @@ QUICK: dict[str, Any] = {
 
 
 def make_colors(folder: Path, images_per_class: int = 60) -> Path:
-    """`<folder>/<class>/<number>.png`: noisy pictures in the class's colour, of any lightness."""
+    """`<folder>/<class>/<number>.png`: noisy pictures in the class's color, of any lightness."""
     random = np.random.default_rng(7)
     for name, color in COLORS.items():
         (folder / name).mkdir(parents=True)

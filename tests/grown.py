@@ -122,7 +122,7 @@ def generations(tensors: Dataset, split: str | None = None) -> dict[int, int]:
     return dict(sorted(rows.items()))
 
 
-def relabelled(photo: Photo) -> Photo:
+def relabeled(photo: Photo) -> Photo:
     return replace(photo, label=CLASSES[(CLASSES.index(photo.label) + 1) % 3])
 
 

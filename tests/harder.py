@@ -1,4 +1,4 @@
-"""A demo dataset whose test images are harder than what was trained on: turned, in other colours, partly covered.
+"""A demo dataset whose test images are harder than what was trained on: turned, in other colors, partly covered.
 
 Training and validation images are the demo's, as they are. The test images are those of several demos (another seed
 makes other pictures from the same distributions), each with all three changes. How strong they are was settled by eye
@@ -55,12 +55,12 @@ def sound_pictures(demos: int, seed: int) -> list[tuple[int, PlannedFile]]:
 
 
 def harden(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    """An RGB picture turned, in other colours and partly covered; of the same size."""
-    return _covered(_coloured(_turned(picture, random), random), random)
+    """An RGB picture turned, in other colors and partly covered; of the same size."""
+    return _covered(_colored(_turned(picture, random), random), random)
 
 
 def _turned(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    """About its centre; what comes in from outside continues the picture mirrored at its edges."""
+    """About its center; what comes in from outside continues the picture mirrored at its edges."""
     degrees = float(random.uniform(*TURN) * random.choice([-1, 1]))
     pixels = np.asarray(picture)
     height, width = pixels.shape[:2]
@@ -70,7 +70,7 @@ def _turned(picture: Image.Image, random: np.random.Generator) -> Image.Image:
     return turned.crop((margin, margin, margin + width, margin + height))
 
 
-def _coloured(picture: Image.Image, random: np.random.Generator) -> Image.Image:
+def _colored(picture: Image.Image, random: np.random.Generator) -> Image.Image:
     """Change light and haze: less contrast, and a gain and an offset for each channel."""
     pixels = np.asarray(picture, np.float32)
     gain = random.uniform(0.6, 1.3, 3).astype(np.float32)
@@ -82,7 +82,7 @@ def _coloured(picture: Image.Image, random: np.random.Generator) -> Image.Image:
 
 
 def _covered(picture: Image.Image, random: np.random.Generator) -> Image.Image:
-    """Boxes of one colour each, anywhere in the central square, where the subject is."""
+    """Boxes of one color each, anywhere in the central square, where the subject is."""
     out, side = picture.copy(), min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     for _ in range(BOXES):

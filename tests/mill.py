@@ -100,7 +100,7 @@ def kill_group(process: subprocess.Popen[str]) -> None:
 
 
 def make_photos(folder: Path, classes: Sequence[str] = tuple(CLASSES), each: int = 20, seed: int = 0) -> Path:
-    """`<folder>/<class>/<number>.<ending>`: noisy pictures in the class's colour, JPEG and PNG, in varied sizes."""
+    """`<folder>/<class>/<number>.<ending>`: noisy pictures in the class's color, JPEG and PNG, in varied sizes."""
     for name in classes:
         for number in range(each):
             # A photograph depends on its own name alone, so that more of them leave the others as they are.
@@ -109,8 +109,8 @@ def make_photos(folder: Path, classes: Sequence[str] = tuple(CLASSES), each: int
     return folder
 
 
-def add_photo(path: Path, colour: str, random: np.random.Generator) -> None:
-    base = np.array(CLASSES.get(colour, (128, 128, 128)))
+def add_photo(path: Path, color: str, random: np.random.Generator) -> None:
+    base = np.array(CLASSES.get(color, (128, 128, 128)))
     height, width = (int(side) for side in random.integers(40, 90, 2))
     pixels = np.clip(base + random.normal(0, 40, (height, width, 3)), 0, 255).astype(np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)

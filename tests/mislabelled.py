@@ -1,6 +1,6 @@
 """The demo dataset with wrong labels planted among its training images, and what came of a search for them.
 
-The demo has a few mislabelled training images of its own; they count as wrong ones too. Validation and test images
+The demo has a few mislabeled training images of its own; they count as wrong ones too. Validation and test images
 keep their labels: what is asked is whether a model that learned from wrong labels can tell them.
 """
 

@@ -41,7 +41,7 @@ def trimap(stem: str) -> bytes:
 
 
 def made(seed: int = 0, width: int = 200, height: int = 152) -> Pixels:
-    """uint8 [H, W, 3] like a photograph: noise of 1/f spectrum in related colours, edges, and a little grain."""
+    """uint8 [H, W, 3] like a photograph: noise of 1/f spectrum in related colors, edges, and a little grain."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.fftfreq(width)) + 1 / max(width, height)
     layers = [np.fft.ifft2(np.fft.fft2(rng.normal(size=(height, width))) / frequency**1.3).real for _ in range(3)]

@@ -144,7 +144,7 @@ class Bed:
             window = self._window(width, height)
             if np.asarray(window.convert("L")).std() > 8 or width * height < 4:
                 break
-        # A colour by chance at one place: no two windows are the same.
+        # A color by chance at one place: no two windows are the same.
         window.putpixel((0, 0), tuple(int(v) for v in self.random.integers(0, 256, 3)))
         return window.convert(mode)
 

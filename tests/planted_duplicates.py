@@ -22,7 +22,7 @@ FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling
 GROUPS = {
     "re-encoding": ("JPEG quality 50 to 95", "WebP quality 50 to 95"),
     "resizing": ("half", "0.55 to 0.95", "1.05 to 2"),
-    "crops": ("5% crop, centred", "5% crop, anywhere", "5% crop, at a corner"),
+    "crops": ("5% crop, centered", "5% crop, anywhere", "5% crop, at a corner"),
 }
 """What was done, in groups that are judged together. A 5% crop keeps 95% of the width and of the height."""
 
@@ -63,9 +63,9 @@ def _cropped(position: str) -> Callable[[Image.Image, Random], bytes]:
         width, height = round(picture.width * 0.95), round(picture.height * 0.95)
         across, down = picture.width - width, picture.height - height
         places = {(x, y) for x in range(across + 1) for y in range(down + 1)}
-        corners, centre = {(x, y) for x in (0, across) for y in (0, down)}, (across // 2, down // 2)
+        corners, center = {(x, y) for x in (0, across) for y in (0, down)}, (across // 2, down // 2)
         # Three kinds without a common window: equal files would be copies.
-        offsets = {"centre": {centre}, "corner": corners - {centre}, "anywhere": places - corners - {centre}}[position]
+        offsets = {"center": {center}, "corner": corners - {center}, "anywhere": places - corners - {center}}[position]
         left, top = sorted(offsets)[random.integers(len(offsets))]
         return saved(picture.crop((left, top, left + width, top + height)), "JPEG", quality=90)
 
@@ -78,7 +78,7 @@ DONE: dict[str, tuple[str, Callable[[Image.Image, Random], bytes]]] = {
     "half": ("jpg", _resized(0.5, 0.5)),
     "0.55 to 0.95": ("jpg", _resized(0.55, 0.95)),
     "1.05 to 2": ("jpg", _resized(1.05, 2)),
-    "5% crop, centred": ("jpg", _cropped("centre")),
+    "5% crop, centered": ("jpg", _cropped("center")),
     "5% crop, anywhere": ("jpg", _cropped("anywhere")),
     "5% crop, at a corner": ("jpg", _cropped("corner")),
 }
@@ -97,7 +97,7 @@ def originals(number: int, seed: int) -> dict[str, bytes]:
 
 
 LOOK_ALIKE = "look-alike"
-COLOURS = ("black", "white", "red", "green", "blue", "gold", "purple", "gray", "saddlebrown", "orange", "pink", "teal")
+COLORS = ("black", "white", "red", "green", "blue", "gold", "purple", "gray", "saddlebrown", "orange", "pink", "teal")
 SHIRT = (
     (90, 60),
     (210, 60),
@@ -114,15 +114,15 @@ DRESS = ((110, 30), (190, 30), (200, 140), (270, 340), (30, 340), (100, 140))
 
 
 def look_alikes() -> dict[str, bytes]:
-    """Draw by name clothes of one cut in clearly different colours, and pages of different text in one layout."""
+    """Draw by name clothes of one cut in clearly different colors, and pages of different text in one layout."""
     images = {}
     for cut, outline in (("shirt", SHIRT), ("dress", DRESS)):
-        for number, colour in enumerate(COLOURS):
+        for number, color in enumerate(COLORS):
             picture = Image.new("RGB", (300, 360), (236, 236, 234))
-            ImageDraw.Draw(picture).polygon(outline, fill=colour)
+            ImageDraw.Draw(picture).polygon(outline, fill=color)
             noise = np.random.default_rng(number).normal(0, 4, (360, 300, 3))
             grainy = Image.fromarray(np.clip(np.array(picture) + noise, 0, 255).astype(np.uint8))
-            images[f"{cut}-{colour}"] = saved(grainy, "JPEG", quality=90)
+            images[f"{cut}-{color}"] = saved(grainy, "JPEG", quality=90)
     for number in range(12):
         page = Image.new("RGB", (420, 594), "white")
         random = np.random.default_rng(number)

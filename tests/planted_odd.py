@@ -83,8 +83,8 @@ def _of_mode(bed: Bed, mode: str) -> Image.Image:
     if mode == "P":
         return bed.picture().quantize(16)
     if mode == "I;16":
-        grey = np.array(bed.picture("L")).astype(np.uint16)
-        return Image.fromarray(grey * 257 - bed.random.integers(0, 2, grey.shape).astype(np.uint16) * (grey > 0))
+        gray = np.array(bed.picture("L")).astype(np.uint16)
+        return Image.fromarray(gray * 257 - bed.random.integers(0, 2, gray.shape).astype(np.uint16) * (gray > 0))
     picture = bed.picture("L" if mode == "LA" else mode)
     if mode in ("RGBA", "LA"):
         slope = np.linspace(0, 255, picture.width * picture.height).reshape(picture.height, picture.width)
@@ -125,10 +125,10 @@ def _with_chunk(png: bytes, kind: bytes, body: bytes) -> bytes:
 def unsupported(bed: Bed) -> None:
     """Whole images that 8 bits a band can't represent without a guess."""
     for number in range(4):
-        grey = np.array(bed.picture("L"))
-        plane: npt.NDArray[Any] = grey.astype(np.float32) / 7 - 100 * number
+        gray = np.array(bed.picture("L"))
+        plane: npt.NDArray[Any] = gray.astype(np.float32) / 7 - 100 * number
         if number == 2:
-            plane = grey.astype(np.int32) << 12
+            plane = gray.astype(np.int32) << 12
         options = {"compression": "tiff_lzw"} if number == 3 else {}
         bed.add(
             "float and 32-bit TIFF", "deep.tif", saved(Image.fromarray(plane), "TIFF", **options), "unsupported_bands"
@@ -155,16 +155,16 @@ def twelve_bits(bed: Bed) -> None:
 def copies(bed: Bed, groups: int = 24) -> None:
     """Groups of the same bytes, and of the same pixels in other formats; one of each group must be kept."""
     for number in range(groups):
-        picture = bed.picture().quantize(64).convert("RGB")  # 64 colours go into a GIF without loss
+        picture = bed.picture().quantize(64).convert("RGB")  # 64 colors go into a GIF without loss
         jpeg = saved(picture, "JPEG")
         decoded = Image.open(io.BytesIO(jpeg)).convert("RGB")
-        grey = picture.convert("L")
+        gray = picture.convert("L")
         files = (
             [("a.jpg", jpeg)] * (2 + number % 4),
             [("a.jpg", jpeg), ("a.jpg", jpeg), ("b.jpg", jpeg[:2] + b"\xff\xfe\x00\x06copy" + jpeg[2:])],
             [(f"a.{kind}", saved(picture, kind, **options)) for kind, options in _LOSSLESS],
             [(f"{n}.png", turned(picture, n, "PNG")) for n in bed.random.permutation(range(1, 9)).tolist()],
-            [("grey.png", saved(grey)), ("colour.png", saved(grey.convert("RGB"))), ("grey.bmp", saved(grey, "BMP"))],
+            [("gray.png", saved(gray)), ("color.png", saved(gray.convert("RGB"))), ("gray.bmp", saved(gray, "BMP"))],
             [("a.jpg", jpeg), ("a.png", saved(decoded)), ("a.png", saved(decoded)), ("a.tiff", saved(decoded, "TIFF"))],
         )[number % 6]
         _plant_group(bed, "copies", files, ["cat"] * len(files), "keep")
@@ -207,7 +207,7 @@ def _plant_group(bed: Bed, kind: str, files: list[tuple[str, bytes]], labels: li
         bed.add(kind, name, data, reason, label=labels[n], split=splits[n])
 
 
-def unlabelled(bed: Bed) -> None:
+def unlabeled(bed: Bed) -> None:
     """Rows without a label, and rows whose file is not there."""
     for label in ("", " ", "\t", ""):
         bed.add("no label", "picture.png", bed.coded("png"), "no_label", label=label)
@@ -225,8 +225,8 @@ def against_the_rules(bed: Bed) -> dict[str, Any]:
         bed.add("extreme sides", "long.png", saved(bed.picture(width=width, height=height)), "extreme_aspect")
     for width, height in ((128, 32), (33, 132)):
         bed.add("just not extreme", "edge.png", saved(bed.picture(width=width, height=height)), "")
-    for number, colour in enumerate(("black", "white", "gray", "teal", "#010203")):
-        blank = Image.new("RGB", (60 + number, 50), colour)
+    for number, color in enumerate(("black", "white", "gray", "teal", "#010203")):
+        blank = Image.new("RGB", (60 + number, 50), color)
         bed.add("blank", "blank.png", saved(blank), "blank")
     for label in ("cow", "cow", "Cat", "Cat", "cat;dog", "cat;dog"):
         bed.add("unknown label", "picture.jpg", bed.coded("jpeg"), "unknown_label", label=label)
@@ -256,7 +256,7 @@ def _masks(bed: Bed) -> None:
     flip[len(valid) // 2] ^= 4
     invalid = {
         "cut": valid[:60], "empty": b"", "text": b"no mask", "size": saved(Image.fromarray(half[:60])),
-        "background": saved(Image.fromarray(half * 0)), "colour": saved(Image.new("RGB", (90, 70))),
+        "background": saved(Image.fromarray(half * 0)), "color": saved(Image.new("RGB", (90, 70))),
         "jpeg": saved(Image.fromarray(half), "JPEG"), "flip": bytes(flip),
     }  # fmt: skip
     for name, mask in invalid.items():

@@ -1,4 +1,4 @@
-"""Clean: every image decoded once; what is kept is valid, labelled, split and shuffled, the rest has a reason."""
+"""Clean: every image decoded once; what is kept is valid, labeled, split and shuffled, the rest has a reason."""
 
 from ..step.step import Step
 from .config import CleanConfig

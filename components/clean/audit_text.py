@@ -215,7 +215,7 @@ def _format_provenance(provenance: Provenance) -> list[str]:
         ["fingerprint", provenance.fingerprint],
         ["parents", ", ".join(provenance.parents) or "none"],
         ["made", f"{provenance.created} by imagemill {provenance.code_version}"],
-        ["images", f"{format_size(provenance.bytes)}, colour {provenance.color}, {provenance.task}-label"],
+        ["images", f"{format_size(provenance.bytes)}, color {provenance.color}, {provenance.task}-label"],
         ["settings", "all at their defaults" if not provenance.settings else "different from the defaults:"],
     ]
     settings = []

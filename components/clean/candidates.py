@@ -296,7 +296,7 @@ class RowDecisions:
                 other = infos[drop_reason.other]
                 detail += f" {other.image_id} ({SPLITS[self.splits[drop_reason.other]]})"
                 if info.label != other.label:
-                    detail += f"; labelled {info.label} here, {other.label} there"
+                    detail += f"; labeled {info.label} here, {other.label} there"
             yield {"image_id": info.image_id, "sha256": info.sha256, "reason": drop_reason.reason, "detail": detail}
 
     def sort_by_priority(self, rows: RowNumbers) -> RowNumbers:

@@ -72,7 +72,7 @@ class CleanConfig(StepConfig, PixelOptions):
     )
     trim_tolerance: int = option(12, "levels (of 255) by which a uniform border may vary", low=0, high=127)
     color: str = option(
-        "rgb", "colour from here on; gray, red, green or blue keep one channel, a third of the bytes (default: "
+        "rgb", "color from here on; gray, red, green or blue keep one channel, a third of the bytes (default: "
         "by the preset; rgb)",
         choices=CHOICES["color"], by_preset=True,
     )  # fmt: skip
@@ -81,17 +81,17 @@ class CleanConfig(StepConfig, PixelOptions):
     )  # fmt: skip
     denoise_size: int = option(3, "side of the denoiser's window in pixels, odd", low=3, high=31)
     equalize: str = option(
-        "off", "contrast: the histogram's equalization, CLAHE or autocontrast, on the lightness of colour images "
+        "off", "contrast: the histogram's equalization, CLAHE or autocontrast, on the lightness of color images "
         "(default: by the preset; off)", choices=CHOICES["equalize"], by_preset=True,
     )  # fmt: skip
     clahe_clip: float = option(2.0, "CLAHE's limit of contrast", low=0.1, high=100)
     clahe_grid: int = option(8, "CLAHE's tiles a side", low=1, high=64)
     binarize: str = option(
-        "off", "black and white, one channel: a fixed threshold, Otsu's, or the neighbourhood's mean",
+        "off", "black and white, one channel: a fixed threshold, Otsu's, or the neighborhood's mean",
         choices=CHOICES["binarize"],
     )  # fmt: skip
     binarize_threshold: int = option(128, "for fixed: from this level on a pixel is white", low=1, high=255)
-    binarize_block: int = option(11, "for adaptive: side of the neighbourhood in pixels, odd", low=3, high=999)
+    binarize_block: int = option(11, "for adaptive: side of the neighborhood in pixels, odd", low=3, high=999)
     binarize_offset: float = option(2.0, "for adaptive: a pixel is white above its mean less this", low=-255, high=255)
 
     # Measures, and what they reject.

@@ -147,10 +147,10 @@ def _format_share(share: float) -> str:
 
 def _describe_rows(comparison: Comparison) -> str:
     rows, added, removed = comparison["rows"], comparison["added"], comparison["removed"]
-    relabelled = comparison["classes"].get("relabelled", 0)
+    relabeled = comparison["classes"].get("relabelled", 0)
     parts = [f"{added:,} of {rows:,} images are new"]
     parts += [f"{removed:,} are gone"] if removed else []
-    return ", ".join(parts + ([f"{relabelled:,} have another label"] if relabelled else []))
+    return ", ".join(parts + ([f"{relabeled:,} have another label"] if relabeled else []))
 
 
 def _describe(comparison: Comparison, findings: Sequence[Finding]) -> Iterator[str]:

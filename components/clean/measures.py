@@ -33,7 +33,7 @@ from ..storage.parallel import cores
 class Measures:
     """The measures of one picture; numbers have 6 digits and are exact as float32.
 
-    From the half-size grey picture (means of 2 x 2 pixels, ITU-R 601):
+    From the half-size gray picture (means of 2 x 2 pixels, ITU-R 601):
 
     Attributes:
         brightness: the mean, 0 (black) to 1 (white).
@@ -41,7 +41,7 @@ class Measures:
         sharpness: the variance of the Laplacian on the scale of 0 to 255 (Pech-Pacheco et al. 2000); the border is
             mirrored. Blurred pictures have little, noise much.
         entropy: of the histogram of 256 values, in bits, 0 to 8.
-        colorfulness: M of Hasler and Süsstrunk 2003, 0 (grey) to about 110 (extremely colourful), from the picture
+        colorfulness: M of Hasler and Süsstrunk 2003, 0 (gray) to about 110 (extremely colorful), from the picture
             halved until its shorter side is below 160 pixels.
         phash: the perceptual hash, unsigned, 64 bits; see `compute_phash`.
         thumbnail: 864 bytes to verify a near-duplicate by; see `compare_thumbnails`.
@@ -58,24 +58,24 @@ class Measures:
 
 @dataclass(frozen=True)
 class ReducedPicture:
-    """The smaller copies of a picture that it is measured by: its grey half, uint8 [h, w], and the result of `shrink`,
+    """The smaller copies of a picture that it is measured by: its gray half, uint8 [h, w], and the result of `shrink`,
     uint8 [h, w] or [h, w, 3]."""
 
-    half_grey: Pixels
+    half_gray: Pixels
     small: Pixels
 
     @property
     def nbytes(self) -> int:
-        return self.half_grey.nbytes + self.small.nbytes
+        return self.half_gray.nbytes + self.small.nbytes
 
 
 def reduce_picture(pixels: Pixels) -> ReducedPicture:
-    """Reduce a picture, uint8 [H, W, 1 or 3], grey or RGB, in any layout."""
-    grey = pixels.shape[2] == 1
-    picture = pixels[..., 0] if grey else pixels
+    """Reduce a picture, uint8 [H, W, 1 or 3], gray or RGB, in any layout."""
+    gray = pixels.shape[2] == 1
+    picture = pixels[..., 0] if gray else pixels
     half = halve(picture)
-    half_grey: Pixels = half if grey else cv2.cvtColor(half, cv2.COLOR_RGB2GRAY)  # type: ignore[assignment]
-    return ReducedPicture(half_grey, shrink(picture, half))
+    half_gray: Pixels = half if gray else cv2.cvtColor(half, cv2.COLOR_RGB2GRAY)  # type: ignore[assignment]
+    return ReducedPicture(half_gray, shrink(picture, half))
 
 
 def measure(pixels: Pixels) -> Measures:
@@ -93,22 +93,22 @@ def measure_reduced(pictures: Sequence[ReducedPicture]) -> list[Measures]:
 
 
 def _measure_reduced(picture: ReducedPicture, phash: int, thumbnail: bytes) -> Measures:
-    half_grey, small = picture.half_grey, picture.small
-    mean, deviation = cv2.meanStdDev(half_grey)
+    half_gray, small = picture.half_gray, picture.small
+    mean, deviation = cv2.meanStdDev(half_gray)
     return Measures(
         brightness=_round(float(mean[0, 0]) / 255),
         contrast=_round(float(deviation[0, 0]) / 255),
-        sharpness=_round(_compute_moments(cv2.Laplacian(half_grey, cv2.CV_16S, ksize=1))[1]),
-        entropy=_round(compute_entropy(half_grey)),
+        sharpness=_round(_compute_moments(cv2.Laplacian(half_gray, cv2.CV_16S, ksize=1))[1]),
+        entropy=_round(compute_entropy(half_gray)),
         colorfulness=0.0 if small.ndim == 2 else _round(compute_colorfulness(small)),
         phash=phash,
         thumbnail=thumbnail,
     )
 
 
-def compute_entropy(grey: Pixels) -> float:
-    """Return the entropy of the histogram of a grey picture, uint8 [H, W], in bits."""
-    counts = cv2.calcHist([grey], [0], None, [256], [0, 256]).reshape(-1).astype(np.float64)
+def compute_entropy(gray: Pixels) -> float:
+    """Return the entropy of the histogram of a gray picture, uint8 [H, W], in bits."""
+    counts = cv2.calcHist([gray], [0], None, [256], [0, 256]).reshape(-1).astype(np.float64)
     counts = counts[counts > 0]
     shares = counts / counts.sum()
     return max(0.0, -float(shares @ np.log2(shares)))
@@ -148,7 +148,7 @@ THUMBNAIL_BYTES = LUMA * LUMA + 2 * CHROMA * CHROMA
 MAX_DIFFERENCE = 0.32
 """Two pictures whose thumbnails differ by less than this (`compare_thumbnails`) are near-duplicates. On photographs
 re-encoding and resizing are below 0.15 and a crop of 5 % is below 0.28, different photographs are above 0.55. Pages
-of different text in the same layout are above 0.35; flat shapes of one colour in one place that differ in little of
+of different text in the same layout are above 0.35; flat shapes of one color in one place that differ in little of
 the area can't be told apart."""
 
 MAX_LOG_ASPECT_RATIO = 0.08
@@ -157,7 +157,7 @@ MAX_LOG_ASPECT_RATIO = 0.08
 _SHRUNK_SIDE = 160
 _BITS_OF_MAPS = (14, 10, 10, 10, 10, 10)  # bits of each map, from its lowest frequencies up
 _CROP = 0.05
-_NOISE_VARIANCE = 16.0  # grey levels squared: flat pictures differ by noise, which must not count as structure
+_NOISE_VARIANCE = 16.0  # gray levels squared: flat pictures differ by noise, which must not count as structure
 _MAX_GRID_DIFFERENCE = 1.0  # of the coarse difference; photographs that differ by a crop are below 0.75
 _HASHED_TOGETHER = 8  # squares whose maps, 0.4 MB, fit in a core's cache
 _CHUNK = 256  # pairs that a thread compares at once, some 15 MB
@@ -193,7 +193,7 @@ def shrink(picture: Pixels, half: Pixels) -> Pixels:
 
 
 def to_square(small: Pixels) -> Pixels:
-    """Resize a shrunk picture to uint8 [32, 32, 3] of Y, Cr, Cb (ITU-R 601); a grey one has Cr = Cb = 128."""
+    """Resize a shrunk picture to uint8 [32, 32, 3] of Y, Cr, Cb (ITU-R 601); a gray one has Cr = Cb = 128."""
     square = cv2.resize(small, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     if square.ndim == 2:
         return cv2.merge([square, _NEUTRAL, _NEUTRAL])  # type: ignore[return-value]

@@ -29,18 +29,18 @@ from .manifest import KINDS, MANIFEST
 from .retention import (
     Policy,
     Retention,
-    Snapshot,
+    StoredDataset,
     count_newer,
     decide_retention,
     find_path,
     hash_path,
     read_all,
-    read_snapshots,
+    read_stored_datasets,
 )
 from .workspace import (
     MARKER,
-    POOL,
     PRODUCTS,
+    SHARED_SHARDS,
     SIDE_PRODUCTS,
     WORK,
     Workspace,
@@ -80,7 +80,7 @@ class Group:
 
     path: str
     why: str
-    snapshot: Snapshot | None = None
+    dataset: StoredDataset | None = None
     tally: Tally = field(default_factory=Tally)
 
 
@@ -141,8 +141,8 @@ def find_garbage(workspace: Workspace, policy: Policy, report: ReportFiles) -> G
             manifests.append(entry)
         elif is_name_record(path) or (is_step_record(path) and now - entry.modified < policy.min_age_s):
             records.append(entry)
-    snapshots = read_snapshots(manifests, workspace)
-    retention = decide_retention(snapshots, workspace, records, running, policy, now)
+    datasets = read_stored_datasets(manifests, workspace)
+    retention = decide_retention(datasets, workspace, records, running, policy, now)
     garbage = Garbage(retention, running)
     sorter = _Sorter(workspace, garbage, now - policy.min_age_s, now)
     for folder, group in groupby(_list_files(workspace, report), key=lambda file: "/".join(file[1].split("/")[:2])):
@@ -163,11 +163,11 @@ class _Sorter:
 
     def __init__(self, workspace: Workspace, garbage: Garbage, oldest_young: float, now: float) -> None:
         self._workspace, self._garbage, self._oldest_young, self._now = workspace, garbage, oldest_young, now
-        self._snapshots, self._kept = garbage.retention.snapshots, garbage.retention.reasons
+        self._datasets, self._kept = garbage.retention.datasets, garbage.retention.reasons
         self._busy_kinds = {kinds.get(step.step, "") for step in garbage.running for kinds in (PRODUCTS, SIDE_PRODUCTS)}
-        files = [array("Q"), *(self._snapshots[path].files for path in self._kept)]
+        files = [array("Q"), *(self._datasets[path].files for path in self._kept)]
         self._kept_files = np.unique(np.concatenate([np.array(hashes, np.uint64) for hashes in files]))
-        self._count_newer = count_newer(self._snapshots)
+        self._count_newer = count_newer(self._datasets)
         self._sources: list[Entry] = []
         self._leases = Group(FOLDER, "leases of steps that were killed")
 
@@ -184,10 +184,10 @@ class _Sorter:
             self._leave_unknown(entries)
         elif kind in self._busy_kinds:
             self._stay(entries, self._garbage.young)
-        elif folder == POOL:
+        elif folder == SHARED_SHARDS:
             self._sort_shared_shards(path, entries)
-        elif path in self._snapshots:
-            self._sort_dataset(self._snapshots[path], entries)
+        elif path in self._datasets:
+            self._sort_dataset(self._datasets[path], entries)
         elif is_fingerprint(folder):
             self._sort_uncommitted(path, entries)
         else:
@@ -220,21 +220,21 @@ class _Sorter:
             if self._now - entry.modified > STEP_LEASE_S:
                 self._garbage.add(entry, self._leases, _FILES)
 
-    def _sort_dataset(self, snapshot: Snapshot, entries: list[Entry]) -> None:
+    def _sort_dataset(self, dataset: StoredDataset, entries: list[Entry]) -> None:
         """Sort the folder of a committed dataset. What a kept one lists stays, wherever it lies."""
-        goes = snapshot.path not in self._kept
-        newer = self._count_newer(snapshot)
+        goes = dataset.path not in self._kept
+        newer = self._count_newer(dataset)
         all_files = Group(
-            snapshot.path, f"{newer:,} newer of {snapshot.name or 'no name'}, nothing kept was made from it", snapshot
+            dataset.path, f"{newer:,} newer of {dataset.name or 'no name'}, nothing kept was made from it", dataset
         )
-        leftovers = Group(snapshot.path, "left over from work that is finished")
-        listed = set(snapshot.files) if goes else set()
+        leftovers = Group(dataset.path, "left over from work that is finished")
+        listed = set(dataset.files) if goes else set()
         for entry in entries:
             path = self._relative(entry)
             is_known = is_work(path) or has_known_name(path) or (goes and hash_path(path) in listed)
-            if path == f"{snapshot.path}/{MANIFEST}":
+            if path == f"{dataset.path}/{MANIFEST}":
                 if goes:
-                    self._garbage.add(entry, all_files, _MANIFESTS + len(KINDS) - KINDS.index(snapshot.kind))
+                    self._garbage.add(entry, all_files, _MANIFESTS + len(KINDS) - KINDS.index(dataset.kind))
                 else:
                     self._garbage.kept.add(entry)
             elif self._is_listed(entry):

@@ -333,7 +333,7 @@ class LabelReview(JsonObject):
 
     Attributes:
         skipped: why nothing was reviewed.
-        images, suspects, listed: images that were reviewed, look mislabelled, are in the file of suspects.
+        images, suspects, listed: images that were reviewed, look mislabeled, are in the file of suspects.
         not_judged: why no labels were judged.
         judged, agreement: images with a judgment, and the share of them whose label it agrees with.
     """

@@ -37,7 +37,7 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class StoredDataset:
     """A committed dataset: its manifest, as far as it matters here.
 
     Attributes:
@@ -80,7 +80,7 @@ def read_all(entries: Iterable[Entry], workspace: Workspace) -> Iterator[tuple[E
     return map_ordered(entries, read, READERS, lambda entry: entry.size)
 
 
-def read_snapshots(manifests: Iterable[Entry], workspace: Workspace) -> dict[str, Snapshot]:
+def read_stored_datasets(manifests: Iterable[Entry], workspace: Workspace) -> dict[str, StoredDataset]:
     """Read manifests; return the datasets by their paths.
 
     UserError for a manifest that can't be understood: its dataset may list any file.
@@ -92,15 +92,15 @@ def read_snapshots(manifests: Iterable[Entry], workspace: Workspace) -> dict[str
         except UserError as error:
             raise UserError(f"{error}; which files it needs is not known: restore or remove this manifest") from None
 
-    snapshots = {}
+    datasets = {}
     for entry, dataset in map_ordered(manifests, read, READERS, lambda entry: entry.size):
         if dataset is not None:
-            snapshot = _make_snapshot(dataset, entry.modified, workspace)
-            snapshots[snapshot.path] = snapshot
-    return snapshots
+            stored = _describe_dataset(dataset, entry.modified, workspace)
+            datasets[stored.path] = stored
+    return datasets
 
 
-def _make_snapshot(dataset: Dataset, modified: float, workspace: Workspace) -> Snapshot:
+def _describe_dataset(dataset: Dataset, modified: float, workspace: Workspace) -> StoredDataset:
     manifest = dataset.manifest
     kind, fingerprint = dataset.uri.split("/")[-2:]  # its place counts, not what the manifest says of itself
     parents = [resolve_uri(dataset.uri, parent.uri, up=2) for parent in manifest.parents]
@@ -108,7 +108,7 @@ def _make_snapshot(dataset: Dataset, modified: float, workspace: Workspace) -> S
     parents += [weights] if "/" in weights else []
     if isinstance(manifest.extra, ModelExtra) and manifest.extra.start:
         parents.append(workspace.absolute(manifest.extra.start.model))
-    return Snapshot(
+    return StoredDataset(
         kind,
         fingerprint,
         manifest.extra.dataset_name,
@@ -132,15 +132,15 @@ def find_path(uri: str, workspace: Workspace) -> str:
 
 @dataclass
 class Retention:
-    """The datasets that are kept, by path, each with the reasons. `snapshots`: all datasets."""
+    """The datasets that are kept, by path, each with the reasons. `datasets`: all datasets."""
 
-    snapshots: Mapping[str, Snapshot]
+    datasets: Mapping[str, StoredDataset]
     reasons: dict[str, list[str]] = field(default_factory=dict)
     _to_follow: list[str] = field(default_factory=list)
 
     def keep(self, path: str, reason: str, with_references: bool = True) -> None:
         """Keep a dataset and, unless told otherwise, what it was made from (see `keep_references`)."""
-        if path not in self.snapshots:
+        if path not in self.datasets:
             return
         reasons = self.reasons.setdefault(path, [])
         if reason not in reasons:
@@ -156,14 +156,14 @@ class Retention:
             if child in followed:
                 continue
             followed.add(child)
-            for parent in self.snapshots[child].references:
-                if parent in self.snapshots:
+            for parent in self.datasets[child].references:
+                if parent in self.datasets:
                     self.reasons.setdefault(parent, [f"{child} was made from it"])
                     self._to_follow.append(parent)
 
 
 def decide_retention(
-    snapshots: Mapping[str, Snapshot],
+    datasets: Mapping[str, StoredDataset],
     workspace: Workspace,
     records: Iterable[Entry],
     running: Sequence[RunningStep],
@@ -172,27 +172,29 @@ def decide_retention(
 ) -> Retention:
     """Return which datasets are kept. `records`: those of the names and the young ones of steps; `running`: the steps
     that hold a lease. DatasetError for a record that can't be read."""
-    retention = Retention(snapshots)
+    retention = Retention(datasets)
     _keep_named(retention, workspace, records)
-    groups: defaultdict[tuple[str, str], list[Snapshot]] = defaultdict(list)
-    for snapshot in snapshots.values():
-        groups[snapshot.kind, snapshot.name].append(snapshot)
-        if now - snapshot.modified < policy.min_age_s:
-            retention.keep(snapshot.path, "young")
+    groups: defaultdict[tuple[str, str], list[StoredDataset]] = defaultdict(list)
+    for dataset in datasets.values():
+        groups[dataset.kind, dataset.name].append(dataset)
+        if now - dataset.modified < policy.min_age_s:
+            retention.keep(dataset.path, "young")
     for group in groups.values():
-        for snapshot in sorted(group, key=lambda s: (s.created, s.modified), reverse=True)[: policy.keep_last]:
-            retention.keep(snapshot.path, f"of the last {policy.keep_last} of {snapshot.name or 'no name'}")
+        for dataset in sorted(group, key=lambda dataset: (dataset.created, dataset.modified), reverse=True)[
+            : policy.keep_last
+        ]:
+            retention.keep(dataset.path, f"of the last {policy.keep_last} of {dataset.name or 'no name'}")
     for step in running:
         for uri in step.uses:
             retention.keep(find_path(uri, workspace), f"{step.step} of {step.run} uses it")
-        for snapshot in snapshots.values():
-            if snapshot.kind in (PRODUCTS.get(step.step), SIDE_PRODUCTS.get(step.step)):
-                retention.keep(snapshot.path, f"{step.step} of {step.run} is running", with_references=False)
+        for dataset in datasets.values():
+            if dataset.kind in (PRODUCTS.get(step.step), SIDE_PRODUCTS.get(step.step)):
+                retention.keep(dataset.path, f"{step.step} of {step.run} is running", with_references=False)
     retention.keep_references()
-    for snapshot in snapshots.values():  # small, and the gate compares by them: a run would make them again
-        parents, reasons = snapshot.references, retention.reasons
-        if snapshot.kind == "evaluation" and snapshot.path not in reasons and parents and reasons.keys() >= {*parents}:
-            retention.keep(snapshot.path, "of a kept model on kept images", with_references=False)
+    for dataset in datasets.values():  # small, and the gate compares by them: a run would make them again
+        parents, reasons = dataset.references, retention.reasons
+        if dataset.kind == "evaluation" and dataset.path not in reasons and parents and reasons.keys() >= {*parents}:
+            retention.keep(dataset.path, "of a kept model on kept images", with_references=False)
     return retention
 
 
@@ -231,14 +233,14 @@ def _keep_champions(retention: Retention, workspace: Workspace, name: str, log: 
             retention.keep(path, f"{rank} champion of {name}", with_references=model in (champion, previous))
 
 
-def count_newer(snapshots: Mapping[str, Snapshot]) -> Callable[[Snapshot], int]:
+def count_newer(datasets: Mapping[str, StoredDataset]) -> Callable[[StoredDataset], int]:
     """Return a function that counts the datasets of the same kind and name that are newer than one."""
     groups: defaultdict[tuple[str, str], list[tuple[str, float]]] = defaultdict(list)
-    for snapshot in snapshots.values():
-        groups[snapshot.kind, snapshot.name].append((snapshot.created, snapshot.modified))
+    for dataset in datasets.values():
+        groups[dataset.kind, dataset.name].append((dataset.created, dataset.modified))
 
-    def count(snapshot: Snapshot) -> int:
-        own = (snapshot.created, snapshot.modified)
-        return sum(other > own for other in groups[snapshot.kind, snapshot.name])
+    def count(dataset: StoredDataset) -> int:
+        own = (dataset.created, dataset.modified)
+        return sum(other > own for other in groups[dataset.kind, dataset.name])
 
     return count

@@ -260,7 +260,7 @@ def _json(record: dict[str, Any]) -> bytes:
     return json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
-POOL, WORK = "_shards", "_work"
+SHARED_SHARDS, WORK = "_shards", "_work"
 _CONTENT_NAME = re.compile(r"[a-z_]+-[0-9a-f]{16}\.[a-z]+")
 _TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
@@ -269,7 +269,7 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 def is_manifest(path: str) -> bool:
     """Return whether a path is that of a dataset's manifest, `<kind>/<fingerprint>/_manifest.json`."""
     parts = path.split("/")
-    return len(parts) == 3 and parts[0] in KINDS and parts[1] != POOL and parts[2] == MANIFEST
+    return len(parts) == 3 and parts[0] in KINDS and parts[1] != SHARED_SHARDS and parts[2] == MANIFEST
 
 
 def is_name_record(path: str) -> bool:

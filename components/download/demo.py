@@ -1,4 +1,4 @@
-"""The demo dataset: some 750 labelled pictures, generated without a network, with known faults among them.
+"""The demo dataset: some 750 labeled pictures, generated without a network, with known faults among them.
 
 `plan` lists the files and their faults, `generate` makes their bytes one by one, `list_faults` lists the faults that
 the steps after download must find. Every picture has its own stream of random numbers, PCG64 seeded by (seed, number),
@@ -56,7 +56,7 @@ class Fault:
         path: the file that has it; of two copies the one that is to be rejected.
         kind: 'broken', 'oversized', 'unsupported', 'duplicate_bytes', 'duplicate_pixels', 'mislabelled' or
             'not_an_image'.
-        detail: the path of the copy to keep, the class that a mislabelled picture shows, else a few words.
+        detail: the path of the copy to keep, the class that a mislabeled picture shows, else a few words.
         reason: the code under which the clean step must reject the file; '' where it must keep it (mislabelled) or
             where download has skipped it (not_an_image).
     """

@@ -194,7 +194,7 @@ def _draw_shadow(scene: Image.Image, mask: Image.Image, position: tuple[int, int
 
 
 def _add_grain(rng: Rng, scene: Image.Image) -> Image.Image:
-    """Add the same noise of a few grey levels to the three channels, as a sensor does in dim light."""
+    """Add the same noise of a few gray levels to the three channels, as a sensor does in dim light."""
     strength = int(rng.integers(2, 8))
     noise = rng.integers(-strength, strength + 1, (scene.height, scene.width), np.int16)
     return Image.fromarray(np.clip(np.asarray(scene) + noise[..., None], 0, 255).astype(np.uint8))
@@ -248,7 +248,7 @@ def _make_transparent(image: Image.Image) -> Image.Image:
 
 
 def _to_16_bits(image: Image.Image) -> Image.Image:
-    """Return the picture in grey, with 16 bits a sample."""
+    """Return the picture in gray, with 16 bits a sample."""
     return Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * np.uint16(257))
 
 

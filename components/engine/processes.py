@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from ..compat import hide_pandas
 from ..step.runner_exit import RUNNER_PID, exit_with_runner
-from ..storage.errors import EXIT_OURS, describe_internal_error
+from ..storage.errors import EXIT_INTERNAL, describe_internal_error
 from .tasks import TASKS_PER_WORKER, Failure, Result, TaskFunction, WorkerLost, run_work
 
 WorkAndArguments = tuple[TaskFunction, tuple[Any, ...]]
@@ -188,7 +188,7 @@ def main() -> int:
                 result = run_work(work[0], task, work[1])
             except Exception as error:  # of any kind: the parent waits for an answer
                 traceback.print_exc()
-                result = Failure(describe_internal_error(error), EXIT_OURS)
+                result = Failure(describe_internal_error(error), EXIT_INTERNAL)
             connection.send(result)
 
 

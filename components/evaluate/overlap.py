@@ -109,7 +109,7 @@ def _find_training_datasets(model: Dataset) -> tuple[list[Dataset], list[str]]:
             elif uri not in visited:
                 visited.add(uri)
                 models.append(initial)
-        for uri in dataset.parent_uris("tensors"):  # with the unlabelled ones of another domain
+        for uri in dataset.parent_uris("tensors"):  # with the unlabeled ones of another domain
             tensors = find_dataset(uri)
             trained_on = find_dataset(tensors.parent_uri("clean")) if tensors else None
             if tensors is None:

@@ -130,9 +130,9 @@ def describe_review(review: LabelReview, accuracy: float) -> list[str]:
         judge = (
             "" if review.agreement is None else f" to classifiers that agree with {review.agreement:.0%} of the labels"
         )
-        return [f"none of {images:,} training images looks mislabelled{judge}"]
+        return [f"none of {images:,} training images looks mislabeled{judge}"]
     verb = "looks" if suspects == 1 else "look"
-    lines = [f"{suspects:,} of {images:,} training images {verb} mislabelled: the report shows them"]
+    lines = [f"{suspects:,} of {images:,} training images {verb} mislabeled: the report shows them"]
     if 1 - accuracy >= suspects / images:
         lines.append(f"{1 - accuracy:.1%} of the test images are mistaken too: expect right labels among those")
     return lines

@@ -52,7 +52,7 @@ def read_plain_shape(data: bytes) -> tuple[int, int, int] | None:
 
 
 def convert_to_png(data: bytes, image_id: str) -> tuple[bytes, tuple[int, int, int]]:
-    """Convert an image file to a PNG of the same pixels, grey as one channel; also return (height, width, channels)."""
+    """Convert an image file to a PNG of the same pixels, gray as one channel; also return (height, width, channels)."""
     try:
         pixels = decode(data, "rgb", limits=NO_LIMITS).pixels
     except ImageRejected as error:

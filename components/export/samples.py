@@ -89,7 +89,7 @@ class ExportSource:
 
     @property
     def fits_image_files(self) -> bool:
-        """Return whether the images can be files: they are, or their pixels are grey or RGB, as in a PNG."""
+        """Return whether the images can be files: they are, or their pixels are gray or RGB, as in a PNG."""
         color, channels = self.dataset.manifest.color or "rgb", self.image.shape[2] if self.is_tensors else 3
         return not self.is_raw or (color in _PICTURE_COLORS and channels == (3 if color == "rgb" else 1))
 

@@ -44,7 +44,7 @@ def read(
         seed: of the shuffling.
         repeat: repeat the epochs without end.
         cache: `memory`, or the path of a file, for the decoded images.
-        image_size: resize the short side to this number of pixels, antialiased, then crop the centre; required if
+        image_size: resize the short side to this number of pixels, antialiased, then crop the center; required if
             images have different sizes.
         augment: `augment(image, label)`, applied to single images anew every epoch.
         with_ids: add image_id, string [B].
@@ -134,7 +134,7 @@ def _make_parser(features: dict[str, Any], image_size: int, with_ids: bool) -> C
 
 
 def _resize_and_crop(image: Any, size: int) -> Any:
-    """Resize the short side, antialiased, and crop the centre: uint8 [H, W, C] → [size, size, C]."""
+    """Resize the short side, antialiased, and crop the center: uint8 [H, W, C] → [size, size, C]."""
     import tensorflow as tf
 
     height, width = tf.unstack(tf.shape(image)[:2])

@@ -1,1 +1,1 @@
-"""Images: the decoder, resampling, operations on pixels, colours, random augmentation policies."""
+"""Images: the decoder, resampling, operations on pixels, colors, random augmentation policies."""

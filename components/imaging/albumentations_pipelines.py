@@ -55,7 +55,7 @@ def _light(a: Any) -> list[Any]:
 
 
 def _strong(a: Any) -> list[Any]:
-    """Photographs of few images a class: strong geometry, light and colour, blur or noise or compression, holes."""
+    """Photographs of few images a class: strong geometry, light and color, blur or noise or compression, holes."""
     return [
         a.Affine(
             **_AFFINE, scale=(0.75, 1.25), translate_percent=(-0.12, 0.12), rotate=(-25, 25), shear=(-10, 10), p=0.9

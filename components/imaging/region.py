@@ -181,7 +181,7 @@ def blur_background(pixels: Pixels, background: Pixels) -> Pixels:
     """Return a copy with the background blurred by a Gaussian of sigma = short side * `BLUR_SHARE`.
 
     Normalized convolution (Knutsson and Westin, 1993): each background pixel becomes the weighted mean of background
-    pixels only, so no colour of the foreground bleeds into it.
+    pixels only, so no color of the foreground bleeds into it.
     """
     height, width = pixels.shape[:2]
     scale = max(1.0, min(height, width) / BLUR_SIDE)

@@ -74,7 +74,7 @@ def standardize(
     mask.
     """
     color = config.stored_color if COLORS[config.stored_color] == 1 else "rgb"
-    # A single channel is cheaper from the decoder, unless colours decide about a border or are blended first.
+    # A single channel is cheaper from the decoder, unless colors decide about a border or are blended first.
     decode_color = "rgb" if config.trim == "on" or config.background == "blur" else color
     decoded = decode(data, decode_color, limits=config.limits())
     pixels = decoded.pixels
@@ -159,7 +159,7 @@ def encode_image(pixels: Pixels, exact: bool) -> bytes:
 
 
 BILATERAL_SIGMA = 50.0
-"""Levels; as in the colour examples of Tomasi and Manduchi, "Bilateral filtering for gray and color images" (1998)."""
+"""Levels; as in the color examples of Tomasi and Manduchi, "Bilateral filtering for gray and color images" (1998)."""
 
 cv2.setNumThreads(1)  # images are spread over the cores, so the threads of OpenCV would only get in their way
 
@@ -171,7 +171,7 @@ def denoise(pixels: Pixels, kind: str, size: int) -> Pixels:
     0.3 * ((size - 1) / 2 - 1) + 0.8 pixels).
     `median`: the median of each channel.
     `bilateral`: the mean over the disc in the window, weighted by Gaussians of that sigma in space and of
-    `BILATERAL_SIGMA` in colour (colours are as far apart as their channels are in sum), so that edges stay.
+    `BILATERAL_SIGMA` in color (colors are as far apart as their channels are in sum), so that edges stay.
 
     ValueError for another kind.
     """
@@ -223,7 +223,7 @@ def _autocontrast(pixels: Pixels) -> Pixels:
 
 
 def binarize(pixels: Pixels, kind: str, threshold: int, block: int, offset: float) -> Pixels:
-    """Convert to black (0) and white (255), uint8 [H, W, 1], by the luma where there are colours.
+    """Convert to black (0) and white (255), uint8 [H, W, 1], by the luma where there are colors.
 
     `fixed`: white from the level `threshold` on. `otsu`: white above the level that separates the histogram best
     (Otsu, "A threshold selection method from gray-level histograms", 1979). `adaptive`: white above the mean of the

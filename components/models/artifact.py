@@ -267,11 +267,11 @@ class Preprocessing:
         geometry, size = self.geometry, self.geometry.size
         method = f"{geometry.interpolation}, antialiased"
         resize = {
-            "crop": f"short side resized to {geometry.short_side} pixels ({method}), centre {size} x {size} taken",
+            "crop": f"short side resized to {geometry.short_side} pixels ({method}), center {size} x {size} taken",
             "squash": f"resized to {size} x {size} pixels, whatever the shape ({method})",
             "letterbox": f"long side resized to {size} pixels ({method}), black around it to {size} x {size}",
         }[geometry.mode]
-        steps = [resize, f"colour: {geometry.color}"]
+        steps = [resize, f"color: {geometry.color}"]
         if "canny" in geometry.edges:
             return [
                 *steps,

@@ -24,7 +24,7 @@ NORMALIZATIONS: dict[str, tuple[list[float], list[float]]] = {
 }
 """Mean and standard deviation of red, green and blue in [0, 1], by name."""
 LUMA = (0.299, 0.587, 0.114)
-"""The weights of red, green and blue in grey, by ITU-R 601."""
+"""The weights of red, green and blue in gray, by ITU-R 601."""
 
 
 FAMILIES: dict[str, ModelPreset] = {

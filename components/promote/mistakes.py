@@ -1,5 +1,5 @@
 """Report sections on the test split: the hardest classes, the worst predictions, and the images of highest loss; and
-on the training images that look mislabelled, the suspects of evaluate's label review.
+on the training images that look mislabeled, the suspects of evaluate's label review.
 
 Images with one label have a confusion matrix; of several labels, some are missed and others predicted wrongly.
 """

@@ -99,7 +99,7 @@ _cache = _PictureCache(CACHE_BYTES)
 
 
 def read_picture(folder: str, picture: Background, color: str, height: int, width: int) -> Pixels:
-    """Return the centre of a picture as uint8 [height, width, channels of `color`].
+    """Return the center of a picture as uint8 [height, width, channels of `color`].
 
     The cache holds it with a short side of the next power of two, so that the result does not depend on which size was
     read first.
@@ -136,7 +136,7 @@ def _decode_picture(uri: str, picture: Background, color: str, side: int) -> Pix
 
 
 def resize_to_cover(pixels: Pixels, height: int, width: int) -> Pixels:
-    """Resize the largest centre crop of that aspect ratio: uint8 [H, W, C] → [height, width, C].
+    """Resize the largest center crop of that aspect ratio: uint8 [H, W, C] → [height, width, C].
 
     Area interpolation to smaller sizes, linear to larger ones.
     """

@@ -52,12 +52,12 @@ class ResizeConfig(StepConfig):
     )  # fmt: skip
     store_size: int | None = option(
         None, "crop: side of the square that is stored (such as 256 for an image_size of 224): the model sees its "
-        "centre, training crops at random, up to resize_size (default: image_size)", low=8, high=16384,
+        "center, training crops at random, up to resize_size (default: image_size)", low=8, high=16384,
     )  # fmt: skip
     preset: str = preset_option()
     resize_mode: str = option(
         "crop",
-        "crop: short side to resize_size, then the centre; squash: straight to the square; letterbox: long "
+        "crop: short side to resize_size, then the center; squash: straight to the square; letterbox: long "
         "side to the size, the rest black (default: by the preset; crop)",
         choices=MODES,
         by_preset=True,
@@ -74,10 +74,10 @@ class ResizeConfig(StepConfig):
         choices=ENCODINGS,
     )  # fmt: skip
     jpeg_quality: int = option(90, "for encoding jpeg: its quality", low=1, high=100)
-    jpeg_subsampling: str = option("420", "for encoding jpeg: colour at half the size, or full", choices=("420", "444"))
+    jpeg_subsampling: str = option("420", "for encoding jpeg: color at half the size, or full", choices=("420", "444"))
     edges: str = option(
         "off",
-        "edges of the resized picture as channels of their own after the colour's: the magnitude of Sobel's gradient, "
+        "edges of the resized picture as channels of their own after the color's: the magnitude of Sobel's gradient, "
         "Canny's edges, or both",
         choices=tuple(EDGES),
     )
@@ -86,7 +86,7 @@ class ResizeConfig(StepConfig):
     normalization: str = option(
         "imagenet",
         "mean and spread that the model's input is normalized by: a known set (rgb and gray), or those of the training "
-        "images, channel by channel, as edges and all other colours have them (default: by the preset and the model "
+        "images, channel by channel, as edges and all other colors have them (default: by the preset and the model "
         "preset; imagenet)",
         choices=(*NORMALIZATIONS, "dataset"),
         by_preset=True,
@@ -104,7 +104,7 @@ class ResizeConfig(StepConfig):
         "light", "albumentations: a pipeline by name, or the URI of one that albumentations saved (JSON or YAML)"
     )
     backgrounds: str = option(
-        "", "background: folder or prefix of pictures to put behind (default: made, smooth fields of colour)",
+        "", "background: folder or prefix of pictures to put behind (default: made, smooth fields of color)",
         in_fingerprint=False,  # by their content
     )  # fmt: skip
     copy_flip: bool = option(False, "mirror half of the copies; never for text, digits or arrows")

@@ -2,7 +2,7 @@
 
 The kernel takes any torch device; the tests compare the device `cpu` with the CPU's kernel. An image is decoded at its
 full size and resampled in float32, so some pixels differ from the CPU kernel's by a level of 255. Everything but plain
-JPEGs, in grey or YCbCr, goes through the CPU's kernel; the choice depends on an image's bytes alone.
+JPEGs, in gray or YCbCr, goes through the CPU's kernel; the choice depends on an image's bytes alone.
 
 Actors and not tasks: Ray starts a fresh process for every task that has a GPU, and CUDA takes seconds to start.
 """
@@ -42,7 +42,7 @@ _FLIPPED_AXES = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
 
 
 class JpegInfo(NamedTuple):
-    """Header of a JPEG that the GPU may decode: its sides as stored, whether it is grey, and its EXIF orientation."""
+    """Header of a JPEG that the GPU may decode: its sides as stored, whether it is gray, and its EXIF orientation."""
 
     width: int
     height: int
@@ -67,7 +67,7 @@ def make_kernel(device: str) -> Kernel:
 
 
 def parse_header(data: bytes) -> JpegInfo | None:
-    """Parse the header of a plain JPEG, grey or YCbCr in 8 bits; None for anything else."""
+    """Parse the header of a plain JPEG, gray or YCbCr in 8 bits; None for anything else."""
     if sniff(data) != "JPEG":
         return None
     try:
@@ -126,7 +126,7 @@ def _decode_batch(
 
 
 def _decodes_to_gray(header: JpegInfo, color: str) -> bool:
-    """Return whether one channel is decoded; of a grey image it stands for red, green or blue as well."""
+    """Return whether one channel is decoded; of a gray image it stands for red, green or blue as well."""
     return color == "gray" or (header.gray and COLORS[color] == 1)
 
 

@@ -21,7 +21,7 @@ class Preset:
 PRESETS: dict[str, Preset] = {
     "photo": Preset("natural photographs: nothing offline; crops of 60% and more, and flips, at random"),
     "ocr": Preset(
-        "text, digits, arrows: grey (colour says nothing) and autocontrast (paper and light differ); letterbox, for a "
+        "text, digits, arrows: gray (color says nothing) and autocontrast (paper and light differ); letterbox, for a "
         "crop would cut letters off; never flipped (a mirrored b is a d), crops of 90% and more",
         {"color": "gray", "equalize": "autocontrast", "resize_mode": "letterbox", "flip": "false", "crop_scale": 0.9},
     ),
@@ -37,7 +37,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "fashion": Preset(
         "products on a plain ground: uniform borders trimmed and letterbox, so that the whole product is seen; flips "
-        "and crops of 80% and more, and no change of hue or saturation, for colour is a property of the product",
+        "and crops of 80% and more, and no change of hue or saturation, for color is a property of the product",
         {"trim": "on", "resize_mode": "letterbox", "crop_scale": 0.8},
     ),
 }

@@ -20,7 +20,7 @@ from ..dataset.leases import hold_step_lease
 from ..dataset.manifest import MANIFEST, Dataset, digest, find_intact_dataset, normalize_dataset_uri, read_dataset
 from ..dataset.records import StepRecord
 from ..dataset.workspace import Workspace
-from ..storage.errors import EXIT_OK, EXIT_OURS, EXIT_USER, MillError, UserError, describe_internal_error, wrong
+from ..storage.errors import EXIT_INTERNAL, EXIT_OK, EXIT_USER, MillError, UserError, describe_internal_error, wrong
 from ..storage.store import get_store
 from ..storage.uri import join, normalize, scheme
 from .command_line import HelpAction, Parser, add_flag, configure_logging, explain_missing_modules
@@ -160,7 +160,7 @@ class Step:
         except Exception as error:
             # The one place where an unexpected error becomes exit code 1, its traceback in the log.
             traceback.print_exc()
-            record = replace(record, exit_code=EXIT_OURS, error=describe_internal_error(error))
+            record = replace(record, exit_code=EXIT_INTERNAL, error=describe_internal_error(error))
         record = replace(record, seconds=round(time.monotonic() - started, 3))
         self._print_outcome(record)
         self._write_record(record, workspace, run, result)
@@ -333,7 +333,7 @@ class Step:
             write()
         except (MillError, OSError) as error:
             say(self.name, f"error: the step's results could not be written for the orchestrator: {error}")
-            return error.exit_code if isinstance(error, MillError) else EXIT_OURS
+            return error.exit_code if isinstance(error, MillError) else EXIT_INTERNAL
         return EXIT_OK
 
     def _find_variables(self) -> dict[str, str]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 EXIT_OK = 0
-EXIT_OURS = 1
+EXIT_INTERNAL = 1
 EXIT_USER = 2
 EXIT_TRANSIENT = 75
 
@@ -21,7 +21,7 @@ EXIT_TRANSIENT = 75
 class MillError(Exception):
     """An error with one readable message and an exit code; internal unless a subclass says otherwise."""
 
-    exit_code: int = EXIT_OURS
+    exit_code: int = EXIT_INTERNAL
 
 
 class UserError(MillError):

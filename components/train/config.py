@@ -182,12 +182,12 @@ class TrainConfig(StepConfig):
     perspective: float = option(
         None, f"how far the corners move at most, as a share of half a side {_RECIPE}", low=0, high=1
     )
-    # colour
+    # color
     brightness: float = option(None, f"factor 1 - x to 1 + x {_RECIPE}", low=0, high=1)
     contrast: float = option(None, f"factor 1 - x to 1 + x {_RECIPE}", low=0, high=1)
     saturation: float = option(None, f"factor 1 - x to 1 + x {_RECIPE}", low=0, high=1)
-    hue: float = option(None, f"turns of the colour circle to either side {_RECIPE}", low=0, high=0.5)
-    grayscale: float = option(None, f"share of the images made grey {_RECIPE}", low=0, high=1)
+    hue: float = option(None, f"turns of the color circle to either side {_RECIPE}", low=0, high=0.5)
+    grayscale: float = option(None, f"share of the images made gray {_RECIPE}", low=0, high=1)
     blur: float = option(None, f"share of the images blurred (Gauss, sigma 0.1 to 2 pixels) {_RECIPE}", low=0, high=1)
     noise: float = option(None, f"share of the images with noise (Gauss, sigma to 25 of 255) {_RECIPE}", low=0, high=1)
     jpeg_artifacts: float = option(
@@ -196,11 +196,11 @@ class TrainConfig(StepConfig):
     erasing: float = option(
         None, f"share of the images with a box erased (area 0.02 to 0.2, ratio 0.3 to 3.3) {_RECIPE}", low=0, high=1
     )
-    # a policy of drawn operations, after the geometry above and before the colours
+    # a policy of drawn operations, after the geometry above and before the colors
     policy: str = option(
         None,
         "none, randaugment, trivialaugment or autoaugment, as torchvision's but for the order: what they shear, shift "
-        f"and rotate comes before their colours {_RECIPE}",
+        f"and rotate comes before their colors {_RECIPE}",
         choices=POLICIES,
     )
     policy_ops: int = option(2, "randaugment: operations an image (N)", low=1, high=14)

@@ -51,7 +51,7 @@ class ExpectedInput:
 def find_expected_input(config: TrainConfig, image: ImageSpec) -> ExpectedInput | None:
     """Return what the configured weights were trained with, None without weights or where it is unknown.
 
-    `image` is the tensors', to whose colour the weights are fitted.
+    `image` is the tensors', to whose color the weights are fitted.
     """
     if config.weights_are_named:
         name = model_presets.name_of_weights(config.backbone, config.weights)
@@ -131,7 +131,7 @@ def _compare_sizes(image: ImageSpec, expected: ExpectedInput, backbone: str) -> 
 
 
 def _compare_pixels(image: ImageSpec, expected: ExpectedInput) -> Iterator[Mismatch]:
-    """Compare interpolation, colour and normalization.
+    """Compare interpolation, color and normalization.
 
     A dataset's own mean and spread are no mismatch: they give the network mean 0 and spread 1, as it knows them. Nor is
     a single channel, for which the first layer's filters are summed.
@@ -148,6 +148,6 @@ def _compare_pixels(image: ImageSpec, expected: ExpectedInput) -> Iterator[Misma
 
 
 def _name_normalization(image: ImageSpec) -> str:
-    """Return the name of the mean and spread of an image's colour channels; empty for a dataset's own."""
+    """Return the name of the mean and spread of an image's color channels; empty for a dataset's own."""
     number = COLORS[image.color]
     return model_presets.name_normalization(image.mean[:number], image.std[:number], image.color)

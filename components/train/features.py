@@ -1,6 +1,6 @@
 """Compute frozen features: one pass of the pretrained network over the tensors, file by file, each kept when done.
 
-Files of features lie in the pool `features/_shards/`, under a record of the tensors' file, the network and its weights.
+Files of features are shared shards, `features/_shards/`, with a record by tensors file, network and weights.
 So only new files of a dataset that has grown are computed, and so it is after an interruption.
 """
 
@@ -28,7 +28,7 @@ from ..dataset.manifest import (
     fingerprint,
 )
 from ..dataset.shards import Layout, ShardWriter, read_columns
-from ..dataset.workspace import POOL
+from ..dataset.workspace import SHARED_SHARDS
 from ..models.features import KIND, HeadInputs, make_schema, make_table
 from ..step.progress import Progress
 from ..step.step import Context
@@ -96,19 +96,19 @@ class FeatureComputer:
             return existing
         selected = [file for split in ("train", "val", "test") for file in self._select_files(split)]
         self._progress = Progress("train", total=sum(file.rows for file in selected))
-        pool = workspace.at(KIND, POOL)
-        records = [self._find_or_compute(file, pool) for file in selected]
+        folder = workspace.at(KIND, SHARED_SHARDS)
+        records = [self._find_or_compute(file, folder) for file in selected]
         files = [File(**record["file"]) for record in records]
         by_split: dict[str, int] = {}
         for file in files:
             by_split[file.split] = by_split.get(file.split, 0) + file.rows
         totals = Totals(rows=sum(by_split.values()), bytes=sum(file.bytes for file in files), by_split=by_split)
-        folder = uris.relpath(pool, uri)
+        relative = uris.relpath(folder, uri)
         extra = FeaturesExtra(tensors.name, records[0]["dimensions"])
         return commit(uri, Manifest(
             KIND, uris.basename(uri), parents=(tensors.as_parent(uri),), config=dict(self.identity),
             classes=tensors.manifest.classes, totals=totals, extra=extra,
-            files=tuple(replace(file, uri=f"{folder}/{file.uri}") for file in files),
+            files=tuple(replace(file, uri=f"{relative}/{file.uri}") for file in files),
         ))  # fmt: skip
 
     def _select_files(self, split: str) -> list[File]:
@@ -122,25 +122,25 @@ class FeatureComputer:
             selected.append(file)
         return selected
 
-    def _find_or_compute(self, file: File, pool: str) -> dict[str, Any]:
-        """Return the record of a file's features: `file` in the pool, and the number of `dimensions`."""
+    def _find_or_compute(self, file: File, folder: str) -> dict[str, Any]:
+        """Return the record of a file's features: `file` below `folder`, and the number of `dimensions`."""
         workspace = self.context.workspace
         image = self.tensors.manifest.image_spec.to_dict()
         work = {"version": VERSION, "tensors": file.sha256, "image": image, **self.identity}
         key = digest(work)
-        record = workspace.read_work_record(pool, key)
+        record = workspace.read_work_record(folder, key)
         if record:
             existing = File(**record["file"])
-            if not find_damaged({uris.join(pool, existing.uri): existing.bytes}):
+            if not find_damaged({uris.join(folder, existing.uri): existing.bytes}):
                 self._progress.leave_out(file.rows)
                 return record | {"file": asdict(replace(existing, split=file.split))}
-        computed, dimensions = self._compute(file, pool)
+        computed, dimensions = self._compute(file, folder)
         write = workspace.replace_work_record if record else workspace.write_work_record
         record = {"file": asdict(computed), "dimensions": dimensions}
-        write(pool, key, record)
+        write(folder, key, record)
         return record
 
-    def _compute(self, file: File, pool: str) -> tuple[File, int]:
+    def _compute(self, file: File, folder: str) -> tuple[File, int]:
         """Write the features of a tensors file; return their file, and the number of dimensions."""
         manifest = replace(self.tensors.manifest, files=(file,))
         single = Dataset(self.tensors.uri, manifest, self.tensors.manifest_sha256)
@@ -157,7 +157,7 @@ class FeatureComputer:
                 labels.append(batch_labels)
                 self._progress.add(len(batch_labels), "features of the frozen network")
         matrix = np.concatenate(features)
-        with ShardWriter(pool, Layout(make_schema(matrix.shape[1]), plain=True)) as writer:
+        with ShardWriter(folder, Layout(make_schema(matrix.shape[1]), plain=True)) as writer:
             for start in range(0, len(matrix), ROW_GROUP):
                 rows = slice(start, start + ROW_GROUP)
                 writer.add_table(make_table(ids[rows], np.concatenate(labels)[rows], matrix[rows]))

@@ -110,7 +110,7 @@ def _check_flips(training: _Training) -> Iterator[str]:
 
 
 def _check_color(training: _Training) -> Iterator[str]:
-    """Hue and grayscale change which colour a thing has; saturation, which matters for fashion, how much of it."""
+    """Hue and grayscale change which color a thing has; saturation, which matters for fashion, how much of it."""
     config = training.config
     changed = [name for name, value in (("hue", config.hue), ("grayscale", config.grayscale)) if value]
     if config.preset == "fashion":
@@ -120,11 +120,11 @@ def _check_color(training: _Training) -> Iterator[str]:
     flags = " ".join(f"--{name} 0" for name in changed)
     if pair := find_recolored(training.spec.classes):
         yield (
-            f"{', '.join(changed)}: {pair[0]!r} and {pair[1]!r} differ in colour, which is changed at random: their "
+            f"{', '.join(changed)}: {pair[0]!r} and {pair[1]!r} differ in color, which is changed at random: their "
             f"labels would be wrong ({flags})"
         )
     elif config.preset == "fashion":
-        yield f"{', '.join(changed)}: colour is a property of a product, and is changed at random ({flags})"
+        yield f"{', '.join(changed)}: color is a property of a product, and is changed at random ({flags})"
 
 
 def _check_sizes(training: _Training) -> Iterator[str]:
@@ -282,7 +282,7 @@ def find_upended(names: Sequence[str]) -> ClassPair | None:
 
 
 def find_recolored(names: Sequence[str]) -> ClassPair | None:
-    """Return two classes that differ in a colour alone: red_car and blue_car, ripe green and ripe yellow."""
+    """Return two classes that differ in a color alone: red_car and blue_car, ripe green and ripe yellow."""
     by_colorless: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in names:
         by_colorless[_remove_colors(name)].append(name)

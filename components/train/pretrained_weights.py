@@ -3,7 +3,7 @@
 Weights by name are torchvision's, from its server, and timm's, from the Hugging Face hub.
 
 The first convolution is fitted to the channels of the images. One channel gets the RGB filters' sum, which sees
-in a grey image what they see in its R = G = B. Three channels of another colour get the filters as they are.
+in a gray image what they see in its R = G = B. Three channels of another color get the filters as they are.
 Edge channels that the weights do not know start at zero: the network starts as the pretrained one, and learns what
 edges add. Position embeddings of a transformer that saw images of another size are resampled.
 """
@@ -127,7 +127,7 @@ def load_pretrained(network: torch.nn.Module, spec: ModelSpec, config: TrainConf
 
 @dataclass(frozen=True)
 class Channels:
-    """The channels of an image: those of a colour space, then edges."""
+    """The channels of an image: those of a color space, then edges."""
 
     color: str = "rgb"
     edges: tuple[str, ...] = ()
@@ -144,7 +144,7 @@ class Channels:
 def _find_channels(config: TrainConfig, first: torch.Tensor | None, target: Channels) -> Channels:
     """Return the channels that the weights were trained on, from the model dataset's manifest.
 
-    Of a file alone the shape of the first convolution, float [filters, channels, height, width], tells RGB and grey;
+    Of a file alone the shape of the first convolution, float [filters, channels, height, width], tells RGB and gray;
     of any other number of channels `target` is assumed, which fits or not.
     """
     dataset = find_model_dataset(config)

@@ -34,7 +34,7 @@ _AFFINE: Values = {"rotate": 10.0, "translate": 0.05, "zoom": 0.05, "shear": 5.0
 STANDARD: Values = PLAIN | _AFFINE | _JITTER | {
     "weight_decay": 0.05,  # T for AdamW (ConvNeXt, Swin)
     "rotate": 15.0,  # O: RandAugment at 9 turns by 9 degrees, photographs in the wild are turned further
-    "grayscale": 0.05,  # N has 0.1, with no policy of colours beside it
+    "grayscale": 0.05,  # N has 0.1, with no policy of colors beside it
     "blur": 0.1, "noise": 0.1, "jpeg_artifacts": 0.1,  # N: what cameras and the web do, each to few images
     "erasing": 0.25,  # N; T has 0.1 for long trainings
     "policy": "randaugment",  # N, at 2/9, its paper's values for ImageNet (Cubuk et al., 2020)
@@ -53,7 +53,7 @@ SMALL: Values = PLAIN | {
     "weight_decay": 0.05,
     "early_stopping": 8,  # N; over a third of the training, since validation of few images wavers
     "rotate": 20.0, "translate": 0.1, "zoom": 0.15, "shear": 8.0, "perspective": 0.1,  # N: strong geometry
-    "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.05, "grayscale": 0.1,  # N: and colour
+    "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.05, "grayscale": 0.1,  # N: and color
     "blur": 0.1, "noise": 0.1, "jpeg_artifacts": 0.1, "erasing": 0.25,  # N
     "policy": "trivialaugment",  # N; nothing to tune (Müller and Hutter, 2021)
     "mixup_probability": 0.4, "cutmix_probability": 0.1,  # N: MixUp often, CutMix rarely
@@ -70,7 +70,7 @@ LARGE: Values = PLAIN | {
     "dropout": 0.1,  # N; S finds it of use where the training is long
     "drop_path": 0.2,  # N; T: 0.1 to 0.5 by the size of the network
 }  # fmt: skip
-"""From 100,000 images on. All colour and geometry come by the policy; the crop comes by the preset."""
+"""From 100,000 images on. All color and geometry come by the policy; the crop comes by the preset."""
 
 PROBE: Values = PLAIN | {"epochs": 1, "probe_epochs": 1}
 """A solved head on a frozen network, for which most values of PLAIN have no meaning."""
@@ -122,23 +122,23 @@ HEAD_MARGIN = 1.0
 SGD_DECAY = 1e-4
 """Weight decay of sgd in every recipe (T, H): it is part of the gradient, unlike adamw's."""
 
-_NO_COLOUR: Values = {"saturation": 0.0, "hue": 0.0, "grayscale": 0.0}
+_NO_COLOR: Values = {"saturation": 0.0, "hue": 0.0, "grayscale": 0.0}
 BY_PRESET: dict[str, Values] = {
-    # The policies change saturation, posterize and solarize: colour is a property of the product.
-    "fashion": _NO_COLOUR | {"policy": "none"},
+    # The policies change saturation, posterize and solarize: color is a property of the product.
+    "fashion": _NO_COLOR | {"policy": "none"},
     # N: little rotation, contrast and noise instead; nothing that covers or swaps letters.
-    "ocr": _NO_COLOUR | {
+    "ocr": _NO_COLOR | {
         "rotate": 5.0, "translate": 0.05, "zoom": 0.1, "shear": 3.0, "perspective": 0.05,
         "contrast": 0.3, "noise": 0.3, "blur": 0.2, "policy": "none", "erasing": 0.0, "cutmix_probability": 0.0,
     },
     # N: conservative. A box may hide the finding, and a patch of another patient may be one.
-    "medical": _NO_COLOUR | {
+    "medical": _NO_COLOR | {
         "rotate": 5.0, "translate": 0.02, "zoom": 0.05, "shear": 0.0, "perspective": 0.0,
         "brightness": 0.1, "contrast": 0.1, "blur": 0.0, "noise": 0.1, "jpeg_artifacts": 0.0, "policy": "none",
         "erasing": 0.0, "cutmix_probability": 0.0,
     },
-    # Seen from above every direction is as likely: with both flips 45 degrees reach them all. Bands are no colours.
-    "satellite": _NO_COLOUR | {"rotate": 45.0, "perspective": 0.0},
+    # Seen from above every direction is as likely: with both flips 45 degrees reach them all. Bands are no colors.
+    "satellite": _NO_COLOR | {"rotate": 45.0, "perspective": 0.0},
 }  # fmt: skip
 """Values that a preset changes, in every recipe but `plain`."""
 

@@ -38,7 +38,7 @@ class DatasetTraits:
         images: training images, without stored copies.
         per_class: training images of a class on average.
         size: side of the network's input in pixels.
-        color: colour space of the images.
+        color: color space of the images.
         is_binary: images have one of two labels.
         has_augmented_copies: stored copies were changed at random as a policy changes images.
         val_images: validation images.
@@ -172,7 +172,7 @@ def _choose_values(name: str, config: TrainConfig, traits: DatasetTraits) -> Val
         values |= {key: min(value, values[key]) for key, value in tables.TINY.items()}
     if COLORS[traits.color] == 1:
         values |= dict.fromkeys(("saturation", "hue", "grayscale"), 0.0)
-    elif traits.color != "rgb":  # what changes red, green and blue says nothing of lightness and two axes of colour
+    elif traits.color != "rgb":  # what changes red, green and blue says nothing of lightness and two axes of color
         values |= dict.fromkeys(tables.COLOR, 0.0) | {"policy": "none"}
     if traits.is_binary:  # mixtures of two classes say little more than a soft label
         values |= {key: min(0.2, values[key]) for key in ("mixup_probability", "cutmix_probability")}
@@ -309,7 +309,7 @@ def _list_augmentation(config: TrainConfig) -> list[str]:
         "hue {:g}": config.hue,
     }  # fmt: skip
     shares = {
-        "{:.0%} grey": config.grayscale, "{:.0%} blurred": config.blur, "{:.0%} noisy": config.noise,
+        "{:.0%} gray": config.grayscale, "{:.0%} blurred": config.blur, "{:.0%} noisy": config.noise,
         "{:.0%} with JPEG artifacts": config.jpeg_artifacts, "{:.0%} with a box erased": config.erasing,
     }  # fmt: skip
     return parts + [template.format(value) for template, value in (degrees | strengths | shares).items() if value]

@@ -25,7 +25,7 @@ from ...components.resize import STEP as RESIZE
 from ...components.step.command_line import Parser
 from ...components.step.config import StepConfig, name_flag
 from ...components.step.step import CACHED, RUN_ENV, Context
-from ...components.storage.errors import EXIT_OURS, MillError, describe_internal_error
+from ...components.storage.errors import EXIT_INTERNAL, MillError, describe_internal_error
 from ..cluster.cluster_file import Cluster
 from ..kuberay.manifest import build_job_name, build_rayjob
 from ..kuberay.ray_step import choose_mode, find_target
@@ -57,7 +57,7 @@ def write_plan(arguments: PodArguments, workspace: Workspace, step: str, cluster
         reruns = {item.strip() for item in config.rerun.split(",")}
         plan = make_plan(config, cluster, Context(step, workspace, run, step in reruns))
     except Exception as error:
-        record = StepRecord(error=describe_internal_error(error), exit_code=EXIT_OURS)
+        record = StepRecord(error=describe_internal_error(error), exit_code=EXIT_INTERNAL)
         if isinstance(error, MillError):
             record = StepRecord(error=str(error), exit_code=error.exit_code)
         workspace.write_step_record(run, step, record)

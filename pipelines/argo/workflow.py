@@ -57,7 +57,7 @@ def write_documents(documents: Sequence[dict[str, Any]], target: Path) -> None:
 def build_workflow_template(cluster: Cluster, parameters: RunParameters) -> dict[str, Any]:
     """Return the WorkflowTemplate as a document."""
     return build_template_document(
-        NAME, ("Imagemill training", "Labelled images in, a better classifier out."), cluster,
+        NAME, ("Imagemill training", "Labeled images in, a better classifier out."), cluster,
         build_parameters(list_form_parameters(), cluster, parameters), cluster.argo.mutex,
         [_build_dag(cluster), *build_step_templates(STEP_PARTS, cluster, parameters), build_finish_template(cluster)],
     )  # fmt: skip

@@ -16,7 +16,7 @@ from ...components.promote.registry import check_registry, read_version, registe
 from ...components.step.command_line import add_flag, add_workspace_flag
 from ...components.step.step import new_run
 from ...components.storage import uri as uris
-from ...components.storage.errors import EXIT_OK, EXIT_OURS, TransientError, UserError, error_for_exit_code, wrong
+from ...components.storage.errors import EXIT_INTERNAL, EXIT_OK, TransientError, UserError, error_for_exit_code, wrong
 from ..parameters import ALL_STEPS, list_parameters, resolve_parameters
 from .runs import align_columns
 
@@ -237,7 +237,7 @@ def _promote(workspace: Workspace, name: str, as_json: bool, flags: dict[str, An
         code = ALL_STEPS[step].execute(replace(parameters.config(step), run=run_name, **parents))
         record = workspace.step_record(run_name, step)
         if code or record is None:
-            raise error_for_exit_code(code or EXIT_OURS, record.error if record else f"{step} left no record")
+            raise error_for_exit_code(code or EXIT_INTERNAL, record.error if record else f"{step} left no record")
         return record
 
     evaluated = run_step("evaluate", model=model, clean=clean)

@@ -87,7 +87,7 @@ def describe_garbage(garbage: Garbage, workspace: Workspace, is_deleted: bool) -
     kept: list[Json] = [
         {"kind": s.kind, "name": s.name, "fingerprint": s.fingerprint, "created": s.created, "bytes": s.bytes,
          "why": retention.reasons[path]}
-        for path, s in retention.snapshots.items() if path in retention.reasons
+        for path, s in retention.datasets.items() if path in retention.reasons
     ]  # fmt: skip
     kept.sort(key=lambda entry: entry["created"], reverse=True)
     kept.sort(key=lambda entry: (kinds.index(entry["kind"]), entry["name"]))
@@ -120,10 +120,10 @@ def _describe_tally(tally: Tally) -> Json:
 
 
 def _describe_group(group: Group) -> Json:
-    snapshot = group.snapshot
+    dataset = group.dataset
     identity = {"kind": "", "name": "", "fingerprint": "", "created": ""}
-    if snapshot:
-        identity = {name: getattr(snapshot, name) for name in identity}
+    if dataset:
+        identity = {name: getattr(dataset, name) for name in identity}
     return identity | {"path": group.path, "why": group.why} | _describe_tally(group.tally)
 
 

@@ -38,7 +38,7 @@ from ..parameters import (
 )
 from . import champion, compare, config, export_model, gc, images, runs, schedule, submit, tune
 
-_INTRO = "Labelled images in, a better classifier out, again every week."
+_INTRO = "Labeled images in, a better classifier out, again every week."
 _EXPORT_HELP = "a clean or tensors dataset as files that other programs read"
 _PREDICT_HELP = "what a model sees in image files"
 _PREDICT_DESCRIPTION = (

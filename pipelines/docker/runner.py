@@ -116,7 +116,7 @@ def make_run_arguments(info: Mapping[str, Any], user: User, access: RequiredAcce
     security = ["no-new-privileges:true"]
     options = read_security_options(info)
     if "name=selinux" in options:
-        security.append("label=disable")  # else the mounted folders would have to be relabelled
+        security.append("label=disable")  # else the mounted folders would have to be relabeled
     return {
         "user": f"{user[0]}:{user[1]}",
         "read_only": True,

@@ -19,7 +19,7 @@ from ...components.dataset.records import StepRecord
 from ...components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from ...components.step.step import download_file
 from ...components.storage import uri as uris
-from ...components.storage.errors import EXIT_OURS, MillError, TransientError, UserError, error_for_exit_code, wrong
+from ...components.storage.errors import EXIT_INTERNAL, MillError, TransientError, UserError, error_for_exit_code, wrong
 from ..finish import RunSummary
 from .client import KfpService, NotFoundError
 from .ui import HTML_TYPE, Execution, KfpUi, read_artifacts, read_executions
@@ -158,7 +158,7 @@ def find_failure(ui: KfpUi, run: str, task: str) -> MillError | None:
     messages = re.findall(rf"^\[{re.escape(task)}\] error: (.*)$", log, re.MULTILINE)
     code, signal = (_PROCESS_FAILED.findall(log) or [("", "")])[-1]
     if messages:
-        return error_for_exit_code(int(code or EXIT_OURS), f"{task}: {messages[-1]}")
+        return error_for_exit_code(int(code or EXIT_INTERNAL), f"{task}: {messages[-1]}")
     if reason := _describe_pod_failure(ui, execution):
         return MillError(f"{task}: {reason}")
     if signal:

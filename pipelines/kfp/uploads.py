@@ -22,7 +22,7 @@ from .client import KfpService
 
 PIPELINE_NAME, EXPERIMENT_NAME = "imagemill-training", "imagemill"
 _EQUALS = 1  # of KFP's filter.proto
-_PIPELINE_DESCRIPTION = "Labelled images in, a better classifier out"
+_PIPELINE_DESCRIPTION = "Labeled images in, a better classifier out"
 _MAX_DEFAULT_CHARACTERS = 80
 """The longest default in the table of parameters, in characters: the table is uploaded as a part of a URL."""
 _MADE_BY = re.compile(r"imagemill (\S+)$")

@@ -30,8 +30,8 @@ from ...components.step.runner_exit import RUNNER_PID
 from ...components.step.step import CACHED, RUN_ENV, new_run
 from ...components.storage import uri as uris
 from ...components.storage.errors import (
+    EXIT_INTERNAL,
     EXIT_OK,
-    EXIT_OURS,
     EXIT_USER,
     MillError,
     TransientError,
@@ -288,7 +288,7 @@ def _raise_step_error(records: Records, log: str, exit_codes: dict[str, int]) ->
     """Raise the error of the first step that failed. `exit_codes`: those of the steps' containers."""
     for step in STEPS:
         record, code = records.get(step), exit_codes.get(step, 0)
-        if record is None and code in (EXIT_OURS, EXIT_USER):  # before the step had read its parameters
+        if record is None and code in (EXIT_INTERNAL, EXIT_USER):  # before the step had read its parameters
             raise error_for_exit_code(
                 code, f"{step}: exited with code {code} before it wrote its record; the log is {log}"
             )

@@ -28,7 +28,7 @@ from ...components.download import STEP as DOWNLOAD
 from ...components.step.command_line import configure_logging, parse_count
 from ...components.step.progress import say
 from ...components.step.step import RAN, RUN_ENV
-from ...components.storage.errors import EXIT_OK, EXIT_OURS, MillError, describe_internal_error
+from ...components.storage.errors import EXIT_INTERNAL, EXIT_OK, MillError, describe_internal_error
 from ..cluster.check_and_download import check_form
 from ..experiments.report import list_trials
 from ..experiments.search_space import DEFAULT_SPACE, SearchSpace
@@ -93,7 +93,7 @@ def run_pod(
         code, message = error.exit_code, str(error)
     except Exception as error:
         traceback.print_exc()
-        code, message = EXIT_OURS, describe_internal_error(error)
+        code, message = EXIT_INTERNAL, describe_internal_error(error)
     finally:
         signal.signal(signal.SIGTERM, handler)
     say(COMMAND, f"error: {message}")

@@ -26,7 +26,7 @@ OPERATIONS = (
     "Grayscale", "Posterize", "Solarize", "Invert", "AutoContrast", "Equalize", "Sharpness", "Blur", "Noise", "Jpeg",
     "Erase",
 )  # fmt: skip
-POLICIES = ("crop + flip", "colour jitter", "RandAugment 2/9", "TrivialAugmentWide", "AutoAugment ImageNet")
+POLICIES = ("crop + flip", "color jitter", "RandAugment 2/9", "TrivialAugmentWide", "AutoAugment ImageNet")
 """The last three after a random resized crop and a flip."""
 _VALUE = {
     "Brightness": 1.27, "Contrast": 1.27, "Color": 1.27, "Hue": 0.1, "Posterize": 5, "Solarize": 178.5,
@@ -49,7 +49,7 @@ def config(**wanted: Any) -> Any:
 
 
 def _config_of(task: str) -> Any:
-    if task == "colour jitter":
+    if task == "color jitter":
         return config(brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1)
     return config(crop_scale=0.25, flip="true", **_POLICY[task])
 
@@ -138,14 +138,14 @@ def _torchvision(task: str) -> Callable[[Any], Any]:
     how: dict[str, Any] = {"interpolation": v2.InterpolationMode.BILINEAR}
     crop = [v2.RandomResizedCrop(SIZE, (0.25, 1.0), antialias=True), v2.RandomHorizontalFlip()]
     policies = {
-        "crop + flip": lambda: v2.Compose(crop), "colour jitter": lambda: v2.ColorJitter(0.4, 0.4, 0.4, 0.1),
+        "crop + flip": lambda: v2.Compose(crop), "color jitter": lambda: v2.ColorJitter(0.4, 0.4, 0.4, 0.1),
         "RandAugment 2/9": lambda: v2.Compose([*crop, v2.RandAugment(2, 9, **how)]),
         "TrivialAugmentWide": lambda: v2.Compose([*crop, v2.TrivialAugmentWide(**how)]),
         "AutoAugment ImageNet": lambda: v2.Compose([*crop, v2.AutoAugment(**how)]),
     }  # fmt: skip
     if task in policies:
         return policies[task]()  # type: ignore[no-any-return]
-    value, grey = _VALUE.get(task, 0), torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]
+    value, gray = _VALUE.get(task, 0), torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None]
     starts, ends = [[0, 0], [224, 0], [224, 224], [0, 224]], [[10, 14], [210, 8], [218, 205], [4, 216]]
     calls: dict[str, Callable[[Any], Any]] = {
         "Flip": tv.horizontal_flip, "Crop": lambda x: tv.resized_crop(x, *BOX, [SIZE, SIZE], antialias=True, **how),
@@ -160,7 +160,7 @@ def _torchvision(task: str) -> Callable[[Any], Any]:
         "Equalize": tv.equalize, "Sharpness": lambda x: tv.adjust_sharpness(x, value),
         "Blur": lambda x: tv.gaussian_blur(x, [5, 5], [value, value]),
         "Noise": lambda x: tv.gaussian_noise(x, 0.0, value / 255), "Jpeg": lambda x: tv.jpeg(x, int(value)),
-        "Erase": lambda x: tv.erase(x, 40, 60, 70, 70, grey),
+        "Erase": lambda x: tv.erase(x, 40, 60, 70, 70, gray),
     }  # fmt: skip
     return calls[task]
 
@@ -193,7 +193,7 @@ def albumentations(task: str, images: Any) -> Cell | None:
         "Jpeg": lambda: [a.ImageCompression(quality_range=(60, 60), p=1)],
         "Erase": lambda: [a.CoarseDropout((1, 1), hole, hole, fill=(124, 116, 104), p=1)],
         "crop + flip": lambda: [a.RandomResizedCrop((SIZE, SIZE), scale=(0.25, 1.0)), a.HorizontalFlip()],
-        "colour jitter": lambda: [a.ColorJitter((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1), p=1)],
+        "color jitter": lambda: [a.ColorJitter((0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1), p=1)],
     }  # fmt: skip
     if task not in made:
         return None
@@ -223,7 +223,7 @@ def kornia(task: str, images: Any, device: str = "cpu") -> Cell | None:
         "Blur": lambda: [k.RandomGaussianBlur((5, 5), (1.0, 1.0), p=1)],
         "Noise": lambda: [k.RandomGaussianNoise(0.0, v / 255, p=1)], "Jpeg": lambda: [k.RandomJPEG((60.0, 60.0), p=1)],
         "Erase": lambda: [k.RandomErasing((0.1, 0.1), (1.0, 1.0), p=1)],
-        "crop + flip": lambda: crop, "colour jitter": lambda: [k.ColorJitter(0.4, 0.4, 0.4, 0.1, p=1)],
+        "crop + flip": lambda: crop, "color jitter": lambda: [k.ColorJitter(0.4, 0.4, 0.4, 0.1, p=1)],
         "RandAugment 2/9": lambda: [*crop, auto.RandAugment(n=2, m=9)],
         "TrivialAugmentWide": lambda: [*crop, auto.TrivialAugment()],
         "AutoAugment ImageNet": lambda: [*crop, auto.AutoAugment("imagenet")],
@@ -278,7 +278,7 @@ def orders(images: Any) -> dict[str, Cell]:
     numbers = [OPERATION_IDS[name] for name in ("Brightness", "Contrast", "Color", "Hue")]
     crop = make_crop(np.array([[40, 30, 240, 250]]), SIZE)[0]
 
-    def coloured(image: Any) -> Any:
+    def colored(image: Any) -> Any:
         return apply_color_operations(LazyImage(image.copy(), np.empty_like(image), 0), numbers, [1.2, 0.8, 1.3, 0.05])
 
     return {
@@ -289,8 +289,8 @@ def orders(images: Any) -> dict[str, Cell]:
             moved(moved(image, scaled(112), SIZE), turn(SIZE), SIZE) for image in half
         ],
         "112 → 224: both in one warp": lambda: [moved(image, scaled(112) @ turn(SIZE), SIZE) for image in half],
-        "320 → 224: colour jitter, then the crop": lambda: [moved(coloured(image), crop, SIZE) for image in large],
-        "320 → 224: the crop, then colour jitter": lambda: [coloured(moved(image, crop, SIZE)) for image in large],
+        "320 → 224: color jitter, then the crop": lambda: [moved(colored(image), crop, SIZE) for image in large],
+        "320 → 224: the crop, then color jitter": lambda: [colored(moved(image, crop, SIZE)) for image in large],
         "224: crop, then rotated": lambda: [
             moved(moved(image, make_crop(np.array([BOX]), SIZE)[0], SIZE), turn(SIZE), SIZE) for image in images
         ],

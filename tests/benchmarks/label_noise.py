@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import mill
 from lite0 import BACKBONE, INPUT, write_weights
-from mislabelled import TABLE, SearchResult, compare, plant
+from mislabeled import TABLE, SearchResult, compare, plant
 
 from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.dataset.shards import read_columns

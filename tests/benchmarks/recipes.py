@@ -4,7 +4,7 @@
                                        [--backbone resnet18] [--workspace FOLDER] [--json FILE] [--set name=value ...]
 
 Both learn from the demo's training split as it is, and are evaluated by the real command on 472 test images that are
-turned, in other colours and partly covered (tests/harder.py). Everything but the recipe is the same: network, images,
+turned, in other colors and partly covered (tests/harder.py). Everything but the recipe is the same: network, images,
 epochs, batch size, seeds. Printed are macro-F1 of each seed, mean ± sd of each recipe, and of the difference by seed;
 the bar is 5 points. A folder given as workspace keeps everything: the same command goes on where it was stopped, and
 more seeds add to it.

@@ -130,7 +130,7 @@ def _log_places(kubes: dict[str, Kube], options: Options) -> None:
     first = next(iter(kubes.values()))
     say(f"context    {first.context} ({first.server})")
     say(f"namespace  {', '.join(kubes)}")
-    say(f"session    {options.suffix}: all that is made is named or labelled with it, and nothing else is touched")
+    say(f"session    {options.suffix}: all that is made is named or labeled with it, and nothing else is touched")
 
 
 if __name__ == "__main__":

@@ -231,11 +231,11 @@ def sweep(kube: Kube, suffix: str = "") -> list[str]:
     selector = f"{E2E_LABEL}={suffix}" if suffix else E2E_LABEL
     for kind in SWEPT:
         try:
-            labelled = kube.items(kind, selector)
+            labeled = kube.items(kind, selector)
         except KubeError as error:
             problems.append(f"{kind}: {error}")
             continue
-        for document in labelled:
+        for document in labeled:
             _delete(kube, kind, name_of(document), problems)
             if not suffix:
                 say(f"deleted {kind} {name_of(document)}")

@@ -28,7 +28,7 @@ import images
 import pytest
 import yaml
 
-from imagemill.components.storage.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER
+from imagemill.components.storage.errors import EXIT_INTERNAL, EXIT_TRANSIENT, EXIT_USER
 from imagemill.pipelines.cli.images import SBOM
 from imagemill.pipelines.cluster.cluster_file import STEP_IMAGES, UID
 from imagemill.pipelines.docker.image_build import find_cli, list_input_files
@@ -282,7 +282,7 @@ def test_only_changed_images_are_built(built: dict[str, str], tmp_path: Path) ->
         lock = copy / "docker/cpu.lock"
         lock.write_text(re.sub(r"(sha256:)[0-9a-f]{8}", r"\g<1>00000000", (ROOT / "docker/cpu.lock").read_text()))
         refused = subprocess.run(words, capture_output=True, text=True, check=False)
-        assert refused.returncode == EXIT_OURS and "DO NOT MATCH THE HASHES" in refused.stderr
+        assert refused.returncode == EXIT_INTERNAL and "DO NOT MATCH THE HASHES" in refused.stderr
     finally:
         with contextlib.suppress(Exception):
             docker_engine.client().images.remove("imagemill-cpu:changed")

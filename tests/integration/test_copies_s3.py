@@ -20,11 +20,11 @@ from imagemill.components.storage.store import get_store
 @pytest.mark.usefixtures("without_ray")
 def test_backgrounds_and_pipelines_from_a_bucket(s3_workspace: str) -> None:
     folder = uris.join(s3_workspace, "bg")
-    colours = {"a.png": (250, 10, 10), "b/c.png": (10, 250, 10)}
-    for name, colour in {**colours, "note.txt": (0, 0, 0)}.items():
-        get_store(folder).put(uris.join(folder, name), photos.saved(np.full((30, 50, 3), colour, np.uint8)))
+    colors = {"a.png": (250, 10, 10), "b/c.png": (10, 250, 10)}
+    for name, color in {**colors, "note.txt": (0, 0, 0)}.items():
+        get_store(folder).put(uris.join(folder, name), photos.saved(np.full((30, 50, 3), color, np.uint8)))
     pictures = list_backgrounds(f"{folder}/")
-    assert [picture.name for picture in pictures] == list(colours) and all(picture.content for picture in pictures)
+    assert [picture.name for picture in pictures] == list(colors) and all(picture.content for picture in pictures)
     assert digest_pictures(pictures) == digest_pictures(list_backgrounds(folder))
     mask = np.zeros(Image(1).pixels.shape[:2], np.uint8)
     mask[:, :20] = 255
@@ -32,7 +32,7 @@ def test_backgrounds_and_pipelines_from_a_bucket(s3_workspace: str) -> None:
     rows = by_copy(resized(clean, copies=4, copy_policy="background", backgrounds=folder, resize_mode="squash"))
     assert len(rows) == 5
     for (_, copy), (pixels, params) in rows.items():
-        assert not copy or (pixels[:, 12:] == colours[json.loads(params)["background"]]).all()
+        assert not copy or (pixels[:, 12:] == colors[json.loads(params)["background"]]).all()
     a, text = import_albumentations(), io.StringIO()
     a.save(a.Compose([a.Blur(p=1)]), text)
     get_store(folder).put(uris.join(folder, "p.json"), text.getvalue().encode())

@@ -31,7 +31,7 @@ from planted import (
     zeroed,
 )
 from planted_duplicates import duplicates_table, plant_families
-from planted_odd import against_the_rules, conflicts, copies, oddities, twelve_bits, unlabelled, unsupported
+from planted_odd import against_the_rules, conflicts, copies, oddities, twelve_bits, unlabeled, unsupported
 
 from imagemill.components.clean.audit import gather
 from imagemill.components.clean.clean import clean
@@ -117,7 +117,7 @@ def plant_all_faults(seed: int, points: tuple[float, ...], each: int) -> Bed:
     truncated(bed, points)
     flipped(bed, each)
     zeroed(bed, max(2, each // 2))
-    for add_plants in (disguised, polyglots, too_large, oddities, unsupported, twelve_bits, copies, unlabelled):
+    for add_plants in (disguised, polyglots, too_large, oddities, unsupported, twelve_bits, copies, unlabeled):
         add_plants(bed)
     conflicts(bed, "keep")
     return bed
@@ -152,7 +152,7 @@ def test_strict_options_reject_by_their_own_reasons(tmp_path: Path) -> None:
     bed = Bed(12)
     good(bed, 22)
     options = against_the_rules(bed)
-    unlabelled(bed)
+    unlabeled(bed)
     classes = tmp_path / "classes.txt"
     classes.write_text("cat\ndog\nrare\n")
     check_exact(bed, tmp_path, class_list=str(classes), **options)

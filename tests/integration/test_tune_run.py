@@ -58,7 +58,7 @@ def finished(search: Search) -> dict[str, Any]:
 
 @pytest.mark.proof
 def test_better_values_are_found_and_confirmed_with_new_seeds(finished: dict[str, Any]) -> None:
-    """Half of some 40 grey images are right by chance, of those in color nearly all: a gain of 0.45, whose standard
+    """Half of some 40 gray images are right by chance, of those in color nearly all: a gain of 0.45, whose standard
     deviation is 0.07. Whether two seeds show it is another matter, which the verdict tells."""
     assert finished["verdict"] in ("better", "not_shown_to_differ") and finished["best"] > 0, finished["reason"]
     confirmation = finished["confirmation"]

@@ -141,7 +141,7 @@ def test_a_model_by_its_datasets_own_mean_and_spread(tmp_path: Path) -> None:
     assert "--resize-mode squash" in lines[0] and "--normalization dataset" in lines[1]
 
 
-def test_a_grey_model_and_coloured_tensors(tmp_path: Path) -> None:
+def test_a_gray_model_and_colored_tensors(tmp_path: Path) -> None:
     uri = model(tmp_path, image_of("gray"))
     assert warned(image_of("gray"), BACKBONE, uri) == []
     assert warned(image_of(), BACKBONE, uri) == [

@@ -122,10 +122,10 @@ def test_equal_datasets_give_the_same_page(tmp_path: Path) -> None:
 
 
 def test_pictures_are_of_the_images_and_those_of_dropped_ones_come_from_raw(tmp_path: Path) -> None:
-    raw_uri, grey = str(tmp_path / "raw" / "aa"), picture("gone", (400, 100))
+    raw_uri, gray = str(tmp_path / "raw" / "aa"), picture("gone", (400, 100))
     with ShardWriter(raw_uri, Layout(RAW, row_group_rows=2)) as writer:
         for name in ("other", "another", "gone"):
-            writer.add(dict.fromkeys(RAW.names) | {"image_id": name, "image": grey}, 0)
+            writer.add(dict.fromkeys(RAW.names) | {"image_id": name, "image": gray}, 0)
         file = writer.publish("data")
     raw = commit(raw_uri, Manifest("raw", "aa", files=(file,), totals=Totals(rows=3)))
     rows = rows_of(8, brightness=lambda n: n)
@@ -172,12 +172,12 @@ def test_a_thumbnail_shows_the_picture() -> None:
     assert thumbnail is not None and thumbnail.shape == (24, 24, 3) and thumbnail.dtype == np.uint8
     expected = cv2.resize(pixels, (24, 24), interpolation=cv2.INTER_AREA).astype(int)
     assert np.abs(thumbnail.astype(int) - expected).max() < 8
-    grey = audit_html.decode_thumbnail(measure(pixels[:, :, :1]).thumbnail)
-    assert grey is not None and np.ptp(grey, axis=2).max() == 0 and set(np.unique(grey)) >= {20, 230}
+    gray = audit_html.decode_thumbnail(measure(pixels[:, :, :1]).thumbnail)
+    assert gray is not None and np.ptp(gray, axis=2).max() == 0 and set(np.unique(gray)) >= {20, 230}
     assert audit_html.decode_thumbnail(b"") is None and audit_html.make_thumbnail_uri(b"12345") == ""
 
 
-def test_the_histogram_has_a_bar_a_bin_and_grey_ends() -> None:
+def test_the_histogram_has_a_bar_a_bin_and_gray_ends() -> None:
     distribution = describe_distribution(np.arange(101))
     assert distribution is not None
     bars = [a for tag, a in Page(str(audit_html._draw_histogram(distribution.histogram))).tags if tag == "rect"]

@@ -115,8 +115,8 @@ def test_flips_mirror_half_of_the_images_and_geometry_lies_in_its_range() -> Non
     turned = draw(rotate=30.0).matrix
     angle = np.degrees(np.arctan2(turned[:, 1, 0], turned[:, 0, 0]))
     assert kstest(angle, "uniform", (-30, 60)).pvalue > 1e-3
-    centre = np.einsum("bij,j->bi", turned, [20, 20, 1])
-    np.testing.assert_allclose(centre, np.tile([20, 20, 1], (4000, 1)), atol=1e-9)
+    center = np.einsum("bij,j->bi", turned, [20, 20, 1])
+    np.testing.assert_allclose(center, np.tile([20, 20, 1], (4000, 1)), atol=1e-9)
     shifted = draw(translate=0.2).matrix[:, :2, 2]
     assert set(np.unique(shifted)) == set(range(-8, 9))
     zoomed = draw(zoom=0.5).matrix[:, 0, 0]
@@ -214,7 +214,7 @@ def test_off_changes_nothing_and_a_flip_mirrors_half() -> None:
     assert (mirrored | (flipped == stored).all((1, 2, 3))).all() and 150 < mirrored.sum() < 250
 
 
-def test_erased_boxes_have_the_mean_colour() -> None:
+def test_erased_boxes_have_the_mean_color() -> None:
     eraser = make_augmentation(40, 40, erasing=1.0)
     params = eraser.make_params(0, 0, 8)
     erased = eraser.apply_on_cpu(make_images(8, 40), params)

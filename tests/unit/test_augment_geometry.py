@@ -41,8 +41,8 @@ def apply_torchvision(function: Any, image: Any, *arguments: Any, **options: Any
 
 
 def affine(angle: float = 0, x: float = 0, y: float = 0, scale: float = 1, sx: float = 0, sy: float = 0,
-           centre: float = 48) -> Any:  # fmt: skip
-    return matrices.make_affine(*(np.array([value], np.float64) for value in (angle, x, y, scale, sx, sy, centre)))
+           center: float = 48) -> Any:  # fmt: skip
+    return matrices.make_affine(*(np.array([value], np.float64) for value in (angle, x, y, scale, sx, sy, center)))
 
 
 def compare_pixels(actual: Any, expected: Any) -> tuple[int, float]:
@@ -75,7 +75,7 @@ def test_affine_equals_that_of_torchvision(parameters: dict[str, float], channel
 def test_shear_about_the_corner_and_rotation_are_those_of_policies(angle: float) -> None:
     image = smooth()
     sheared = apply_torchvision(tv.affine, image, 0.0, [0, 0], 1.0, [angle, 0.0], center=[0, 0], **SMOOTH)
-    assert compare_pixels(warp_image(image, affine(sx=angle, centre=0)), sheared)[1] < 1
+    assert compare_pixels(warp_image(image, affine(sx=angle, center=0)), sheared)[1] < 1
     turned = apply_torchvision(tv.rotate, image, angle, **SMOOTH)
     assert compare_pixels(warp_image(image, affine(angle=-angle)), turned)[1] < 1
 
@@ -113,7 +113,7 @@ def test_flips_and_shifts_by_whole_pixels_are_exact(x: int, y: int, across: bool
     matrix = matrices.make_identity(1)
     for axis, is_flipped in enumerate((across, down)):
         matrix = matrix @ matrices.make_flip(np.array([is_flipped]), 36, axis)
-    warped = warp_image(image, matrix @ affine(x=x, y=y, centre=18))
+    warped = warp_image(image, matrix @ affine(x=x, y=y, center=18))
     expected = image[:, ::-1] if across else image
     expected = expected[::-1] if down else expected
     np.testing.assert_array_equal(warped, apply_torchvision(tv.affine, expected, 0.0, [x, y], 1.0, [0.0, 0.0]))
@@ -136,12 +136,12 @@ def test_identity_returns_the_image_and_leaves_the_stored_one_unchanged() -> Non
 @pytest.mark.parametrize("ratio", [1.5, 2.4, 4.0])
 @pytest.mark.parametrize("angle", [0.0, 30.0])
 def test_shrinking_does_not_alias(ratio: float, angle: float) -> None:
-    """Stripes finer than a pixel of the output become an even grey; without a reduction they would beat."""
+    """Stripes finer than a pixel of the output become an even gray; without a reduction they would beat."""
     side = 240
     stripes = np.where(np.arange(side) % 2, 255, 0).astype(np.uint8)
     image = np.ascontiguousarray(np.broadcast_to(stripes[None, :, None], (side, side, 3)))
     size = round(side / ratio)
-    matrix = matrices.make_crop(np.array([[0, 0, side, side]]), size) @ affine(angle=angle, scale=0.99, centre=size / 2)
+    matrix = matrices.make_crop(np.array([[0, 0, side, side]]), size) @ affine(angle=angle, scale=0.99, center=size / 2)
     middle = warp_image(image, matrix, size)[size // 3 : -size // 3, size // 3 : -size // 3].astype(int)
     assert middle.std() < 0.2 * 127 and abs(middle.mean() - 127.5) < 4, middle.std()
 
@@ -150,7 +150,7 @@ def test_warp_of_a_reduced_image_has_no_offset() -> None:
     """The same matrix on a picture of half the size."""
     small = np.asarray(cv2.GaussianBlur(smooth(100), (0, 0), 2), np.uint8)
     large = np.repeat(np.repeat(small, 2, 0), 2, 1)
-    turn = affine(angle=20, scale=0.95, centre=50)
+    turn = affine(angle=20, scale=0.95, center=50)
     half = np.diag([0.5, 0.5, 1.0]) @ matrices.make_crop(np.array([[0, 0, 200, 200]]), 100)[0]
     np.testing.assert_allclose(half, np.eye(3))
     reduced = warp_image(large, matrices.make_crop(np.array([[0, 0, 200, 200]]), 100) @ turn, 100)
@@ -158,7 +158,7 @@ def test_warp_of_a_reduced_image_has_no_offset() -> None:
     assert same < 1.5 < shifted
     # And of a part of it: what is not wanted is not reduced.
     corner, small_corner = (matrices.make_crop(np.array([part]), 55) for part in ([90, 10, 110, 110], [45, 5, 55, 55]))
-    turn = affine(angle=8, centre=27.5)
+    turn = affine(angle=8, center=27.5)
     assert compare_pixels(warp_image(large, corner @ turn, 55), warp_image(small, small_corner @ turn, 55))[1] < 1.5
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import mislabelled
+import mislabeled
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -143,7 +143,7 @@ def test_suspects_do_not_depend_on_the_trained_model(probed: Probed) -> None:
     assert first is not None and second is not None and first.uri == second.uri, "computed once"
     assert suspects(other) == suspects(probed.evaluation)
     truth = {image_id: ("cat", "dog")[int(image_id[5:-4]) % 2] for image_id in probed.wrong}
-    comparison = mislabelled.compare(suspects(other), truth, set(truth) | {name for name, _ in suspects(other)})
+    comparison = mislabeled.compare(suspects(other), truth, set(truth) | {name for name, _ in suspects(other)})
     assert comparison.recall >= 0.5
 
 

@@ -64,7 +64,7 @@ def repeated(epoch: Pairs) -> Pairs:
     return [(images[[*range(first), twin, *range(first + 1, len(labels))]], labels), *epoch[1:]]
 
 
-def mislabelled(epoch: Pairs) -> Pairs:
+def mislabeled(epoch: Pairs) -> Pairs:
     """The labels of a batch one place off."""
     return [(epoch[0][0], np.roll(epoch[0][1], 1)), *epoch[1:]]
 
@@ -79,7 +79,7 @@ def touched(epoch: Pairs) -> Pairs:
 BROKEN: dict[str, tuple[Callable[[Pairs], Pairs], str]] = {
     "lost": (lambda epoch: epoch[1:], "labels came"),
     "repeated": (repeated, "not every image came once"),
-    "mislabelled": (mislabelled, "not its image's"),
+    "mislabelled": (mislabeled, "not its image's"),
     "touched": (touched, "pixels differ"),
     "floats": (lambda epoch: [(images.astype(np.float32), labels) for images, labels in epoch], "float32"),
 }

@@ -161,7 +161,7 @@ def test_only_the_slice_of_a_killed_process_is_repeated(
     assert {part.key: result for part, result in parts} == {part.key: result for part, result in expected}
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "done again" in line]
     assert "[clean] its process was killed by SIGKILL (perhaps memory ran out)" in line
-    assert any(part.key in line for part in slicing.plan_slices(raw)) and "try 2 of 20" in line
+    assert any(part.key in line for part in slicing.plan_slices(raw)) and "attempt 2 of 20" in line
 
 
 def test_worker_processes_end_with_the_generator(tmp_path: Path, small_slices: None) -> None:

@@ -1,4 +1,4 @@
-"""Cleaning's rules: splits and order as hashes, class ids that stay, colour, and which copy of a picture is kept."""
+"""Cleaning's rules: splits and order as hashes, class ids that stay, color, and which copy of a picture is kept."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_bytes_pass_through_where_no_operation_applies(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "stored"), [("PNG", "PNG"), ("BMP", "PNG"), ("TIFF", "PNG"), ("JPEG", "JPEG"), ("WEBP", "JPEG")]
 )
-def test_colour_becomes_grey_bytes_that_hold_the_same_pixels(kind: str, stored: str) -> None:
+def test_color_becomes_gray_bytes_that_hold_the_same_pixels(kind: str, stored: str) -> None:
     smooth = np.asarray(Image.fromarray(noise(2, (4, 5, 3))).resize((60, 48), Image.Resampling.BICUBIC))
     standardized = standardize(encoded(smooth, kind), GRAY)
     decoded = decode(standardized.data, "gray")
@@ -226,7 +226,7 @@ def test_colour_becomes_grey_bytes_that_hold_the_same_pixels(kind: str, stored: 
     assert np.abs(decoded.pixels.astype(int) - standardized.pixels).max() <= (0 if stored == "PNG" else 6)
 
 
-def test_a_turned_grey_picture_is_stored_upright() -> None:
+def test_a_turned_gray_picture_is_stored_upright() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     for kind in ("PNG", "JPEG", "TIFF"):
@@ -276,7 +276,7 @@ def test_of_exact_copies_test_is_kept_before_val_and_then_the_smallest_id(tmp_pa
     reasons = dict.fromkeys("aczd", "duplicate_bytes") | {"g": "duplicate_pixels"}
     assert {i: row["reason"] for i, row in rejected.items()} == reasons
     assert rejected["a"]["detail"] == "same as y (test)"
-    assert rejected["g"]["detail"] == "same as f (train); labelled dog here, cat there"
+    assert rejected["g"]["detail"] == "same as f (train); labeled dog here, cat there"
     final = write_final_files(decisions, finished, LAYOUT).files
     assert [(f.split, f.rows) for f in final] == [("train", 2), ("val", 1), ("test", 1)]
     table = pq.read_table(f"{finished.uri}/{final[0].uri}")

@@ -1,4 +1,4 @@
-"""Colour spaces against Pillow and OpenCV, from the decoder to the pixels that a model sees, through every step."""
+"""Color spaces against Pillow and OpenCV, from the decoder to the pixels that a model sees, through every step."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BLACK = {"rgb": [0, 0, 0], "gray": [0], "ycbcr": [0, 128, 128], "lab": [0, 128, 
 
 
 def expected(rgb: Pixels, color: str) -> Pixels:
-    """uint8 [H, W, C] as Pillow (YCbCr, grey) and OpenCV (Lab) define it."""
+    """uint8 [H, W, C] as Pillow (YCbCr, gray) and OpenCV (Lab) define it."""
     if color in CHANNELS:
         return rgb[:, :, CHANNELS[color]][:, :, None]
     if color == "lab":
@@ -51,23 +51,23 @@ def sources() -> dict[str, bytes]:
     cmyk = image.convert("CMYK")
     return {
         "PNG": saved(rgb), "BMP": saved(rgb, "BMP"), "TIFF": saved(rgb, "TIFF"), "palette": saved(image.convert("P")),
-        "grey": saved(image.convert("L")), "bits": saved(image.convert("1")), "alpha": saved(image.convert("RGBA")),
+        "gray": saved(image.convert("L")), "bits": saved(image.convert("1")), "alpha": saved(image.convert("RGBA")),
         "cmyk": saved(cmyk, "TIFF"), "WEBP": saved(rgb, "WEBP", lossless=True), "GIF": saved(image, "GIF"),
-        "JPEG": saved(rgb, "JPEG"), "grey JPEG": saved(image.convert("L"), "JPEG"), "ycck": saved(cmyk, "JPEG"),
+        "JPEG": saved(rgb, "JPEG"), "gray JPEG": saved(image.convert("L"), "JPEG"), "ycck": saved(cmyk, "JPEG"),
         "turned": saved(rgb, "JPEG", exif=exif(6)), "turned PNG": saved(rgb, exif=exif(7)),
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("color", COLORS)
 @pytest.mark.parametrize("kind", sources())
-def test_every_format_in_every_colour(kind: str, color: str) -> None:
+def test_every_format_in_every_color(kind: str, color: str) -> None:
     data = sources()[kind]
     decoded, rgb = decode(data, color), decode(data)
     assert decoded.pixels.shape == (*rgb.pixels.shape[:2], COLORS[color])
     assert decoded.pixels.dtype == np.uint8 and decoded.pixels.flags.c_contiguous
     assert (decoded.width, decoded.height, decoded.format) == (rgb.width, rgb.height, rgb.format)
-    jpeg_grey = color == "gray" and rgb.format == "JPEG"  # a JPEG's grey is its own Y, not that of its clipped RGB
-    allowed = 6 if jpeg_grey else 1 if color in ("ycbcr", "gray") else 0
+    jpeg_gray = color == "gray" and rgb.format == "JPEG"  # a JPEG's gray is its own Y, not that of its clipped RGB
+    allowed = 6 if jpeg_gray else 1 if color in ("ycbcr", "gray") else 0
     assert max_difference(decoded.pixels, expected(rgb.pixels, color)) <= allowed
 
 
@@ -81,7 +81,7 @@ def test_conversions_are_those_of_pillow_and_opencv(seed: int) -> None:
         assert max_difference(convert_color(rgb, color), expected(rgb, color)) <= allowed
 
 
-def test_known_colours() -> None:
+def test_known_colors() -> None:
     """Values by JFIF's and CIE's definitions: white, red and blue in the order Y, Cb, Cr and L, a, b."""
     rgb = np.array([[[255, 255, 255], [255, 0, 0], [0, 0, 255]]], np.uint8)
     assert convert_color(rgb, "ycbcr").tolist() == [[[255, 128, 128], [76, 85, 255], [29, 255, 107]]]
@@ -104,18 +104,18 @@ def test_a_channel_that_was_stored_alone_is_that_channel_again(color: str, kind:
 
 
 def test_as_stored_holds_for_stored_channels_only() -> None:
-    rgb, grey = noise(20, 10), noise(20, 10, 1)
+    rgb, gray = noise(20, 10), noise(20, 10, 1)
     single_channel = {"gray", *CHANNELS}
     for kind in ("PNG", "JPEG"):
         assert {c for c in COLORS if decode(saved(rgb, kind), c).as_stored} == {"rgb"}
-        assert {c for c in COLORS if decode(saved(grey, kind), c).as_stored} == single_channel
-        assert {c for c in COLORS if decode(saved(grey, kind, exif=exif(3)), c).as_stored} == set()
-    assert {c for c in COLORS if decode(saved(grey, "PNG", transparency=7), c).as_stored} == set()
+        assert {c for c in COLORS if decode(saved(gray, kind), c).as_stored} == single_channel
+        assert {c for c in COLORS if decode(saved(gray, kind, exif=exif(3)), c).as_stored} == set()
+    assert {c for c in COLORS if decode(saved(gray, "PNG", transparency=7), c).as_stored} == set()
     assert {c for c in COLORS if decode(saved(Image.fromarray(rgb).convert("P")), c).as_stored} == set()
 
 
 @pytest.mark.parametrize("color", COLORS)
-def test_broken_bytes_are_rejected_in_every_colour(color: str) -> None:
+def test_broken_bytes_are_rejected_in_every_color(color: str) -> None:
     data = saved(noise(90, 70), "PNG")
     with pytest.raises(ImageRejected) as error:
         decode(data[: len(data) // 2], color)
@@ -137,7 +137,7 @@ def test_color_is_converted_after_resampling(size: tuple[int, int], color: str, 
 
 
 @pytest.mark.parametrize("color", BLACK)
-def test_the_rest_of_a_letterbox_is_black_in_every_colour(color: str) -> None:
+def test_the_rest_of_a_letterbox_is_black_in_every_color(color: str) -> None:
     resized = decode_and_resize(saved(np.full((20, 60, 3), 255, np.uint8)), Geometry(60, "letterbox", color))
     assert resized[0, 0].tolist() == resized[59, 59].tolist() == BLACK[color]
     assert resized[30, 30].tolist() != BLACK[color]

@@ -47,10 +47,10 @@ def masked(numbers: Any, **more: Any) -> list[Image]:
     return [Image(n, mask=photos.saved(half(Image(n).pixels)), **more) for n in numbers]
 
 
-def folder_of(folder: Path, colours: dict[str, tuple[int, int, int]]) -> str:
-    for name, colour in colours.items():
+def folder_of(folder: Path, colors: dict[str, tuple[int, int, int]]) -> str:
+    for name, color in colors.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(photos.saved(np.full((30, 50, 3), colour, np.uint8)))
+        (folder / name).write_bytes(photos.saved(np.full((30, 50, 3), color, np.uint8)))
     return str(folder)
 
 
@@ -114,7 +114,7 @@ def test_composite_blends_by_the_share() -> None:
     np.testing.assert_array_equal(composite(foreground, share * 0, background), background)
 
 
-def test_cover_shows_the_largest_centre() -> None:
+def test_cover_shows_the_largest_center() -> None:
     picture = np.zeros((40, 100, 3), np.uint8)
     picture[:, 30:70] = 200
     for size in ((20, 20), (40, 40), (80, 80)):
@@ -124,7 +124,7 @@ def test_cover_shows_the_largest_centre() -> None:
     assert resize_to_cover(picture[:, :, :1], 7, 90).shape == (7, 90, 1)
 
 
-def test_fields_are_smooth_and_of_the_right_colour() -> None:
+def test_fields_are_smooth_and_of_the_right_color() -> None:
     field = make_color_field(5, "rgb", 90, 120)
     assert field.shape == (90, 120, 3) and field.std() > 10
     assert max(np.abs(np.diff(field.astype(int), axis=axis)).max() for axis in (0, 1)) < 25
@@ -157,8 +157,8 @@ def test_missing_masks_are_a_user_error_with_a_remedy(tmp_path: Path) -> None:
 
 
 def test_backgrounds_are_taken_from_a_folder(tmp_path: Path) -> None:
-    colours = {"a.png": (250, 10, 10), "b/c.PNG": (10, 250, 10), "d.png": (10, 10, 250)}
-    folder = folder_of(tmp_path / "bg", colours)
+    colors = {"a.png": (250, 10, 10), "b/c.PNG": (10, 250, 10), "d.png": (10, 10, 250)}
+    folder = folder_of(tmp_path / "bg", colors)
     (tmp_path / "bg" / "note.txt").write_text("no picture")
     (tmp_path / "bg" / ".hidden.png").write_bytes(b"no picture")
     assert [picture.name for picture in list_backgrounds(folder)] == ["a.png", "b/c.PNG", "d.png"]
@@ -169,14 +169,14 @@ def test_backgrounds_are_taken_from_a_folder(tmp_path: Path) -> None:
         if copy:
             name = json.loads(description)["background"]
             used_names.add(name)
-            assert (pixels[:, 13:] == colours[name]).all()
-    assert used_names == set(colours)
+            assert (pixels[:, 13:] == colors[name]).all()
+    assert used_names == set(colors)
     gray = resized(clean_of(tmp_path / "gray", masked([1]), "gray", masks=True), copies=3, backgrounds=folder,
                    resize_mode="squash", **OPTIONS)  # fmt: skip
     for (_, copy), (pixels, description) in by_copy(gray).items():
         if copy:
-            colour = np.array([[colours[json.loads(description)["background"]]]], np.uint8)
-            assert pixels.shape == (24, 24, 1) and (pixels[:, 13:] == convert_color(colour, "gray")).all()
+            color = np.array([[colors[json.loads(description)["background"]]]], np.uint8)
+            assert pixels.shape == (24, 24, 1) and (pixels[:, 13:] == convert_color(color, "gray")).all()
 
 
 def test_background_does_not_depend_on_the_order_of_reads(tmp_path: Path) -> None:

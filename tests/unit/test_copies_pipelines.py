@@ -68,7 +68,7 @@ def test_a_named_pipeline_keeps_shape_and_type_and_changes_pixels(name: str) -> 
 
 
 def test_no_named_pipeline_mirrors_or_is_hue_unsafe_where_that_matters() -> None:
-    """Shapes and places only in `geometry`; text and scans stay as they stand, and grey pixels stay grey."""
+    """Shapes and places only in `geometry`; text and scans stay as they stand, and gray pixels stay gray."""
     y, x = np.mgrid[:64, :64]
     slope = np.repeat((40 + 2 * x + y)[:, :, None], 3, 2).astype(np.uint8)
     for name in ("light", "ocr", "medical", "geometry"):

@@ -111,7 +111,7 @@ def test_copies_with_different_labels(labels: str, policy: str, expected: dict[i
     assert dropped == expected
     assert findings["conflicts"] == (len(set(labels)) > 1)
     if policy == "keep" and labels == "aab":
-        assert details["002"] == "same as 000 (train); labelled b here, a there"
+        assert details["002"] == "same as 000 (train); labeled b here, a there"
         assert findings["conflict_examples"][0][2] == {"image_id": "002", "label": "b"}
 
 

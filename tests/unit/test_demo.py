@@ -253,17 +253,17 @@ def test_exif_orientation_turns_the_picture_upright(
         assert stored.size != (meant.shape[1], meant.shape[0]) or np.abs(np.asarray(stored) - meant).mean() > 12
 
 
-def test_colour_does_not_give_the_class_away(planned: dict[str, demo.PlannedFile]) -> None:
-    """Nearest class mean over the average colour of the middle guesses about as well as chance (one in six)."""
+def test_color_does_not_give_the_class_away(planned: dict[str, demo.PlannedFile]) -> None:
+    """Nearest class mean over the average color of the middle guesses about as well as chance (one in six)."""
     entries = [entry for path, entry in planned.items() if entry.split in ("val", "test") and not entry.damage]
-    colours, labels = [], []
+    colors, labels = [], []
     for entry in entries:
         image = demo.draw(0, entry)[0]
         w, h = image.size
         middle = image.crop((w * 3 // 8, h * 3 // 8, w * 5 // 8, h * 5 // 8))
-        colours.append(np.asarray(middle, np.float32).mean((0, 1)))
+        colors.append(np.asarray(middle, np.float32).mean((0, 1)))
         labels.append(demo.CLASSES.index(entry.shown))
-    x, y = np.stack(colours), np.array(labels)
+    x, y = np.stack(colors), np.array(labels)
     half = np.arange(len(y)) % 2 == 0
     means = np.stack([x[half & (y == k)].mean(0) for k in range(len(demo.CLASSES))])
     guess = np.linalg.norm(x[~half][:, None] - means[None], axis=2).argmin(1)

@@ -28,7 +28,7 @@ BACKBONE = "shufflenet_v2_x0_5"  # with batch normalization
 
 
 def make_target(source: Dataset, rows: int = 20, size: int = 32, name: str = "02") -> Dataset:
-    """Unlabelled images beside the source's: lighter ones of one class, in another number."""
+    """Unlabeled images beside the source's: lighter ones of one class, in another number."""
     uri = f"{source.uri[:-2]}{name}"
     images = np.random.default_rng(1).integers(100, 256, (rows, size, size, 3)).astype(np.uint8)
     file = write_split(uri, "train", images, [0] * rows, group=16)

@@ -148,40 +148,40 @@ def test_an_epoch_of_training_and_an_evaluation(chain: Chain) -> None:
 
 
 @pytest.fixture(scope="module")
-def coloured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
+def colored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
     with one_core():
-        yield chain_of(tmp_path_factory.mktemp("coloured"), "rgb", "420")
+        yield chain_of(tmp_path_factory.mktemp("colored"), "rgb", "420")
 
 
-def test_quality_and_subsampling_change_the_size_only(coloured: Chain) -> None:
+def test_quality_and_subsampling_change_the_size_only(colored: Chain) -> None:
     def stored(**options: Any) -> Dataset:
-        return resized(coloured.workspace, coloured.clean, image_size=SIZE, encoding="jpeg", **options)
+        return resized(colored.workspace, colored.clean, image_size=SIZE, encoding="jpeg", **options)
 
     sizes = [stored(jpeg_quality=quality).manifest.totals.bytes for quality in (30, 90, 100)]
-    assert sizes == sorted(sizes) and sizes[0] < sizes[-1] / 3 and sizes[1] == coloured.jpeg.manifest.totals.bytes
+    assert sizes == sorted(sizes) and sizes[0] < sizes[-1] / 3 and sizes[1] == colored.jpeg.manifest.totals.bytes
     full = stored(jpeg_subsampling="444")
-    assert full.manifest.totals.bytes > coloured.jpeg.manifest.totals.bytes
-    assert full.fingerprint != coloured.jpeg.fingerprint != coloured.raw.fingerprint
+    assert full.manifest.totals.bytes > colored.jpeg.manifest.totals.bytes
+    assert full.fingerprint != colored.jpeg.fingerprint != colored.raw.fingerprint
 
 
-def test_the_same_images_give_the_same_bytes(coloured: Chain, tmp_path: Path) -> None:
+def test_the_same_images_give_the_same_bytes(colored: Chain, tmp_path: Path) -> None:
     repeated = chain_of(tmp_path, "rgb", "420").jpeg
-    assert [f.sha256 for f in repeated.manifest.files] == [f.sha256 for f in coloured.jpeg.manifest.files]
-    assert repeated.fingerprint == coloured.jpeg.fingerprint
+    assert [f.sha256 for f in repeated.manifest.files] == [f.sha256 for f in colored.jpeg.manifest.files]
+    assert repeated.fingerprint == colored.jpeg.fingerprint
 
 
-def test_jpeg_with_a_stored_margin_is_read_with_the_margin(coloured: Chain) -> None:
-    stored = resized(coloured.workspace, coloured.clean, image_size=40, store_size=44, encoding="jpeg")
+def test_jpeg_with_a_stored_margin_is_read_with_the_margin(colored: Chain) -> None:
+    stored = resized(colored.workspace, colored.clean, image_size=40, store_size=44, encoding="jpeg")
     (first, *_) = iter_batches(stored, "train", 8)
     assert first.images.shape == (8, 44, 44, 3)
-    assert trained(coloured.workspace, stored).manifest.image.shape == (40, 40, 3)
+    assert trained(colored.workspace, stored).manifest.image.shape == (40, 40, 3)
 
 
 @pytest.mark.parametrize("color", ["lab", "ycbcr"])
 def test_unsupported_jpeg_tensors_are_rejected(color: str, tmp_path: Path) -> None:
     workspace = Workspace.open(str(tmp_path))
     clean = clean_photos(workspace, color, {"train": 2})
-    with pytest.raises(UserError, match=f"^encoding: expected raw with this colour.*jpeg with {color}"):
+    with pytest.raises(UserError, match=f"^encoding: expected raw with this color.*jpeg with {color}"):
         resized(workspace, clean, encoding="jpeg")
     with pytest.raises(UserError, match=r"^encoding: expected raw with edges"):
         ResizeConfig.from_values({"encoding": "jpeg", "edges": "canny"})
@@ -215,41 +215,41 @@ def test_estimate_logs_size_and_rate_of_both_encodings(chain: Chain) -> None:
     assert log_estimate(chain.clean)[1].endswith("chosen: raw")
 
 
-def test_link_limits_the_rate_of_raw_pixels(coloured: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_link_limits_the_rate_of_raw_pixels(colored: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_measure_rate", lambda images, image: 30_000 if image.encoding == "raw" else 4_900)
-    raw, jpeg = log_estimate(coloured.clean, image_size=224)
+    raw, jpeg = log_estimate(colored.clean, image_size=224)
     assert raw == "raw: 6.3 MB, read at about 30,000 images/s from memory, 660/s over a 100 MB/s link"
     assert "decoded at about 4,900 images/s, 4,900/s over that link" in jpeg
-    assert log_estimate(coloured.clean, copies=3)[0].startswith(f"raw: {(42 + 3 * 24) * SIZE * SIZE * 3 / 1000:.1f} kB")
+    assert log_estimate(colored.clean, copies=3)[0].startswith(f"raw: {(42 + 3 * 24) * SIZE * SIZE * 3 / 1000:.1f} kB")
 
 
 @pytest.mark.parametrize(
     "options", [{"resize_mode": "letterbox"}, {"resize_mode": "squash", "interpolation": "area"}, {"store_size": 52}]
 )
-def test_every_geometry_is_estimated(options: dict[str, Any], coloured: Chain) -> None:
-    stored = resized(coloured.workspace, coloured.clean, image_size=SIZE, encoding="jpeg", **options)
-    match = re.search(r"\): (\d+\.\d) kB", log_estimate(coloured.clean, **options)[1])
+def test_every_geometry_is_estimated(options: dict[str, Any], colored: Chain) -> None:
+    stored = resized(colored.workspace, colored.clean, image_size=SIZE, encoding="jpeg", **options)
+    match = re.search(r"\): (\d+\.\d) kB", log_estimate(colored.clean, **options)[1])
     assert match and abs(float(match[1]) * 1000 / stored.manifest.totals.bytes - 1) < 0.1
 
 
-def test_estimate_without_jpeg_has_one_line(tmp_path: Path, coloured: Chain) -> None:
-    (line,) = log_estimate(coloured.clean, edges="both")
+def test_estimate_without_jpeg_has_one_line(tmp_path: Path, colored: Chain) -> None:
+    (line,) = log_estimate(colored.clean, edges="both")
     assert line.startswith("raw: ") and line.endswith("; edges can't be kept as JPEG")
     lab = clean_photos(Workspace.open(str(tmp_path)), "lab", {"train": 2})
     (line,) = log_estimate(lab)
     assert line.endswith("; lab can't be kept as JPEG")
 
 
-def test_sample_covers_all_splits_and_is_deterministic(coloured: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sample_covers_all_splits_and_is_deterministic(colored: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "READ_S", 60)
-    sampled = sample_images(coloured.clean)
-    assert sampled == sample_images(coloured.clean) and 9 <= len(sampled) <= module.SAMPLED_IMAGES
+    sampled = sample_images(colored.clean)
+    assert sampled == sample_images(colored.clean) and 9 <= len(sampled) <= module.SAMPLED_IMAGES
     of_split = {
-        split: {row["bytes"] for row in tables(coloured.clean, split).column("image").to_pylist()} for split in NUMBERS
+        split: {row["bytes"] for row in tables(colored.clean, split).column("image").to_pylist()} for split in NUMBERS
     }
     assert all(of_split[split] & set(sampled) for split in NUMBERS)
     monkeypatch.setattr(module, "READ_S", 0)
-    assert 0 < len(sample_images(coloured.clean)) < len(sampled)  # slow storage: one file is enough
+    assert 0 < len(sample_images(colored.clean)) < len(sampled)  # slow storage: one file is enough
 
 
 def test_an_estimate_fails_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
@@ -271,7 +271,7 @@ def test_resize_logs_the_estimate_once(tmp_path: Path, capfd: Any) -> None:
         assert stderr.count("[resize] raw: ") == stderr.count("; chosen: jpeg") == times
 
 
-def test_an_estimate_imports_nothing_heavy(coloured: Chain) -> None:
+def test_an_estimate_imports_nothing_heavy(colored: Chain) -> None:
     """torch takes two seconds, and half a second is what an estimate may cost."""
     program = (
         "import sys\n"
@@ -284,7 +284,7 @@ def test_an_estimate_imports_nothing_heavy(coloured: Chain) -> None:
         "print(len(list(estimate_encodings(clean, config, TensorSpec(config.geometry('rgb'))))))\n"
         "print(sorted({'torch', 'pandas', 'ray', 'torchvision'} & set(sys.modules)))\n"
     )
-    command = [sys.executable, "-c", program, coloured.clean.uri]
+    command = [sys.executable, "-c", program, colored.clean.uri]
     stdout = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     assert stdout.splitlines() == ["2", "[]"]
 

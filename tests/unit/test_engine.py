@@ -143,7 +143,7 @@ def test_a_task_whose_process_dies_is_named_and_done_again(
         results = list(run_tasks(numbers, mapped.end_process, (3, int(number)), executor))
     assert sorted(result["value"] for _, result in results) == list(range(12)) and not workers()
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("[clean] ")]
-    assert lines == [f"[clean] {reason}; 7 rows are done again (number-2, try {n} of 20)" for n in (2, 3, 4)]
+    assert lines == [f"[clean] {reason}; 7 rows are done again (number-2, attempt {n} of 20)" for n in (2, 3, 4)]
 
 
 def test_a_task_that_always_brings_its_process_down_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

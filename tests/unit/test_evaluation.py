@@ -242,7 +242,7 @@ def test_a_temperature_of_views_that_cannot_be_fitted_is_that_of_the_model(
     monkeypatch.setattr(Dataset, "missing", lambda dataset: ["x"] if "/tensors/" in dataset.uri else [])
     evaluation = trained.evaluated(tta="flip", slices="none")
     assert evaluation.manifest.extra.calibration.temperature == 2.5
-    words = "probabilities with tta flip have the temperature of one view: the tensors with its validation images are"
+    words = "probabilities with tta flip are calibrated for one view: the tensors with its validation images are"
     assert words in capsys.readouterr().err
 
 

@@ -68,7 +68,7 @@ def test_torchvision_reads_tensors_pixel_by_pixel(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("color", ["gray", "green"])
-def test_one_channel_is_a_grey_png(tmp_path: Path, color: str) -> None:
+def test_one_channel_is_a_gray_png(tmp_path: Path, color: str) -> None:
     source = exports.tensors(str(tmp_path / "tensors" / "01"), (16, 16, 1), color=color)
     exports.run(source, "imagefolder", tmp_path / "out")
     for row in table(tmp_path / "out" / "labels.csv"):

@@ -158,7 +158,7 @@ def test_tensorflow_reads_the_records(name: str, plain: bool) -> None:
     assert (read_plain_shape(exports.odd_files()[name]) is not None) == plain
 
 
-def test_a_colour_png_of_16_bits_is_no_plain_one() -> None:
+def test_a_color_png_of_16_bits_is_no_plain_one() -> None:
     import cv2
 
     deep = np.random.default_rng(0).integers(0, 65536, (6, 5, 3), np.uint16)

@@ -429,8 +429,8 @@ def test_a_model_of_another_workspace_is_no_reference(workspace: Workspace, tmp_
         start={"model": str(tmp_path / "other" / "model" / "00"), "weights_sha256": "", "promotion": 1},
     )
     garbage = find_garbage(workspace, Policy(), lambda _: None)
-    (snapshot,) = garbage.retention.snapshots.values()
-    assert set(garbage.retention.reasons) == paths_of(model) and snapshot.references == ()
+    (dataset,) = garbage.retention.datasets.values()
+    assert set(garbage.retention.reasons) == paths_of(model) and dataset.references == ()
 
 
 def test_broken_record_stops_the_deletion(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:

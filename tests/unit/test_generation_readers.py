@@ -9,7 +9,7 @@ from pathlib import Path
 import chain
 import numpy as np
 import pytest
-from grown import clean_of, content, generations, relabelled, resized, several
+from grown import clean_of, content, generations, relabeled, resized, several
 from stored import numbered, rows_of
 
 from imagemill.components.dataset.manifest import Dataset, read_dataset
@@ -28,7 +28,7 @@ from imagemill.pipelines.cli import inspection
 
 PHOTOS = several(40)
 GROWN = {name: photo for name, photo in PHOTOS.items() if name != "p004"} | several(6, "new", "emu")
-GROWN["p006"] = relabelled(GROWN["p006"])
+GROWN["p006"] = relabeled(GROWN["p006"])
 
 
 @pytest.fixture(scope="module")

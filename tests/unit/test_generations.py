@@ -17,7 +17,7 @@ from grown import (
     decoded,
     from_nothing,
     generations,
-    relabelled,
+    relabeled,
     replaced,
     resized,
     several,
@@ -47,7 +47,7 @@ def edit(photos: dict[str, grown.Photo], edits: list[str], seed: int) -> dict[st
         elif word == "remove":
             del photos[name]
         elif word == "relabel":
-            photos[name] = relabelled(photos[name])
+            photos[name] = relabeled(photos[name])
         elif word == "replace":
             photos[name] = replaced(photos[name])
         else:
@@ -119,7 +119,7 @@ def test_reused_new_and_removed_images_are_logged(workspace: Workspace, capsys: 
     first = resized(clean_of(workspace, photos))
     del photos["p000"], photos["p007"]
     capsys.readouterr()
-    photos["p001"] = relabelled(photos["p001"])
+    photos["p001"] = relabeled(photos["p001"])
     resized(clean_of(workspace, photos | several(5, "new")))
     stderr = capsys.readouterr().err
     assert f"[resize] 123 images: 117 as in tensors/{first.fingerprint}, 6 new, 3 removed" in stderr

@@ -32,8 +32,8 @@ SECRETS = ("s3cr3t-user", "s3cr3t-pass", "s3cr3t-token")
 
 
 @dataclass
-class Behaviour:
-    """Behaviour of the server: it breaks connections after `breaks[0]`, `breaks[1]`, … bytes of body, then no more."""
+class Behavior:
+    """Behavior of the server: it breaks connections after `breaks[0]`, `breaks[1]`, … bytes of body, then no more."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     ranges: bool = True
@@ -55,7 +55,7 @@ class Behaviour:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    behaviour: Behaviour
+    behavior: Behavior
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -68,22 +68,22 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def do_GET(self) -> None:
-        behaviour, path = self.behaviour, self.path.partition("?")[0]
-        behaviour.requests.append((self.path, dict(self.headers)))
-        if path in behaviour.redirects:
-            return self._refuse(302, {"Location": behaviour.redirects[path]})
-        if behaviour.statuses:
-            return self._refuse(behaviour.statuses.pop(0))
-        if behaviour.authorization and self.headers.get("Authorization") != behaviour.authorization:
+        behavior, path = self.behavior, self.path.partition("?")[0]
+        behavior.requests.append((self.path, dict(self.headers)))
+        if path in behavior.redirects:
+            return self._refuse(302, {"Location": behavior.redirects[path]})
+        if behavior.statuses:
+            return self._refuse(behavior.statuses.pop(0))
+        if behavior.authorization and self.headers.get("Authorization") != behavior.authorization:
             return self._refuse(401)
-        changed = bool(behaviour.change_after) and len(behaviour.requests) > behaviour.change_after
-        body = (behaviour.changed if changed else behaviour.files).get(path)
-        etag = behaviour.changed_etag if changed else behaviour.etag
+        changed = bool(behavior.change_after) and len(behavior.requests) > behavior.change_after
+        body = (behavior.changed if changed else behavior.files).get(path)
+        etag = behavior.changed_etag if changed else behavior.etag
         if body is None:
             return self._refuse(404)
         start = 0
         range_match = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if range_match and behaviour.ranges and self.headers.get("If-Range") in (None, etag):
+        if range_match and behavior.ranges and self.headers.get("If-Range") in (None, etag):
             start = int(range_match[1])
             self.send_response(206)
             self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
@@ -91,17 +91,17 @@ class Handler(BaseHTTPRequestHandler):
             self.send_response(200)
         if etag:
             self.send_header("ETag", etag)
-        if behaviour.ranges and behaviour.advertise:
+        if behavior.ranges and behavior.advertise:
             self.send_header("Accept-Ranges", "bytes")
-        if behaviour.encoding:
-            self.send_header("Content-Encoding", behaviour.encoding)
+        if behavior.encoding:
+            self.send_header("Content-Encoding", behavior.encoding)
         self.send_header(
-            *(("Transfer-Encoding", "chunked") if behaviour.chunked else ("Content-Length", str(len(body) - start)))
+            *(("Transfer-Encoding", "chunked") if behavior.chunked else ("Content-Length", str(len(body) - start)))
         )
         self.end_headers()
         remaining = body[start:]
-        end = behaviour.breaks.pop(0) if behaviour.breaks else len(remaining)
-        if behaviour.chunked:
+        end = behavior.breaks.pop(0) if behavior.breaks else len(remaining)
+        if behavior.chunked:
             for offset in range(0, min(end, len(remaining)), 5000):
                 piece = remaining[offset : min(offset + 5000, end)]
                 self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
@@ -112,15 +112,15 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         if end < len(remaining):
             self.close_connection = True
-            if behaviour.reset:
+            if behavior.reset:
                 self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 self.connection.close()
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Behaviour]:
-    behaviour = Behaviour(files={"/file": BODY})
-    handler = type("Bound", (Handler,), {"behaviour": behaviour})
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Behavior]:
+    behavior = Behavior(files={"/file": BODY})
+    handler = type("Bound", (Handler,), {"behavior": behavior})
     running = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     running.handle_error = lambda *_: None  # type: ignore[method-assign,assignment]
     threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
@@ -128,9 +128,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Behaviour]:
     monkeypatch.setattr(streams, "STALL_S", 0.5)
     monkeypatch.setattr(errors.with_retry, "__defaults__", (0.4,))  # the deadline
     monkeypatch.setattr(errors.random, "uniform", lambda low, high: 0.05)
-    behaviour.base = f"http://127.0.0.1:{running.server_address[1]}"
+    behavior.base = f"http://127.0.0.1:{running.server_address[1]}"
     try:
-        yield behaviour
+        yield behavior
     finally:
         running.shutdown()
         running.server_close()
@@ -145,7 +145,7 @@ def read(url: str, buffer: int = 4 * 2**20) -> bytes:
 @pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
 @pytest.mark.parametrize("ranges", [True, False], ids=["ranges", "no ranges"])
 def test_broken_connections_are_resumed_and_the_data_is_the_same(
-    server: Behaviour, ranges: bool, chunked: bool, reset: bool
+    server: Behavior, ranges: bool, chunked: bool, reset: bool
 ) -> None:
     server.ranges, server.chunked, server.reset = ranges, chunked, reset
     server.breaks = [150_000, 5, 100_000, 3] if ranges else [150_000, 5, 300_000, 200_000]
@@ -153,7 +153,7 @@ def test_broken_connections_are_resumed_and_the_data_is_the_same(
     assert len(server.requests) == 5
 
 
-def test_resumed_transfer_requests_the_missing_range_only(server: Behaviour) -> None:
+def test_resumed_transfer_requests_the_missing_range_only(server: Behavior) -> None:
     server.breaks = [300_000]
     assert read(f"{server.base}/file") == BODY
     assert server.requests[1][1]["Range"] == "bytes=300000-"
@@ -166,7 +166,7 @@ def test_resumed_transfer_requests_the_missing_range_only(server: Behaviour) -> 
     ids=["always breaks", "deleted"],
 )
 def test_a_transfer_that_cannot_be_resumed_is_a_transient_error(
-    server: Behaviour, breaks: list[int], change_after: int, message: str
+    server: Behavior, breaks: list[int], change_after: int, message: str
 ) -> None:
     server.breaks, server.change_after = breaks, change_after
     with pytest.raises(TransientError, match=message):
@@ -178,7 +178,7 @@ def test_a_transfer_that_cannot_be_resumed_is_a_transient_error(
     "etags", [('"one"', '"two"'), ('W/"one"', 'W/"two"'), ("", "")], ids=["strong", "weak", "none"]
 )
 def test_file_that_changes_during_a_transfer_is_an_error(
-    server: Behaviour, ranges: bool, etags: tuple[str, str]
+    server: Behavior, ranges: bool, etags: tuple[str, str]
 ) -> None:
     server.ranges, server.change_after = ranges, 1
     server.etag, server.changed_etag = etags
@@ -193,33 +193,33 @@ def test_file_that_changes_during_a_transfer_is_an_error(
     [(404, FileNotFoundError), (410, FileNotFoundError), (403, UserError), (401, UserError), (400, UserError),
      (500, TransientError), (503, TransientError), (429, TransientError), (408, TransientError)],
 )  # fmt: skip
-def test_each_status_has_its_error(server: Behaviour, status: int, error: type[Exception]) -> None:
+def test_each_status_has_its_error(server: Behavior, status: int, error: type[Exception]) -> None:
     server.statuses = [status] * 50
     with pytest.raises(error) as raised:
         HttpFile(f"{server.base}/file")
     assert isinstance(raised.value, FileNotFoundError) or str(status) in str(raised.value)
 
 
-def test_a_server_error_is_tried_again(server: Behaviour) -> None:
+def test_a_server_error_is_tried_again(server: Behavior) -> None:
     server.statuses = [500, 503]
     assert read(f"{server.base}/file") == BODY
 
 
-def test_refused_connection_is_a_transient_error(server: Behaviour) -> None:
+def test_refused_connection_is_a_transient_error(server: Behavior) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         with pytest.raises(TransientError, match="no answer"):
             HttpFile(f"http://127.0.0.1:{unused.getsockname()[1]}/file")
 
 
-def test_redirects_are_followed_and_a_redirect_loop_is_a_user_error(server: Behaviour) -> None:
+def test_redirects_are_followed_and_a_redirect_loop_is_a_user_error(server: Behavior) -> None:
     server.redirects = {"/old": f"{server.base}/older", "/older": "/file", "/round": "/round"}
     assert read(f"{server.base}/old") == BODY
     with pytest.raises(UserError, match="redirects"):
         HttpFile(f"{server.base}/round")
 
 
-def test_password_is_not_sent_to_another_host(server: Behaviour) -> None:
+def test_password_is_not_sent_to_another_host(server: Behavior) -> None:
     server.authorization = "Basic dXM6cCA="  # us:p and a space
     with_password = server.base.replace("http://", "http://us:p%20@")
     assert read(f"{with_password}/file") == BODY
@@ -228,19 +228,19 @@ def test_password_is_not_sent_to_another_host(server: Behaviour) -> None:
         HttpFile(f"{with_password}/away")
 
 
-def test_content_encoding_is_decoded_in_small_files_only(server: Behaviour) -> None:
+def test_content_encoding_is_decoded_in_small_files_only(server: Behavior) -> None:
     server.files, server.encoding = {"/file": gzip.compress(BODY)}, "gzip"
     assert read(f"{server.base}/file") == server.files["/file"]
     assert fetch(f"{server.base}/file", 10**7) == BODY
 
 
-def test_fetch_returns_none_for_missing_files_and_limits_the_size(server: Behaviour) -> None:
+def test_fetch_returns_none_for_missing_files_and_limits_the_size(server: Behavior) -> None:
     assert fetch(f"{server.base}/nothing", 10) is None
     assert fetch(f"{server.base}/file", len(BODY)) == BODY
     assert fetch(f"{server.base}/file", 10) == BODY[:11]
 
 
-def test_seeking_reads_the_right_bytes(server: Behaviour) -> None:
+def test_seeking_reads_the_right_bytes(server: Behavior) -> None:
     with HttpFile(f"{server.base}/file") as file:
         assert file.seekable()
         file.seek(-10, io.SEEK_END)
@@ -252,7 +252,7 @@ def test_seeking_reads_the_right_bytes(server: Behaviour) -> None:
 
 
 @pytest.mark.parametrize(("ranges", "chunked"), [(True, False), (False, False), (True, True)])
-def test_a_zip_is_read_with_ranges_and_without(server: Behaviour, ranges: bool, chunked: bool) -> None:
+def test_a_zip_is_read_with_ranges_and_without(server: Behavior, ranges: bool, chunked: bool) -> None:
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:
         for number in range(5):
@@ -262,7 +262,7 @@ def test_a_zip_is_read_with_ranges_and_without(server: Behaviour, ranges: bool, 
     assert members == [Member(f"{number}.jpg", BODY[number * 1000 :][:50_000]) for number in range(5)]
 
 
-def test_only_sources_with_length_and_validator_have_a_listing(server: Behaviour) -> None:
+def test_only_sources_with_length_and_validator_have_a_listing(server: Behavior) -> None:
     first = ArchiveSource(f"{server.base}/file").listing()
     assert first and first == ArchiveSource(f"{server.base}/file").listing()
     server.etag = '"other"'
@@ -292,7 +292,7 @@ def secret_url(base: str, path: str) -> str:
 
 @pytest.mark.parametrize("failure", ["", "statuses", "404", "break", "broken zip", "one class"])
 def test_secrets_of_a_url_are_in_no_file_and_no_log(
-    server: Behaviour, failure: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    server: Behavior, failure: str, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as archive:

@@ -99,17 +99,17 @@ def test_palette_transparency_is_laid_over_white() -> None:
         assert decode(data, "gray").pixels[0, 1, 0] == 255
 
 
-def test_transparent_colours_of_rgb_and_grey_pngs_are_laid_over_white() -> None:
+def test_transparent_colors_of_rgb_and_gray_pngs_are_laid_over_white() -> None:
     rgb = Image.new("RGB", (2, 1), (10, 20, 30))
     rgb.putpixel((1, 0), (1, 2, 3))
     decoded = decode(saved(rgb, "PNG", transparency=(1, 2, 3)))
     assert decoded.pixels[0].tolist() == [[10, 20, 30], [255, 255, 255]]
     assert not decoded.as_stored
-    grey = Image.new("L", (2, 1), 7)
-    grey.putpixel((1, 0), 9)
-    decoded = decode(saved(grey, "PNG", transparency=9), "gray")
+    gray = Image.new("L", (2, 1), 7)
+    gray.putpixel((1, 0), 9)
+    decoded = decode(saved(gray, "PNG", transparency=9), "gray")
     assert decoded.pixels[0, :, 0].tolist() == [7, 255]
-    assert not decoded.as_stored, "a reader of the stored bytes would see the colour that is transparent"
+    assert not decoded.as_stored, "a reader of the stored bytes would see the color that is transparent"
 
 
 def test_pa_tiff_and_pa_png_are_read() -> None:
@@ -122,7 +122,7 @@ def test_pa_tiff_and_pa_png_are_read() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_16_bit_grey_keeps_its_high_byte(kind: str) -> None:
+def test_16_bit_gray_keeps_its_high_byte(kind: str) -> None:
     values = np.array([[0, 255, 256, 0x1234, 0xFFFF]], np.uint16)
     data = saved(Image.fromarray(values), kind)
     assert decode(data, "gray").pixels[0, :, 0].tolist() == [0, 0, 1, 0x12, 0xFF]

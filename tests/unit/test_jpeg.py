@@ -53,12 +53,12 @@ def with_thumbnail() -> bytes:
 
 
 PLAIN = saved(picture(), "JPEG")
-GREY = saved(picture("L"), "JPEG")
+GRAY = saved(picture("L"), "JPEG")
 PLAIN_ONES = {
     "plain": PLAIN,
-    "grey": GREY,
+    "gray": GRAY,
     "progressive": saved(picture(), "JPEG", progressive=True),
-    "progressive grey": saved(picture("L"), "JPEG", progressive=True),
+    "progressive gray": saved(picture("L"), "JPEG", progressive=True),
     "4:4:4": saved(picture(), "JPEG", subsampling=0),
     "4:1:1": simplejpeg.encode_jpeg(np.asarray(picture()), colorsubsampling="411"),
     "4:4:0": simplejpeg.encode_jpeg(np.asarray(picture()), colorsubsampling="440"),
@@ -103,7 +103,7 @@ PILLOWS = {
     "broken exif": saved(picture(), "JPEG", exif=b"Exif\0\0garbage"),
     "exif before the scan": insert_bytes(PLAIN, segment(0xE1, with_orientation(8).tobytes()), SOS),
     "xmp": insert_bytes(PLAIN, segment(0xE1, XMP)),
-    "xmp of a grey one": insert_bytes(GREY, segment(0xE1, XMP)),
+    "xmp of a gray one": insert_bytes(GRAY, segment(0xE1, XMP)),
     "thumbnail in exif": with_thumbnail(),
     "app1 of others": insert_bytes(PLAIN, segment(0xE1, b"anything")),
     "mpo": saved(picture(), "MPO", save_all=True, append_images=[ImageOps.mirror(picture())]),
@@ -199,12 +199,12 @@ def test_a_plain_jpeg_never_meets_pillow(monkeypatch: pytest.MonkeyPatch) -> Non
         raise AssertionError("Pillow was asked")
 
     monkeypatch.setattr(images, "open_image", opened)
-    assert decode(PLAIN).pixels.shape == (HEIGHT, WIDTH, 3) and decode(GREY, "red").as_stored
+    assert decode(PLAIN).pixels.shape == (HEIGHT, WIDTH, 3) and decode(GRAY, "red").as_stored
     with pytest.raises(AssertionError):
         decode(PILLOWS["exif"])
 
 
-@pytest.mark.parametrize("name", ["plain", "progressive grey", "exif", "adobe rgb", "mpo"])
+@pytest.mark.parametrize("name", ["plain", "progressive gray", "exif", "adobe rgb", "mpo"])
 def test_cut_anywhere(name: str) -> None:
     data = VARIANTS[name]
     scan = data.index(SOS) + 16
@@ -241,7 +241,7 @@ SEGMENTS = st.builds(
 
 
 @given(
-    st.sampled_from(["plain", "grey", "progressive"]), st.lists(SEGMENTS, max_size=3), st.sampled_from([b"", DQT, SOS])
+    st.sampled_from(["plain", "gray", "progressive"]), st.lists(SEGMENTS, max_size=3), st.sampled_from([b"", DQT, SOS])
 )
 @settings(max_examples=150, deadline=None)
 def test_segments_put_in_anywhere(name: str, segments: list[bytes], before: bytes) -> None:

@@ -26,7 +26,7 @@ BOX = [{"name": "pet", "xmin": 31.0, "ymin": 21.0, "xmax": 130.0, "ymax": 100.0}
 
 
 def labels() -> Any:
-    """uint8 [H, W], a trimap: 1 in an off-centre ellipse, 3 on a ring around it, 2 elsewhere."""
+    """uint8 [H, W], a trimap: 1 in an off-center ellipse, 3 on a ring around it, 2 elsewhere."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     far = np.hypot((x - 70) / 40, (y - 60) / 30)
     return np.where(far < 1, 1, np.where(far < 1.2, 3, 2)).astype(np.uint8)

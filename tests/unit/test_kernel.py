@@ -169,15 +169,15 @@ CLEAR.putalpha(100)
 PALETTE = RGB.quantize(16)
 EXIF = exif(6)
 PLAIN = {
-    "png": saved(RGB, "PNG"), "grey png": saved(GRAY, "PNG"), "png with dpi": saved(RGB, "PNG", dpi=(72, 72)),
+    "png": saved(RGB, "PNG"), "gray png": saved(GRAY, "PNG"), "png with dpi": saved(RGB, "PNG", dpi=(72, 72)),
     "webp": saved(RGB, "WEBP", quality=80), "bmp": saved(RGB, "BMP"),
 }  # fmt: skip
 OTHERS = {
     "alpha png": saved(RGB.convert("RGBA"), "PNG"), "palette png": saved(PALETTE, "PNG"),
-    "transparent colour": saved(RGB, "PNG", transparency=(1, 2, 3)), "turned png": saved(RGB, "PNG", exif=EXIF),
+    "transparent color": saved(RGB, "PNG", transparency=(1, 2, 3)), "turned png": saved(RGB, "PNG", exif=EXIF),
     "16 bits": saved(Image.fromarray(noise(9, 9, 1)[:, :, 0].astype(np.uint16) * 250), "PNG"),
     "lossless webp": saved(RGB, "WEBP", lossless=True), "alpha webp": saved(CLEAR, "WEBP"),
-    "turned webp": saved(RGB, "WEBP", exif=EXIF), "palette bmp": saved(PALETTE, "BMP"), "grey bmp": saved(GRAY, "BMP"),
+    "turned webp": saved(RGB, "WEBP", exif=EXIF), "palette bmp": saved(PALETTE, "BMP"), "gray bmp": saved(GRAY, "BMP"),
     "cut png": PLAIN["png"][:-20], "cut webp": PLAIN["webp"][:-20], "cut bmp": PLAIN["bmp"][:-20],
     "32 bits": saved(RGB.convert("RGBA"), "BMP"), "gif": saved(PALETTE, "GIF"), "tiff": saved(RGB, "TIFF"),
     "half a header": PLAIN["png"][:30], "half a bitmap": PLAIN["bmp"][:40],
@@ -208,7 +208,7 @@ def test_pillow_is_not_on_the_way_of_plain_pictures(monkeypatch: pytest.MonkeyPa
     for name in ("open", "fromarray", "new"):
         monkeypatch.setattr(Image, name, no_pillow)
     for data in pictures:
-        color = "gray" if data == PLAIN["grey png"] else "rgb"
+        color = "gray" if data == PLAIN["gray png"] else "rgb"
         assert decode_and_resize(data, Geometry(16, color=color)).shape[0] == 16
 
 

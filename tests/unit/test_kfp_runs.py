@@ -130,7 +130,7 @@ def test_version_is_named_by_release_date_and_content(mill: Commands) -> None:
     assert version["name"] == f"{code_version()}-{sha256[:16]}"
     assert re.fullmatch(r"[a-z0-9]([-.a-z0-9]*[a-z0-9])?", version["name"])  # what KFP asks for, with its store in CRDs
     summary, _, header, line, *rows = version["description"].splitlines()
-    assert summary.startswith("Labelled images in, a better classifier out (") and sha256[:16] in summary
+    assert summary.startswith("Labeled images in, a better classifier out (") and sha256[:16] in summary
     assert header == "| parameter | meaning | default | choices |" and line == "|---|---|---|---|"
     table = {cells[0]: cells[1:] for cells in (cells_of(row) for row in rows)}
     assert list(table) == [*FORM_PARAMETERS, "config"]

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-import mislabelled
+import mislabeled
 import numpy as np
 import photos
 import pytest
@@ -237,14 +237,14 @@ def test_many_features_are_projected_and_distances_stay(monkeypatch: pytest.Monk
             0.5,
             ["no wrong labels are looked for, since classifiers guess"],
         ),
-        ({"images": 1200, "suspects": 0}, 0.5, ["none of 1,200 training images looks mislabelled"]),
+        ({"images": 1200, "suspects": 0}, 0.5, ["none of 1,200 training images looks mislabeled"]),
         (
             {"images": 9, "suspects": 0, "agreement": 0.114},
             0.1,
-            ["none of 9 training images looks mislabelled to classifiers that agree with 11% of the labels"],
+            ["none of 9 training images looks mislabeled to classifiers that agree with 11% of the labels"],
         ),
-        ({"images": 560, "suspects": 1}, 1.0, ["1 of 560 training images looks mislabelled: the report shows them"]),
-        ({"images": 560, "suspects": 12}, 0.9, ["12 of 560 training images look mislabelled", "10.0% of the test"]),
+        ({"images": 560, "suspects": 1}, 1.0, ["1 of 560 training images looks mislabeled: the report shows them"]),
+        ({"images": 560, "suspects": 12}, 0.9, ["12 of 560 training images look mislabeled", "10.0% of the test"]),
     ],
 )
 def test_review_is_described_in_log_lines(review: dict[str, Any], accuracy: float, lines: list[str]) -> None:
@@ -310,7 +310,7 @@ def test_the_step_finds_flipped_labels_and_the_report_shows_them(
     ranked = [row for row in rows if row["rank"]]
     assert len(rows) == file.rows == review.listed >= 100, "the highest losses are listed too"
     assert [row["rank"] for row in ranked] == list(range(1, review.suspects + 1))
-    comparison = mislabelled.compare(
+    comparison = mislabeled.compare(
         [(row["image_id"], row["suggested"]) for row in ranked],
         {image_id: ("cat", "dog")[int(image_id[5:-4]) % 2] for image_id in wrong_ids},
         wrong_ids,
@@ -319,7 +319,7 @@ def test_the_step_finds_flipped_labels_and_the_report_shows_them(
     # may find few; but of 5 images named by chance 3 would be among the 8 of 120 in 2 of 1,000 cases.
     assert comparison.wrong == 8 and comparison.hits >= 3 and comparison.precision >= 0.6, comparison
     assert comparison.suggested == comparison.hits
-    assert f"{len(ranked)} of 120 training images look mislabelled" in capfd.readouterr().err
+    assert f"{len(ranked)} of 120 training images look mislabeled" in capfd.readouterr().err
     rest = [row["loss"] for row in rows if not row["rank"]]
     assert rest == sorted(rest, reverse=True)
 
@@ -360,19 +360,19 @@ def test_the_page_shows_suspects_and_escapes_their_names(tmp_path: Path) -> None
     shown = {"images": 90, "total": 1, "why": "", "losses": [hostile], "rows": [hostile]}
     listed = ["image_id,label,suggested", f"{reported.HOSTILE},cat,dog"]
     page = Page(report.render_page(facts | {"suspects": shown | {"listed": listed}}))
-    assert "1 training image of 90 looks mislabelled" in page.text and "98% against 1%" in page.text
+    assert "1 training image of 90 looks mislabeled" in page.text and "98% against 1%" in page.text
     assert listed[1] in page.text and not [tag for tag, _ in page.tags if tag == "script"]
     for top1, is_doubted in ((0.99, False), (0.8, True)):
         changed = facts | {"metrics": facts["metrics"] | {"top1": top1}, "suspects": shown | {"listed": listed}}
         assert ("on 20.0% of the test images" in Page(report.render_page(changed)).text) == is_doubted
     page = Page(report.render_page(facts | {"suspects": shown | {"rows": [], "total": 0, "listed": []}}))
-    assert "None of 90 training images looks mislabelled" in page.text
+    assert "None of 90 training images looks mislabeled" in page.text
 
 
 def test_planting_is_a_function_of_its_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mislabelled, "generate", lambda seed: iter(()))  # the pictures are the demo's own
-    first, second = (mislabelled.plant(tmp_path / name, 0.05, 1) for name in "ab")
-    other = mislabelled.plant(tmp_path / "c", 0.05, 2)
+    monkeypatch.setattr(mislabeled, "generate", lambda seed: iter(()))  # the pictures are the demo's own
+    first, second = (mislabeled.plant(tmp_path / name, 0.05, 1) for name in "ab")
+    other = mislabeled.plant(tmp_path / "c", 0.05, 2)
     assert first == second != other
     assert (tmp_path / "a" / "labels.csv").read_bytes() == (tmp_path / "b" / "labels.csv").read_bytes()
     rows = [line.split(",") for line in (tmp_path / "a" / "labels.csv").read_text().splitlines()[1:]]

@@ -20,7 +20,7 @@ from launching import (
     write_tensors,
 )
 
-from imagemill.components.storage.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER
+from imagemill.components.storage.errors import EXIT_INTERNAL, EXIT_TRANSIENT, EXIT_USER
 from imagemill.pipelines.cluster.cluster_file import RUN_LABEL
 from imagemill.pipelines.kuberay import launcher
 
@@ -53,12 +53,12 @@ ENDINGS: dict[str, tuple[Sequence[Act], int, str]] = {
     ),
     "our error": (
         (*STARTED, job_failed(1, "ValueError: oh"), status("Failed", "FAILED", reason="AppFailed")),
-        EXIT_OURS, "ValueError: oh",
+        EXIT_INTERNAL, "ValueError: oh",
     ),
     "deleted with its record": ((*STARTED, job_failed(2, "color: expected x"), deleted), EXIT_USER, "color: expected"),
     "without record": (
         (*STARTED, status("Failed", "FAILED", reason="AppFailed", message=APP.format(1, "Traceback\nKeyError: 3"))),
-        EXIT_OURS, "KeyError: 3",
+        EXIT_INTERNAL, "KeyError: 3",
     ),
     "said in its log": (
         (*STARTED, status("Failed", "FAILED", reason="AppFailed",

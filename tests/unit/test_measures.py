@@ -36,16 +36,16 @@ def to_gray(pixels: Pixels) -> Pixels:
 
 
 def compute_by_definition(pixels: Pixels) -> dict[str, float]:
-    grey = to_gray(halve(pixels)).astype(float)
-    around = grey
+    gray = to_gray(halve(pixels)).astype(float)
+    around = gray
     for axis in (0, 1):
-        edge = "reflect" if grey.shape[axis] > 1 else "edge"
+        edge = "reflect" if gray.shape[axis] > 1 else "edge"
         around = np.pad(around, [(1, 1) if a == axis else (0, 0) for a in (0, 1)], mode=edge)  # type: ignore[call-overload]
     laplacian = around[:-2, 1:-1] + around[2:, 1:-1] + around[1:-1, :-2] + around[1:-1, 2:] - 4 * around[1:-1, 1:-1]
-    shares = [float((grey == value).mean()) for value in range(256)]
+    shares = [float((gray == value).mean()) for value in range(256)]
     return {
-        "brightness": grey.mean() / 255,
-        "contrast": grey.std() / 255,
+        "brightness": gray.mean() / 255,
+        "contrast": gray.std() / 255,
         "sharpness": laplacian.var(),
         "entropy": -sum(p * math.log2(p) for p in shares if p),
     }
@@ -62,7 +62,7 @@ def make_noise(*shape: int, seed: int = 0) -> Pixels:
 
 
 def make_scene(height: int = 240, width: int = 320) -> Pixels:
-    """A smooth colourful picture with some texture, away from black and white."""
+    """A smooth colorful picture with some texture, away from black and white."""
     coarse = np.random.default_rng(5).uniform(60, 190, (6, 8, 3)).astype(np.float32)
     smooth = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
     return (smooth + make_noise(height, width, 1) / 16).clip(20, 220).astype(np.uint8)
@@ -74,7 +74,7 @@ def make_checkerboard() -> Pixels:
 
 
 def make_two_tone() -> Pixels:
-    """A quarter of dark grey above light grey, [40, 12, 3]."""
+    """A quarter of dark gray above light gray, [40, 12, 3]."""
     return np.broadcast_to(np.where(np.arange(40) < 10, 40, 200)[:, None, None], (40, 12, 3)).astype(np.uint8)
 
 
@@ -84,7 +84,7 @@ PICTURES: dict[str, Callable[[], Pixels]] = {
     "gradient": lambda: np.tile(np.arange(256, dtype=np.uint8), (64, 1))[..., None],
     "two-tone": make_two_tone,
     "noise": lambda: make_noise(51, 64, 3),
-    "grey noise": lambda: make_noise(37, 41, 1),
+    "gray noise": lambda: make_noise(37, 41, 1),
     "scene": make_scene,
     **{f"{h}x{w}x{c}": lambda h=h, w=w, c=c: make_noise(h, w, c)  # type: ignore[misc]
        for h, w in ((1, 1), (1, 7), (1, 8), (9, 1), (2, 3), (3, 2), (2, 2)) for c in (1, 3)},
@@ -123,8 +123,8 @@ def test_colorfulness_follows_its_formula() -> None:
     for seed in range(5):
         pixels = make_noise(17, 23, 3, seed=seed) // (seed + 1)
         assert compute_colorfulness(pixels) == pytest.approx(compute_colorfulness_by_definition(pixels), rel=1e-12)
-    grey = np.repeat(make_noise(17, 23, 1), 3, axis=2)
-    assert compute_colorfulness(grey) == 0
+    gray = np.repeat(make_noise(17, 23, 1), 3, axis=2)
+    assert compute_colorfulness(gray) == 0
 
 
 def test_measures_are_exact_in_float32() -> None:

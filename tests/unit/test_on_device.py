@@ -141,8 +141,8 @@ def test_noise_has_the_given_deviation_and_depends_on_the_seed_only() -> None:
         assert deviation - 0.7 < float(plane.std()) < deviation
         within = float((plane.abs() <= deviation).double().mean())
         assert abs(within - math.erf((math.floor(deviation) + 1) / deviation / math.sqrt(2))) < 0.01
-        neighbours = torch.corrcoef(torch.stack([plane[:, :, 1:].flatten(), plane[:, :, :-1].flatten()]))
-        assert abs(float(neighbours[0, 1])) < 0.01
+        neighbors = torch.corrcoef(torch.stack([plane[:, :, 1:].flatten(), plane[:, :, :-1].flatten()]))
+        assert abs(float(neighbors[0, 1])) < 0.01
     same = add_noise(gray[:1], sigma[:1], seeds[:1])
     assert torch.equal(same[0].double() - 128, noise[0])
     distant = add_noise(gray[:1], sigma[:1], torch.tensor([7 + 2**40])).double() - 128
@@ -223,7 +223,7 @@ def test_resized_crop_matches_torchvision(
 
 
 def test_downscaling_is_antialiased() -> None:
-    """Stripes of two pixels are grey at a fifth of the size; under a plain bilinear filter they would be stripes."""
+    """Stripes of two pixels are gray at a fifth of the size; under a plain bilinear filter they would be stripes."""
     stripes = np.zeros((1, 160, 160, 3), np.uint8)
     stripes[:, :, ::4], stripes[:, :, 1::4] = 255, 255
     output = apply(stripes, make_params(1, matrix=crop(0, 0, 160, 160, 31)[None]), 31)
@@ -339,7 +339,7 @@ def test_operation_matches_the_cpu_engine(name: str) -> None:
 @settings(max_examples=20, deadline=None)
 def test_geometry_matches_the_cpu_engine(seed: int, size: int) -> None:
     """Turned, sheared, cut out, made larger, and a little perspective. Where the output shows nothing from outside, its
-    rim is half a pixel more of the border's colour here, and a little darker there. OpenCV before 5 interpolates in
+    rim is half a pixel more of the border's color here, and a little darker there. OpenCV before 5 interpolates in
     steps of a 32nd of a pixel: a few more pixels are one level apart."""
     bound = 0.05 if int(cv2.__version__.split(".")[0]) >= 5 else 0.2
     random, images = np.random.default_rng(seed), make_photos(4, 70, 80)

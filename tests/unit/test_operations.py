@@ -58,7 +58,7 @@ def test_median_is_the_median(name: str, channels: int, size: int) -> None:
 
 @pytest.mark.parametrize(("name", "channels"), PICTURES)
 @pytest.mark.parametrize("size", [3, 7])
-def test_bilateral_weighs_by_distance_and_colour(name: str, channels: int, size: int) -> None:
+def test_bilateral_weighs_by_distance_and_color(name: str, channels: int, size: int) -> None:
     pixels, radius = make_picture(name, channels), size // 2
     sigma = 0.3 * ((size - 1) / 2 - 1) + 0.8
     total, weight = np.zeros(pixels.shape), np.zeros((*pixels.shape[:2], 1))

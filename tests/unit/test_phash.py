@@ -100,7 +100,7 @@ CHANGES: dict[str, tuple[Change, int, float]] = {  # the change, the radius, the
     "png or webp": (reencode_other_format, 3, 0.99),
     "resized": (resize, 3, 0.99),
     "resized, then jpeg": (lambda p, r: reencode_jpeg(resize(p, r), r), 3, 0.99),
-    "cropped at the centre": (lambda p, r: crop(p, 0.5, 0.5), 10, 0.97),
+    "cropped at the center": (lambda p, r: crop(p, 0.5, 0.5), 10, 0.97),
     "cropped at a corner": (crop_corner, 10, 0.97),
     "cropped anywhere, then jpeg": (lambda p, r: reencode_jpeg(crop(p, *r.random(2)), r), 10, 0.97),
 }
@@ -162,14 +162,14 @@ def test_recall_and_precision_on_all_photographs() -> None:
 
 
 def test_different_drawings_do_not_match() -> None:
-    """Drawings of the demo: shapes, colours, places and grain differ, the layout hardly does."""
+    """Drawings of the demo: shapes, colors, places and grain differ, the layout hardly does."""
     drawings = [p for p in demo.plan(3) if p.form and not p.damage and p.fault is None][::6]
     distances, differences = compare_all([np.asarray(demo.draw(3, p)[0]) for p in drawings])
     assert len(differences) > 5000 and differences.min() > MAX_DIFFERENCE + 0.1
     assert (distances <= 3).mean() < 1e-3
 
 
-BASE = {"shape": "ellipse", "radius": 50, "at": (100, 100), "colour": (200, 40, 40), "ground": (245, 245, 240)}
+BASE = {"shape": "ellipse", "radius": 50, "at": (100, 100), "color": (200, 40, 40), "ground": (245, 245, 240)}
 
 
 def draw_shape(**changed: object) -> Pixels:
@@ -179,16 +179,16 @@ def draw_shape(**changed: object) -> Pixels:
     (x, y), r = spec["at"], spec["radius"]  # type: ignore[misc]
     draw = ImageDraw.Draw(image)
     if spec["shape"] == "triangle":
-        draw.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=spec["colour"])  # type: ignore
+        draw.polygon([(x, y - r), (x - r, y + r), (x + r, y + r)], fill=spec["color"])  # type: ignore
     else:
-        getattr(draw, str(spec["shape"]))((x - r, y - r, x + r, y + r), fill=spec["colour"])
+        getattr(draw, str(spec["shape"]))((x - r, y - r, x + r, y + r), fill=spec["color"])
     return np.asarray(image)
 
 
 @pytest.mark.parametrize(
     "changed",
     [
-        {"shape": "rectangle"}, {"shape": "triangle"}, {"colour": (40, 130, 40)}, {"colour": (40, 40, 200)},
+        {"shape": "rectangle"}, {"shape": "triangle"}, {"color": (40, 130, 40)}, {"color": (40, 40, 200)},
         {"ground": (20, 20, 60)}, {"at": (140, 100)}, {"at": (100, 125)}, {"radius": 35}, {"radius": 70},
     ],
 )  # fmt: skip
@@ -222,10 +222,10 @@ def compute_by_definition(luma: Pixels) -> tuple[list[float], list[int]]:
     frequencies = sorted(((i, j) for i in range(32) for j in range(32)), key=lambda f: (f[0] ** 2 + f[1] ** 2, f[0]))
     sums = []
     for values, count in maps:
-        centred = values - (values * window).sum() / window.sum()
+        centered = values - (values * window).sum() / window.sum()
         for i, j in frequencies[1 : 1 + count]:
             wave = np.cos(np.pi * i * at)[:, None] * np.cos(np.pi * j * at)
-            sums.append(float((centred * window * wave).sum()))
+            sums.append(float((centered * window * wave).sum()))
     return sums, [int(s > 0) for s in sums]
 
 
@@ -248,7 +248,7 @@ def test_hash_is_the_same_on_every_machine() -> None:
 
 @pytest.mark.parametrize("number", [0, 1, 7, 8, 9, 40])
 def test_measures_do_not_depend_on_the_pictures_beside(number: int) -> None:
-    """Grey and colored pictures of any size have the same measures together as alone."""
+    """Gray and colored pictures of any size have the same measures together as alone."""
     random = np.random.default_rng(number)
     shapes = [(*random.integers(1, 400, 2), random.choice([1, 3])) for _ in range(number)]
     pictures = [np.asarray(random.integers(0, 256, shape) // random.integers(1, 9), np.uint8) for shape in shapes]
@@ -282,12 +282,12 @@ def test_halving_and_shrinking() -> None:
             assert small.shape[0] / small.shape[1] == pytest.approx(shape[0] / shape[1], rel=0.01)
 
 
-def test_thumbnails_of_grey_and_of_colour() -> None:
+def test_thumbnails_of_gray_and_of_color() -> None:
     random = np.random.default_rng(0)
-    grey = np.kron(random.integers(0, 256, (12, 12)), np.ones((20, 20)))[..., None].astype(np.uint8)
-    colour = np.repeat(grey, 3, axis=2)
-    assert measure(grey).thumbnail == measure(colour).thumbnail and measure(grey).phash == measure(colour).phash
-    assert set(measure(grey).thumbnail[576:]) == {128}
+    gray = np.kron(random.integers(0, 256, (12, 12)), np.ones((20, 20)))[..., None].astype(np.uint8)
+    color = np.repeat(gray, 3, axis=2)
+    assert measure(gray).thumbnail == measure(color).thumbnail and measure(gray).phash == measure(color).phash
+    assert set(measure(gray).thumbnail[576:]) == {128}
     red = to_square(np.full((50, 60, 3), (255, 0, 0), np.uint8))
     assert encode_thumbnails(red[None]) == [bytes([76]) * 576 + bytes([255, 85]) * 144]
 

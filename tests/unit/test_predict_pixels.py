@@ -55,8 +55,8 @@ def _encode_forms() -> dict[str, bytes]:
         "turned.jpg": photos.saved(make(3, 130, 80), "JPEG", exif=photos.exif(6)),
         "mirrored.png": photos.saved(make(4), "PNG", exif=photos.exif(5)),
         "progressive.jpg": photos.saved(make(5), "JPEG", progressive=True),
-        "grey.jpg": photos.saved(make(7)[:, :, 0], "JPEG"),
-        "grey.png": photos.saved(make(8)[:, :, 1]),
+        "gray.jpg": photos.saved(make(7)[:, :, 0], "JPEG"),
+        "gray.png": photos.saved(make(8)[:, :, 1]),
         "plain.png": photos.saved(make(9, 61, 200)),
         "lossy.webp": photos.saved(make(10), "WEBP", quality=80),
         "lossless.webp": photos.saved(make(11), "WEBP", lossless=True),
@@ -118,13 +118,13 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "fashion": ({"preset": "fashion"}, {"preset": "fashion", "quality": "fast"}),
     "encoded again as JPEG": ({"denoise": "median", "equalize": "clahe"}, {"interpolation": "bicubic"}),
     "black and white": ({"binarize": "otsu"}, {"resize_mode": "squash"}),
-    "one channel of trimmed colours": ({"trim": "on", "color": "green", "denoise": "gaussian"}, {"edges": "sobel"}),
-    "grey, by what blur and boxes need": ({"background": "blur", "roi": "largest", "color": "gray"}, {}),
+    "one channel of trimmed colors": ({"trim": "on", "color": "green", "denoise": "gaussian"}, {"edges": "sobel"}),
+    "gray, by what blur and boxes need": ({"background": "blur", "roi": "largest", "color": "gray"}, {}),
     "lab": ({"color": "lab", "equalize": "histogram"}, {"interpolation": "area", "resize_size": 64}),
 }
 
 
-CHANGED = ("ocr", "encoded again as JPEG", "black and white", "one channel of trimmed colours", "lab")
+CHANGED = ("ocr", "encoded again as JPEG", "black and white", "one channel of trimmed colors", "lab")
 """Those whose cleaning changes the pixels of any photograph."""
 
 

@@ -111,7 +111,7 @@ def commit_model(folder: Path, color: str, edges: tuple[str, ...]) -> str:
 
 
 def test_channels_are_read_from_the_models_spec(tmp_path: Path) -> None:
-    """Grey and two edges are three channels, too: they must not be taken for red, green and blue."""
+    """Gray and two edges are three channels, too: they must not be taken for red, green and blue."""
     uri = commit_model(tmp_path, "gray", BOTH)
     original = network_for("gray", BOTH)
     image, sobel, canny = torch.randn(3, 2, 1, SIZE, SIZE).unbind()
@@ -127,10 +127,10 @@ def test_channels_are_read_from_the_models_spec(tmp_path: Path) -> None:
         compute_logits(more, image, sobel, canny), compute_logits(network_for("gray", ("sobel",)), image, sobel)
     )
     assert summary.endswith("canny from zero")
-    coloured, summary = load(uri, "rgb")
+    colored, summary = load(uri, "rgb")
     assert summary.endswith("trained on gray, the first convolution from scratch")
-    first = find_first_convolution(coloured, 3) + ".weight"
-    torch.testing.assert_close(coloured.state_dict()[first], network_for("rgb", seed=1).state_dict()[first])
+    first = find_first_convolution(colored, 3) + ".weight"
+    torch.testing.assert_close(colored.state_dict()[first], network_for("rgb", seed=1).state_dict()[first])
 
 
 def test_weights_of_five_channels_load_into_five_channels(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from imagemill.components.engine.ray_job import build_command
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.storage.errors import EXIT_OURS, EXIT_TRANSIENT, EXIT_USER, UserError
+from imagemill.components.storage.errors import EXIT_INTERNAL, EXIT_TRANSIENT, EXIT_USER, UserError
 from imagemill.pipelines.cluster import pod_fields
 from imagemill.pipelines.cluster.cluster_file import RUN_LABEL, Cluster, parse_cluster
 from imagemill.pipelines.kuberay import manifest as rayjob
@@ -308,7 +308,7 @@ def _holds(requirement: str, document: dict[str, str]) -> bool:
         ({"reason": "AppFailed", "message": "Job entrypoint command failed with exit code 2, …"}, EXIT_USER),
         ({"reason": "AppFailed", "message": "Job entrypoint command failed with exit code 75, …"}, EXIT_TRANSIENT),
         ({"reason": "AppFailed", "message": "Job entrypoint command failed with exit code 137, …"}, EXIT_TRANSIENT),
-        ({"reason": "AppFailed", "message": "Job entrypoint command failed with exit code 1, …"}, EXIT_OURS),
+        ({"reason": "AppFailed", "message": "Job entrypoint command failed with exit code 1, …"}, EXIT_INTERNAL),
         ({"reason": "AppFailed", "message": "Job entrypoint command failed with exit code 127, …"}, EXIT_USER),
         ({}, EXIT_TRANSIENT),
     ],

@@ -220,8 +220,8 @@ def test_presets_turn_off_unsuitable_augmentation() -> None:
 
 
 def test_augmentation_is_reduced_for_gray_lab_and_small_images() -> None:
-    grey = resolve_config(make_manifest(color="gray"))
-    assert grey.hue == grey.saturation == grey.grayscale == 0 and grey.brightness > 0 and grey.policy == "randaugment"
+    gray = resolve_config(make_manifest(color="gray"))
+    assert gray.hue == gray.saturation == gray.grayscale == 0 and gray.brightness > 0 and gray.policy == "randaugment"
     lab = resolve_config(make_manifest(color="lab"))
     assert {getattr(lab, name) for name in COLOR} == {0.0} and lab.policy == "none" and lab.rotate > 0
     tiny, usual = resolve_config(make_manifest(size=32)), resolve_config()

@@ -176,7 +176,7 @@ def test_frame_of_a_photograph_is_trimmed(name: str, level: int) -> None:
 
 def test_borders_of_different_colors_are_trimmed() -> None:
     inside = photos.made(3, 60, 40)
-    inside[:, :2], inside[:, -2:] = [[[200, 0, 0]]], [[[0, 0, 200]]]  # two even columns of other colours a side
+    inside[:, :2], inside[:, -2:] = [[[200, 0, 0]]], [[[0, 0, 200]]]  # two even columns of other colors a side
     inside[::2, :2] = 90
     picture = np.concatenate([np.full((9, 60, 3), 255, np.uint8), inside, np.full((5, 60, 3), 0, np.uint8)])
     assert find_content_window(picture, 12) == (0, 9, 58, 49)

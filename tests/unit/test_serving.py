@@ -73,7 +73,7 @@ def test_export_writes_a_model_repository(tmp_path: Path, capsys: pytest.Capture
     assert predictor["modelFormat"] == {"name": "triton"} and predictor["protocolVersion"] == "v2"
     assert predictor["storageUri"] == "s3://b/models"
     readme = (output / "README.md").read_text()
-    assert "uint8 [N, 32, 32, 3]" in readme and "centre 32 x 32 taken" in readme
+    assert "uint8 [N, 32, 32, 3]" in readme and "center 32 x 32 taken" in readme
     capsys.readouterr()
     assert main(["export-model", model.uri, *flags]) == 2
     assert "expected an empty or new folder" in capsys.readouterr().err

@@ -60,7 +60,7 @@ def check_stored(result: StandardizedImage, original: bytes) -> None:
     assert decoded.pixels.shape == result.pixels.shape
     difference = np.abs(decoded.pixels.astype(int) - result.pixels)
     if result.data is original or decoded.format == "PNG":
-        # A single channel of an original that was left as it is stands for three alike, in any colour.
+        # A single channel of an original that was left as it is stands for three alike, in any color.
         assert difference.max() == 0
     else:
         assert decoded.format == "JPEG" and difference.max() <= 48 and difference.mean() <= 8
@@ -215,7 +215,7 @@ OPTIONS = st.fixed_dictionaries(
 @settings(deadline=None)
 @given(OPTIONS)
 def test_operations_are_applied_in_the_documented_order(options: dict[str, Any]) -> None:
-    """Lossless and without grey (whose rounding is the decoder's), everything is equal to the last level."""
+    """Lossless and without gray (whose rounding is the decoder's), everything is equal to the last level."""
     color = options.get("color", "rgb")
     options["color"] = {"gray": "red", "ycbcr": "rgb", "lab": "rgb"}.get(color, color)
     if options.get("binarize", "off") != "off" and options["color"] == "rgb":
@@ -379,7 +379,7 @@ def test_rejection_reasons(options: dict[str, Any], boxes: Any, mask: bytes | No
 
 
 def test_gray_of_a_jpeg_is_its_luma() -> None:
-    """A JPEG holds its luma: that is its grey, unless borders of colours are looked for first."""
+    """A JPEG holds its luma: that is its gray, unless borders of colors are looked for first."""
     data = photos.saved(photos.made(), "JPEG")
     luma = Image.open(io.BytesIO(data))
     luma.draft("L", luma.size)
@@ -389,7 +389,7 @@ def test_gray_of_a_jpeg_is_its_luma() -> None:
     for options in ({"trim": "on"}, {"background": "blur"}):
         converted = standardize(data, make_config(color="gray", **options)).pixels
         np.testing.assert_array_equal(converted, convert_color(decode(data).pixels, "gray"))
-        assert np.abs(converted.astype(int) - pixels).mean() < 1  # more where a colour is out of range
+        assert np.abs(converted.astype(int) - pixels).mean() < 1  # more where a color is out of range
 
 
 def test_bytes_do_not_depend_on_threads() -> None:

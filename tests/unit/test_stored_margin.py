@@ -181,7 +181,7 @@ def test_evaluation_uses_the_center_of_tensors_and_of_clean(chain: Chain) -> Non
 
 
 def test_champion_of_another_size_is_evaluated_at_its_input_size(chain: Chain) -> None:
-    """The challenger's input is the centre of its tensors; the champion's is made anew where its tensors are gone."""
+    """The challenger's input is the center of its tensors; the champion's is made anew where its tensors are gone."""
     small = resized(chain.workspace, chain.clean, image_size=40, store_size=44)
     champion, challenger = trained(chain.workspace, small), trained(chain.workspace, chain.stored)
     assert champion.manifest.image.shape == (40, 40, 3) and challenger.manifest.image.shape == (SIZE, SIZE, 3)

@@ -17,10 +17,10 @@ def make_images(side: int) -> torch.Tensor:
 @pytest.mark.parametrize("stored", [8, 12])
 def test_single_view_is_the_center_and_flip_adds_its_mirror_image(stored: int) -> None:
     images, offset = make_images(stored), (stored - 8) // 2
-    centre = images[..., offset : offset + 8, offset : offset + 8]
+    center = images[..., offset : offset + 8, offset : offset + 8]
     [plain] = make_views(images, 8, NONE)
     first, second = make_views(images, 8, FLIP)
-    assert torch.equal(plain, centre) and torch.equal(first, centre) and torch.equal(second, centre.flip(3))
+    assert torch.equal(plain, center) and torch.equal(first, center) and torch.equal(second, center.flip(3))
 
 
 def test_five_crops_cover_the_stored_image() -> None:

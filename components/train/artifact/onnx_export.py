@@ -2,7 +2,7 @@
 
 Input `images` uint8 [N, H, W, C], any N, just what resize stores and `imagemill predict` makes; outputs `logits` and
 `probabilities`, float32 [N, classes]. Normalization and temperature are in the graph; what comes before the input
-(geometry, colour, clean's work on pixels) is in the metadata, as text and as JSON.
+(geometry, color, clean's work on pixels) is in the metadata, as text and as JSON.
 """
 
 from __future__ import annotations

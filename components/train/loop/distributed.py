@@ -29,8 +29,8 @@ from ...models.timm_models import is_timm
 from ...step.runner_exit import RUNNER_PID, handles_sigterm
 from ...step.step import RANK_RECORDS
 from ...storage.errors import (
+    EXIT_INTERNAL,
     EXIT_OK,
-    EXIT_OURS,
     EXIT_TRANSIENT,
     EXIT_USER,
     MillError,
@@ -332,7 +332,7 @@ def _find_error(folder: Path, number: int, last_lines: list[str]) -> MillError:
     paths = [folder / f"{rank}.json" for rank in range(number)]
     records = [StepRecord.read(path) for path in paths if path.exists()]
     failed = [record for record in records if record.exit_code != EXIT_OK]
-    for code in (EXIT_USER, EXIT_OURS):
+    for code in (EXIT_USER, EXIT_INTERNAL):
         for record in failed:
             if record.exit_code == code:
                 return error_for_exit_code(code, record.error)

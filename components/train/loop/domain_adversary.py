@@ -1,4 +1,4 @@
-"""Domain-adversarial training: features by which a classifier cannot tell the training images from unlabelled ones.
+"""Domain-adversarial training: features by which a classifier cannot tell the training images from unlabeled ones.
 
 Ganin et al., "Domain-Adversarial Training of Neural Networks", 2016 (DANN). A domain classifier on what enters the
 network's head learns to tell the two datasets apart; on the way back to the network its gradient is reversed. Its

@@ -48,7 +48,7 @@ class Trainer:
         comm: connection to the other processes of this training.
         events_uri: folder or S3 prefix of TensorBoard's event files; empty for none.
         solution: of the head on the frozen features; None where there is none, or several processes train.
-        target: tensors of unlabelled images, to whose domain the features are adapted; None for no adaptation.
+        target: tensors of unlabeled images, to whose domain the features are adapted; None for no adaptation.
         log_epoch: called by the main process with the row of each epoch.
         preparation_seconds: time that went into the features and the solution.
 

@@ -56,7 +56,7 @@ def _server(endpoint: str) -> str:
 
 
 def plant(source: str, times: int = 1, weeks: int = 0) -> dict[str, Any]:
-    """Write a small dataset of three colours, with its splits as folders: the same bytes each time.
+    """Write a small dataset of three colors, with its splits as folders: the same bytes each time.
 
     `times`: as many images of each split. `weeks`: so many further train images of each class, one a week.
     """
@@ -77,7 +77,7 @@ def plant(source: str, times: int = 1, weeks: int = 0) -> dict[str, Any]:
 
 
 def _picture(split: str, label: int, number: int) -> bytes:
-    """A PNG of mostly one colour."""
+    """A PNG of mostly one color."""
     import io
 
     import numpy as np

@@ -1,4 +1,4 @@
-"""Colour operations on the CPU, each against torchvision's own; their order, and what they leave alone."""
+"""Color operations on the CPU, each against torchvision's own; their order, and what they leave alone."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ MEAN = {"Color": 0.5, "Hue": 0.001, "Sharpness": 0.5, "Blur": 0.3}
 
 def pictures() -> dict[str, Any]:
     random = np.random.default_rng(0)
-    grey = random.integers(0, 256, (64, 71, 1)).astype(np.uint8)
+    gray = random.integers(0, 256, (64, 71, 1)).astype(np.uint8)
     return {
         "photo": photos.made(3, 96, 80) // 2 + 60,
         "noise": random.integers(0, 256, (64, 71, 3)).astype(np.uint8),
-        "grey": np.repeat(grey, 3, 2),
-        "one channel": grey,
+        "gray": np.repeat(gray, 3, 2),
+        "one channel": gray,
         "flat": np.full((20, 20, 3), (200, 30, 90), np.uint8),
     }
 
@@ -68,7 +68,7 @@ def test_every_operation_is_compared_but_noise() -> None:
 
 FOLDED = {"Brightness": [0.1, 0.5, 1.27, 1.9], "Contrast": [0.5, 1.27, 1.99], "Grayscale": [0], "Posterize": [4, 5, 7],
           "Solarize": [0, 77.3, 128, 255], "Invert": [0], "AutoContrast": [0], "Equalize": [0]}  # fmt: skip
-"""None that makes one grey of everything: of that the last bit of its mean would decide."""
+"""None that makes one gray of everything: of that the last bit of its mean would decide."""
 
 
 @given(st.lists(st.tuples(st.sampled_from(sorted(FOLDED)), st.integers(0, 3)),
@@ -84,12 +84,12 @@ def test_tables_that_follow_one_another_are_done_in_their_order(steps: list[tupl
 
 
 def test_noise_has_its_standard_deviation_and_depends_on_the_seed_only() -> None:
-    grey = np.full((200, 200, 3), 128, np.uint8)
-    noise = apply_ours(grey, ("Noise", 12.0)).astype(int) - 128
+    gray = np.full((200, 200, 3), 128, np.uint8)
+    noise = apply_ours(gray, ("Noise", 12.0)).astype(int) - 128
     assert abs(noise.mean()) < 0.3 and abs(noise.std() - 12) < 0.3
     assert abs(np.corrcoef(noise[..., 0].ravel(), noise[..., 1].ravel())[0, 1]) < 0.02
     with ThreadPoolExecutor(4) as pool:
-        images = list(pool.map(lambda seed: apply_ours(grey, ("Noise", 12.0), seed=seed), [7, 8] * 8))
+        images = list(pool.map(lambda seed: apply_ours(gray, ("Noise", 12.0), seed=seed), [7, 8] * 8))
     assert all(np.array_equal(image, images[0]) for image in images[::2])
     assert not np.array_equal(images[0], images[1])
     np.testing.assert_array_equal(images[0].astype(int) - 128, noise)
@@ -117,8 +117,8 @@ def test_edge_channels_are_not_augmented(name: str) -> None:
     without_edges = CpuEngine(32, 3, np.zeros(3, np.uint8))(np.ascontiguousarray(images[..., :3]), params)
     np.testing.assert_array_equal(augmented_images[..., :3], without_edges)
     np.testing.assert_array_equal(images, before)
-    grey = CpuEngine(32, 1, np.zeros(2, np.uint8))(np.ascontiguousarray(images[..., :2]), params)
-    np.testing.assert_array_equal(grey[..., 1], images[..., 1])
+    gray = CpuEngine(32, 1, np.zeros(2, np.uint8))(np.ascontiguousarray(images[..., :2]), params)
+    np.testing.assert_array_equal(gray[..., 1], images[..., 1])
 
 
 def test_box_is_erased_last_and_nothing_outside_of_it() -> None:
