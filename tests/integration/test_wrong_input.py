@@ -94,8 +94,8 @@ def test_argument_error_is_found_before_data_is_read(case: str, mistakes: Path, 
 
 
 def test_flag_of_a_step_is_suggested() -> None:
-    result = mill.run("clean", "--color", "gray")
-    assert (result.rc, result.error) == (2, "[clean] error: --color: expected a known flag; is it --color?")
+    result = mill.run("clean", "--colour", "gray")
+    assert (result.rc, result.error) == (2, "[clean] error: --colour: expected a known flag; is it --color?")
 
 
 @pytest.mark.parametrize("words", [[], ["frobnicate"], ["run", "--epochs"], ["compile", "--target", "kfp"]])
