@@ -75,7 +75,7 @@ def finish(
     _write(path, text)
     try:
         store_workspace = Workspace.from_uri(workspace)
-        store_workspace.store.put(store_workspace.run_file(summary.name, SUMMARY), text.encode())
+        store_workspace.store.put(store_workspace.run_file_uri(summary.name, SUMMARY), text.encode())
     except MillError as error:
         say("finish", f"the summary could not be stored: {error}")
     say("finish", f"failed at {summary.failed_at}" if summary.failed_at else "every step is done")

@@ -47,7 +47,7 @@ def clean_photos(workspace: Workspace, color: str = "rgb", numbers: dict[str, in
     ]
     rows.sort(key=lambda row: compute_shuffle_index(hashlib.sha256(row.data).hexdigest()))  # as clean writes them
     image = CleanImage(color, 3 if color in ("rgb", "ycbcr", "lab") else 1)
-    uri = workspace.dataset("clean", "0" * 16)
+    uri = workspace.dataset_uri("clean", "0" * 16)
     return commit(uri, dataclasses.replace(draft(uri, rows).manifest, image=image))
 
 

@@ -55,12 +55,12 @@ class Gate:
 
     def clean(self, week: int = 1) -> Dataset:
         name = fingerprint(f"clean {week}")
-        uri = self.workspace.dataset("clean", name)
+        uri = self.workspace.dataset_uri("clean", name)
         manifest = Manifest("clean", name, classes=self.classes, extra=CleanExtra(dataset_name="weekly"))
         return commit(uri, manifest)
 
     def model(self, name: str) -> Dataset:
-        uri = self.workspace.dataset("model", fingerprint(name))
+        uri = self.workspace.dataset_uri("model", fingerprint(name))
         files = (publish_bytes(uri, name.encode(), "model-", ".safetensors"),)
         return commit(uri, Manifest("model", fingerprint(name), classes=self.classes, files=files))
 
@@ -82,7 +82,7 @@ class Gate:
         """The evaluation of the model `name` in a week. `known`: the classes it knows, by default all of them;
         `first_image`: the number of the first image, of which name and content are made."""
         clean, model, images = self.clean(week), self.model(name), len(labels)
-        uri = self.workspace.dataset("evaluation", fingerprint(f"{name} {week} {extra}"))
+        uri = self.workspace.dataset_uri("evaluation", fingerprint(f"{name} {week} {extra}"))
         columns: dict[str, Any] = {
             "image_id": [f"{n + first_image:06d}.jpg" for n in range(images)], "label_id": labels,
             "predicted_id": np.asarray(predicted), "confidence": np.broadcast_to(confidence, images),

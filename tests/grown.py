@@ -60,7 +60,7 @@ def _columns(name: str, photo: Photo) -> dict[str, Any]:
 def clean_of(workspace: Workspace, photos: Photos, buckets: int = BUCKETS, **config: Any) -> Dataset:
     """The clean dataset of some photos; in `buckets` files a split, each in shuffled order."""
     name = digest([sorted((key, *vars(photo).values()) for key, photo in photos.items()), buckets, config])
-    uri = workspace.dataset("clean", name)
+    uri = workspace.dataset_uri("clean", name)
     layout = Layout(make_clean_layout(make_clean_schema()).schema, row_group_rows=3)
     rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for key, photo in photos.items():

@@ -42,7 +42,7 @@ def make(
     `own`, `pool`: contents of its files in its own folder and in its kind's pool; `also`: files of other datasets that
     it lists as well.
     """
-    uri = workspace.dataset(kind, fingerprint_of(kind, week, name))
+    uri = workspace.dataset_uri(kind, fingerprint_of(kind, week, name))
     files = [publish_bytes(uri, f"{kind} {week} {name} {text}".encode(), "data/part-", ".parquet") for text in own]
     folder = workspace.at(kind, "_shards")
     for text in pool:
@@ -71,7 +71,7 @@ def make_week(workspace: Workspace, week: int, name: str = "weekly", *, promote:
         if dataset is not features:
             workspace.note_latest(name, dataset, f"{name}-{week}")
     if promote:
-        number = len(workspace.promotions(name)) + 1
+        number = len(workspace.promotion_numbers(name)) + 1
         record = Promotion(model=workspace.relative(model.uri), evaluation=workspace.relative(evaluation.uri))
         assert workspace.append_promotion(name, number, record)
     return datasets

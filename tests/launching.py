@@ -250,7 +250,7 @@ def write_tensors(finished: Work) -> Act:
         place(finished, config.workspace)
         workspace = Workspace.open(config.workspace)
         fingerprint = job["metadata"]["name"].rpartition("-")[2]
-        _record(job, {"uri": workspace.dataset("tensors", fingerprint), "fingerprint": fingerprint, "state": "ran"})
+        _record(job, {"uri": workspace.dataset_uri("tensors", fingerprint), "fingerprint": fingerprint, "state": "ran"})
 
     return act
 

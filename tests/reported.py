@@ -47,7 +47,7 @@ def jpeg(color: tuple[int, int, int], size: tuple[int, int] = (24, 16)) -> bytes
 
 
 def raw_dataset(workspace: Workspace, images: dict[str, bytes | None], row_group_bytes: int = 2_000) -> Dataset:
-    uri = workspace.dataset("raw", "00000000000000aa")
+    uri = workspace.dataset_uri("raw", "00000000000000aa")
     with ShardWriter(uri, Layout(RAW, row_group_bytes=row_group_bytes)) as writer:
         for image_id, data in images.items():
             writer.add(dict.fromkeys(RAW.names) | {"image_id": image_id, "image": data}, len(data or b""))
@@ -71,7 +71,7 @@ def clean_row(number: int, image_id: str, data: bytes, label: str, split: str) -
 def clean_dataset(
     workspace: Workspace, raw: Dataset, rows: list[dict[str, Any]], rejected: list[dict[str, Any]], classes: list[str]
 ) -> Dataset:
-    uri = workspace.dataset("clean", "00000000000000bb")
+    uri = workspace.dataset_uri("clean", "00000000000000bb")
     by_split = {split: [r for r in rows if r["split"] == split] for split in report.SPLITS}
     files: list[File] = [
         write_rows(uri, split, split_rows, make_clean_layout(CLEAN))
@@ -96,10 +96,10 @@ def clean_dataset(
 
 def trained(workspace: Workspace, clean: Dataset, val: bool = True, epochs: int = 4) -> Dataset:
     """A model, and the tensors behind it, with a training history and no weights worth the name."""
-    uri = workspace.dataset("tensors", "00000000000000cc")
+    uri = workspace.dataset_uri("tensors", "00000000000000cc")
     image = ImageSpec((32, 32, 3))
     tensors = commit(uri, Manifest("tensors", "00000000000000cc", (clean.as_parent(uri),), image=image))
-    uri = workspace.dataset("model", "00000000000000dd")
+    uri = workspace.dataset_uri("model", "00000000000000dd")
     history: list[dict[str, Any]] = []
     for epoch in range(1, epochs + 1):
         history.append({"epoch": epoch, "train_loss": 2 / epoch, "learning_rate": 0.01 / epoch, "seconds": 1.5})
@@ -117,7 +117,7 @@ def evaluated(
     workspace: Workspace, model: Dataset, clean: Dataset, predictions: list[dict[str, Any]], fingerprint: str = "ee"
 ) -> Dataset:
     classes = clean.manifest.classes
-    uri = workspace.dataset("evaluation", fingerprint.rjust(16, "0"))
+    uri = workspace.dataset_uri("evaluation", fingerprint.rjust(16, "0"))
     with ShardWriter(uri, Layout(PREDICTIONS, row_group_rows=3)) as writer:
         for row in predictions:
             writer.add({"content_hash": hash(row["image_id"]) % 2**64, "seen": False} | row, 0)
@@ -199,5 +199,5 @@ class Mill:
         for step in ("download", "clean"):
             self.workspace.write_step_record("run-1", step, record)
         uri = report.write_report(self.workspace, "run-1", evaluation, verdict, champion)
-        assert uri == self.workspace.run_file("run-1", "report.html")
+        assert uri == self.workspace.run_file_uri("run-1", "report.html")
         return Page(self.workspace.store.read(uri).decode())

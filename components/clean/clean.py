@@ -82,7 +82,7 @@ def find_target(config: CleanConfig, context: Context) -> Target:
     base_classes = find_base_classes(config, context.workspace, config.name or raw.name)
     labels = make_label_rules(raw.manifest.totals.by_class, base_classes, config, RawExtra.of(raw.manifest).source)
     values = config.fingerprint_values() | {"classes": digest(list(labels.ids))} | context.rerun_salt()
-    uri = context.workspace.dataset("clean", fingerprint("clean", VERSION, [raw.fingerprint], values))
+    uri = context.workspace.dataset_uri("clean", fingerprint("clean", VERSION, [raw.fingerprint], values))
     return Target(uri, raw, RowRules(config, labels))
 
 
@@ -98,7 +98,7 @@ def clean(config: CleanConfig, context: Context) -> Outcome:
 
 def _report_changed_options(target: Target, context: Context) -> None:
     """Say which options of rows differ from those of the last clean dataset, whose images can't be reused then."""
-    latest = context.workspace.latest(target.name, "clean")
+    latest = context.workspace.latest_uri(target.name, "clean")
     if not latest or (dataset := find_dataset(latest)) is None:
         return
     before, now = dataset.manifest.config, target.config.manifest_values()

@@ -26,7 +26,7 @@ def find_base_classes(config: CleanConfig, workspace: Workspace, name: str) -> t
     """Return the classes that have ids already: of `config.class_list`, else of the latest clean dataset of `name`."""
     if config.class_list:
         return read_class_list(config.class_list)
-    latest = workspace.latest(name, "clean")
+    latest = workspace.latest_uri(name, "clean")
     dataset = find_dataset(latest) if latest else None
     return dataset.manifest.classes if dataset else ()
 

@@ -122,7 +122,7 @@ def list_running_steps(workspace: Workspace) -> list[RunningStep]:
         run, _, step = uris.basename(entry.uri).removesuffix(".json").rpartition(".")
         if step not in STEPS or time.time() - entry.modified > STEP_LEASE_S:
             continue
-        ended = workspace.store.stat(workspace.run_file(run, f"{step}.json"))
+        ended = workspace.store.stat(workspace.run_file_uri(run, f"{step}.json"))
         try:
             record = json.loads(workspace.store.read(entry.uri))
         except FileNotFoundError:  # it has ended just now

@@ -62,7 +62,7 @@ class Workspace:
     def at(self, *parts: str) -> str:
         return uris.join(self.uri, *parts)
 
-    def dataset(self, kind: str, fingerprint: str) -> str:
+    def dataset_uri(self, kind: str, fingerprint: str) -> str:
         return self.at(kind, fingerprint)
 
     def relative(self, uri: str) -> str:
@@ -101,12 +101,12 @@ class Workspace:
 
     # Names: the newest datasets, for people and incremental runs; clean also continues the newest class list.
 
-    def latest(self, name: str, kind: str) -> str:
+    def latest_uri(self, name: str, kind: str) -> str:
         """Return the URI of the newest dataset of a kind under a name, or an empty string."""
         record = self._read(LatestRecord, self.at("names", name, "latest", f"{kind}.json"))
         return self.absolute(record.uri) if record else ""
 
-    def listing(self, name: str) -> str:
+    def listing_uri(self, name: str) -> str:
         """Return the URI of the listing that the newest raw dataset under a name was read from."""
         return self.at("names", name, "latest", "listing.parquet")
 
@@ -127,14 +127,14 @@ class Workspace:
         paths = (entry.uri[len(folder) + 1 :].split("/") for entry in self.store.list(folder))
         return sorted({path[0] for path in paths if path[1:2] == ["promotions"]})
 
-    def promotions(self, name: str) -> list[int]:
+    def promotion_numbers(self, name: str) -> list[int]:
         folder = self.at("names", name, "promotions")
         stems = (uris.basename(entry.uri).removesuffix(".json") for entry in self.store.list(folder))
         return sorted(int(stem) for stem in stems if stem.isdecimal())
 
     def last_promotion(self, name: str) -> Promotion | None:
         """Return the last promotion (the champion); None before the first."""
-        numbers = self.promotions(name)
+        numbers = self.promotion_numbers(name)
         return self.promotion(name, numbers[-1]) if numbers else None
 
     def promotion(self, name: str, number: int) -> Promotion:
@@ -216,22 +216,22 @@ class Workspace:
 
     # Runs: each step's record, the log, the report.
 
-    def run_file(self, run: str, file: str) -> str:
+    def run_file_uri(self, run: str, file: str) -> str:
         return self.at("runs", run, file)
 
-    def report(self, run: str) -> str:
+    def report_uri(self, run: str) -> str:
         """Return the URI of a run's report."""
-        return self.run_file(run, "report.html")
+        return self.run_file_uri(run, "report.html")
 
     def step_record(self, run: str, step: str) -> StepRecord | None:
-        return self._read(StepRecord, self.run_file(run, f"{step}.json"))
+        return self._read(StepRecord, self.run_file_uri(run, f"{step}.json"))
 
     def step_records(self, run: str, steps: Sequence[str] = STEPS) -> dict[str, StepRecord]:
         """Return the records of a run's steps so far, in the order of the steps."""
         return {step: record for step in steps if (record := self.step_record(run, step))}
 
     def write_step_record(self, run: str, step: str, record: StepRecord) -> None:
-        self.store.put(self.run_file(run, f"{step}.json"), _json(record.to_dict()))
+        self.store.put(self.run_file_uri(run, f"{step}.json"), _json(record.to_dict()))
 
     def _read(self, record_class: type[T], uri: str) -> T | None:
         record = self._read_json(uri)

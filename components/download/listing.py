@@ -170,7 +170,7 @@ def store_listing(workspace: Workspace, config: DownloadConfig, files: SourceFil
         table.replace_schema_metadata(_make_metadata(workspace, config, raw.uri)), sink, compression="zstd",
         use_dictionary=["skipped"], column_encoding=dict.fromkeys(plain, "DELTA_BYTE_ARRAY"), write_statistics=False,
     )  # fmt: skip
-    uri = workspace.listing(config.dataset_name())
+    uri = workspace.listing_uri(config.dataset_name())
     get_store(uri).put(uri, sink.getvalue().to_pybytes())
 
 
@@ -189,7 +189,7 @@ def find_last_snapshot(
         metadata: dict[bytes, bytes] = listing.schema.metadata
         if dataset := _find_intact(workspace.absolute(metadata[b"raw"].decode())):
             return dataset, listing
-    latest = workspace.latest(config.dataset_name(), "raw")
+    latest = workspace.latest_uri(config.dataset_name(), "raw")
     return (_find_intact(latest) if latest else None), None
 
 
@@ -202,7 +202,7 @@ def _find_intact(uri: str) -> Dataset | None:
 
 def _read_listing(workspace: Workspace, config: DownloadConfig) -> Any:
     """Return the stored listing; None if there is none that fits the config, or it can't be read."""
-    uri = workspace.listing(config.dataset_name())
+    uri = workspace.listing_uri(config.dataset_name())
     try:
         table = pq.read_table(pa.BufferReader(get_store(uri).read(uri)))
     except (FileNotFoundError, pa.ArrowException):

@@ -50,7 +50,7 @@ def download(config: DownloadConfig, context: Context) -> Outcome:
     if not contents.rows:
         raise UserError(f"source: expected images in {source.where}, found none ({contents.skipped.count} other files)")
     _print_missing_masks(contents.missing_masks.freeze(), context)
-    uri = context.workspace.dataset("raw", contents.fingerprint())
+    uri = context.workspace.dataset_uri("raw", contents.fingerprint())
     manifest = _make_manifest(contents, snapshot.earlier, uri, source, config, context)
     _refuse_duplicate_ids(contents, Dataset(uri, manifest, ""))
     existing = find_intact_dataset(uri)

@@ -165,7 +165,7 @@ class _StepJobs:
         """Submit a job; return False if a job of this id exists."""
         step, run = self.context.step, self.context.run
         write_pending_record(job_id, self.context)
-        entrypoint = build_entrypoint(step, self.config, self.context.workspace.run_file(run, f"{step}.json"))
+        entrypoint = build_entrypoint(step, self.config, self.context.workspace.run_file_uri(run, f"{step}.json"))
         metadata = {"imagemill_run": run, "imagemill_dataset": self.uri}
         try:
             with _translate_errors(self.client):

@@ -72,7 +72,7 @@ def _find_or_evaluate(
     values = config.fingerprint_values() | context.rerun_salt()
     if config.tta != NONE:
         values |= {"tta_version": TTA_VERSION}
-    uri = context.workspace.dataset("evaluation", fingerprint("evaluation", VERSION, parents, values))
+    uri = context.workspace.dataset_uri("evaluation", fingerprint("evaluation", VERSION, parents, values))
     cached = context.find(uri)
     evaluation = cached or _evaluate_model(model, clean, uri, config, context)
     _log_scores(evaluation, title, context)

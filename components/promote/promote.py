@@ -80,7 +80,7 @@ def _find_report(name: str, evaluation: Dataset, champion_model: str, context: C
     than that of the URI `champion_model` was champion after that run, as before a rollback."""
     run = context.workspace.latest_run(name, evaluation)
     record = context.workspace.step_record(run, context.step) if run else None
-    report = context.workspace.report(run)
+    report = context.workspace.report_uri(run)
     earlier_champion = record.fingerprint if record else None  # its URI may be of another place of the workspace
     if earlier_champion != uris.basename(champion_model) or context.workspace.store.stat(report) is None:
         context.refuse_if_only_cached(f"a report on {evaluation.uri}")

@@ -75,7 +75,7 @@ def write_report(
     workspace: Workspace, run: str, evaluation: Dataset, verdict: dict[str, Any], champion: Dataset | None
 ) -> str:
     """Write runs/<run>/report.html and return its URI."""
-    uri: str = workspace.report(run)
+    uri: str = workspace.report_uri(run)
     facts = gather_facts(workspace, run, evaluation, verdict, champion)
     workspace.store.put(uri, render_page(facts).encode("utf-8", "replace"))
     return uri

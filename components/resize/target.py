@@ -84,7 +84,7 @@ def find_target(config: ResizeConfig, context: Context, gpus: int | None = None)
     copies = plan_copies(config, clean)
     device = choose_device(config, clean, context.say, gpus)
     fields = copies.fingerprint_fields(config) | context.rerun_salt() | ({"device": device} if device != CPU else {})
-    uri = context.workspace.dataset("tensors", fingerprint("tensors", VERSION, [clean.fingerprint], fields))
+    uri = context.workspace.dataset_uri("tensors", fingerprint("tensors", VERSION, [clean.fingerprint], fields))
     return Target(uri, clean, replace(config, device=device), copies, fields)
 
 
@@ -95,7 +95,7 @@ def choose_base_tensors(target: Target, context: Context) -> Dataset | None:
     workspace = context.workspace
     record = workspace.read_work_record(target.uri, BASE_TENSORS_KEY)
     if record is None:
-        latest = workspace.relative(workspace.latest(target.name, "tensors"))
+        latest = workspace.relative(workspace.latest_uri(target.name, "tensors"))
         workspace.write_work_record(target.uri, BASE_TENSORS_KEY, {"tensors": latest})
         record = workspace.read_work_record(target.uri, BASE_TENSORS_KEY) or {}
     uri = workspace.absolute(str(record.get("tensors", "")))

@@ -91,7 +91,7 @@ class FeatureComputer:
     def run(self) -> Dataset:
         """Return the features: those that are there, or computed now."""
         workspace, tensors = self.context.workspace, self.tensors
-        uri = workspace.dataset(KIND, fingerprint(KIND, VERSION, [tensors.fingerprint], self.identity))
+        uri = workspace.dataset_uri(KIND, fingerprint(KIND, VERSION, [tensors.fingerprint], self.identity))
         if existing := find_intact_dataset(uri):
             return existing
         selected = [file for split in ("train", "val", "test") for file in self._select_files(split)]

@@ -62,7 +62,9 @@ def train(requested: TrainConfig, context: Context) -> Outcome:
     processes = count_processes(config)
     if processes > 1:  # gives other weights
         fingerprint_values |= {"processes": processes}
-    uri = context.workspace.dataset("model", fingerprint("model", VERSION, [tensors.fingerprint], fingerprint_values))
+    uri = context.workspace.dataset_uri(
+        "model", fingerprint("model", VERSION, [tensors.fingerprint], fingerprint_values)
+    )
     stop_request = StopRequest()
     with stop_request.handle_signals():
         comm = Communicator.join(config.device, stop_request)
@@ -141,7 +143,7 @@ def _train_and_commit(job: _Job) -> None:
     origin = load_pretrained(network, spec, config)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     recipe_lines = _report_beginning(job, spec, f"{origin}, {parameters / 1e6:.1f} M parameters", device)
-    events_uri = context.workspace.run_file(context.run, "tensorboard") if config.tensorboard else ""
+    events_uri = context.workspace.run_file_uri(context.run, "tensorboard") if config.tensorboard else ""
     started = time.monotonic()
     features = make_features(network, job.tensors, config, device, context, comm) if comm.is_main else None
     head_is_final = config.head == "solved" and config.epochs == 1 and comm.world_size == 1

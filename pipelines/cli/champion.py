@@ -88,7 +88,7 @@ def run(flags: dict[str, Any]) -> int:
 
 def _read_promotions(workspace: Workspace, name: str) -> list[Promotion]:
     """Return a name's promotions; UserError where there are none."""
-    records = [workspace.promotion(name, number) for number in workspace.promotions(name)]
+    records = [workspace.promotion(name, number) for number in workspace.promotion_numbers(name)]
     if not records:
         names = ", ".join(workspace.names_with_champion()) or "no name has one"
         raise wrong("--name", f"a name that has a champion in {workspace.uri} ({names})", name)
@@ -226,7 +226,7 @@ def _promote(workspace: Workspace, name: str, as_json: bool, flags: dict[str, An
         model, clean = dataset.parent_uri("model"), clean or dataset.parent_uri("clean")
         name = name or dataset.name
     name = name or find_only_name(workspace)
-    clean = normalize_dataset_uri(clean, "--clean") if clean else workspace.latest(name, "clean")
+    clean = normalize_dataset_uri(clean, "--clean") if clean else workspace.latest_uri(name, "clean")
     if not clean:
         raise wrong("--clean", f"the URI of a clean dataset, since {name} has none in {workspace.uri}", "")
     read_dataset(clean, "clean")

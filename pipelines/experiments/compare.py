@@ -72,7 +72,7 @@ def compare(first: Configuration, second: Configuration, seeds: int, folds: int 
     has_same_models = all(a.uri == b.uri for a, b in zip(*evaluations, strict=True))
     verdict, reason = describe_verdict(comparison, metric, seeds, has_same_models, folds)
     result = {
-        "status": "succeeded", "name": name, "run": run, "report": workspace.report(run), "verdict": verdict,
+        "status": "succeeded", "name": name, "run": run, "report": workspace.report_uri(run), "verdict": verdict,
         "reason": reason, "metric": metric, "images": comparison.images, "left_out": comparison.excluded,
         "won": comparison.won, "lost": comparison.lost, "seeds": list(range(first.seed, first.seed + seeds)),
         "folds": folds,
@@ -222,4 +222,4 @@ def _describe_side(
 def _write_report(workspace: Workspace, run: str, result: dict[str, Any]) -> None:
     from .report import render_comparison
 
-    workspace.store.put(workspace.report(run), render_comparison(result).encode("utf-8", "replace"))
+    workspace.store.put(workspace.report_uri(run), render_comparison(result).encode("utf-8", "replace"))

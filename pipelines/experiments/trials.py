@@ -168,7 +168,7 @@ def begin_scope(workspace: Workspace, name: str, kind: str, run: str) -> str:
     """Return `name_scope`, whose class list is from now on that of `name`."""
     scope = name_scope(name, kind)
     for dataset_kind in ("clean", "tensors"):
-        latest = workspace.latest(name, dataset_kind)
+        latest = workspace.latest_uri(name, dataset_kind)
         if latest and (dataset := find_dataset(latest)):
             workspace.note_latest(scope, dataset, run)
     return scope
@@ -275,7 +275,7 @@ def read_events(workspace: Workspace, run: str, tag: str) -> list[float]:
     values: dict[int, float] = {}
     with TemporaryDirectory(prefix="imagemill-events-") as folder:
         try:
-            entries = list(workspace.store.list(workspace.run_file(run, "tensorboard")))
+            entries = list(workspace.store.list(workspace.run_file_uri(run, "tensorboard")))
             for number, entry in enumerate(sorted(entries, key=lambda entry: entry.uri)):
                 path = Path(folder) / f"{number}.tfevents"
                 path.write_bytes(workspace.store.read(entry.uri))

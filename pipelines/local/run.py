@@ -212,7 +212,7 @@ def run_locally(
             _store_log(log_path, arguments, workspace, run)
     records = workspace.step_records(run)
     if not succeeded or any(record.exit_code for record in records.values()):
-        _raise_step_error(records, workspace.run_file(run, LOG_NAME), exit_codes)
+        _raise_step_error(records, workspace.run_file_uri(run, LOG_NAME), exit_codes)
     return records
 
 
@@ -226,7 +226,7 @@ def _store_log(path: Path, arguments: dict[str, Any], workspace: Workspace, run:
         if isinstance(value, str) and uris.scheme(value):
             text = text.replace(value, uris.redact(value)).replace(json.dumps(value)[1:-1], uris.redact(value))
     try:
-        workspace.store.put(workspace.run_file(run, LOG_NAME), text.encode())
+        workspace.store.put(workspace.run_file_uri(run, LOG_NAME), text.encode())
     except (TransientError, UserError) as error:  # the store can't be reached: the step's own error says why
         print(f"the log could not be stored: {error}", file=sys.stderr)
 

@@ -51,7 +51,7 @@ class StepRunner:
             finally:
                 if text := path.read_bytes():
                     try:
-                        workspace.store.put(workspace.run_file(run, LOG_NAME), text)
+                        workspace.store.put(workspace.run_file_uri(run, LOG_NAME), text)
                     except (TransientError, UserError) as error:
                         print(f"the log could not be stored: {error}", file=sys.stderr)
 
@@ -92,7 +92,7 @@ class StepRunner:
             raise TransientError(
                 f"{step}: exited with code {process.returncode} before it wrote its record (out of memory?); the same "
                 f"command continues from what is finished; the log is "
-                f"{self.workspace.run_file(config.run, LOG_NAME)}"
+                f"{self.workspace.run_file_uri(config.run, LOG_NAME)}"
             )
         if record.exit_code:
             raise error_for_exit_code(record.exit_code, f"{step}: {record.error}")

@@ -224,7 +224,7 @@ class ClusterSearch:
             return trained.score
 
         confirmation = search.confirm(self.options.seeds, read_score)
-        options, place = SearchOptions(**vars(self.options) | {"output": output}), workspace.run_file(run, TUNED)
+        options, place = SearchOptions(**vars(self.options) | {"output": output}), workspace.run_file_uri(run, TUNED)
         result = finish_search(search, confirmation, options, place)
         workspace.store.put(place, Path(output).read_bytes())
         for number, state, score, seconds, values in list_trials(result)[:SHOWN]:

@@ -71,7 +71,7 @@ def finish_search(
     runner, best = search.runner, search.study.best
     write_config(options.output, search.configure(best), _describe_search(search, runner.name))
     verdict, reason = describe_confirmation(search.study, search.metric, confirmation, options.seeds)
-    report = runner.workspace.report(runner.run)
+    report = runner.workspace.report_uri(runner.run)
     result = {
         "status": "succeeded", "name": runner.name, "run": runner.run, "report": report, "metric": search.metric,
         "verdict": verdict, "reason": reason, "config": place or options.output, "best": best.number,

@@ -76,7 +76,7 @@ def test_workflow_promotes_and_is_cached_then(ray: dict[str, str], small_photos:
     assert read_dataset(outputs["tensors"], "tensors").manifest.totals.rows > 40
     assert outputs["champion"] == outputs["model"] and outputs["promoted"] == "true" and outputs["name"] == "photos"
     assert float(outputs["top1"]) >= 0
-    summary = workspace.store.read(workspace.run_file("run-1", "summary.md")).decode()
+    summary = workspace.store.read(workspace.run_file_uri("run-1", "summary.md")).decode()
     assert "photos: done" in summary
 
     second, _ = _run_workflow(document, parameters, tmp_path, "run-2")

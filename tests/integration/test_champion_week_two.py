@@ -21,7 +21,7 @@ from imagemill.pipelines.cli.main import main
 def copy_model(workspace: Workspace, model: str, name: str) -> str:
     """Commit another model with the same weights."""
     source = read_dataset(model, "model")
-    uri = workspace.dataset("model", name)
+    uri = workspace.dataset_uri("model", name)
     shutil.copytree(source.uri, uri, ignore=shutil.ignore_patterns("_manifest.json", "_work"))
     commit(uri, dataclasses.replace(source.manifest, fingerprint=name))
     return uri

@@ -80,8 +80,8 @@ def test_champion_and_hints_do_not_change(
     experiment: Experiment, finished: tuple[dict[str, Any], Counter[str]]
 ) -> None:
     workspace = Workspace.from_uri(str(experiment.workspace))
-    assert workspace.promotions("photos") == [] and workspace.latest("photos", "model") == ""
-    assert workspace.latest("photos.compare", "model")
+    assert workspace.promotion_numbers("photos") == [] and workspace.latest_uri("photos", "model") == ""
+    assert workspace.latest_uri("photos.compare", "model")
 
 
 def test_second_call_repeats_no_work(

@@ -20,7 +20,7 @@ def test_drift_stops_the_run_before_resize_and_an_accepted_run_starts_from_the_c
         Image.fromarray(pixels).save(finished.photos / "red" / f"night{number}.png")
     before = mill.manifests(finished.workspace)
     workspace = Workspace(str(finished.workspace))
-    latest = workspace.latest("photos", "clean")
+    latest = workspace.latest_uri("photos", "clean")
 
     stopped = mill.run(*finished.arguments, "--stop-on-drift")
     assert stopped.rc == 2
@@ -29,7 +29,7 @@ def test_drift_stops_the_run_before_resize_and_an_accepted_run_starts_from_the_c
     assert "60 of 120 images are new since the data of the champion (promotion 1)" in stopped.stderr
     after = mill.manifests(finished.workspace)
     assert [len(after[kind]) - len(before[kind]) for kind in mill.PRODUCTS] == [1, 1, 0, 0, 0]
-    assert workspace.latest("photos", "clean") == latest  # what was not accepted is no base of later class lists
+    assert workspace.latest_uri("photos", "clean") == latest  # what was not accepted is no base of later class lists
 
     arguments = [*finished.arguments, "--start", "champion", "--shrink", "0.5", "--perturb", "0.1"]
     accepted = mill.run(*arguments)

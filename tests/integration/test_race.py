@@ -30,7 +30,7 @@ def run_together(*runs: list[str]) -> list[mill.Result]:
 
 def check_log(workspace: Workspace, name: str) -> list[str]:
     """Check that the log of promotions has no gaps and each entry names the previous one; return the models."""
-    numbers = workspace.promotions(name)
+    numbers = workspace.promotion_numbers(name)
     assert numbers == list(range(1, len(numbers) + 1))
     records = [workspace.promotion(name, number).to_dict() for number in numbers]
     assert [record["n"] for record in records] == numbers
@@ -112,5 +112,5 @@ def test_best_of_many_concurrent_challengers_is_champion(tmp_path: Path) -> None
     models = check_log(workspace, "weekly")
     assert len([r for r in records if r["metrics"]["promoted"]]) == len(models) - 1
     assert by_model[models[-1]].uri == evaluations[-1].uri
-    scores = [workspace.promotion("weekly", n).challenger for n in workspace.promotions("weekly")]
+    scores = [workspace.promotion("weekly", n).challenger for n in workspace.promotion_numbers("weekly")]
     assert scores == sorted(scores), "every champion beat the one before"

@@ -125,11 +125,11 @@ def test_rungs_as_processes_give_the_study_that_the_local_command_goes_on_with(p
     assert sum(name.startswith("trials-1(") for name in phases) == 4
     assert sum(name.startswith("trials-2(") for name in phases) <= 2
     workspace = Workspace.from_uri(str(shared))
-    page = Page(workspace.store.read(workspace.report("tuning-1")).decode())
+    page = Page(workspace.store.read(workspace.report_uri("tuning-1")).decode())
     assert [tag for tag, _ in page.tags].count("svg") == 1
-    tuned = workspace.store.read(workspace.run_file("tuning-1", "tuned.yaml")).decode()
+    tuned = workspace.store.read(workspace.run_file_uri("tuning-1", "tuned.yaml")).decode()
     assert "photos.tune" not in tuned and "learning_rate" in tuned
-    summary = workspace.store.read(workspace.run_file("tuning-1", "summary.md")).decode()
+    summary = workspace.store.read(workspace.run_file_uri("tuning-1", "summary.md")).decode()
     assert "| tune | ran |" in summary and "failed" not in summary
     went_on = [text for text in photos.ran if text.startswith("trial:") and "resuming after epoch" in text]
     again = photos.tune(shared, "--trials", "4", "--seeds", "2", "--pruner", "asha", epochs=27)

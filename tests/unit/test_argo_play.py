@@ -266,5 +266,5 @@ def test_exit_handler_summarizes_the_run(
     assert exit_handler.main(arguments) == 0
     page = capsys.readouterr().out
     assert "failed at download" in page and "source: expected a photo" in page
-    assert workspace.store.read(workspace.run_file("r1", "summary.md")).decode().strip() == page.strip()
+    assert workspace.store.read(workspace.run_file_uri("r1", "summary.md")).decode().strip() == page.strip()
     assert exit_handler.main([*arguments, "--nosuch=1"]) == 2

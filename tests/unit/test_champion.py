@@ -26,7 +26,7 @@ def gate(tmp_path: Path) -> Gate:
 
 
 def models(gate: Gate) -> list[str]:
-    return [gate.workspace.promotion("weekly", n).model for n in gate.workspace.promotions("weekly")]
+    return [gate.workspace.promotion("weekly", n).model for n in gate.workspace.promotion_numbers("weekly")]
 
 
 def command(gate: Gate, *words: str) -> int:

@@ -64,7 +64,7 @@ class Weeks:
         return commit(uri, Manifest(kind, name.zfill(16), (parent.as_parent(uri),)))
 
     def uri(self, kind: str, name: str) -> str:
-        return self.workspace.dataset(kind, name.zfill(16))
+        return self.workspace.dataset_uri(kind, name.zfill(16))
 
     def snapshot(self, name: str, rows: Sequence[Row], **more: Any) -> Dataset:
         drafted = draft(self.uri("clean", name), rows, classes=CLASSES, row_group_rows=200, **more)

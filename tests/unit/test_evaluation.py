@@ -73,7 +73,7 @@ def model_of(workspace: Workspace, clean: Dataset, tensors: Dataset, fingerprint
     torch.manual_seed(1)
     image = tensors.manifest.image_spec.for_model()
     spec = ModelSpec("squeezenet1_1", tensors.manifest.classes, image, extra=NetworkExtra(temperature=temperature))
-    network, uri = build_network(spec).eval(), workspace.dataset("model", fingerprint)
+    network, uri = build_network(spec).eval(), workspace.dataset_uri("model", fingerprint)
     state = {name: value.contiguous().clone() for name, value in network.state_dict().items()}
     state["classifier.1.weight"] *= 400
     state["classifier.1.bias"] = torch.full((2,), 200.0)  # a ReLU follows

@@ -48,7 +48,7 @@ class Weeks:
 
     def model(self, name: str, rows: dict[str, npt.NDArray[np.float32]], weights: str = "w") -> Dataset:
         def uri(kind: str) -> str:
-            return self.workspace.dataset(kind, name.zfill(16))
+            return self.workspace.dataset_uri(kind, name.zfill(16))
 
         drafted = draft(uri("clean"), [Row(image, "cat", data=image.encode()) for image in rows], classes=("cat",))
         clean = commit(drafted.uri, drafted.manifest)
@@ -109,7 +109,7 @@ def test_features_of_other_weights_or_none_are_not_compared(weeks: Weeks) -> Non
     assert weeks.check(other, champion) == {} and "not checked" in weeks.out()
     assert weeks.check(champion, other) == {} and weeks.out() == ""
     later = weeks.model("a3", FIRST_WEEK | draw(300, 9), weights="x")
-    Path(weeks.workspace.dataset("clean", "a2".zfill(16)), "_manifest.json").unlink()
+    Path(weeks.workspace.dataset_uri("clean", "a2".zfill(16)), "_manifest.json").unlink()
     assert weeks.check(later, other) == {} and "drift of features is not checked: " in weeks.out()
 
 

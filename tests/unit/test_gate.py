@@ -361,11 +361,11 @@ def test_a_report_from_before_a_rollback_is_no_report_of_now(gate: Gate) -> None
     outcome = gate.outcome(better, run="earlier", alone=False)
     workspace.note_latest("weekly", better, "earlier")
     workspace.write_step_record("earlier", "promote", StepRecord(**vars(outcome)))
-    workspace.store.put(workspace.report("earlier"), b"<p>better</p>")
+    workspace.store.put(workspace.report_uri("earlier"), b"<p>better</p>")
     values = {"workspace": workspace.uri, "evaluation": better.uri, "name": "weekly", "run": "again"}
     config = PromoteConfig.from_values(values | gate.rule)
     look = Context("promote", workspace, "again", False, only_cached=True)
-    assert promote(config, look).metrics["report"] == workspace.report("earlier")
+    assert promote(config, look).metrics["report"] == workspace.report_uri("earlier")
     back = champion | {"verdict": "rollback", "rolled_back": [gate.record()["model"]]}
     workspace.append_promotion("weekly", 3, Promotion.from_dict(back, "test"))
     with pytest.raises(NotCached):

@@ -404,7 +404,7 @@ def check_history(history: list[tuple[str, str, int]], keep_last: int) -> None:
                 check_intact(workspace)
                 assert set(datasets_of(workspace)) == set(garbage.retention.reasons)
                 assert not find_garbage(workspace, Policy(keep_last), lambda _: None).groups
-                latest = [workspace.latest(n, kind) for n in "ab" for kind in KINDS]
+                latest = [workspace.latest_uri(n, kind) for n in "ab" for kind in KINDS]
                 assert set(map(workspace.relative, filter(None, latest))) <= set(datasets_of(workspace))
 
 

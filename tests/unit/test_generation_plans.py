@@ -107,7 +107,7 @@ def test_retry_uses_the_plan_of_the_first_attempt(workspace: Workspace, monkeypa
         finished_keys = record_tasks(patch, kill_after=3)
         resized(grown_clean)
     other = resized(clean_of(workspace, several(50) | several(6, "strange")))
-    assert workspace.latest("zoo", "tensors") == other.uri
+    assert workspace.latest_uri("zoo", "tensors") == other.uri
     retried_keys = record_tasks(monkeypatch)
     tensors = resized(grown_clean)
     assert retried_keys and not set(retried_keys) & set(finished_keys), "what was done is not done again"
@@ -125,7 +125,7 @@ def test_concurrent_plans_are_equal(workspace: Workspace) -> None:
     target = target_module.find_target(config, context)
     spec = resize_module._make_spec(grown_clean, target.config, None)
     first_plan = generations_module.plan_growth(target, spec, context)
-    other = Dataset(workspace.dataset("tensors", "f" * 16), Manifest("tensors", "f" * 16), "")
+    other = Dataset(workspace.dataset_uri("tensors", "f" * 16), Manifest("tensors", "f" * 16), "")
     workspace.note_latest("zoo", other, "another")
     second_plan = generations_module.plan_growth(target, spec, Context("resize", workspace, "r2", False))
     assert first_plan and second_plan and (first_plan.tensors, first_plan.shards, first_plan.generation) == (

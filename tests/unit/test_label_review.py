@@ -289,7 +289,7 @@ def noisy_photos(workspace: Workspace, each: int = 60, flipped: int = 4) -> tupl
             rows.append(Row(f"{split}{n}.png", ("cat", "dog")[(n + other) % 2], split, photos.saved(pixels)))
             wrong_ids |= {rows[-1].image_id} if other else set()
     rows.sort(key=lambda row: compute_shuffle_index(hashlib.sha256(row.data).hexdigest()))
-    uri = workspace.dataset("clean", "0" * 16)
+    uri = workspace.dataset_uri("clean", "0" * 16)
     return commit(uri, dataclasses.replace(draft(uri, rows).manifest, image=CleanImage("rgb", 3))), wrong_ids
 
 

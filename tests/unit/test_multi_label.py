@@ -69,7 +69,7 @@ def encode_picture(number: int, ids: list[int]) -> bytes:
 def make_clean(
     workspace: Workspace, fingerprint: str, task: str = MULTI, one_hot: bool = False, classes: tuple[str, ...] = CLASSES
 ) -> Dataset:
-    raw_uri, uri = workspace.dataset("raw", fingerprint), workspace.dataset("clean", fingerprint)
+    raw_uri, uri = workspace.dataset_uri("raw", fingerprint), workspace.dataset_uri("clean", fingerprint)
     with ShardWriter(raw_uri, Layout(RAW)) as writer:
         extra = RawExtra(source="here", dataset_name="shapes")
         raw = commit(raw_uri, Manifest("raw", fingerprint, files=(writer.publish("data"),), extra=extra))

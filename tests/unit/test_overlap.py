@@ -25,7 +25,7 @@ SPLITS = ("train", "train", "train", "val", "val", "test", "test", "test", "test
 
 def commit_clean(workspace: Workspace, name: str, splits: tuple[str, ...], photos: list[bytes] = PHOTOS) -> Dataset:
     """Commit the photographs with image ids of this dataset, in these splits."""
-    uri = workspace.dataset("clean", name)
+    uri = workspace.dataset_uri("clean", name)
     pairs = zip(splits, photos, strict=True)
     rows = [Row(f"{name}/{n}.jpg", "cat", split, photo) for n, (split, photo) in enumerate(pairs)]
     return commit(uri, draft(uri, rows).manifest)
@@ -33,9 +33,9 @@ def commit_clean(workspace: Workspace, name: str, splits: tuple[str, ...], photo
 
 def commit_model(workspace: Workspace, name: str, clean: Dataset, initial: Dataset | None = None) -> Dataset:
     """Commit a model of these images, which may have started from the weights of another."""
-    uri = workspace.dataset("tensors", name)
+    uri = workspace.dataset_uri("tensors", name)
     tensors = commit(uri, Manifest("tensors", name, (clean.as_parent(uri),)))
-    uri = workspace.dataset("model", name)
+    uri = workspace.dataset_uri("model", name)
     files = (publish_bytes(uri, name.encode(), "model-", ".safetensors"),)
     parents = tuple(parent.as_parent(uri) for parent in (tensors, initial) if parent)
     return commit(uri, Manifest("model", name, parents, files=files))
@@ -83,7 +83,7 @@ def test_file_shared_by_several_weeks_is_read_once(workspace: Workspace, monkeyp
     week = commit_clean(workspace, "week", splits)
     model: Dataset | None = None
     for number in range(10):
-        uri = workspace.dataset("clean", f"week{number}")
+        uri = workspace.dataset_uri("clean", f"week{number}")
         files = tuple(replace(file, uri=f"../week/{file.uri}") for file in week.manifest.files)
         clean = commit(uri, replace(week.manifest, fingerprint=f"week{number}", files=files))
         model = commit_model(workspace, f"model{number}", clean, model)
@@ -121,7 +121,7 @@ class Painted(Row):
 
 def test_training_images_are_recognized_by_pixels(workspace: Workspace) -> None:
     """Saved anew, with other bytes; an empty hash says nothing."""
-    uris = [workspace.dataset("clean", name) for name in ("today", "other")]
+    uris = [workspace.dataset_uri("clean", name) for name in ("today", "other")]
     rows = [Painted("today/5.jpg", split="test", pixels="ab" * 16), Painted("today/6.jpg", split="test")]
     today = commit(uris[0], draft(uris[0], rows).manifest)
     other = commit(uris[1], draft(uris[1], [Painted("b", pixels="ab" * 16), Painted("c")]).manifest)

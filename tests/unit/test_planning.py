@@ -148,7 +148,7 @@ def test_existing_tensors_need_no_executor(clean: Dataset, tmp_path: Path) -> No
     record = workspace.step_record(RUN, "resize")
     assert record and (record.state, record.exit_code) == ("cached", 0)
     assert record.metrics["rows"] == read_dataset(tensors.uri, "tensors").manifest.totals.rows
-    assert workspace.latest("photos", "tensors") == tensors.uri
+    assert workspace.latest_uri("photos", "tensors") == tensors.uri
 
 
 def test_rerun_makes_existing_tensors_again(clean: Dataset, tmp_path: Path) -> None:

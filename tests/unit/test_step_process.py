@@ -22,7 +22,7 @@ def test_finished_step_is_cached(workspace: Workspace, tmp_path: Path, capsys: p
         cached = steps.find("download", config)
     assert record.state == "ran" and cached and cached.state == "cached" and cached.uri == record.uri
     assert "[download] 6 images" in capsys.readouterr().err
-    assert "[download] 6 images" in workspace.store.read(workspace.run_file("r", "log.txt")).decode()
+    assert "[download] 6 images" in workspace.store.read(workspace.run_file_uri("r", "log.txt")).decode()
     assert workspace.step_record("r.a", "download") == record
 
 

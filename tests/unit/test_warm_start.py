@@ -80,7 +80,7 @@ def train(tensors: Dataset, code: int = 0, **values: Any) -> str:
 
 def promote(tensors: Dataset, fingerprint: str) -> None:
     workspace = open_workspace(tensors)
-    number = len(workspace.promotions(NAME)) + 1
+    number = len(workspace.promotion_numbers(NAME)) + 1
     assert workspace.append_promotion(NAME, number, Promotion(model=f"model/{fingerprint}"))
 
 
@@ -89,7 +89,7 @@ def open_workspace(tensors: Dataset) -> Workspace:
 
 
 def read_model(tensors: Dataset, fingerprint: str) -> Dataset:
-    return read_dataset(open_workspace(tensors).dataset("model", fingerprint), "model")
+    return read_dataset(open_workspace(tensors).dataset_uri("model", fingerprint), "model")
 
 
 def list_modification_times(folder: Path) -> dict[str, int]:
