@@ -125,7 +125,7 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """Module → the library's name, and the extras of pyproject.toml that install it."""
 
-_EXTRA_OF_COMMAND = {"run": "all", "compare": "all", "evaluate": "train", "export-model": "train"}
+_EXTRA_OF_COMMAND = {"run": "all", "compare": "all", "evaluate": "train"}
 """Command → the extra that installs all its modules, where that has another name."""
 
 

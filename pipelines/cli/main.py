@@ -36,7 +36,7 @@ from ..parameters import (
     parse_sections,
     resolve_parameters,
 )
-from . import champion, compare, config, export_model, gc, images, runs, schedule, submit, tune
+from . import champion, compare, config, gc, images, runs, schedule, submit, tune
 
 _INTRO = "Labeled images in, a better classifier out, again every week."
 _EXPORT_HELP = "a clean or tensors dataset as files that other programs read"
@@ -48,7 +48,7 @@ _PREDICT_DESCRIPTION = (
 )
 _REQUIRED_MODULES = {
     "run": ("kfp",), "predict": ("torch", "safetensors"),
-    "export-model": ("onnx", "onnxruntime"), "images": ("docker",), "submit": ("kfp",),
+    "images": ("docker",), "submit": ("kfp",),
     "schedule": ("kfp",), "runs": ("kfp",), "doctor": ("kubernetes", "kfp"),
 }  # fmt: skip
 """The optional modules that a command always imports; each step declares its own."""
@@ -180,7 +180,7 @@ def _predict(flags: dict[str, Any]) -> int:
 _COMMANDS: dict[str, Callable[[dict[str, Any]], int]] = {
     "run": _run, "inspect": _inspect, "export": _export, "predict": _predict, "champion": champion.run,
     "gc": gc.run, "config": _config, "images": images.run, "doctor": doctor.run, "cluster": _cluster,
-    "export-model": export_model.run, "compile": _compile, "compare": compare.run, "tune": tune.run,
+    "compile": _compile, "compare": compare.run, "tune": tune.run,
     "submit": submit.run, "schedule": schedule.run, "runs": runs.run,
 }  # fmt: skip
 
@@ -207,7 +207,6 @@ def _make_parser() -> argparse.ArgumentParser:
     inspected.add_argument("--json", action="store_true", help="print the facts as one JSON object")
     _add_export(commands)
     _add_predict(commands)
-    export_model.add_command(commands)
     champion.add_command(commands)
     compare.add_command(commands, _add_parameter_flags)
     tune.add_command(commands, _add_parameter_flags)
