@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import re
 import subprocess
-import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
@@ -41,7 +39,6 @@ if TYPE_CHECKING:
     from docker.models.images import Image as DockerImage
 
 HELP = "build the images that a cluster runs, push them, and name them by their digests"
-SBOM = "/usr/share/imagemill/sbom.json"
 CPU_WHEELS = "https://download.pytorch.org/whl/cpu"
 ENGINE_TIMEOUT_S = 600
 """Of one request to the engine, which reads whole images."""
@@ -67,7 +64,6 @@ def add_command(commands: Any) -> None:
     builder.add_argument("--torch-index", default="", metavar="URL",
                          help=f"an index of CPU wheels of torch for the image ray, such as {CPU_WHEELS}")  # fmt: skip
     builder.add_argument("--base-image", default="", metavar="IMAGE", help="instead of the Dockerfile's BASE_IMAGE")
-    builder.add_argument("--sbom", default="", metavar="FOLDER", help="copy what each image consists of there, as JSON")
     builder.add_argument("--rebuild", action="store_true", help="from the newest base, even where nothing has changed")
     builder.add_argument("--network", default="", help="the network that the build uses, such as host")
     builder.add_argument("--pip-config", default="", metavar="FILE", help="settings for pip during the build; a secret")
@@ -109,9 +105,6 @@ def run(flags: dict[str, Any]) -> int:
             options = rebuild_all(options, not is_local(client, options.base_image))
         images = [build_image(client, options, target, name_image(target)) for target in targets]
         _warn_of_size(images, options)
-        if flags["sbom"]:
-            for image in images:
-                write_sbom(client, image, Path(flags["sbom"]))
         if push:
             images = [push_image(client, image) for image in images]
     values: dict[str, object] = {image.target: image.reference for image in images}
@@ -260,20 +253,3 @@ def make_push_error(text: str, name: str) -> MillError:
             f"--registry: expected one that you may push to (docker login {host}), found for {name}: {line}"
         )
     return TransientError(f"images: the registry did not take {name}: {line}")
-
-
-def write_sbom(client: DockerClient, image: BuiltImage, folder: Path) -> None:
-    """Copy the image's bill of materials to `imagemill-<target>.sbom.json` in `folder`, which is created."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise wrong("--sbom", "a folder that can be written", f"{folder} ({error.strerror})") from None
-    container = client.containers.create(image.name)
-    try:
-        chunks, _ = container.get_archive(SBOM)
-        with tarfile.open(fileobj=io.BytesIO(b"".join(chunks))) as archive:
-            member = archive.extractfile(Path(SBOM).name)
-            assert member is not None
-            (folder / f"imagemill-{image.target}.sbom.json").write_bytes(member.read())
-    finally:
-        container.remove(v=True)  # and the volume that every container of these images has

@@ -32,7 +32,7 @@ CODE_LABEL = "io.imagemill.code"
 """The label with the hash of an image's code."""
 DOCKERFILE = "docker/Dockerfile"
 _COMMON_FILES = (DOCKERFILE, f"{DOCKERFILE}.dockerignore", "docker/fetch", "docker/install", "docker/locks.py",
-                 "docker/sbom.py", "docker/build.lock", "docker/cpu.lock", "pyproject.toml", "README.md",
+                 "docker/build.lock", "docker/cpu.lock", "pyproject.toml", "README.md",
                  "LICENSE")  # fmt: skip
 _TORCH_LOCKS = ("docker/ray.lock", "docker/gpu.lock")
 _FOLDERS = ("components", "pipelines")

@@ -29,7 +29,6 @@ import pytest
 import yaml
 
 from imagemill.components.storage.errors import EXIT_INTERNAL, EXIT_TRANSIENT, EXIT_USER
-from imagemill.pipelines.cli.images import SBOM
 from imagemill.pipelines.cluster.cluster_file import STEP_IMAGES, UID
 from imagemill.pipelines.docker.image_build import find_cli, list_input_files
 
@@ -194,19 +193,23 @@ def test_kfp_executes_a_component_in_the_image(built: dict[str, str]) -> None:
         assert "hello mill" in result.stdout
 
 
+LIST_PACKAGES = "from importlib.metadata import distributions as d; print(*(f'{p.name}=={p.version}' for p in d()))"
+
+
+def list_packages(image: str) -> dict[str, str]:
+    """Return the version of each Python package in an image."""
+    names = run_restricted(image, "python", "-c", LIST_PACKAGES).stdout.split()
+    return {name.lower().replace("_", "-").replace(".", "-"): version for name, _, version in
+            (word.partition("==") for word in names)}  # fmt: skip
+
+
 @pytest.mark.parametrize("target", MODULES)
-def test_bill_of_materials_equals_the_lock_file(built: dict[str, str], target: str) -> None:
-    bill = json.loads(run_restricted(built[target], "cat", SBOM).stdout)
+def test_packages_equal_the_lock_file(built: dict[str, str], target: str) -> None:
     lock = (ROOT / "docker" / f"{target}.lock").read_text()
-    pinned = set(re.findall(r"^([a-z0-9-]+)==(\S+)", lock, re.MULTILINE))
-    python = {(c["name"], c["version"].split("+")[0]) for c in bill["components"] if c["purl"].startswith("pkg:pypi/")}
-    debian = {c["name"] for c in bill["components"] if c["purl"].startswith("pkg:deb/")}
-    assert {package for package in python if package[0] != "imagemill"} == pinned
-    assert "imagemill" in {name for name, _ in python} and {"tini", "libc6"} <= debian
-    licensed = [c for c in bill["components"] if c["purl"].startswith("pkg:pypi/") and c.get("licenses")]
-    assert len(licensed) > 0.9 * len(python)
-    code = "from importlib import metadata; print(len({d.metadata['Name'] for d in metadata.distributions()}))"
-    assert int(run_restricted(built[target], "python", "-c", code).stdout) == len(python)
+    pinned = dict(re.findall(r"^([a-z0-9-]+)==(\S+)", lock, re.MULTILINE))
+    packages = list_packages(built[target])
+    assert packages.pop("imagemill")
+    assert {name: version.split("+")[0] for name, version in packages.items()} == pinned
 
 
 @pytest.mark.parametrize("target", MODULES)
@@ -352,14 +355,12 @@ def test_push_and_pull_by_digest(built: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "cluster.yaml"
     path.write_text("# Ours.\nnamespace: mill\nimages:\n  cpu: ''  # small\n")
     with run_registry(tmp_path / "registry") as host:
-        words = images.command("--registry", f"{host}/mill", "--tag", "t1", "--only", "cpu", "--cluster", str(path),
-                               "--sbom", str(tmp_path / "bills"))  # fmt: skip
+        words = images.command("--registry", f"{host}/mill", "--tag", "t1", "--only", "cpu", "--cluster", str(path))
         process = subprocess.run(words, capture_output=True, text=True, check=False)
         assert process.returncode == 0 and process.stdout == "", process.stderr
         reference = yaml.safe_load(path.read_text())["images"]["cpu"]
         assert re.fullmatch(re.escape(f"{host}/mill/imagemill-cpu") + "@sha256:[0-9a-f]{64}", reference)
         assert path.read_text() == f'# Ours.\nnamespace: mill\nimages:\n  cpu: "{reference}"  # small\n'
-        assert "pkg:pypi/boto3@" in (tmp_path / "bills/imagemill-cpu.sbom.json").read_text()
         client.images.remove(f"{host}/mill/imagemill-cpu:t1")
         assert not docker_engine.is_there(reference)
         pulled = client.images.pull(reference)
@@ -421,8 +422,7 @@ def test_torch_index_leaves_cuda_out(built: dict[str, str], tmp_path: Path) -> N
     assert process.returncode == 0, process.stderr
     try:
         assert "warning" not in process.stderr
-        bill = json.loads(run_restricted("imagemill-ray:of-index", "cat", SBOM).stdout)
-        names = {component["name"]: component["version"] for component in bill["components"]}
+        names = list_packages("imagemill-ray:of-index")
         assert names["torch"] == f"{versions['torch']}+cpu" and names["torchvision"] == f"{versions['torchvision']}+cpu"
         assert not [name for name in names if name.startswith(("nvidia-", "cuda-", "triton"))]
         assert run_restricted("imagemill-ray:of-index", "python", "-c", "import ray, albucore, cv2").returncode == 0

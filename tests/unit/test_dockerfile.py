@@ -31,7 +31,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-locks, sbom = load("locks"), load("sbom")
+locks = load("locks")
 
 
 def instructions() -> list[list[str]]:
@@ -195,23 +195,3 @@ def test_an_index_for_torch_leaves_out_cuda_and_torch_itself() -> None:
     assert {"torch", "torchvision", "triton", "nvidia-cublas"} <= left_out
     assert all(name in ("torch", "torchvision") or name.startswith(locks.CUDA) for name in left_out)
     assert locks.list_pins(paths["ray"], ["torch", "torchvision"])[0].startswith("torch==")
-
-
-def test_the_bill_of_materials_lists_python_and_debian_packages() -> None:
-    from importlib import metadata
-
-    status = (
-        "Package: tini\nStatus: install ok installed\nArchitecture: amd64\nVersion: 0.19.0-1\nDescription: a\n b\n\n"
-        "Package: gone\nStatus: deinstall ok config-files\nArchitecture: amd64\nVersion: 1\n"
-    )
-    document = sbom.make_document(
-        "cpu", [*sbom.list_python_packages([metadata.distribution("kfp")]), *sbom.list_debian_packages(status)]
-    )
-    assert (document["bomFormat"], document["specVersion"]) == ("CycloneDX", "1.5")
-    assert [component["purl"] for component in document["components"]] == [
-        "pkg:deb/debian/tini@0.19.0-1?arch=amd64",
-        f"pkg:pypi/kfp@{metadata.version('kfp')}",
-    ]
-    assert "Apache" in document["components"][1]["licenses"][0]["license"]["name"]
-    twice = [*sbom.list_debian_packages(status), *sbom.list_debian_packages(status)]
-    assert len(sbom.make_document("cpu", twice)["components"]) == 1

@@ -231,16 +231,6 @@ def test_interrupted_push_is_transient(engine: docker_api.Engine) -> None:
             images.push_image(client, images.BuiltImage("cpu", "r.example/imagemill-cpu:dev", 1))
 
 
-def test_reading_the_bill_of_materials_leaves_no_volume(engine: docker_api.Engine, tmp_path: Path) -> None:
-    """The container that it is read from is never started, and has a volume nevertheless: of /scratch."""
-    from docker.errors import NotFound
-
-    engine.fails, engine.status = "/archive$", 404
-    with closing(connect_engine("images")) as client, pytest.raises(NotFound):
-        images.write_sbom(client, images.BuiltImage("cpu", "imagemill-cpu:dev", 1), tmp_path)
-    assert [request for request in engine.asked if request.startswith("DELETE") and "/c0?v=True" in request]
-
-
 def test_only_some_in_their_order() -> None:
     assert images.parse_targets("gpu, cpu") == ("cpu", "gpu") and images.parse_targets("") == ("cpu", "ray", "gpu")
 
