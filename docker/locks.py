@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-CPU = ("download", "clean", "promote", "export", "container", "tune")
+CPU = ("download", "clean", "promote", "export", "container")
 EXTRAS = {"cpu": CPU, "ray": (*CPU, "resize", "predict"), "gpu": (*CPU, "train")}
 """The extras of pyproject.toml that each target's lock is made from."""
 BUILD = ("pip", "setuptools>=77")

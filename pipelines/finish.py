@@ -39,7 +39,6 @@ class RunSummary:
     """The records of a run's steps, or in `unread` why they can't be read.
 
     `ended`: the orchestrator's status of the run (SUCCEEDED, FAILED, …); empty while it goes on, as for promote.
-    `steps`: those that the run has.
     """
 
     name: str
@@ -47,30 +46,27 @@ class RunSummary:
     records: Records
     unread: str = ""
     ended: str = ""
-    steps: tuple[str, ...] = STEPS
 
     @property
     def failed_at(self) -> str:
         """The step at which the run failed, or an empty string. A step without a record was lost with its pod; the
         orchestrator's status does not tell, because KFP calls a run complete whose pods were killed."""
-        for index, step in enumerate(self.steps):
+        for index, step in enumerate(STEPS):
             record = self.records.get(step)
             if record is not None and record.exit_code:
                 return step
-            if self.ended and not any(later_step in self.records for later_step in self.steps[index:]):
+            if self.ended and not any(later_step in self.records for later_step in STEPS[index:]):
                 return step
         return ""
 
 
-def finish(
-    workspace: str, run: str, ended: str, path: str, note: str = "", steps: tuple[str, ...] = STEPS
-) -> RunSummary:
+def finish(workspace: str, run: str, ended: str, path: str, note: str = "") -> RunSummary:
     """Write a run's summary to the file `path` and to the run's folder, and delete the RayJobs that it left behind.
 
-    `note`: a paragraph that the page has besides; `steps`: those that the run has. Returns the summary.
+    `note`: a paragraph that the page has besides. Returns the summary.
     """
     cleaned_up = _clean_up(os.environ.get(RUN_ENV) or run, workspace)  # first, for it may find why the run failed
-    summary = read_run_records(workspace, run, ended, steps)
+    summary = read_run_records(workspace, run, ended)
     text = render_summary(summary) + (f"\n{_escape_markdown(note)}\n" if note else "") + cleaned_up
     _write(path, text)
     try:
@@ -89,15 +85,15 @@ def write_summary(workspace: str, run: str, path: str) -> RunSummary:
     return summary
 
 
-def read_run_records(workspace: str, run: str, ended: str = "", steps: tuple[str, ...] = STEPS) -> RunSummary:
+def read_run_records(workspace: str, run: str, ended: str = "") -> RunSummary:
     """Return the records of a run; IMAGEMILL_RUN overrides its name where it is set, as it does for the steps."""
     name = os.environ.get(RUN_ENV) or run
     try:
         store_workspace = Workspace.from_uri(workspace)
-        records = store_workspace.step_records(name, steps)
-        return RunSummary(name, store_workspace.uri, records, ended=ended, steps=steps)
+        records = store_workspace.step_records(name)
+        return RunSummary(name, store_workspace.uri, records, ended=ended)
     except MillError as error:
-        return RunSummary(name, uris.redact(workspace), {}, str(error), ended, steps)
+        return RunSummary(name, uris.redact(workspace), {}, str(error), ended)
 
 
 def render_summary(run: RunSummary) -> str:
@@ -134,7 +130,7 @@ def _describe_outcome(run: RunSummary) -> str:
 def _render_steps(run: RunSummary) -> str:
     lines = ["| step | state | time | result |", "|---|---|---|---|"]
     reached = True
-    for step in run.steps:
+    for step in STEPS:
         record = run.records.get(step)
         lines.append(f"| {step} | {' | '.join(_build_row(run, step, record, reached))} |")
         reached = reached and step != run.failed_at
@@ -160,8 +156,8 @@ def _build_row(run: RunSummary, step: str, record: StepRecord | None, reached: b
 
 def _list_steps_after_last_record(run: RunSummary) -> tuple[str, ...]:
     """Return the steps after the last one with a record."""
-    last_index = max((run.steps.index(step) for step in run.records), default=-1)
-    return run.steps[last_index + 1 :]
+    last_index = max((STEPS.index(step) for step in run.records), default=-1)
+    return STEPS[last_index + 1 :]
 
 
 def _describe_result(step: str, record: StepRecord) -> list[str]:
@@ -173,8 +169,6 @@ def _describe_result(step: str, record: StepRecord) -> list[str]:
         parts.append(f"{metrics['rows']:,} images")
     if step in ("train", "evaluate") and isinstance(score := metrics.get("macro_f1"), float):
         parts.append(f"macro-F1 {score:.4f}")
-    if step not in STEPS:  # a search
-        parts.append(_escape_markdown(metrics["reason"]))
     if record.uri:
         parts.append(f"`{'/'.join(record.uri.split('/')[-2:])}`")
     return parts

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -207,13 +206,6 @@ class Workspace:
     def add_study_trial(self, name: str, study: str, number: int, record: dict[str, Any]) -> None:
         self.store.put_if_absent(self.at("names", name, "studies", study, f"{number}.json"), _json(record))
 
-    def open_trial(self, name: str, study: str, key: str) -> dict[str, Any] | None:
-        """Return how far a trial is that has no number yet, or a training with another seed, by its key."""
-        return self._read_json(self.at("names", name, "studies", study, "open", f"{key}.json"))
-
-    def write_open_trial(self, name: str, study: str, key: str, record: dict[str, Any]) -> None:
-        self.store.put(self.at("names", name, "studies", study, "open", f"{key}.json"), _json(record))
-
     # Runs: each step's record, the log, the report.
 
     def run_file_uri(self, run: str, file: str) -> str:
@@ -226,9 +218,9 @@ class Workspace:
     def step_record(self, run: str, step: str) -> StepRecord | None:
         return self._read(StepRecord, self.run_file_uri(run, f"{step}.json"))
 
-    def step_records(self, run: str, steps: Sequence[str] = STEPS) -> dict[str, StepRecord]:
+    def step_records(self, run: str) -> dict[str, StepRecord]:
         """Return the records of a run's steps so far, in the order of the steps."""
-        return {step: record for step in steps if (record := self.step_record(run, step))}
+        return {step: record for step in STEPS if (record := self.step_record(run, step))}
 
     def write_step_record(self, run: str, step: str, record: StepRecord) -> None:
         self.store.put(self.run_file_uri(run, f"{step}.json"), _json(record.to_dict()))

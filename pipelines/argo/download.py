@@ -3,9 +3,8 @@ have anything to do (`changed`), and plans where clean runs if that may be a Ray
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from ...components.clean import STEP as CLEAN
 from ...components.dataset.records import StepRecord
@@ -13,18 +12,15 @@ from ...components.dataset.workspace import Workspace
 from ...components.download import STEP
 from ...components.step.command_line import configure_logging
 from ...components.step.progress import say
-from ...components.step.step import RUN_ENV, write_outputs
+from ...components.step.step import write_outputs
 from ...components.storage.errors import EXIT_OK, MillError
 from ..cluster.check_and_download import CHANGED, UNCHANGED, check_form, complete_if_unchanged
 from ..cluster.pod_fields import read_pod_cluster
 from .planning import parse_pod_arguments, write_plan
 
 
-def main(argv: Sequence[str] | None = None, choose_name: Callable[[Workspace, str, str], str] | None = None) -> int:
-    """Run the command `python -m imagemill.pipelines.argo.download`; return the exit code.
-
-    `choose_name`: returns the name of later steps from workspace, name and run; these steps then run in any case.
-    """
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command `python -m imagemill.pipelines.argo.download`; return the exit code."""
     configure_logging()
     step = STEP.name
     try:
@@ -39,10 +35,7 @@ def main(argv: Sequence[str] | None = None, choose_name: Callable[[Workspace, st
             return code
         raw, name = record.uri, record.metrics["name"]
         workspace = Workspace.from_uri(raw.rpartition("/raw/")[0])
-        if choose_name:
-            name = choose_name(workspace, name, os.environ.get(RUN_ENV) or arguments.run)
-            arguments.write("name", name)
-        is_complete = not choose_name and complete_if_unchanged(arguments.parameters, arguments.run, record)
+        is_complete = complete_if_unchanged(arguments.parameters, arguments.run, record)
         arguments.write("changed", UNCHANGED if is_complete else CHANGED)
         if cluster is not None and cluster.ray.may_make_rayjob(CLEAN.name) and not is_complete:
             step = CLEAN.name

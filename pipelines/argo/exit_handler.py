@@ -6,7 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...components.dataset.workspace import STEPS
 from ...components.step.command_line import Parser, configure_logging
 from ...components.step.progress import say
 from ...components.storage.errors import MillError
@@ -29,13 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--status", required=True, metavar="WORD", help="how Argo says that it ended: Succeeded, Failed or Error"
     )
-    parser.add_argument("--steps", default=",".join(STEPS), metavar="NAMES", help="the steps that the run has")
     parser.add_argument("--outputs", required=True, metavar="FOLDER", help="write the summary into this folder")
     try:
         arguments = parser.parse_args(argv)
         summary = Path(arguments.outputs) / SUMMARY
-        steps = tuple(arguments.steps.split(","))
-        finish(arguments.workspace, arguments.run, arguments.status, str(summary), steps=steps)
+        finish(arguments.workspace, arguments.run, arguments.status, str(summary))
     except MillError as error:
         say(NAME, f"error: {error}")
         return error.exit_code

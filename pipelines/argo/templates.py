@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...components.dataset.workspace import STEPS
@@ -68,10 +68,6 @@ class StepPart:
     component has one output only, which KFP calls `Output`, it has the name of the next step's flag."""
     artifacts: tuple[str, ...] = ()
     """Files of `--outputs` that are artifacts, which Argo's UI shows."""
-    parameters: tuple[str, ...] = ()
-    """Parameters of the workflow that are flags as well, beside those of the form."""
-    constants: Mapping[str, str] = field(default_factory=dict)
-    """Further flags with their values."""
 
 
 STEP_PARTS = {
@@ -108,17 +104,13 @@ STEP_PARTS = {
 
 def build_step_template(task: str, cluster: Cluster, parameters: RunParameters) -> Container:
     """Return the container template of a step."""
-    pod, image = _choose_pod(task, cluster)
-    return build_part_template(task, STEP_PARTS[task], cluster, pod, image, shm_size(task, pod, parameters))
-
-
-def build_part_template(name: str, part: StepPart, cluster: Cluster, pod: Pod, image: str, shm: str = "") -> Container:
-    """Return the container template `name` of a part, with the resources of `pod`."""
     from hera.workflows import Parameter
 
+    pod, image = _choose_pod(task, cluster)
+    part = STEP_PARTS[task]
     return _build_container(
-        name, cluster, pod, image, _build_command(name, part, cluster),
-        shm=shm,
+        task, cluster, pod, image, _build_command(task, part, cluster),
+        shm=shm_size(task, pod, parameters),
         inputs=[Parameter(name=name) for name in part.inputs],
         outputs=[*_build_output_parameters(part), *_build_artifacts(part.artifacts if cluster.argo.artifacts else ())],
         timeout=_get_timeout(cluster),
@@ -139,8 +131,8 @@ def _build_command(name: str, part: StepPart, cluster: Cluster) -> list[str]:
         name for name, parameter in list_form_parameters().items()
         if not set(part.flag_steps).isdisjoint(parameter.steps)
     ]  # fmt: skip
-    values = {name: f"{{{{workflow.parameters.{name}}}}}" for name in (*names, *part.parameters)}
-    values |= {name: f"{{{{inputs.parameters.{name}}}}}" for name in part.inputs} | dict(part.constants)
+    values = {name: f"{{{{workflow.parameters.{name}}}}}" for name in names}
+    values |= {name: f"{{{{inputs.parameters.{name}}}}}" for name in part.inputs}
     if name == "resize" and cluster.ray.mode == "address":
         values["ray_address"] = cluster.ray.address
     values |= {"run": RUN_PLACEHOLDER, "outputs": OUTPUTS_DIR}
@@ -210,15 +202,11 @@ def _get_timeout(cluster: Cluster) -> str | None:
     return f"{seconds}s" if seconds else None
 
 
-def build_finish_template(cluster: Cluster, steps: Sequence[str] = ()) -> Container:
-    """Return the template of the exit handler, which writes the run's summary and deletes its RayJobs.
-
-    `steps`: those that the run has, where these are not STEPS.
-    """
+def build_finish_template(cluster: Cluster) -> Container:
+    """Return the template of the exit handler, which writes the run's summary and deletes its RayJobs."""
     command = [
         "python", "-m", "imagemill.pipelines.argo.exit_handler", f"--workspace={WORKSPACE_PLACEHOLDER}",
         f"--run={RUN_PLACEHOLDER}", "--status={{workflow.status}}", f"--outputs={OUTPUTS_DIR}",
-        *([f"--steps={','.join(steps)}"] if steps else []),
     ]  # fmt: skip
     return _build_container(
         "finish", cluster, cluster.small, cluster.image("cpu"), command,

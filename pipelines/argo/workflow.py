@@ -6,8 +6,7 @@ one; here the pod before plans it, download's or clean's, and Argo itself create
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,6 @@ from ..cluster.checks import check_output, set_workspace
 from ..cluster.cluster_file import LABELS, RUN_LABEL, Cluster, Limits
 from ..cluster.cron import load_timezone, parse_cron
 from ..cluster.pod_fields import NO_SIDECAR, build_pod_security_context
-from ..parameters import Parameter as FormParameter
 from ..parameters import RunParameters, format_form_value, list_form_parameters
 from .planning import POD, only_resize_knows_tensors
 from .planning import RAYJOB as PLANNED_RAYJOB
@@ -40,13 +38,9 @@ def compile_argo(parameters: RunParameters, target: Path, cluster: Cluster) -> N
     """
     check_output(target)
     cluster.require_images("cluster")
-    write_documents([build_workflow_template(cluster, parameters), build_cron_workflow(cluster)], target)
-
-
-def write_documents(documents: Sequence[dict[str, Any]], target: Path) -> None:
-    """Write documents to a YAML file; UserError for one that can't be written."""
     import yaml
 
+    documents = [build_workflow_template(cluster, parameters), build_cron_workflow(cluster)]
     text = yaml.safe_dump_all(documents, sort_keys=False, width=10_000, allow_unicode=True)
     try:
         target.write_text(text, encoding="utf-8")
@@ -56,38 +50,21 @@ def write_documents(documents: Sequence[dict[str, Any]], target: Path) -> None:
 
 def build_workflow_template(cluster: Cluster, parameters: RunParameters) -> dict[str, Any]:
     """Return the WorkflowTemplate as a document."""
-    return build_template_document(
-        NAME, ("Imagemill training", "Labeled images in, a better classifier out."), cluster,
-        build_parameters(list_form_parameters(), cluster, parameters), cluster.argo.mutex,
-        [_build_dag(cluster), *build_step_templates(STEP_PARTS, cluster, parameters), build_finish_template(cluster)],
-    )  # fmt: skip
-
-
-def build_template_document(
-    name: str, texts: tuple[str, str], cluster: Cluster, arguments: Sequence[Parameter], mutex: str,
-    templates: Sequence[Any], parallelism: int | None = None,
-) -> dict[str, Any]:  # fmt: skip
-    """Return a WorkflowTemplate as a document.
-
-    `texts`: its title and description; `templates`: the first one is the DAG, and `finish` the exit handler;
-    `parallelism`: the most pods at a time (None: no limit).
-    """
     from hera.workflows import WorkflowTemplate, models
 
     limits, argo = cluster.limits, cluster.argo
-    title, description = texts
+    dag = _build_dag(cluster)
     template = WorkflowTemplate(
-        name=name,
+        name=NAME,
         namespace=cluster.namespace,
         labels=dict(LABELS),
         annotations={
-            "workflows.argoproj.io/title": title,
-            "workflows.argoproj.io/description": description,
+            "workflows.argoproj.io/title": "Imagemill training",
+            "workflows.argoproj.io/description": "Labeled images in, a better classifier out.",
         },
-        arguments=list(arguments),
-        entrypoint=templates[0].name,
+        arguments=_build_parameters(cluster, parameters),
+        entrypoint=dag.name,
         on_exit="finish",
-        parallelism=parallelism,
         service_account_name=argo.service_account,
         security_context=models.PodSecurityContext.model_validate(build_pod_security_context()),
         image_pull_secrets=list(cluster.images.pull_secrets) or None,
@@ -98,9 +75,9 @@ def build_template_document(
         pod_gc=models.PodGC(strategy="OnWorkflowSuccess", delete_delay_duration=POD_GC_DELAY),
         ttl_strategy=_build_ttl_strategy(limits),
         active_deadline_seconds=limits.run_deadline_seconds or None,
-        synchronization=models.Synchronization(mutexes=[models.Mutex(name=mutex)]) if mutex else None,
+        synchronization=models.Synchronization(mutexes=[models.Mutex(name=argo.mutex)]) if argo.mutex else None,
         archive_logs=None if argo.artifacts else False,
-        templates=list(templates),
+        templates=[dag, *_build_step_templates(cluster, parameters), build_finish_template(cluster)],
     )
     document: dict[str, Any] = template.to_dict()
     return document
@@ -115,8 +92,8 @@ def _build_ttl_strategy(limits: Limits) -> Any:
     return ttl_strategy if succeeded or failed else None
 
 
-def build_parameters(form: Mapping[str, FormParameter], cluster: Cluster, parameters: RunParameters) -> list[Parameter]:
-    """Return the parameters of a form, with the chosen values as defaults; choices are a drop-down there."""
+def _build_parameters(cluster: Cluster, parameters: RunParameters) -> list[Parameter]:
+    """Return the parameters of the form, with the chosen values as defaults; choices are a drop-down there."""
     from hera.workflows import Parameter
 
     arguments = set_workspace(parameters, cluster).arguments()
@@ -125,13 +102,13 @@ def build_parameters(form: Mapping[str, FormParameter], cluster: Cluster, parame
             name=name, value=arguments.get(name, format_form_value(parameter.default)), description=parameter.help,
             enum=list(parameter.choices) or None,
         )
-        for name, parameter in form.items()
+        for name, parameter in list_form_parameters().items()
     ]  # fmt: skip
 
 
-def build_step_templates(steps: Iterable[str], cluster: Cluster, parameters: RunParameters) -> list[Any]:
+def _build_step_templates(cluster: Cluster, parameters: RunParameters) -> list[Any]:
     """Return the templates of steps, and that of RayJobs where the cluster makes any."""
-    tasks = [step for step in steps if step != "resize" or _may_resize_in_pod(cluster)]
+    tasks = [step for step in STEP_PARTS if step != "resize" or _may_resize_in_pod(cluster)]
     templates = [build_step_template(task, cluster, parameters) for task in tasks]
     return [*templates, build_rayjob_template(cluster)] if cluster.ray.makes_rayjobs else templates
 
@@ -141,45 +118,28 @@ def _may_resize_in_pod(cluster: Cluster) -> bool:
 
 
 def _build_dag(cluster: Cluster) -> DAG:
-    """Return the DAG: each task depends on those whose outputs are its inputs."""
+    """Return the DAG: each task depends on those whose outputs are its inputs.
+
+    Where nothing has changed, download is the only task that runs. The tensors are made by a pod, by a RayJob, or not
+    at all, as clean's pod has planned. Where a RayJob cleans, as planned by download's pod, clean's finds its dataset.
+    """
     from hera.workflows import DAG
 
-    images = build_image_tasks(cluster)
-    tasks = [
-        *images.tasks,
-        _build_task("train", {"tensors": images.tensors_task}, images.conditions),
-        _build_task("evaluate"),
-        _build_task("promote"),
-    ]
-    return DAG(name="training", tasks=[*tasks])
-
-
-@dataclass(frozen=True)
-class ImageTasks:
-    """The tasks from download to the tensors. `tensors_task`: the one that outputs the tensors' URI; `conditions`: of a
-    task that reads them, that they are there."""
-
-    tasks: tuple[Task, ...]
-    tensors_task: str
-    conditions: tuple[str, ...]
-
-
-def build_image_tasks(cluster: Cluster) -> ImageTasks:
-    """Return the tasks that prepare the images. Where nothing has changed, download is the only one that runs; the
-    tensors are made by a pod, by a RayJob, or not at all, as clean's pod has planned. Where a RayJob cleans, as
-    download's pod has planned, clean's pod finds its dataset."""
     clean_tasks = _build_rayjob_tasks("clean-rayjob", "clean", "download", cluster)
     tensor_tasks = _build_rayjob_tasks("rayjob", "resize", "clean", cluster)
     if _may_resize_in_pod(cluster):
         tensor_tasks.insert(0, _build_task("resize", when=_build_condition("clean", "executor", POD)))
-    tasks = (
+    tensors_task = "resize" if only_resize_knows_tensors(cluster) else "clean"  # clean's pod can tell
+    tasks = [
         _build_task("download"),
         *clean_tasks,
-        _build_task("clean", {}, list_done(clean_tasks), when=_build_condition("download", "changed", CHANGED)),
+        _build_task("clean", {}, _list_done(clean_tasks), when=_build_condition("download", "changed", CHANGED)),
         *tensor_tasks,
-    )
-    tensors_task = "resize" if only_resize_knows_tensors(cluster) else "clean"  # clean's pod can tell
-    return ImageTasks(tasks, tensors_task, tuple(list_done(tensor_tasks)))
+        _build_task("train", {"tensors": tensors_task}, _list_done(tensor_tasks)),
+        _build_task("evaluate"),
+        _build_task("promote"),
+    ]
+    return DAG(name="training", tasks=[*tasks])
 
 
 def _build_rayjob_tasks(name: str, step: str, planner: str, cluster: Cluster) -> list[Task]:
@@ -190,7 +150,7 @@ def _build_rayjob_tasks(name: str, step: str, planner: str, cluster: Cluster) ->
     return [_build_task(name, {"rayjob": planner}, when=when, template="rayjob")]
 
 
-def list_done(tasks: Sequence[Task]) -> list[str]:
+def _list_done(tasks: Sequence[Task]) -> list[str]:
     """Return the conditions that tasks have ended well or were not needed."""
     return [f"({task.name}.Succeeded || {task.name}.Skipped)" for task in tasks]
 

@@ -80,11 +80,7 @@ class SearchSpace:
     @classmethod
     def read(cls, path: str, base: Configuration) -> SearchSpace:
         """Read a YAML file; without one, `DEFAULT_SPACE`. UserError names the file and the entry that is wrong."""
-        return cls.parse(_read_yaml(path) if path else DEFAULT_SPACE, path or "the default space", base)
-
-    @classmethod
-    def parse(cls, declared: Mapping[str, Any], place: str, base: Configuration) -> SearchSpace:
-        """Return the space of a mapping as the file holds it; UserError names the `place` and the entry."""
+        declared, place = _read_yaml(path) if path else DEFAULT_SPACE, path or "the default space"
         dimensions: list[Dimension] = []
         for name, entry in declared.items():
             dimension = _parse_dimension(place, str(name), entry)
@@ -97,13 +93,6 @@ class SearchSpace:
                     raise UserError(f"{place} ({name}): {error}") from None
             dimensions.append(dimension)
         return cls(tuple(dimensions), dict(declared))
-
-    def check_train_only(self, place: str) -> None:
-        """Raise UserError for a parameter of another step than training, which a cluster's pods of trials can't do."""
-        for dimension in self.dimensions:
-            if dimension.step_name != "train":
-                expected = "a parameter of train on a cluster, where images are prepared once for all trials"
-                raise wrong(f"{place} ({dimension.name})", expected, f"one of {dimension.step_name}")
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Scalar]:
         """Return the values of all dimensions that apply, chosen by the sampler of `trial`."""

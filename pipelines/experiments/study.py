@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     import optuna
 
 COMPLETE, PRUNED, FAILED = "complete", "pruned", "failed"
-WAITING = "waiting"
-"""The state of an open trial, on a cluster, that has not begun."""
 _STARTUP_TRIALS = 4
 """Trials that are never pruned, since there is too little to compare with."""
 
@@ -67,13 +65,10 @@ class Study:
         complete = [trial for trial in self.trials if trial.state == COMPLETE]
         return max(complete, key=lambda trial: (trial.score or 0.0, -trial.number))
 
-    def suggest(self, pending: Sequence[dict[str, Scalar]] = ()) -> dict[str, Scalar]:
+    def suggest(self) -> dict[str, Scalar]:
         """Return the values of the next trial: by TPE (Bergstra et al., "Algorithms for Hyper-Parameter Optimization",
-        2011), and at random at first. The same trials before give the same values.
-
-        `pending`: values of trials before it that are not recorded yet, near which TPE does not look ("constant liar").
-        """
-        return self.space.suggest(self._build(pending).ask())
+        2011), and at random at first. The same trials before give the same values."""
+        return self.space.suggest(self._build().ask())
 
     def should_prune(self, course: list[float]) -> bool:
         """Return whether a trial with these scores, one an epoch, is to end: it is worse than the median of the others
@@ -99,25 +94,12 @@ class Study:
         self.workspace.add_study_trial(self.name, self.key, trial.number, asdict(trial))
         self.trials.append(trial)
 
-    def read_open(self, key: str) -> TriedValues | None:
-        """Return an open trial: on a cluster, one of a number that is not recorded yet, or with another seed."""
-        record = self.workspace.open_trial(self.name, self.key, key)
-        return TriedValues.from_dict(record) if record else None
-
-    def write_open(self, key: str, trial: TriedValues) -> None:
-        """Record how far an open trial is."""
-        self.workspace.write_open_trial(self.name, self.key, key, asdict(trial))
-
-    def _build(self, pending: Sequence[dict[str, Scalar]]) -> optuna.Study:
+    def _build(self) -> optuna.Study:
         import optuna
-        from optuna.trial import TrialState, create_trial
+        from optuna.trial import create_trial
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        startup = 2 * _STARTUP_TRIALS
-        sampler = optuna.samplers.TPESampler(
-            seed=self.seed + len(self.trials) + len(pending), n_startup_trials=startup,
-            constant_liar=bool(pending) and len(self.trials) >= startup,
-        )  # fmt: skip
+        sampler = optuna.samplers.TPESampler(seed=self.seed + len(self.trials), n_startup_trials=2 * _STARTUP_TRIALS)
         study = optuna.create_study(direction="maximize", sampler=sampler)
         for tried in self.trials:
             study.add_trial(create_trial(
@@ -127,9 +109,6 @@ class Study:
                 value=tried.score if tried.state == COMPLETE else None,
                 intermediate_values=dict(enumerate(tried.course, 1)),
             ))  # fmt: skip
-        for values in pending:
-            distributions = self.space.make_distributions(values)
-            study.add_trial(create_trial(state=TrialState.RUNNING, params=values, distributions=distributions))
         return study
 
 

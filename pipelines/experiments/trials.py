@@ -92,20 +92,21 @@ class Trial:
 class TrialRunner:
     """Runs trials of one dataset (`name`) as parts of the experiment `run`, whose `kind` is the experiment's command.
 
-    Hints and the champion of `name` are not touched: from clean on, steps run under a name of their own, `begin_scope`.
-    `tensors`: the dataset that all trials are trained on where their images are prepared already.
+    Hints and the champion of `name` are not touched: from clean on, steps run under a name of their own, `scope`, whose
+    class list is that of `name`.
     """
 
     steps: StepRunner
     name: str
     run: str
     kind: str
-    tensors: str = ""
     _records: dict[str, StepRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.tensors:
-            begin_scope(self.workspace, self.name, self.kind, self.run)
+        for kind in ("clean", "tensors"):
+            latest = self.workspace.latest_uri(self.name, kind)
+            if latest and (dataset := find_dataset(latest)):
+                self.workspace.note_latest(self.scope, dataset, self.run)
 
     @property
     def workspace(self) -> Workspace:
@@ -114,7 +115,7 @@ class TrialRunner:
     @property
     def scope(self) -> str:
         """The name under which the steps of trials leave hints."""
-        return name_scope(self.name, self.kind)
+        return f"{self.name}.{self.kind}"
 
     def run_trial(
         self, configuration: Configuration, label: str, last_step: str = LAST_STEPS[-1], watch: Watch | None = None
@@ -124,16 +125,13 @@ class TrialRunner:
         `label` of the trial in the names of its records' folders; `watch` is called while the training runs. Raises the
         error of the step that fails.
         """
-        records: dict[str, StepRecord] = {"resize": StepRecord(self.tensors)} if self.tensors else {}
-        first = LAST_STEPS.index("train") if self.tensors else 0
-        for step in LAST_STEPS[first : LAST_STEPS.index(last_step) + 1]:
+        records: dict[str, StepRecord] = {}
+        for step in LAST_STEPS[: LAST_STEPS.index(last_step) + 1]:
             config = replace(
                 configuration.config(step), workspace=self.workspace.uri, name=self._choose_name(step, configuration),
                 run=f"{self.run}.{label}", **build_parents(step, records),
             )  # fmt: skip
             records[step] = self._run_step(step, config, watch if step == "train" else None)
-        if self.tensors:
-            del records["resize"]
         return Trial(records, {step: self.find_seconds(step, record) for step, record in records.items()})
 
     def _run_step(self, step: str, config: StepConfig, watch: Watch | None) -> StepRecord:
@@ -157,21 +155,6 @@ class TrialRunner:
         if step == "train":
             return ModelExtra.of(read_dataset(record.uri, "model").manifest).seconds
         return None
-
-
-def name_scope(name: str, kind: str) -> str:
-    """Return the name under which the steps of an experiment on `name` leave hints."""
-    return f"{name}.{kind}"
-
-
-def begin_scope(workspace: Workspace, name: str, kind: str, run: str) -> str:
-    """Return `name_scope`, whose class list is from now on that of `name`."""
-    scope = name_scope(name, kind)
-    for dataset_kind in ("clean", "tensors"):
-        latest = workspace.latest_uri(name, dataset_kind)
-        if latest and (dataset := find_dataset(latest)):
-            workspace.note_latest(scope, dataset, run)
-    return scope
 
 
 def check_comparable(first: Configuration, second: Configuration) -> None:

@@ -129,7 +129,7 @@ class Dry:
             arguments.write(name, value)
         return Plan(f"s3://w/plan-{step}", executor, rayjob)
 
-    def _finish(self, *arguments: str, steps: tuple[str, ...]) -> None:
+    def _finish(self, *arguments: str) -> None:
         *self.finished, path = arguments
         Path(path).write_text("a page")
 

@@ -366,7 +366,7 @@ SHARED = ("compat", "storage", "dataset", "imaging", "models", "metrics", "step"
 """What steps share, in the order in which it may be imported: each package by those after it."""
 ORDERING = (
     "compat", "settings", "parameters", "cluster", "docker", "kuberay", "finish", "kfp", "argo", "training",
-    "compile", "local", "experiments", "tuning", "doctor", "cli",
+    "compile", "local", "experiments", "doctor", "cli",
 )  # fmt: skip
 """The packages and modules of pipelines, in the order in which they may be imported."""
 

@@ -14,10 +14,10 @@ from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
 from imagemill.pipelines.experiments.differences import compute_mean_difference
+from imagemill.pipelines.experiments.search import Confirmation, describe_confirmation, write_config
 from imagemill.pipelines.experiments.search_space import SearchSpace
 from imagemill.pipelines.experiments.study import COMPLETE, PRUNED, Study, TriedValues
 from imagemill.pipelines.experiments.trials import Configuration, describe_regularization
-from imagemill.pipelines.tuning.search import Confirmation, describe_confirmation, write_config
 
 BASE = Configuration.read("{}", {})
 

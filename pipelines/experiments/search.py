@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,12 @@ from ...components.promote.score_difference import METRIC_TITLES
 from ...components.step.config import Scalar
 from ...components.step.step import new_run
 from ...components.storage.errors import EXIT_USER, MillError, UserError, wrong
-from ..experiments.differences import MeanDifference, compute_mean_difference
-from ..experiments.search_space import SearchSpace
-from ..experiments.study import COMPLETE, FAILED, PRUNED, Study, TriedValues
-from ..experiments.trials import Configuration, CourseWatch, TrialRunner, describe_regularization, read_course
 from ..local.run import check_parameters
 from ..local.step_process import StepRunner, StoppedByWatch
+from .differences import MeanDifference, compute_mean_difference
+from .search_space import SearchSpace
+from .study import COMPLETE, FAILED, PRUNED, Study, TriedValues
+from .trials import Configuration, CourseWatch, TrialRunner, describe_regularization, read_course
 
 COMMAND = "tune"
 
@@ -59,25 +58,22 @@ def tune(base: Configuration, space: SearchSpace, options: SearchOptions) -> dic
         search = Search.begin(TrialRunner(steps, name, run, COMMAND), base, space, options.pruner)
         while len(search.study.trials) <= options.trials:
             search.run_next()
-        confirmation = search.confirm(options.seeds, search.train_with_seed)
-    return finish_search(search, confirmation, options)
+        confirmation = search.confirm(options.seeds)
+    return _finish_search(search, confirmation, options)
 
 
-def finish_search(
-    search: Search, confirmation: Confirmation | None, options: SearchOptions, place: str = ""
-) -> dict[str, Any]:
-    """Write the best configuration and the report; return the result. `place`: where the configuration will be, if that
-    is not `options.output`."""
+def _finish_search(search: Search, confirmation: Confirmation | None, options: SearchOptions) -> dict[str, Any]:
+    """Write the best configuration and the report; return the result."""
     runner, best = search.runner, search.study.best
     write_config(options.output, search.configure(best), _describe_search(search, runner.name))
     verdict, reason = describe_confirmation(search.study, search.metric, confirmation, options.seeds)
     report = runner.workspace.report_uri(runner.run)
     result = {
         "status": "succeeded", "name": runner.name, "run": runner.run, "report": report, "metric": search.metric,
-        "verdict": verdict, "reason": reason, "config": place or options.output, "best": best.number,
+        "verdict": verdict, "reason": reason, "config": options.output, "best": best.number,
         "trials": [asdict(trial) for trial in search.study.trials], "confirmation": _to_dict(confirmation),
     }  # fmt: skip
-    from ..experiments.report import render_study
+    from .report import render_study
 
     runner.workspace.store.put(report, render_study(result).encode("utf-8", "replace"))
     return result
@@ -95,16 +91,9 @@ class Search:
 
     @classmethod
     def begin(cls, runner: TrialRunner, base: Configuration, space: SearchSpace, pruner: str) -> Search:
-        """Train the base, and read the trials of earlier calls."""
+        """Train the base, the first trial, and read the trials of earlier calls; all have as many epochs."""
         print(f"the base: {base.label}", file=sys.stderr, flush=True)
-        return cls.open(runner, base, runner.run_trial(base, "base", "train").read("model"), space, pruner)
-
-    @classmethod
-    def open(cls, runner: TrialRunner, base: Configuration, model: Dataset, space: SearchSpace, pruner: str) -> Search:
-        """Return the search from the base's `model`, with the trials of earlier calls; the base is the first of them.
-
-        All trials have as many epochs as the base.
-        """
+        model = runner.run_trial(base, "base", "train").read("model")
         promote = base.config("promote")
         assert isinstance(promote, PromoteConfig)
         metric = "top1" if promote.metric == "top1" else "macro_f1"  # what training measures in each epoch
@@ -116,11 +105,6 @@ class Search:
             study.add(search._make_complete(0, {}, model))
         return search
 
-    @property
-    def epochs(self) -> int:
-        """The epochs of all trials."""
-        return int(self.base_model.manifest.config["epochs"])
-
     def configure(self, tried: TriedValues) -> Configuration:
         """Return the base with a trial's values."""
         return self.study.space.apply(self.base, tried.values)
@@ -128,18 +112,14 @@ class Search:
     def run_next(self) -> None:
         """Run the next trial, and record how it ended. What is transient, or our fault, is raised."""
         study, number = self.study, len(self.study.trials)
-        study.add(self.run_trial(number, study.suggest(), study.should_prune))
+        study.add(self._run_trial(number, study.suggest()))
         self._report(study.trials[-1])
 
-    def run_trial(
-        self, number: int, values: dict[str, Scalar], should_end: Callable[[list[float]], bool]
-    ) -> TriedValues:
-        """Train a trial, or the rest of one that has begun, and return how it ended: complete, pruned where
-        `should_end` says so of its scores by epoch, or failed. What is transient, or our fault, is raised."""
+    def _run_trial(self, number: int, values: dict[str, Scalar]) -> TriedValues:
         listed = ", ".join(f"{name} {value}" for name, value in values.items())
         print(f"trial {number}: {listed}", file=sys.stderr, flush=True)
         label = f"t{number}"
-        watch = CourseWatch(self.runner.workspace, f"{self.runner.run}.{label}", self.metric, should_end)
+        watch = CourseWatch(self.runner.workspace, f"{self.runner.run}.{label}", self.metric, self.study.should_prune)
         try:
             trial = self.runner.run_trial(self.study.space.apply(self.base, values), label, "train", watch)
         except StoppedByWatch:
@@ -164,25 +144,19 @@ class Search:
             file=sys.stderr, flush=True,
         )  # fmt: skip
 
-    def confirm(self, seeds: int, get_score: Callable[[TriedValues, int], float]) -> Confirmation | None:
-        """Compare the best values and the base with seeds that the search has not used; None where the base is best.
-
-        `get_score`: returns the validation score of values with a seed, of `train_with_seed`.
-        """
+    def confirm(self, seeds: int) -> Confirmation | None:
+        """Compare the best values and the base with seeds that the search has not used, those after the base's; None
+        where the base is best."""
         best = self.study.best
         if not best.number:
             return None
-        used = self.list_seeds(seeds)
-        scores = [[get_score(tried, seed) for tried in (self.study.trials[0], best)] for seed in used]
+        used = range(self.base.seed + 1, self.base.seed + 1 + seeds)
+        scores = [[self._train_with_seed(tried, seed) for tried in (self.study.trials[0], best)] for seed in used]
         base, tuned = zip(*scores, strict=True)
         gains = np.array(tuned) - np.array(base)
         return Confirmation(tuple(used), base, tuned, compute_mean_difference(gains[:, None], gains))
 
-    def list_seeds(self, seeds: int) -> range:
-        """Return the seeds of the confirmation: those after the base's, which the search has used."""
-        return range(self.base.seed + 1, self.base.seed + 1 + seeds)
-
-    def train_with_seed(self, tried: TriedValues, seed: int) -> float:
+    def _train_with_seed(self, tried: TriedValues, seed: int) -> float:
         """Train values with another seed, and return the validation score."""
         side = "the best values" if tried.number else "the base"
         print(f"{side}, seed {seed}", file=sys.stderr, flush=True)
