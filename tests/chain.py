@@ -61,14 +61,12 @@ def _here(jobs: Iterable[Any], work: Any, arguments: Sequence[Any], *_: Any) -> 
         yield job, json.loads(json.dumps(work(job, *arguments)))  # as it crosses processes
 
 
-def resized(workspace: Workspace, clean: Dataset, *, estimated: bool = False, **options: Any) -> Dataset:
-    """The tensors; the estimate of encodings, a quarter of a second, is made where it is what a test is about."""
+def resized(workspace: Workspace, clean: Dataset, **options: Any) -> Dataset:
+    """The tensors."""
     config = ResizeConfig.from_values({"workspace": workspace.uri, "clean": clean.uri} | options)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resize_module, "open_ray_session", _no_session)
         patch.setattr(resize_module, "run_tasks", _here)
-        if not estimated:
-            patch.setattr(resize_module, "report_estimate", lambda *_: None)
         return read_dataset(resize_module.resize(config, Context("resize", workspace, "r", False)).uri, "tensors")
 
 

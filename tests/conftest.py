@@ -126,10 +126,9 @@ def workspace(tmp_path: Path) -> Workspace:
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors in several shards of a few images."""
-    from imagemill.components.resize import plan, resize
+    from imagemill.components.resize import plan
 
     monkeypatch.setattr(plan, "MAX_SHARD_ROWS", 7)
-    monkeypatch.setattr(resize, "report_estimate", lambda *_: None)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from ..storage.parallel import max_workers
 from .config import ResizeConfig
 from .copies import CopyPolicy
 from .device import CPU, count_local_gpus
-from .estimate import RAY_START_S, SECONDS_PER_COPIED_BYTE, estimate_core_seconds, report_estimate
+from .estimate import RAY_START_S, SECONDS_PER_COPIED_BYTE, estimate_core_seconds
 from .generations import Growth, RewriteTask, plan_growth, write_remaining
 from .gpu import run_on_gpus
 from .plan import ShardPlan, SplitPlan, plan_split
@@ -76,8 +76,6 @@ def _build(target: Target, context: Context) -> Dataset:
     unfinished = [build.skip_finished(plan.shards) for plan in plans]
     unfinished_rewrites = build.skip_finished(rewrites)
     if any(unfinished) or unfinished_rewrites:
-        if growth is None:
-            report_estimate(clean, config, spec, context)
         core_seconds = estimate_core_seconds(clean.manifest.totals) * rows / max(1, clean.manifest.totals.rows)
         core_seconds += sum(task.rows for task in unfinished_rewrites) * spec.row_bytes * SECONDS_PER_COPIED_BYTE
         with _open_executor(clean, config, core_seconds) as executor:

@@ -1,11 +1,8 @@
-"""Tensors as JPEG, read by others and by the steps after resize, and what resize says of the choice."""
+"""Tensors as JPEG, read by others and by the steps after resize."""
 
 from __future__ import annotations
 
 import io
-import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,10 +23,7 @@ from imagemill.components.imaging import tensors as store_tensors
 from imagemill.components.imaging.decoder import Pixels
 from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.imaging.tensors import decode_column, encode_jpeg
-from imagemill.components.resize import estimate as module
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.resize.estimate import estimate_encodings, sample_images
-from imagemill.components.resize.tensor_shards import TensorSpec
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train.data.loader import iter_batches
 
@@ -185,108 +179,6 @@ def test_unsupported_jpeg_tensors_are_rejected(color: str, tmp_path: Path) -> No
         resized(workspace, clean, encoding="jpeg")
     with pytest.raises(UserError, match=r"^encoding: expected raw with edges"):
         ResizeConfig.from_values({"encoding": "jpeg", "edges": "canny"})
-
-
-# What is said of the choice.
-
-
-def log_estimate(clean: Dataset, **options: Any) -> list[str]:
-    config = ResizeConfig.from_values({"image_size": SIZE} | options)
-    geometry = config.geometry(clean.manifest.image.color)
-    spec = TensorSpec(geometry, config.encoding, config.jpeg_quality, config.jpeg_subsampling)
-    return list(estimate_encodings(clean, config, spec))
-
-
-RATE = r"[\d,]+"
-
-
-def test_estimate_logs_size_and_rate_of_both_encodings(chain: Chain) -> None:
-    raw, jpeg = log_estimate(chain.clean, jpeg_subsampling=chain.subsampling, encoding="jpeg")
-    size = chain.raw.manifest.totals.bytes / 1000
-    kind = "" if chain.clean.manifest.image.color == "gray" else f", {':'.join(chain.subsampling)}"
-    number = rf"raw: {size:.1f} kB, read at about {RATE} images/s from memory, {RATE}/s over a 100 MB/s link"
-    assert re.fullmatch(number, raw)
-    match = re.fullmatch(
-        rf"jpeg \(quality 90{kind}\): (\d+\.\d) kB, decoded at about {RATE} images/s, {RATE}/s over that link; "
-        "chosen: jpeg",
-        jpeg,
-    )
-    assert match and abs(float(match[1]) * 1000 / chain.jpeg.manifest.totals.bytes - 1) < 0.1
-    assert log_estimate(chain.clean)[1].endswith("chosen: raw")
-
-
-def test_link_limits_the_rate_of_raw_pixels(colored: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_measure_rate", lambda images, image: 30_000 if image.encoding == "raw" else 4_900)
-    raw, jpeg = log_estimate(colored.clean, image_size=224)
-    assert raw == "raw: 6.3 MB, read at about 30,000 images/s from memory, 660/s over a 100 MB/s link"
-    assert "decoded at about 4,900 images/s, 4,900/s over that link" in jpeg
-    assert log_estimate(colored.clean, copies=3)[0].startswith(f"raw: {(42 + 3 * 24) * SIZE * SIZE * 3 / 1000:.1f} kB")
-
-
-@pytest.mark.parametrize(
-    "options", [{"resize_mode": "letterbox"}, {"resize_mode": "squash", "interpolation": "area"}, {"store_size": 52}]
-)
-def test_every_geometry_is_estimated(options: dict[str, Any], colored: Chain) -> None:
-    stored = resized(colored.workspace, colored.clean, image_size=SIZE, encoding="jpeg", **options)
-    match = re.search(r"\): (\d+\.\d) kB", log_estimate(colored.clean, **options)[1])
-    assert match and abs(float(match[1]) * 1000 / stored.manifest.totals.bytes - 1) < 0.1
-
-
-def test_estimate_without_jpeg_has_one_line(tmp_path: Path, colored: Chain) -> None:
-    (line,) = log_estimate(colored.clean, edges="both")
-    assert line.startswith("raw: ") and line.endswith("; edges can't be kept as JPEG")
-    lab = clean_photos(Workspace.open(str(tmp_path)), "lab", {"train": 2})
-    (line,) = log_estimate(lab)
-    assert line.endswith("; lab can't be kept as JPEG")
-
-
-def test_sample_covers_all_splits_and_is_deterministic(colored: Chain, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "READ_S", 60)
-    sampled = sample_images(colored.clean)
-    assert sampled == sample_images(colored.clean) and 9 <= len(sampled) <= module.SAMPLED_IMAGES
-    of_split = {
-        split: {row["bytes"] for row in tables(colored.clean, split).column("image").to_pylist()} for split in NUMBERS
-    }
-    assert all(of_split[split] & set(sampled) for split in NUMBERS)
-    monkeypatch.setattr(module, "READ_S", 0)
-    assert 0 < len(sample_images(colored.clean)) < len(sampled)  # slow storage: one file is enough
-
-
-def test_an_estimate_fails_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
-    def broken(clean: Dataset) -> list[bytes]:
-        raise OSError("gone")
-
-    monkeypatch.setattr(module, "sample_images", broken)
-    workspace = Workspace.open(str(tmp_path))
-    resized(workspace, clean_photos(workspace, "rgb", {"train": 3}), estimated=True)
-    assert "no estimate of size and reading rate: OSError: gone" in capfd.readouterr().err
-
-
-def test_resize_logs_the_estimate_once(tmp_path: Path, capfd: Any) -> None:
-    workspace = Workspace.open(str(tmp_path))
-    clean = clean_photos(workspace, "rgb", {"train": 3})
-    for times in (1, 0):  # the second time it is there already
-        resized(workspace, clean, encoding="jpeg", estimated=True)
-        stderr = capfd.readouterr().err
-        assert stderr.count("[resize] raw: ") == stderr.count("; chosen: jpeg") == times
-
-
-def test_an_estimate_imports_nothing_heavy(colored: Chain) -> None:
-    """torch takes two seconds, and half a second is what an estimate may cost."""
-    program = (
-        "import sys\n"
-        "from imagemill.components.resize.config import ResizeConfig\n"
-        "from imagemill.components.resize.estimate import estimate_encodings\n"
-        "from imagemill.components.resize.tensor_shards import TensorSpec\n"
-        "from imagemill.components.dataset.manifest import read_dataset\n"
-        "config = ResizeConfig(image_size=48)\n"
-        "clean = read_dataset(sys.argv[1], 'clean')\n"
-        "print(len(list(estimate_encodings(clean, config, TensorSpec(config.geometry('rgb'))))))\n"
-        "print(sorted({'torch', 'pandas', 'ray', 'torchvision'} & set(sys.modules)))\n"
-    )
-    command = [sys.executable, "-c", program, colored.clean.uri]
-    stdout = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    assert stdout.splitlines() == ["2", "[]"]
 
 
 def test_one_pixel_survives() -> None:
