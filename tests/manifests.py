@@ -7,6 +7,7 @@ CEL rules (`x-kubernetes-validations`) are not evaluated.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 import os
@@ -73,9 +74,15 @@ def dumped(*documents: Any, **options: Any) -> str:
     return yaml.dump_all(documents, Dumper=_Plain, **options)
 
 
-def check_golden(name: str, text: str) -> None:
-    """Assert that `text` is what tests/unit/golden/`name` holds; with REWRITE_GOLDEN set, it is what it then holds."""
+def check_golden(name: str, text: str, base: str = "") -> None:
+    """Assert that `text` is what tests/unit/golden/`name` holds; with REWRITE_GOLDEN set, it is what it then holds.
+
+    `base`: a text that has a golden file of its own; then the file holds the differences from it.
+    """
     path = GOLDEN / name
+    if base:
+        lines = list(difflib.unified_diff(base.splitlines(), text.splitlines(), n=1, lineterm=""))[2:]
+        text = "".join(("@@" if line.startswith("@@") else line) + "\n" for line in lines)
     if os.environ.get("REWRITE_GOLDEN"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")

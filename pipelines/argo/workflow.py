@@ -12,10 +12,10 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ...components.storage.errors import wrong
+from ..cluster import validation
 from ..cluster.check_and_download import CHANGED
 from ..cluster.checks import check_output, set_workspace
 from ..cluster.cluster_file import LABELS, RUN_LABEL, Cluster, Limits
-from ..cluster.cron import load_timezone, parse_cron
 from ..cluster.pod_fields import NO_SIDECAR, build_pod_security_context
 from ..parameters import RunParameters, format_form_value, list_form_parameters
 from .planning import POD, only_resize_knows_tensors
@@ -198,12 +198,14 @@ def build_cron_workflow(cluster: Cluster) -> dict[str, Any]:
     from hera.workflows import CronWorkflow, models
 
     schedule = cluster.schedule
+    validation.check_cron("cluster (schedule.cron)", schedule.cron)
+    validation.check_timezone("cluster (schedule.timezone)", schedule.timezone)
     cron = CronWorkflow(
         name=NAME,
         namespace=cluster.namespace,
         labels=dict(LABELS),
-        schedules=[str(parse_cron(schedule.cron, "cluster (schedule.cron)"))],  # Sunday is 0, for Argo does not know 7
-        timezone=load_timezone(schedule.timezone, "cluster (schedule.timezone)").key,
+        schedules=[schedule.cron],
+        timezone=schedule.timezone,
         concurrency_policy="Forbid",
         starting_deadline_seconds=schedule.starting_deadline_seconds,
         successful_jobs_history_limit=schedule.keep_succeeded,

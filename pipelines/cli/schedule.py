@@ -14,15 +14,12 @@ import json
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
-from itertools import islice
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from ...components.step.progress import say
 from ...components.storage import uri as uris
 from ...components.storage.errors import EXIT_OK, MillError, UserError, wrong
-from ..cluster.cron import Cron, convert_to_server_timezone, load_timezone, parse_cron
+from ..cluster.validation import check_cron
 from ..kfp.client import KfpService, NotFoundError, add_connection_flags, build_stop_error
 from ..kfp.following import ENDED
 from ..kfp.uploads import build_filter, ensure_experiment, ensure_version, find_pipeline
@@ -40,13 +37,8 @@ def add_command(commands: Any, add_parameters: Callable[[argparse.ArgumentParser
     """Add the command and its flags."""
     parser: argparse.ArgumentParser = commands.add_parser("schedule", help=HELP, description=_ABOUT)
     parser.add_argument("--cron", default="", metavar="CRON", help="minute, hour, day of the month, month, day of the "
-                        'week: "0 3 * * 1" is Mondays at 3 o\'clock')  # fmt: skip
-    parser.add_argument("--timezone", default="UTC", metavar="ZONE", help="the time zone of --cron (default: UTC)")
-    parser.add_argument(
-        "--server-timezone", default="UTC", metavar="ZONE",
-        help="the zone that KFP's server reads schedules in, its CRON_SCHEDULE_TIMEZONE; its API can't tell "
-        "(default: UTC)",
-    )  # fmt: skip
+                        'week: "0 3 * * 1" is Mondays at 3 o\'clock, in the time zone of KFP\'s server, which is UTC '
+                        "unless its CRON_SCHEDULE_TIMEZONE is another")  # fmt: skip
     parser.add_argument(
         "--schedule-name", default="", metavar="NAME", help="(default: the pipeline's name, and --name)"
     )
@@ -66,20 +58,15 @@ def run(flags: dict[str, Any]) -> int:
     """Run the command with the parsed flags; return the exit code."""
     actions = [name for name in ("list", "disable", "enable", "delete") if flags.pop(name)]
     text, as_json, name = flags.pop("cron"), flags.pop("json"), flags.pop("schedule_name")
-    timezone = load_timezone(flags.pop("timezone"), "--timezone")
-    server_timezone = load_timezone(flags.pop("server_timezone"), "--server-timezone")
     if len(actions) > 1 or (text and actions not in ([], ["disable"])) or not (text or actions):
         raise wrong("schedule", "--cron, or one of --list, --disable, --enable and --delete",
                     ", ".join(f"--{word}" for word in (["cron"] if text else []) + actions) or "none")  # fmt: skip
-    cron = parse_cron(text) if text else None
+    if text:
+        check_cron("--cron", text)
     request = SubmitRequest(flags)
     name = name or f"{request.pipeline}-{request.name}"
-    if cron is not None:
-        schedule = _create_schedule(request, name, cron, timezone, server_timezone, enabled=not actions)
-        print(_format_schedule(schedule, as_json))
-        if not as_json and not actions:
-            times = islice(cron.iterate_times(timezone, datetime.now(UTC)), 3)
-            print(f"  next: {', '.join(f'{time:%a %Y-%m-%d %H:%M}' for time in times)}")
+    if text:
+        print(_format_schedule(_create_schedule(request, name, text, enabled=not actions), as_json))
         return EXIT_OK
     service = KfpService(request.connection)
     schedules = _list_schedules(service, find_pipeline(service, request.pipeline))
@@ -93,9 +80,7 @@ def run(flags: dict[str, Any]) -> int:
     return EXIT_OK
 
 
-def _create_schedule(
-    request: SubmitRequest, name: str, cron: Cron, timezone: ZoneInfo, server_timezone: ZoneInfo, *, enabled: bool
-) -> Any:
+def _create_schedule(request: SubmitRequest, name: str, cron: str, *, enabled: bool) -> Any:
     from kfp_server_api import (
         V2beta1CronSchedule,
         V2beta1PipelineVersionReference,
@@ -104,9 +89,7 @@ def _create_schedule(
         V2beta1Trigger,
     )
 
-    server_cron, is_exact = convert_to_server_timezone(cron, timezone, server_timezone, datetime.now(UTC))
-    if not is_exact:
-        say("schedule", _describe_summer_offset(cron, server_cron, timezone, server_timezone))
+    kfp_cron = cron if cron.startswith("@") else f"0 {cron}"  # KFP's first field is the seconds
     package, arguments = request.package()
     service = KfpService(request.connection)
     version = ensure_version(service, request.pipeline, package, newest=True)
@@ -114,28 +97,18 @@ def _create_schedule(
         f"{version.display_name}")  # fmt: skip
     body = V2beta1RecurringRun(
         display_name=name,
-        description=f"{_DESCRIPTION_PREFIX}{cron} ({timezone.key})",
+        description=f"{_DESCRIPTION_PREFIX}{cron}",
         experiment_id=ensure_experiment(service, request.experiment),
         # no version: the newest
         pipeline_version_reference=V2beta1PipelineVersionReference(pipeline_id=version.pipeline_id),
         runtime_config=V2beta1RuntimeConfig(parameters=arguments),
-        trigger=V2beta1Trigger(cron_schedule=V2beta1CronSchedule(cron=server_cron.to_kfp())),
+        trigger=V2beta1Trigger(cron_schedule=V2beta1CronSchedule(cron=kfp_cron)),
         mode="ENABLE" if enabled else "DISABLE",
         max_concurrency="1",
         no_catchup=True,
     )
     with _defer_signals():
         return _replace_schedule(service, body)
-
-
-def _describe_summer_offset(cron: Cron, server_cron: Cron, timezone: ZoneInfo, server_timezone: ZoneInfo) -> str:
-    return (
-        f"{timezone.key} and {server_timezone.key}, where KFP's server is said to be, don't change to summer time "
-        f"together, and KFP knows one zone: {str(cron)!r} becomes {str(server_cron)!r} there, which is right in winter "
-        f"and an hour off in summer. Exact: CRON_SCHEDULE_TIMEZONE={timezone.key} in KFP's deployment "
-        "ml-pipeline-scheduledworkflow, and "
-        f"--server-timezone {timezone.key}"
-    )
 
 
 def _replace_schedule(service: KfpService, body: Any) -> Any:

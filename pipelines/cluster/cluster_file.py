@@ -18,7 +18,6 @@ from ...components.storage import uri as uris
 from ...components.storage.errors import UserError, wrong
 from ..settings import dump_documented, override, setting, to_plain
 from . import validation
-from .cron import load_timezone, parse_cron
 from .validation import Place, Size
 from .validation import Pod as Pod  # the file's, and so imported from here
 
@@ -250,8 +249,8 @@ class Argo:
 class Schedule:
     """When the classifier is trained again (Argo's CronWorkflow; with KFP: `imagemill schedule`)."""
 
-    cron: str = setting("0 3 * * 1", "minute, hour, day of the month, month, day of the week")
-    timezone: str = setting("UTC", "the time zone that it is read in, such as Europe/Berlin")
+    cron: str = setting("0 3 * * 1", "minute, hour, day of the month, month, day of the week (Sunday is 0)")
+    timezone: str = setting("UTC", "the time zone that Argo reads it in, such as Europe/Berlin")
     starting_deadline_seconds: int = setting(3600, "a start missed by less than this is made up for")
     suspended: bool = setting(False, "do not start any")
     keep_succeeded: int = setting(3, "how many runs that succeeded are kept")
@@ -327,8 +326,8 @@ def load_cluster(path: str) -> Cluster:
     """Load a cluster file; UserError for one that can't be read, or has an unknown or wrong field."""
     cluster = parse_cluster(read_yaml("--cluster", path), path)
     # Not in `Schedule.check`, which pods call, too: their images may have no time zone database.
-    parse_cron(cluster.schedule.cron, f"{path} (schedule.cron)")
-    load_timezone(cluster.schedule.timezone, f"{path} (schedule.timezone)")
+    validation.check_cron(f"{path} (schedule.cron)", cluster.schedule.cron)
+    validation.check_timezone(f"{path} (schedule.timezone)", cluster.schedule.timezone)
     return cluster
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo
 
 from ...components.storage import uri as uris
 from ...components.storage.errors import wrong
@@ -30,6 +31,10 @@ _IMAGE = re.compile(
     r"([a-z0-9.-]+(:\d+)?/)?[a-z0-9]+([._/-]+[a-z0-9]+)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@sha256:[0-9a-f]{64})?"
 )
 _VALUE_FORM = "up to 63 letters, digits, '-', '_' and '.', of which the first and the last are letters or digits"
+_CRON_FIELDS = (
+    ("minute", 0, 59), ("hour", 0, 23), ("day of the month", 1, 31), ("month", 1, 12), ("day of the week", 0, 6),
+)  # fmt: skip
+_CRON_ALIASES = ("@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually")
 _EFFECTS = ("NoSchedule", "PreferNoSchedule", "NoExecute")
 TOLERATION = "{key, operator, value, effect, tolerationSeconds}"
 
@@ -52,6 +57,26 @@ def check_name(field: str, name: str) -> None:
 def check_namespace(field: str, name: str) -> None:
     if not _NAMESPACE.fullmatch(name):
         raise wrong(field, "a name of lower-case letters, digits and '-'", name)
+
+
+def check_cron(field: str, text: str) -> None:
+    """Check the form of a cron expression and the range of its numbers; the rest of it is the server's to judge."""
+    words = text.split()
+    if text in _CRON_ALIASES:
+        return
+    if len(words) != len(_CRON_FIELDS) or not re.fullmatch(r"[0-9A-Za-z*/,? -]+", text):
+        raise wrong(field, "five fields: minute, hour, day of the month, month, day of the week, such as "
+                    "\"0 3 * * 1\" for Mondays at 3 o'clock", text)  # fmt: skip
+    for word, (name, low, high) in zip(words, _CRON_FIELDS, strict=True):
+        if not all(low <= int(number) <= high for number in re.findall(r"(?<![/\d])\d+", word)):
+            raise wrong(f"{field} ({name})", f"numbers from {low} to {high}", word)
+
+
+def check_timezone(field: str, name: str) -> None:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # not found; not a name; a folder of the zones' database
+        raise wrong(field, "a time zone such as Europe/Berlin or UTC", name) from None
 
 
 def check_data_key(field: str, key: str) -> None:

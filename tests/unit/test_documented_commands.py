@@ -21,7 +21,7 @@ from imagemill.components.step.step import Step
 from imagemill.components.storage.errors import EXIT_OK, UserError
 from imagemill.pipelines.cli import images
 from imagemill.pipelines.cli import main as cli
-from imagemill.pipelines.cluster import cron
+from imagemill.pipelines.cluster.validation import check_cron
 from imagemill.pipelines.parameters import ALL_STEPS, list_parameters, resolve_parameters
 
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
@@ -77,8 +77,7 @@ def check_imagemill(arguments: list[str]) -> None:
     if values["command"] == "images":
         images.make_namer(values["registry"], values["tag"], not values["no_push"])
     if values.get("cron"):
-        cron.parse_cron(values["cron"])
-        cron.load_timezone(values["timezone"], "--timezone")
+        check_cron("--cron", values["cron"])
 
 
 def check_tests_run(arguments: list[str], config: pytest.Config) -> None:
@@ -125,7 +124,7 @@ def test_a_documented_command_is_taken_by_its_parser(command: Command, pytestcon
         "imagemill runs a --log clean", "imagemill runs a --logs cleaning", "imagemill schedule --cron '0 3 * *'",
         "imagemill champion demote", "imagemill compare a.yaml", "imagemill compare a.yaml b.yaml --parts 5",
         "imagemill tune a.yaml b.yaml", "imagemill tune --pruner hyperband",
-        "imagemill schedule --cron '0 3 * * 1' --timezone Europe/Berln", "imagemill champion promote a --forced",
+        "imagemill champion promote a --forced",
         "imagemill images build --registry https://ghcr.io/you", "imagemill images push", "imagemill doctor --probes",
         "imagemill predict --model a", "imagemill inspect", "imagemill run && imagemill run --dataste demo",
         "./tests/run --frobnicate", "./tests/run -m proofs", "./tests/run tests/unit/test_confg.py", "./test/run",

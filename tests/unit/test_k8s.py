@@ -118,16 +118,21 @@ def test_the_namespace_enforces_restricted(kind: list[Json]) -> None:
     assert {labels[f"pod-security.kubernetes.io/{mode}"] for mode in ("enforce", "warn", "audit")} == {"restricted"}
 
 
-@pytest.mark.parametrize("name", OVERLAYS)
-def test_rendered_overlays_equal_golden_files(name: str) -> None:
-    """Without what is a file of its own: the WorkflowTemplate, and the script of the store's Job."""
+def render(name: str) -> str:
+    """Return an overlay without what is a file of its own: the WorkflowTemplate, and the script of the store's Job."""
     documents = sorted(
         (document for document in overlay(name) if document["kind"] != "WorkflowTemplate"), key=kustomize.key
     )
     for document in documents:
         if "setup.py" in document.get("data", {}):
             document["data"]["setup.py"] = "(k8s/components/seaweedfs/setup.py)"
-    manifests.check_golden(f"k8s-{name}.yaml", manifests.dumped(*documents, sort_keys=True))
+    return manifests.dumped(*documents, sort_keys=True)
+
+
+def test_rendered_overlays_equal_golden_files() -> None:
+    for name in ("kind", "kubeflow"):
+        manifests.check_golden(f"k8s-{name}.yaml", render(name))
+    manifests.check_golden("k8s-kubeflow-profile.diff", render("kubeflow-profile"), render("kubeflow"))
 
 
 def test_stored_pipeline_equals_the_compiled_one(base: Cluster, tmp_path: Path) -> None:

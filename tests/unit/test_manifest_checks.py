@@ -336,3 +336,7 @@ def test_golden_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     manifests.check_golden("a/b.yaml", "one")
     with pytest.raises(AssertionError, match="not what"):
         manifests.check_golden("a/b.yaml", "two")
+    (tmp_path / "b.diff").write_text("@@\n 1\n-2\n+3\n")
+    manifests.check_golden("b.diff", "1\n3\n", base="1\n2\n")
+    with pytest.raises(AssertionError, match="not what"):
+        manifests.check_golden("b.diff", "1\n4\n", base="1\n2\n")
