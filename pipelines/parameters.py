@@ -171,7 +171,7 @@ class RunParameters:
             return False
         if name == "weights":
             train = self.config("train")
-            return isinstance(train, TrainConfig) and not train.weights_are_named
+            return isinstance(train, TrainConfig) and train.weights_are_stored
         return not name.endswith("_pipeline") or "/" in value or "." in value  # else the name of a built-in one
 
     def config(self, step: str) -> StepConfig:

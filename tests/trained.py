@@ -63,7 +63,8 @@ def make_tensors(workspace: Path, train: int = 40, val: int = 10, size: int = 32
 
 def settings(tensors: Dataset, **values: Any) -> TrainConfig:
     """A resolved config of a quick training on the CPU."""
-    quick = {"backbone": "squeezenet1_1", "epochs": 3, "batch_size": 8, "precision": "float32", "device": "cpu"}
+    quick = {"backbone": "squeezenet1_1", "epochs": 3, "batch_size": 8, "precision": "float32", "device": "cpu",
+             "weights": ""}  # fmt: skip
     return resolve(TrainConfig(**(quick | {"recipe": "plain", "load_threads": 1} | values)), tensors.manifest)
 
 

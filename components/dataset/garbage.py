@@ -42,6 +42,7 @@ from .workspace import (
     PRODUCTS,
     SHARED_SHARDS,
     SIDE_PRODUCTS,
+    WEIGHTS_FOLDER,
     WORK,
     Workspace,
     has_known_name,
@@ -92,7 +93,7 @@ class Garbage:
         retention: the datasets that are kept, and why.
         running: steps that hold a lease; datasets of the kinds that they make are left alone.
         groups: files to delete.
-        kept: files of kept datasets, names, records of steps, and all else that stays for good.
+        kept: files of kept datasets, names, records of steps, pretrained weights, and all else that stays for good.
         young: files that stay because they were written lately, or because a step that runs may use them.
         unknown: files that are none of imagemill's, up to `MAX_UNKNOWN` of them in `unknown_files`.
     """
@@ -174,7 +175,7 @@ class _Sorter:
     def sort_folder(self, path: str, entries: list[Entry]) -> None:
         """Sort the files of a folder of the second level, as `<kind>/<fingerprint>`, or a file above that."""
         kind, _, folder = path.partition("/")
-        if kind in ("names", "runs", MARKER):
+        if kind in ("names", "runs", WEIGHTS_FOLDER, MARKER):
             self._stay(entries, self._garbage.kept)
         elif kind == FOLDER:
             self._sort_leases(entries)

@@ -83,6 +83,25 @@ class LatestRecord(JsonObject):
 
 
 @dataclass(frozen=True)
+class WeightsRecord(JsonObject):
+    """The pretrained weights of a backbone that a workspace holds.
+
+    Attributes:
+        weights: their published name; empty for those of a file.
+        uri: of their .safetensors file, relative to the workspace.
+        source: URL or file that they were taken from.
+    """
+
+    backbone: str
+    weights: str
+    uri: str
+    sha256: str
+    bytes: int
+    source: str
+    created: str
+
+
+@dataclass(frozen=True)
 class CostRecord(JsonObject):
     """The seconds that a step of an experiment took to make a dataset."""
 

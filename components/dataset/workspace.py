@@ -1,5 +1,5 @@
-"""The layout of a workspace: datasets, work in progress, sources, names, promotions, verdicts, starts, runs; and what a
-file of it is, by its path relative to it.
+"""The layout of a workspace: datasets, work in progress, sources, names, promotions, verdicts, starts, pretrained
+weights, runs; and what a file of it is, by its path relative to it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..storage.protocol import Store
 from ..storage.store import get_store
 from .json_object import JsonObject
 from .manifest import KINDS, MANIFEST, Dataset
-from .records import CostRecord, LatestRecord, Promotion, StepRecord, Verdict
+from .records import CostRecord, LatestRecord, Promotion, StepRecord, Verdict, WeightsRecord
 
 STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
 """The names of the steps, in their order: the sections of the `config` parameter."""
@@ -25,6 +25,8 @@ PRODUCTS = {"download": "raw", "clean": "clean", "resize": "tensors", "train": "
 SIDE_PRODUCTS = {"train": "features"}
 """The kind of dataset that a step makes beside its product, for itself and later steps."""
 MARKER = "_workspace.json"
+WEIGHTS_FOLDER = "models"
+"""The folder of the first level that holds pretrained weights, which no garbage collection removes."""
 WORKSPACES_ENV, S3_ONLY = "IMAGEMILL_WORKSPACES", "s3"
 """Environment variable and its value for steps on machines of their own, which share no folder."""
 T = TypeVar("T", bound=JsonObject)
@@ -188,6 +190,32 @@ class Workspace:
         self.store.put_if_absent(
             self.at("names", name, "starts", f"{key}.json"), _json({"model": "", **record, "run": run})
         )
+
+    # Pretrained weights: one record a backbone, beside the files.
+
+    @property
+    def weights_uri(self) -> str:
+        """Return the URI of the folder of pretrained weights."""
+        return self.at(WEIGHTS_FOLDER, "weights")
+
+    def weights(self, backbone: str) -> WeightsRecord | None:
+        """Return the record of the weights that `weights: auto` means for a backbone; None where there are none."""
+        return self._read(WeightsRecord, self._weights_record_uri(backbone))
+
+    def list_weights(self) -> list[WeightsRecord]:
+        """Return all records of weights, by backbone."""
+        files = sorted(entry.uri for entry in self.store.list(self.weights_uri) if entry.uri.endswith(".json"))
+        return [record for file in files if (record := self._read(WeightsRecord, file))]
+
+    def add_weights(self, record: WeightsRecord) -> None:
+        """Record a backbone's weights unless another process was first."""
+        self.store.put_if_absent(self._weights_record_uri(record.backbone), _json(record.to_dict()))
+
+    def replace_weights(self, record: WeightsRecord) -> None:
+        self.store.put(self._weights_record_uri(record.backbone), _json(record.to_dict()))
+
+    def _weights_record_uri(self, backbone: str) -> str:
+        return uris.join(self.weights_uri, f"{backbone.replace(':', '-')}.json")
 
     # Costs: the seconds that the steps of an experiment took, known after they are cached.
 

@@ -1,6 +1,6 @@
-"""Balanced logistic regression on features, by which a head is solved and a probe is cross-validated.
+"""Logistic regression on features, by which a head is solved and a probe is cross-validated.
 
-Classes weigh alike, however many images they have. Features are standardized, the loss is a mean.
+Classes weigh alike, however many images they have, unless all images do. Features are standardized, the loss is a mean.
 """
 
 from __future__ import annotations
@@ -42,44 +42,53 @@ def compute_inverse_frequencies(counts: npt.NDArray[np.int64]) -> Weights:
     return weights
 
 
-def fit_balanced(features: torch.Tensor, labels: torch.Tensor, penalty: float, start: torch.Tensor) -> torch.Tensor:
-    """Return `fit_logistic_regression` with classes that weigh alike; a class without images is left out."""
+def fit_classes(
+    features: torch.Tensor, labels: torch.Tensor, penalty: float, start: torch.Tensor, metric: str = "macro_f1"
+) -> torch.Tensor:
+    """Return `fit_logistic_regression` with classes that weigh alike, as in `metric`, or for top1 images that do.
+
+    A class without images is left out.
+    """
     import torch
 
     counts = np.bincount(labels.cpu().numpy(), minlength=len(start))
-    class_weights = torch.tensor(compute_inverse_frequencies(counts), dtype=torch.float32, device=features.device)
+    weights = (counts > 0).astype(np.float64) if metric == "top1" else compute_inverse_frequencies(counts)
+    class_weights = torch.tensor(weights, dtype=torch.float32, device=features.device)
     return fit_logistic_regression(features, labels, class_weights, penalty, start)
 
 
 def score_logits(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Return `loss`, `top1` and `macro_f1` of logits [N, classes]."""
+    """Return `loss`, `top1`, `macro_f1` and `balanced_accuracy` of logits [N, classes]."""
     import torch
 
     scores = summarize_predictions(labels.cpu().numpy(), logits.argmax(1).cpu().numpy(), logits.shape[1])
     loss = float(torch.nn.functional.cross_entropy(logits, labels))
-    return {"loss": loss, "top1": scores["top1"], "macro_f1": scores["macro_f1"]}
+    return {"loss": loss, **scores}
 
 
 def select_penalty(
-    features: torch.Tensor, labels: torch.Tensor, held_out: tuple[torch.Tensor, torch.Tensor] | None, classes: int
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    held_out: tuple[torch.Tensor, torch.Tensor] | None,
+    classes: int,
+    metric: str = "macro_f1",
 ) -> tuple[torch.Tensor, float, float | None]:
-    """Return (weights float32 [classes, D + 1] with the biases last, penalty, macro-F1) with the best macro-F1 on
+    """Return (weights float32 [classes, D + 1] with the biases last, penalty, macro-F1) with the best `metric` on
     `held_out` features and labels; of several the one with the lowest loss."""
     import torch
 
     weights = torch.zeros(classes, features.shape[1] + 1, device=features.device)
     if held_out is None:
-        return fit_balanced(features, labels, DEFAULT_PENALTY, weights), DEFAULT_PENALTY, None
+        return fit_classes(features, labels, DEFAULT_PENALTY, weights, metric), DEFAULT_PENALTY, None
     best: tuple[float, float] | None = None
-    best_weights, best_penalty = weights, DEFAULT_PENALTY
+    best_weights, best_penalty, macro_f1 = weights, DEFAULT_PENALTY, 0.0
     for penalty in PENALTIES:
-        weights = fit_balanced(features, labels, penalty, weights)
-        metrics = score_logits(held_out[0] @ weights[:, :-1].T + weights[:, -1], held_out[1])
-        rank = metrics["macro_f1"], -metrics["loss"]
+        weights = fit_classes(features, labels, penalty, weights, metric)
+        scores = score_logits(held_out[0] @ weights[:, :-1].T + weights[:, -1], held_out[1])
+        rank = scores[metric], -scores["loss"]
         if best is None or rank > best:
-            best, best_weights, best_penalty = rank, weights, penalty
-    assert best is not None
-    return best_weights, best_penalty, best[0]
+            best, best_weights, best_penalty, macro_f1 = rank, weights, penalty, scores["macro_f1"]
+    return best_weights, best_penalty, macro_f1
 
 
 def predict_out_of_fold(
@@ -100,7 +109,7 @@ def predict_out_of_fold(
         x, fitted = (features - mean) / std, ~(out | tuning)
         _, penalty, _ = select_penalty(x[fitted], labels[fitted], (x[tuning], labels[tuning]), classes)
         start = torch.zeros(classes, features.shape[1] + 1, device=features.device)
-        weights = fit_balanced(x[~out], labels[~out], penalty, start)
+        weights = fit_classes(x[~out], labels[~out], penalty, start)
         logits[out] = x[out] @ weights[:, :-1].T + weights[:, -1]
     return logits
 

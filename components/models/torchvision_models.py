@@ -87,12 +87,28 @@ def torchvision_presets() -> dict[str, ModelPreset]:
     """Return the table by name: `resnet50:IMAGENET1K_V2` and so on, `:DEFAULT` and the bare name for the default
     weights, which are a model's second version, or the first, or those of the end-to-end fine-tuning."""
     presets = dict(_table_rows())
-    for backbone in sorted({name.partition(":")[0] for name in presets}):
-        for version in ("V2", "V1", "SWAG_E2E_V1"):
-            if default := presets.get(f"{backbone}:IMAGENET1K_{version}"):
-                presets |= {backbone: default, f"{backbone}:DEFAULT": default}
-                break
+    for backbone, weights in _table_defaults().items():
+        default = presets[f"{backbone}:{weights}"]
+        presets |= {backbone: default, f"{backbone}:DEFAULT": default}
     return presets
+
+
+@cache
+def _table_defaults() -> dict[str, str]:
+    """Return the name of each model's default weights in the table."""
+    rows, defaults = dict(_table_rows()), {}
+    for backbone in sorted({name.partition(":")[0] for name in rows}):
+        for version in ("V2", "V1", "SWAG_E2E_V1"):
+            if f"{backbone}:IMAGENET1K_{version}" in rows:
+                defaults[backbone] = f"IMAGENET1K_{version}"
+                break
+    return defaults
+
+
+def name_default_weights(backbone: str) -> str:
+    """Return the name of a model's default weights; empty for a model without any."""
+    default = _installed_weights(backbone).get("DEFAULT") if backbone not in _table_defaults() else None
+    return _table_defaults().get(backbone) or (default.name if default else "")
 
 
 def _table_rows() -> Iterator[tuple[str, ModelPreset]]:

@@ -20,6 +20,8 @@ RECIPES = ("auto", "plain", "probe", "finetune", "small", "standard", "large")
 HEADS = ("solved", "trained")
 WEIGHTS, CHAMPION = "weights", "champion"
 """Values of `start`."""
+AUTO, NO_WEIGHTS = "auto", "none"
+"""Values of `weights` that are no weights; `pretrained_weights.choose_weights` replaces them."""
 POLICIES = ("none", "randaugment", "trivialaugment", "autoaugment")
 _RECIPE = "(default: by the recipe)"
 
@@ -46,10 +48,11 @@ class TrainConfig(StepConfig):
     preset: str = preset_option()
     backbone: str = option("resnet18", "a classification model: a torchvision name, or timm:NAME")
     weights: str = option(
-        "",
-        "pretrained weights: a torchvision name (DEFAULT, IMAGENET1K_V2), DEFAULT or a tag of timm's, the URI of a "
-        ".safetensors file or of a model (default: none)",
-        in_fingerprint=False,  # counts by its content, see `weights.identify_weights`
+        AUTO,
+        "pretrained weights: auto (the backbone's, from the workspace, the library's cache or their own site; from "
+        "scratch where none can be had), none (from scratch), a torchvision name (DEFAULT, IMAGENET1K_V2), DEFAULT or "
+        "a tag of timm's, the URI of a .safetensors file or of a model",
+        in_fingerprint=False,  # counts by its content, see `pretrained_weights.identify_weights`
     )
     start: str = option(
         WEIGHTS,
@@ -73,12 +76,18 @@ class TrainConfig(StepConfig):
         in_fingerprint=False,  # counts by its values
         choices=RECIPES,
     )
-    metric: str = option("macro_f1", METRIC_HELP, choices=METRICS)  # counts by class_balance
+    metric: str = option("macro_f1", METRIC_HELP, choices=METRICS)  # counts by class_balance, and for a solved head
     time: str = option(
         "", "time that training may take, such as 90s, 10m or 2h: what is best by then is kept (default: any)"
     )
     epochs: int = option(None, f"passes over the training images {_RECIPE}", low=1, high=100_000)
-    batch_size: int = option(32, "images a batch, over all devices", low=2, high=65_536)
+    batch_size: int = option(
+        32,
+        "images of one optimizer step, split over the processes of a training: 32 over eight GPUs is 4 on each, and "
+        "trains as on one; --accumulate multiplies it",
+        low=2,
+        high=65_536,
+    )
     learning_rate: float = option(
         None, "peak learning rate (default: by the recipe, the optimizer and the weights)", low=1e-8, high=10
     )
@@ -114,8 +123,8 @@ class TrainConfig(StepConfig):
     )
     head: str | None = option(
         None, "how the head begins on pretrained weights: solved, as the first epoch (logistic regression on what the "
-        "frozen network makes of the images, in which classes weigh alike), or trained as the rest is (default: solved "
-        "with the recipes probe, finetune, small and standard)",
+        "frozen network makes of the images, in which classes weigh alike unless --metric is top1), or trained as the "
+        "rest is (default: solved with the recipes probe, finetune, small and standard)",
         choices=HEADS,
     )  # fmt: skip
     head_margin: float | None = option(
@@ -265,12 +274,12 @@ class TrainConfig(StepConfig):
         elif self.weights and uris.scheme(self.weights) not in ("", "file", "s3"):
             raise wrong(
                 "weights",
-                "a name of torchvision's or timm's, or the URI of a .safetensors file or model",
+                "auto, none, a name of torchvision's or timm's, or the URI of a .safetensors file or model",
                 uris.redact(self.weights),
             )
-        if not self.weights and (self.recipe in ("probe", "finetune") or self.head == "solved"):
+        if self.weights in ("", NO_WEIGHTS) and self.needs_weights:
             name, value = ("recipe", self.recipe) if self.recipe in ("probe", "finetune") else ("head", self.head)
-            raise wrong(name, "another one without pretrained weights (--weights), on which a head is solved", value)
+            raise wrong(name, "another one with --weights none: a head is solved on pretrained weights", value)
 
         if self.domain_adversarial and (self.recipe == "probe" or self.head == "solved"):
             name, value = ("recipe", "probe") if self.recipe == "probe" else ("head", "solved")
@@ -299,10 +308,22 @@ class TrainConfig(StepConfig):
 
     @property
     def weights_are_named(self) -> bool:
-        """Return whether `weights` is a name of torchvision's or a tag of timm's rather than a URI."""
+        """Return whether `weights` is a name of torchvision's or a tag of timm's."""
+        if self.weights in (AUTO, NO_WEIGHTS):
+            return False
         if is_timm(self.backbone):
             return is_tag(self.weights)
         return bool(re.fullmatch(r"[A-Z][A-Z0-9_]*", self.weights))
+
+    @property
+    def weights_are_stored(self) -> bool:
+        """Return whether `weights` is the URI of a file or a model."""
+        return self.weights not in ("", AUTO, NO_WEIGHTS) and not self.weights_are_named
+
+    @property
+    def needs_weights(self) -> bool:
+        """Return whether training can't begin without pretrained weights: its head is solved on them."""
+        return self.recipe in ("probe", "finetune") or self.head == "solved"
 
 
 def parse_time(text: str) -> float:

@@ -1,6 +1,4 @@
-"""Pretrained weights: downloaded by name, or read from a URI (safetensors, never pickle), and fitted to the network.
-
-Weights by name are torchvision's, from its server, and timm's, from the Hugging Face hub.
+"""Pretrained weights: chosen, by name or from a URI (safetensors, never pickle), and fitted to the network.
 
 The first convolution is fitted to the channels of the images. One channel gets the RGB filters' sum, which sees
 in a gray image what they see in its R = G = B. Three channels of another color get the filters as they are.
@@ -10,23 +8,24 @@ edges add. Position embeddings of a transformer that saw images of another size 
 
 from __future__ import annotations
 
-import importlib
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
-from urllib.error import URLError
 
+from ..dataset.kinds import TensorsExtra
 from ..dataset.manifest import Dataset, find_dataset, read_dataset
 from ..dataset.workspace import Workspace
 from ..imaging.geometry import Geometry
 from ..imaging.pixel_options import COLORS
 from ..models import timm_models
-from ..models.artifact import ModelSpec, find_first_convolution
+from ..models.artifact import ModelSpec, build_network, find_first_convolution
 from ..models.blocks import head_modules
+from ..models.presets import find as find_preset
+from ..models.published_weights import DownloadError, fetch_weights, read_weights, resolve_weights_name
+from ..step.step import Context
 from ..storage import uri as uris
-from ..storage.errors import MillError, TransientError, UserError, wrong
+from ..storage.errors import UserError, wrong
 from ..storage.store import get_store, hash_object
-from .config import CHAMPION, TrainConfig
+from .config import AUTO, CHAMPION, NO_WEIGHTS, TrainConfig
 from .warm_start import adapt_champion
 
 if TYPE_CHECKING:
@@ -36,8 +35,41 @@ if TYPE_CHECKING:
 
 MIN_MATCHED_SHARE = 0.5
 """Share of a network's tensors that its pretrained weights must fit."""
-_HUB_FILES = ("model.safetensors", "open_clip_model.safetensors")
-"""Names of the weights in a repository on the hub: timm's own, then OpenCLIP's."""
+
+
+def choose_weights(config: TrainConfig, tensors: Dataset, context: Context) -> tuple[TrainConfig, str]:
+    """Return the config with the weights that `auto` and `none` mean, empty for a start from scratch; and a line why
+    `auto` starts from scratch, else an empty one.
+
+    `auto` takes those that the workspace holds, else puts them there, from the library's cache or their own site. A
+    step that may make nothing goes by the workspace alone, and so needs neither torch nor the network.
+    """
+    if config.weights != AUTO:
+        return replace(config, weights="" if config.weights == NO_WEIGHTS else config.weights), ""
+    workspace, backbone, scratch = context.workspace, config.backbone, replace(config, weights="")
+    epochs = TensorsExtra.of(tensors.manifest).epochs
+    if epochs and not config.needs_weights:
+        return scratch, (
+            f"from scratch: the source of these images recommends that, in {epochs} epochs (--weights DEFAULT starts "
+            "from pretrained weights)"
+        )
+    record = workspace.weights(backbone)
+    if record is None and context.only_cached:
+        if config.needs_weights:
+            context.refuse_if_only_cached(f"weights of {backbone}")
+        return scratch, ""
+    if record is None:
+        try:
+            workspace.add_weights(fetch_weights(workspace, backbone, "DEFAULT"))
+        except (DownloadError, UserError) as error:
+            if config.needs_weights:
+                raise
+            reason = str(error).removeprefix("weights: ")
+            return scratch, f"warning: from scratch, without pretrained weights (--weights none): {reason}"
+        record = workspace.weights(backbone)  # another process may have been first
+        assert record is not None
+        context.say(f"pretrained weights {record.weights} of {backbone} from {record.source} are in the workspace now")
+    return replace(config, weights=record.weights or workspace.absolute(record.uri)), ""
 
 
 def identify_weights(config: TrainConfig) -> dict[str, str]:
@@ -94,7 +126,7 @@ def load_pretrained(network: torch.nn.Module, spec: ModelSpec, config: TrainConf
     if not config.weights:
         return "from scratch"
     if config.weights_are_named:
-        state = download_weights(config.backbone, config.weights)
+        state = read_weights(Workspace.from_uri(config.workspace), config.backbone, config.weights)
     else:
         state = _read_state(config.weights)
     state, is_resampled = _resample_positions(state, network, spec)
@@ -123,6 +155,15 @@ def load_pretrained(network: torch.nn.Module, spec: ModelSpec, config: TrainConf
     parts = [origin, f"{len(fitting)} of {len(target)} tensors", *notes]
     parts += ["position embeddings resampled"] if is_resampled else []
     return ", ".join(parts)
+
+
+def check_fit(backbone: str, uri: str) -> None:
+    """Raise UserError unless at least half of a backbone's tensors fit those of a .safetensors file or model."""
+    preset = find_preset(backbone)
+    size = preset.image_size if preset else 224
+    image = Geometry.create(size).describe("raw", [0.5] * 3, [0.5] * 3)
+    spec = ModelSpec(backbone, ("a", "b"), image)
+    load_pretrained(build_network(spec), spec, TrainConfig(backbone=backbone, weights=uri))
 
 
 @dataclass(frozen=True)
@@ -217,88 +258,3 @@ def _read_state(weights: str) -> State:
     except SafetensorError as error:
         raise UserError(f"weights: expected a safetensors file, found another in {uri}: {error}") from None
     return state
-
-
-def download_weights(backbone: str, weights: str) -> State:
-    """Return the named weights of a backbone, from the library's cache where they are in it.
-
-    UserError for an unknown name, TransientError where they can't be downloaded now.
-    """
-    if timm_models.is_timm(backbone):
-        return _download_from_timm(backbone, weights)
-    return _download_from_torchvision(backbone, weights)
-
-
-def resolve_weights_name(backbone: str, weights: str) -> str:
-    """Return a name that holds when a library chooses other defaults: of timm's weights their tag."""
-    if not timm_models.is_timm(backbone):
-        return weights
-    timm_models.check_tag(backbone, weights)
-    return str(timm_models.pretrained_config(backbone, weights).tag)
-
-
-def _download_from_torchvision(backbone: str, weights: str) -> State:
-    from torchvision.models import get_model_weights
-
-    names = get_model_weights(backbone)
-    if weights not in names.__members__:
-        raise wrong("weights", f"one of {', '.join(names.__members__)} for {backbone}", weights)
-    try:
-        state: State = names[weights].get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (URLError, TimeoutError, ConnectionError) as error:
-        raise _make_download_error(f"{weights} of {backbone}", error) from None
-    return state
-
-
-def _download_from_timm(backbone: str, weights: str) -> State:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    timm_models.check_tag(backbone, weights)
-    pretrained_cfg = timm_models.pretrained_config(backbone, weights)
-    name = f"{pretrained_cfg.tag} of {backbone}"
-    if not pretrained_cfg.hf_hub_id:
-        raise wrong("weights", "weights that timm has on the hub, or the URI of a .safetensors file", name)
-    path = _download_from_hub(pretrained_cfg.hf_hub_id, name)
-    try:
-        state: State = load_file(path)
-    except SafetensorError as error:
-        raise MillError(f"weights: {path}: expected the weights {name}, found a broken file: {error}") from None
-    return state
-
-
-def _download_from_hub(hub_id: str, name: str) -> Path:
-    """Return the local path of a hub repository's weights (`owner/name`, or `owner/name@revision`)."""
-    from huggingface_hub import errors, hf_hub_download
-
-    network_errors: tuple[type[Exception], ...] = (OSError, *_list_transport_errors())
-    repository, _, revision = hub_id.partition("@")
-    for file in _HUB_FILES:
-        try:
-            return Path(hf_hub_download(repository, file, revision=revision or None))
-        except errors.LocalEntryNotFoundError as error:  # not in the cache, and the hub does not answer
-            raise _make_download_error(name, error) from None
-        except errors.EntryNotFoundError:
-            continue
-        except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:  # also: not authorized
-            raise wrong("weights", f"{name} on the hub, open to you", str(error).splitlines()[0]) from None
-        except network_errors as error:
-            raise _make_download_error(name, error) from None
-    raise wrong("weights", f"a .safetensors file of {name} on the hub", f"none in {hub_id}")
-
-
-def _list_transport_errors() -> tuple[type[Exception], ...]:
-    """Return the errors of a broken connection that huggingface_hub raises from version 1 on (httpx's); earlier ones
-    are OSErrors."""
-    try:
-        error: type[Exception] = importlib.import_module("httpx").HTTPError
-    except ImportError:
-        return ()
-    return (error,)
-
-
-def _make_download_error(name: str, error: Exception) -> TransientError:
-    message = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return TransientError(
-        f"weights: {name} could not be downloaded ({message}); a .safetensors file can be given by its URI instead"
-    )

@@ -36,7 +36,7 @@ from .loop.history import diagnose, publish_history
 from .loop.validation import Validator, fit_detector
 from .mlflow_run import NONE, MlflowRun, choose_experiment, open_run
 from .preflight import find_warnings
-from .pretrained_weights import find_initial_model, identify_weights, load_pretrained
+from .pretrained_weights import choose_weights, find_initial_model, identify_weights, load_pretrained
 from .recipes import describe_recipe, explain_choice, explain_epochs, resolve
 from .warm_start import apply_start, check_exists, find_start
 
@@ -47,13 +47,16 @@ if TYPE_CHECKING:
 def train(requested: TrainConfig, context: Context) -> Outcome:
     """Train a model on a tensors dataset, in one process or several, unless there is one with this fingerprint."""
     tensors = context.parent("tensors", requested.tensors, "tensors")
-    start = find_start(requested, tensors, context)
+    start, weights_line = find_start(requested, tensors, context), ""
+    if start is None:  # decided here once, for all processes of the training
+        requested, weights_line = choose_weights(apply_start(requested, start, context), tensors, context)
     config = resolve(apply_start(requested, start, context), tensors.manifest)
     fingerprint_values = config.fingerprint_values() | context.rerun_salt()
     fingerprint_values |= {"start": start.weights_sha256} if start else identify_weights(config)
     fingerprint_values |= describe_conversion(config, tensors.manifest.image_spec)
     if config.head == "solved":
         fingerprint_values |= {"solver": SOLVER_VERSION}
+        fingerprint_values |= {"solver_metric": config.metric} if config.metric != "macro_f1" else {}
     if config.augment_pipeline:  # counts by its content, wherever it is stored
         fingerprint_values |= {"augment_pipeline": resolve_pipeline(config.augment_pipeline)[1]}
     target = open_target(config, tensors, context)
@@ -70,9 +73,12 @@ def train(requested: TrainConfig, context: Context) -> Outcome:
         comm = Communicator.join(config.device, stop_request)
         is_cached = bool(comm.broadcast(float(context.find(uri) is not None))[0])
         if not is_cached and choose_processes(config) > comm.world_size:
+            if weights_line:
+                context.say(weights_line)
             run_processes(requested, context.run, processes, stop_request)
         elif not is_cached:
-            recipe = explain_choice(apply_start(requested, start, context), tensors.manifest)
+            recipe = [weights_line] if weights_line else []
+            recipe += explain_choice(apply_start(requested, start, context), tensors.manifest)
             recipe += explain_epochs(requested, config, tensors.manifest)
             mlflow = open_run(config.mlflow if comm.is_main else NONE, uris.basename(uri))
             with mlflow.mark_failures():
@@ -147,7 +153,7 @@ def _train_and_commit(job: _Job) -> None:
     started = time.monotonic()
     features = make_features(network, job.tensors, config, device, context, comm) if comm.is_main else None
     head_is_final = config.head == "solved" and config.epochs == 1 and comm.world_size == 1
-    solution = solve_head(features, device, head_is_final) if features else None
+    solution = solve_head(features, device, head_is_final, config.metric) if features else None
     if solution:
         recipe_lines.append(solution.describe())
         context.say(recipe_lines[-1])
@@ -182,7 +188,10 @@ def _report_beginning(job: _Job, spec: ModelSpec, network_summary: str, device: 
     `network_summary`: the origin of its weights and its size, in words.
     """
     config, context, processes = job.config, job.context, job.comm.world_size
-    devices = f"{processes} processes, each on {device.type}" if processes > 1 else str(device)
+    share = config.batch_size // processes
+    devices = (
+        f"{processes} processes, each on {device.type} with {share} images a batch" if processes > 1 else str(device)
+    )
     context.say(f"{config.backbone} {network_summary}, {len(spec.classes)} classes, on {devices}")
     lines = [*job.recipe_lines, *describe_recipe(config), *([describe_target(job.target)] if job.target else [])]
     for line in lines:

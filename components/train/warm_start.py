@@ -16,7 +16,7 @@ from ..models.artifact import ModelSpec
 from ..models.blocks import head_modules
 from ..step.step import Context
 from ..storage.errors import UserError
-from .config import CHAMPION, VERSION, WEIGHTS, TrainConfig
+from .config import AUTO, CHAMPION, NO_WEIGHTS, VERSION, WEIGHTS, TrainConfig
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ def _make_key(config: TrainConfig, tensors: Dataset, context: Context) -> str:
 
 def _find_champion(config: TrainConfig, name: str, tensors: Dataset, context: Context) -> WarmStart | None:
     """Return today's champion, None where there is none or its model is gone. Say so, and warn if it saw few images."""
-    otherwise = f"from {config.weights}" if config.weights else "from nothing"
+    otherwise = {AUTO: "as without --start", NO_WEIGHTS: "from nothing"}.get(config.weights, f"from {config.weights}")
     promotion = context.workspace.last_promotion(name)
     if promotion is None or not promotion.model:
         context.say(f"{name} has no champion yet: training starts {otherwise}")

@@ -36,7 +36,7 @@ from ..parameters import (
     parse_sections,
     resolve_parameters,
 )
-from . import champion, compare, config, gc, images, runs, schedule, submit, tune
+from . import champion, compare, config, gc, images, runs, schedule, submit, tune, weights
 
 _INTRO = "Labeled images in, a better classifier out, again every week."
 _EXPORT_HELP = "a clean or tensors dataset as files that other programs read"
@@ -181,7 +181,7 @@ _COMMANDS: dict[str, Callable[[dict[str, Any]], int]] = {
     "run": _run, "inspect": _inspect, "export": _export, "predict": _predict, "champion": champion.run,
     "gc": gc.run, "config": _config, "images": images.run, "doctor": doctor.run, "cluster": _cluster,
     "compile": _compile, "compare": compare.run, "tune": tune.run,
-    "submit": submit.run, "schedule": schedule.run, "runs": runs.run,
+    "submit": submit.run, "schedule": schedule.run, "runs": runs.run, "weights": weights.run,
 }  # fmt: skip
 
 
@@ -227,6 +227,7 @@ def _make_parser() -> argparse.ArgumentParser:
     submit.add_command(commands, _add_parameters)
     schedule.add_command(commands, _add_parameters)
     runs.add_command(commands)
+    weights.add_command(commands)
     return parser
 
 

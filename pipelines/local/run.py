@@ -119,7 +119,7 @@ def check_parameters(parameters: RunParameters, engine: Engine | None = None) ->
     assert isinstance(download, DownloadConfig) and isinstance(clean, CleanConfig) and isinstance(train, TrainConfig)
     if clean.class_list:
         read_class_list(clean.class_list)
-    if train.weights and not train.weights_are_named:
+    if train.weights_are_stored:
         find_weights_file(train.weights)
     _check_device(train.device, engine)
     open_dataset(download)

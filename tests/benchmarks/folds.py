@@ -29,7 +29,7 @@ from imagemill.components.evaluate.linear_probe import FOLDS, SCORES, assign_fol
 from imagemill.components.metrics.classification import ConfusionCounts, summarize_predictions
 from imagemill.components.metrics.logistic_regression import (
     compute_scales,
-    fit_balanced,
+    fit_classes,
     predict_out_of_fold,
     select_penalty,
 )
@@ -76,7 +76,7 @@ def fit_probe(features: Floats, labels: Ids, classes: int) -> Classifier:
     mean, std = compute_scales(x)
     z, held = (x - mean) / std, torch.from_numpy(assign_folds(labels, np.arange(len(labels)), FOLDS - 1) == 0)
     _, penalty, _ = select_penalty(z[~held], y[~held], (z[held], y[held]), classes)
-    weights = fit_balanced(z, y, penalty, torch.zeros(classes, x.shape[1] + 1))
+    weights = fit_classes(z, y, penalty, torch.zeros(classes, x.shape[1] + 1))
 
     def classify(points: Floats) -> Ids:
         logits = (torch.from_numpy(points.astype(np.float32)) - mean) / std @ weights[:, :-1].T + weights[:, -1]

@@ -46,7 +46,7 @@ def fields(lines: list[str]) -> list[str]:
 
 
 def test_default_run_has_no_warnings() -> None:
-    assert find_expected_input(TrainConfig(), image_of()) is None
+    assert find_expected_input(TrainConfig(weights=""), image_of()) is None
     for backbone in ("resnet18", "inception_v3", "vit_b_16"):
         assert warned(image_of(image_size=299), backbone, "") == []
 
@@ -175,7 +175,7 @@ def test_weights_from_tensorflow_get_the_normalization_of_their_training(tmp_pat
     assert describe_conversion(named, image_of("gray")) == describe_conversion(named, image_of(edges="sobel")) == {}
     assert (
         describe_conversion(named, image_of(normalization="half"))
-        == describe_conversion(TrainConfig(backbone="googlenet"), image)
+        == describe_conversion(TrainConfig(backbone="googlenet", weights=""), image)
         == {}
     )
     assert describe_conversion(TrainConfig(weights="DEFAULT"), image) == {}

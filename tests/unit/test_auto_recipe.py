@@ -35,16 +35,6 @@ def test_with_weights_auto_begins_with_the_head(manifest: Manifest, recipe: str,
     assert explain_choice(TrainConfig.from_values({"weights": "DEFAULT", "recipe": recipe}), manifest) == []
 
 
-def test_a_training_from_scratch_on_few_photographs_names_weights() -> None:
-    def explain(manifest: Manifest, **values: Any) -> str:
-        return "\n".join(explain_choice(TrainConfig.from_values(values), manifest))
-
-    assert "from scratch on 560 images: for photographs pretrained weights (--weights" in explain(tensors())
-    assert "from scratch" in explain(tensors(), recipe="plain")
-    assert "from scratch" not in explain(tensors(2000, 6)) + explain(tensors(), preset="ocr")
-    assert "from scratch" not in explain(tensors(), weights="DEFAULT")
-
-
 def test_auto_balances_classes_that_differ_where_the_metric_does() -> None:
     uneven = tensors()
     uneven.totals.by_class["class 0"] = 500
@@ -63,8 +53,8 @@ def test_fine_tuning_goes_as_far_as_validation_gains() -> None:
     assert resolved(recipe="finetune", weights="DEFAULT", head_margin=0.0).head_margin == 0
     standard = resolved(recipe="standard", weights="DEFAULT")
     assert standard.head_margin is None and "head_margin" not in standard.fingerprint_values()
-    with pytest.raises(UserError, match="recipe: expected another one without pretrained weights"):
-        TrainConfig.from_values({"recipe": "finetune"})
+    with pytest.raises(UserError, match="recipe: expected another one with --weights none"):
+        TrainConfig.from_values({"recipe": "finetune", "weights": "none"})
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("", math.inf), ("90s", 90), ("10m", 600), ("2h", 7200)])

@@ -44,7 +44,7 @@ def make_manifest(
 
 
 def list_warnings(manifest: Manifest, **values: Any) -> list[str]:
-    config = resolve(TrainConfig.from_values(values), manifest)
+    config = resolve(TrainConfig.from_values({"weights": ""} | values), manifest)
     spec = ModelSpec(config.backbone, manifest.classes, manifest.image_spec.for_model(), manifest.task)
     return find_warnings(config, manifest, spec)
 

@@ -106,8 +106,8 @@ def test_nonlinear_head_is_trained(tensors: Dataset, tmp_path: Path, capsys: pyt
 
 @pytest.mark.parametrize("values", [{"recipe": "probe"}, {"head": "solved"}])
 def test_solved_head_requires_pretrained_weights(values: dict[str, str]) -> None:
-    with pytest.raises(UserError, match=f"{next(iter(values))}: expected another one without pretrained weights"):
-        TrainConfig.from_values(values)
+    with pytest.raises(UserError, match=f"{next(iter(values))}: expected another one with --weights none"):
+        TrainConfig.from_values(values | {"weights": "none"})
 
 
 def test_recipes_for_few_images_solve_the_head(tensors: Dataset) -> None:

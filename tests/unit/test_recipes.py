@@ -37,7 +37,7 @@ def make_manifest(
 
 
 def resolve_config(manifest: Manifest | None = None, **values: Any) -> TrainConfig:
-    config = resolve(TrainConfig.from_values(values), manifest or make_manifest())
+    config = resolve(TrainConfig.from_values({"weights": ""} | values), manifest or make_manifest())
     config.check()
     return config
 

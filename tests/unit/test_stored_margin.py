@@ -153,7 +153,7 @@ def test_training_without_a_margin_and_crops_uses_the_image(chain: Chain) -> Non
 def validate(chain: Chain, dataset: Dataset) -> dict[str, float]:
     torch.manual_seed(0)
     spec = ModelSpec("squeezenet1_1", ("cat", "dog"), dataset.manifest.image.for_model())
-    config = TrainConfig(backbone="squeezenet1_1", device="cpu")
+    config = TrainConfig(backbone="squeezenet1_1", weights="", device="cpu")
     context = Context("train", chain.workspace, "r", False)
     network = build_network(spec)
     trainer = Trainer(network, dataset, resolve(config, dataset.manifest), torch.device("cpu"), dataset.uri, context)

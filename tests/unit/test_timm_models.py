@@ -13,12 +13,14 @@ from safetensors.torch import save_file
 
 from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.models import presets as model_presets
+from imagemill.components.models import published_weights
 from imagemill.components.models.artifact import ModelSpec, build_network
+from imagemill.components.models.published_weights import _list_transport_errors, download_weights
 from imagemill.components.models.timm_models import _architectures, check_timm_name, has_drop_path, pretrained_config
 from imagemill.components.storage.errors import TransientError, UserError
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.expected_input import describe_mismatches, find_expected_input
-from imagemill.components.train.pretrained_weights import _list_transport_errors, identify_weights, load_pretrained
+from imagemill.components.train.pretrained_weights import identify_weights, load_pretrained
 
 timm = pytest.importorskip("timm")
 VIT, CONV = "timm:test_vit", "timm:test_convnext"
@@ -68,9 +70,9 @@ def test_unknown_tag_is_refused_with_the_known_ones() -> None:
     with pytest.raises(
         UserError, match=r"weights: expected one of DEFAULT, .*, in12k.* for timm:convnext_tiny, found 'in13k"
     ):
-        identify_weights(TrainConfig(backbone="timm:convnext_tiny", weights="in13k"))
+        download_weights("timm:convnext_tiny", "in13k")
     with pytest.raises(UserError, match=r"DEFAULT or in12k, which timm:convnext_tiny.in12k names"):
-        identify_weights(TrainConfig(backbone="timm:convnext_tiny.in12k", weights="in12k_ft_in1k"))
+        download_weights("timm:convnext_tiny.in12k", "in12k_ft_in1k")
     assert identify_weights(TrainConfig(backbone="timm:convnext_tiny", weights="DEFAULT")) == {
         "weights": "in12k_ft_in1k"
     }
@@ -117,6 +119,7 @@ def serve_weights(monkeypatch: pytest.MonkeyPatch, folder: Path, backbone: str, 
         return str(folder / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(published_weights, "_check_site", lambda *_: None)
     return network
 
 
@@ -163,6 +166,7 @@ def test_unreachable_hub_is_transient(monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(backbone=CONV, weights="DEFAULT")
     network, spec = build_network(make_spec(CONV)), make_spec(CONV)
     transport = _list_transport_errors()
+    monkeypatch.setattr(published_weights, "_check_site", lambda *_: None)
 
     def raising(error: Exception) -> Any:
         def download(*_: Any, **__: Any) -> str:

@@ -32,7 +32,8 @@ from imagemill.components.train.recipes import resolve
 from imagemill.components.train.warm_start import adapt_champion
 
 NAME = "small"
-QUICK = {"recipe": "plain", "epochs": 1, "batch_size": 8, "backbone": "shufflenet_v2_x0_5", "tensorboard": False}
+QUICK = {"recipe": "plain", "epochs": 1, "batch_size": 8, "backbone": "shufflenet_v2_x0_5", "tensorboard": False,
+         "weights": "none"}  # fmt: skip
 CHAMPION = QUICK | {"start": "champion"}
 
 
@@ -280,8 +281,13 @@ def test_recipe_from_the_champion_has_fewer_epochs_and_a_lower_rate(recipe: str)
 
 
 def test_champion_options_do_not_count_without_a_champion() -> None:
-    assert not {"start", "shrink", "perturb"} & resolve(TrainConfig(), make_manifest()).fingerprint_values().keys()
-    assert not {"start", "shrink", "perturb"} & resolve(TrainConfig(), make_manifest()).manifest_values().keys()
+    assert (
+        not {"start", "shrink", "perturb"}
+        & resolve(TrainConfig(weights=""), make_manifest()).fingerprint_values().keys()
+    )
+    assert (
+        not {"start", "shrink", "perturb"} & resolve(TrainConfig(weights=""), make_manifest()).manifest_values().keys()
+    )
 
 
 @pytest.mark.parametrize(

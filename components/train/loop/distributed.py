@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 LOST = "another process of this training ended"
 TIMEOUT = timedelta(days=1)
-"""Of every collective: ranks wait while the main one validates and saves. When one process ends, all are ended."""
+"""Of every collective: ranks wait while the main one saves. When one process ends, all are ended."""
 GRACE_S = 120
 """Seconds for writing a checkpoint after SIGTERM."""
 _GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
@@ -112,7 +112,7 @@ class Communicator:
 
     @property
     def is_main(self) -> bool:
-        """Return whether this is rank 0, the process that validates, saves, commits and reports."""
+        """Return whether this is rank 0, the process that saves, commits and reports."""
         return self.rank == 0
 
     def broadcast(self, *values: float) -> list[float]:
@@ -149,6 +149,29 @@ class Communicator:
         with _catch_lost_peers():
             dist.all_reduce(total, group=self._group)
         return float(total.item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, in the order of the ranks; it travels pickled."""
+        if self.world_size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        values: list[Any] = [None] * self.world_size
+        with _catch_lost_peers():
+            dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def broadcast_tensors(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Set tensors on any device to the main process's."""
+        if self.world_size == 1:
+            return
+        import torch.distributed as dist
+
+        for tensor in tensors:
+            value = tensor.detach().cpu()
+            with _catch_lost_peers():
+                dist.broadcast(value, 0, group=self._group)
+            tensor.detach().copy_(value)
 
     def should_stop(self) -> bool:
         """Return whether any rank was asked to stop, the same on all ranks after the same optimizer step.

@@ -1,9 +1,10 @@
-"""Solve a head instead of training it: balanced logistic regression on the features of the frozen network.
+"""Solve a head instead of training it: logistic regression on the features of the frozen network.
 
 On few images it is better than a head trained by steps, and takes one pass over them. Fine-tuning that starts from it
 distorts the pretrained layers less (Kumar et al., "Fine-Tuning can Distort Pretrained Features and Underperform
-Out-of-Distribution", 2022: LP-FT). Classes weigh alike, however many images they have, since macro-F1 is what a model
-is kept for. The penalty on the weights is chosen by the validation images.
+Out-of-Distribution", 2022: LP-FT). Classes weigh alike, however many images they have, where they do in the metric that
+models are compared by; with top-1 images do. The penalty on the weights is chosen by that metric on the validation
+images.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from ...dataset.kinds import ProbeFit
 from ...dataset.manifest import Dataset
 from ...metrics.calibration import fit_temperature
-from ...metrics.logistic_regression import PENALTIES, compute_scales, fit_balanced, score_logits, select_penalty
+from ...metrics.logistic_regression import PENALTIES, compute_scales, fit_classes, score_logits, select_penalty
 from ...models.blocks import head_modules
 from ...models.features import LinearProbe, read_features
 
@@ -77,8 +78,10 @@ class HeadSolution:
             layer.bias.copy_(torch.from_numpy(self.probe.bias))
 
 
-def solve_head(dataset: Dataset, device: torch.device, is_final: bool = False) -> HeadSolution:
-    """Solve the head on the training images of a features dataset.
+def solve_head(
+    dataset: Dataset, device: torch.device, is_final: bool = False, metric: str = "macro_f1"
+) -> HeadSolution:
+    """Solve the head on the training images of a features dataset, for the best `metric`.
 
     `is_final`: no epoch follows, so that nothing is to be compared on the validation images. Few images are then all
     fitted to, and penalty, scores and temperature come from cross-validation.
@@ -98,14 +101,13 @@ def solve_head(dataset: Dataset, device: torch.device, is_final: bool = False) -
     standardized = (features - mean) / std
     out_of_fold, score = None, None
     if is_refitted:
-        penalty, out_of_fold = _cross_validate(standardized, labels, classes)
-        weights = fit_balanced(
-            standardized, labels, penalty, torch.zeros(classes, features.shape[1] + 1, device=device)
-        )
+        penalty, out_of_fold = _cross_validate(standardized, labels, classes, metric)
+        zeros = torch.zeros(classes, features.shape[1] + 1, device=device)
+        weights = fit_classes(standardized, labels, penalty, zeros, metric)
         score = out_of_fold.metrics["val_macro_f1"]
     else:
         held_out = ((val_features - mean) / std, val_labels) if len(val_features) else None
-        weights, penalty, score = select_penalty(standardized, labels, held_out, classes)
+        weights, penalty, score = select_penalty(standardized, labels, held_out, classes, metric)
     matrix, bias = weights[:, :-1], weights[:, -1]
     loss = float(torch.nn.functional.cross_entropy(standardized @ matrix.T + bias, labels))
     probe = LinearProbe((matrix / std).cpu().numpy(), (bias - (matrix / std) @ mean).cpu().numpy())
@@ -121,8 +123,8 @@ def get_linear_head(network: torch.nn.Module) -> torch.nn.Linear | None:
     return layer if isinstance(layer, torch.nn.Linear) and layer.bias is not None else None
 
 
-def _cross_validate(features: torch.Tensor, labels: torch.Tensor, classes: int) -> tuple[float, OutOfFold]:
-    """Return the penalty with the best macro-F1 of `FOLDS`-fold cross-validation, of several the one with the lowest
+def _cross_validate(features: torch.Tensor, labels: torch.Tensor, classes: int, metric: str) -> tuple[float, OutOfFold]:
+    """Return the penalty with the best `metric` of `FOLDS`-fold cross-validation, of several the one with the lowest
     loss, and its out-of-fold scores. Folds are stratified by class, in the order of the images."""
     import torch
 
@@ -135,11 +137,12 @@ def _cross_validate(features: torch.Tensor, labels: torch.Tensor, classes: int) 
     best: tuple[tuple[float, float], float, dict[str, float], torch.Tensor] | None = None
     for penalty in PENALTIES:
         for fold, rows in enumerate(in_fold):
-            weights[fold] = fit_balanced(features[~rows], labels[~rows], penalty, weights[fold])
+            weights[fold] = fit_classes(features[~rows], labels[~rows], penalty, weights[fold], metric)
             logits[rows] = features[rows] @ weights[fold][:, :-1].T + weights[fold][:, -1]
-        metrics = {f"val_{name}": value for name, value in score_logits(logits, labels).items()}
-        rank = metrics["val_macro_f1"], -metrics["val_loss"]
+        scores = score_logits(logits, labels)
+        rank = scores[metric], -scores["loss"]
         if best is None or rank > best[0]:
+            metrics = {f"val_{name}": scores[name] for name in ("loss", "top1", "macro_f1")}
             best = rank, penalty, metrics, logits.clone()
     assert best is not None
     _, penalty, metrics, logits = best

@@ -34,7 +34,6 @@ EVENT_INTERVAL_S = 10.0
 CHECKPOINT_TIME_SHARE = 0.05
 """Largest share of the training time that checkpoints after epochs take: short epochs are not all followed by one. A
 kill costs at most one epoch, or twenty times the duration of a checkpoint where that is longer."""
-VALIDATION_METRICS = ("val_loss", "val_top1", "val_macro_f1")
 
 
 @dataclass
@@ -111,7 +110,13 @@ class Trainer:
             self.learner, self.blocks, loss, self._make_schedule(), config, self.device, self.comm, autocast, shape
         )
         self.validator = Validator(
-            self.tensors, 4 * config.batch_size, self.device, autocast, self.batches.threads, self.batches.cache
+            self.tensors,
+            4 * config.batch_size,
+            self.device,
+            autocast,
+            self.batches.threads,
+            self.batches.cache,
+            self.comm,
         )
 
     def _make_schedule(self) -> LearningRateSchedule:
@@ -290,16 +295,10 @@ class Trainer:
         return self.learner.average.network if self.learner.average else self.network
 
     def _validate(self, state: TrainingState) -> dict[str, float]:
-        """Return the metrics on the validation images, which the main process computes for all."""
+        """Return the metrics on the validation images, which all processes compute together."""
         if self.solves_head and not state.epoch and self.solution and self.solution.out_of_fold:
             return self.solution.out_of_fold.metrics
-        if not self.validator.has_images:
-            return {}
-        metrics: dict[str, float] = {}
-        if self.comm.is_main:
-            metrics = self.validator.validate(self.evaluated_network, lambda: self._stop_if_requested(state))
-        values = self.comm.broadcast(*(metrics.get(name, 0.0) for name in VALIDATION_METRICS))
-        return dict(zip(VALIDATION_METRICS, values, strict=True))
+        return self.validator.validate(self.evaluated_network, lambda: self._stop_if_requested(state))
 
     def _is_best(self, state: TrainingState) -> bool:
         """Return whether the last epoch has the best validation macro-F1, or the same with a lower loss.
@@ -338,8 +337,8 @@ class Trainer:
             self._save(state)
 
     def _stop_if_requested(self, state: TrainingState) -> None:
-        """Stop if this process was asked to; called between batches that it alone computes (validation, features)."""
-        if self.comm.stop.is_requested:
+        """Stop if the main process was asked to, which then saves; called between batches of validation."""
+        if self.comm.is_main and self.comm.stop.is_requested:
             raise self._save_and_make_stop_error(state)
 
     def _save_and_make_stop_error(self, state: TrainingState) -> TransientError:

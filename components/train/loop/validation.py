@@ -6,7 +6,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from itertools import chain, zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from ...step.progress import Progress
 from ...step.step import Context
 from ..data.batches import iter_batches
 from ..data.cache import ShardCache
+from .distributed import Communicator
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +41,7 @@ class Validator:
         autocast: returns the autocast context of the forward pass.
         threads: of the loader; 0: one per core.
         cache: local cache of files on S3; None: the default cache.
+        comm: connection to the other processes of the training, which validate together.
     """
 
     tensors: Dataset
@@ -47,14 +50,17 @@ class Validator:
     autocast: Callable[[], AbstractContextManager[Any]]
     threads: int = 0
     cache: ShardCache | None = None
+    comm: Communicator = field(default_factory=Communicator)
 
     @property
     def has_images(self) -> bool:
         return bool(self.tensors.manifest.totals.by_split.get("val"))
 
     def validate(self, network: torch.nn.Module, before_batch: Callable[[], None]) -> dict[str, float]:
-        """Return `val_loss`, `val_top1` and `val_macro_f1`; empty without validation images.
+        """Return `val_loss`, `val_top1` and `val_macro_f1`, the same in all processes; empty without validation images.
 
+        Each process predicts every `world_size`-th of the batches that one would, with the main process's buffers: the
+        numbers are those of one process.
         Multi-label: macro-F1 of the classes with a probability of at least 0.5, and as top-1 the share of images whose
         highest-scored class is one of their labels. `before_batch`: as in `predict`.
         """
@@ -64,17 +70,23 @@ class Validator:
 
         task, classes = self.tensors.manifest.task, len(self.tensors.manifest.classes)
         counts = LabelCounts(classes) if task == MULTI else ConfusionCounts(classes)
-        loss, rows = 0.0, 0
-        for logits, labels in self.predict(network, before_batch):
-            loss += sum_loss(logits, torch.from_numpy(labels).to(self.device))
+        self.comm.broadcast_tensors(network.buffers())
+        batches = []
+        for logits, labels in self.predict(network, before_batch, first=self.comm.rank, step=self.comm.world_size):
+            loss = sum_loss(logits, torch.from_numpy(labels).to(self.device))
+            positive = (probabilities(logits, task) >= THRESHOLD).cpu().numpy() if task == MULTI else None
+            batches.append((loss, labels, positive, logits.argmax(1).cpu().numpy()))
+        loss_sum, rows = 0.0, 0
+        for batch in filter(None, chain.from_iterable(zip_longest(*self.comm.gather(batches)))):  # in stored order
+            loss, labels, positive, highest = batch
+            loss_sum += loss
             rows += len(labels)
-            highest = logits.argmax(1).cpu().numpy()
             if isinstance(counts, LabelCounts):
-                counts.add(labels, (probabilities(logits, task) >= THRESHOLD).cpu().numpy(), highest)
+                counts.add(labels, positive, highest)
             else:
                 counts.add(labels, highest)
         scores = counts.summary()
-        return {"val_loss": loss / rows, "val_top1": scores["top1"], "val_macro_f1": scores["macro_f1"]}
+        return {"val_loss": loss_sum / rows, "val_top1": scores["top1"], "val_macro_f1": scores["macro_f1"]}
 
     def fit_temperature(self, network: torch.nn.Module) -> float:
         """Return the temperature that calibrates the network's probabilities; 1 without validation images.
@@ -95,9 +107,15 @@ class Validator:
         return calibration.fit_temperature(np.concatenate(logits), np.concatenate(labels))
 
     def predict(
-        self, network: torch.nn.Module, before_batch: Callable[[], None], split: str = "val"
+        self,
+        network: torch.nn.Module,
+        before_batch: Callable[[], None],
+        split: str = "val",
+        first: int = 0,
+        step: int = 1,
     ) -> Generator[tuple[torch.Tensor, npt.NDArray[Any]], None, None]:
-        """Yield logits, float32 [B, classes] on the device, and labels of each batch of a split, in stored order.
+        """Yield logits, float32 [B, classes] on the device, and labels of batches of a split, in stored order: of the
+        `first` one and every `step`-th after it.
 
         Labels are int64 [B], multi-label uint8 [B, classes]. The network is in evaluation mode for the duration; the
         modes of its modules are restored afterwards. `before_batch` is called before each batch, and may raise, as on a
@@ -108,7 +126,9 @@ class Validator:
         image = self.tensors.manifest.image_spec
         normalize, size = Normalize(image, self.device), image.side
         with evaluation_mode(network), torch.inference_mode():
-            for batch in iter_batches(self.tensors, split, self.batch_size, threads=self.threads, cache=self.cache):
+            for batch in iter_batches(
+                self.tensors, split, self.batch_size, start=first, step=step, threads=self.threads, cache=self.cache
+            ):
                 before_batch()
                 pixels = torch.from_numpy(np.ascontiguousarray(center_crop(batch.images, size))).to(self.device)
                 with self.autocast():
