@@ -261,6 +261,7 @@ def read_record_facts(records: Records) -> dict[str, Any]:
         **{kind: records.get(step, _NO_RECORD).uri for step, kind in PRODUCTS.items()},
         "report": gate.metrics.get("report", ""),
         "metrics": {key: value for key, value in evaluation.metrics.items() if isinstance(value, (int, float))},
+        "warning": evaluation.metrics.get("warning", ""),
         "promoted": bool(gate.metrics.get("promoted")),
         "verdict": gate.metrics.get("verdict", ""),
         "champion": gate.uri,

@@ -358,12 +358,14 @@ class SeenImages(JsonObject):
 
 @dataclass(frozen=True)
 class Baseline(JsonObject):
-    """Scores of the linear probe on the frozen features of a `backbone` on the test images."""
+    """Scores of a linear model on the test images, by metric. `name`: which, in words; `has_features`: on frozen
+    features rather than pixels; `why`: that the model stays below it, and what to try, or an empty text."""
 
-    top1: float
-    macro_f1: float
+    name: str
     images: int
-    backbone: str
+    scores: dict[str, float]
+    has_features: bool = False
+    why: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..step.config import StepConfig, device_option, drift_warning_option, option
 
-VERSION = 5
+VERSION = 6
 """Raised when the same model and images must give other predictions, metrics or suspects."""
 TTA_VERSION = 2
 """Counts in the fingerprint where views are averaged: 2 fits a temperature on them."""

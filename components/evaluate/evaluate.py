@@ -11,17 +11,18 @@ from ..dataset.kinds import ClassScores, EvaluationExtra, UnlikeImages
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, find_dataset, fingerprint
 from ..dataset.shards import Layout, ShardWriter, read_columns
-from ..step.progress import Progress
+from ..step.progress import Progress, format_scores
 from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import MillError
+from .baseline import describe_baseline, score_baseline
 from .config import TTA_VERSION, VERSION, EvaluateConfig
 from .curves import describe_curves
 from .feature_drift import check_feature_drift
 from .grad_cam import MostConfidentMistakes, write_overlays
 from .inference import FLIP, NONE, InferenceRunner, describe_throughput, describe_unlike, find_tensors
 from .intervals import FEW_IMAGES, ChanceTest, ClassTotals, count_unreliable_classes
-from .linear_probe import cross_validate_probe, describe_baseline, describe_cross_validation, score_baseline
+from .linear_probe import cross_validate_probe, describe_cross_validation
 from .overlap import TrainingOverlap
 from .review import describe_review, review_labels
 from .scores import Scorer, align_classes, has_roc_curve, make_scorer
@@ -41,6 +42,10 @@ def evaluate(config: EvaluateConfig, context: Context) -> Outcome:
     champion_uri, is_champion_cached, drift = _evaluate_champion(name, model, clean, config, context)
     state = CACHED if is_cached and is_champion_cached else RAN
     metrics: dict[str, Any] = extra.metrics | drift | {"champion_evaluation": champion_uri}
+    metrics["test_images"] = evaluation.manifest.totals.rows
+    if extra.baseline:
+        metrics |= {f"baseline_{metric}": value for metric, value in extra.baseline.scores.items()}
+        metrics["warning"] = extra.baseline.why
     return Outcome(evaluation.uri, evaluation.fingerprint, state, metrics)
 
 
@@ -81,13 +86,11 @@ def _find_or_evaluate(
 
 def _log_scores(evaluation: Dataset, title: str, context: Context) -> None:
     extra, rows = EvaluationExtra.of(evaluation.manifest), evaluation.manifest.totals.rows
-    metrics, intervals = extra.metrics, extra.intervals
-    parts = [
-        f"{label} {metrics[key]:.3f}{_format_interval(intervals.get(key))}"
-        for key, label in (("top1", "top-1"), ("macro_f1", "macro-F1"))
-    ]
-    parts += [f"calibration error {metrics['ece']:.3f}"] if "ece" in metrics else []
-    context.say(f"{title}: {' · '.join(parts)} on {rows:,} test images")
+    calibration = f" · calibration error {extra.metrics['ece']:.3f}" if "ece" in extra.metrics else ""
+    if extra.baseline and extra.baseline.why:
+        context.say(f"warning: {extra.baseline.why}")
+    scores = format_scores(extra.metrics, extra.intervals)
+    context.say(f"{title}: {scores}{calibration} on {rows:,} test images")
     if extra.baseline:
         context.say(describe_baseline(extra.baseline))
     if extra.cross_validation:
@@ -121,10 +124,6 @@ def _log_scores(evaluation: Dataset, title: str, context: Context) -> None:
 def _join(words: Sequence[str], limit: int = 5) -> str:
     """Return the first `limit` words, and the number of the others."""
     return ", ".join(words[:limit]) + (f" and {len(words) - limit} more" if len(words) > limit else "")
-
-
-def _format_interval(interval: list[float] | None) -> str:
-    return f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
 
 
 def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateConfig, context: Context) -> Dataset:
@@ -181,7 +180,6 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
         review=review,
         intervals=scorer.compute_intervals(read_columns(predictions, "data", columns) if columns else ()),
         seen=overlap.summarize(),
-        baseline=score_baseline(model, clean),
         cross_validation=cross_validate_probe(features if tensors else None, clean, config.cross_validate),
         unlike=UnlikeImages(runner.num_unlike, detector.rate) if detector else None,
     )
@@ -224,6 +222,7 @@ def _build_manifest(
             extra,
             dataset_name=clean.name,
             metrics=metrics,
+            baseline=score_baseline(model, clean, metrics),
             too_narrow=count_unreliable_classes(support),
             chance=chance.summarize(names, predictions.rows, metrics) if chance else None,
             model_task=scorer.task,

@@ -39,6 +39,7 @@ import pyarrow as pa
 from ..dataset.kinds import Chance
 from ..dataset.labels import MULTI
 from ..metrics.classification import ConfusionCounts, LabelCounts, Scores
+from ..step.config import METRIC_TITLES
 
 LEVEL = 0.95
 PRIOR_IMAGES = 2.0
@@ -54,7 +55,6 @@ Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Interval = list[float]
 Intervals = dict[str, Interval]
-_TITLES = {"balanced_accuracy": "balanced accuracy", "macro_f1": "macro-F1"}
 
 
 def compute_wilson_interval(right: int, images: int, comparisons: int = 1) -> tuple[float, float]:
@@ -276,13 +276,12 @@ def compute_chance_f1(totals: ClassTotals) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class ChanceTest:
-    """Result of the comparison with chance. `majority_class` has `majority_share` of the images; `top1_interval` is
-    Wilson's; `metric` is the mean over classes, which reaches at most `limit` by chance."""
+    """Result of the comparison with chance. `majority_class` has `majority_share` of the images; `metric` is the mean
+    over classes, which guesses keep below `limit`."""
 
     is_better: bool
     majority_class: int
     majority_share: float
-    top1_interval: tuple[float, float]
     metric: str
     limit: float
 
@@ -303,9 +302,9 @@ class ChanceTest:
             metric, (mean, deviation) = "balanced_accuracy", compute_chance_recall(totals)
         top1 = compute_wilson_interval(round(metrics["top1"] * images), images, comparisons)
         share = support.max() / images
-        limit = mean + NormalDist().inv_cdf(1 - (1 - LEVEL) / (2 * comparisons)) * deviation
+        limit = min(1.0, mean + NormalDist().inv_cdf(1 - (1 - LEVEL) / (2 * comparisons)) * deviation)
         is_better = top1[0] > share or metrics[metric] > limit + 1e-9
-        return cls(bool(is_better), int(support.argmax()), float(share), top1, metric, float(limit))
+        return cls(bool(is_better), int(support.argmax()), float(share), metric, float(limit))
 
     def summarize(self, classes: Sequence[str], images: int, metrics: Mapping[str, float]) -> Chance:
         """Return the manifest's entry."""
@@ -316,10 +315,9 @@ class ChanceTest:
 
     def _describe(self, majority: str, images: int, metrics: Mapping[str, float]) -> str:
         number = f"{images:,} test image{'s' if images != 1 else ''}"
-        low, high = self.top1_interval
-        top1 = f"{metrics['top1']:.3f} ({low:.3f} to {high:.3f})"
+        reach = "any score" if self.limit >= 1 else f"up to {self.limit:.3f}"
         return (
-            f"no better than chance, as far as {number} can tell: top-1 is {top1}, and {self.majority_share:.3f} for "
-            f"{majority!r} every time; {_TITLES[self.metric]} is {metrics[self.metric]:.3f}, and up to "
-            f"{self.limit:.3f} by chance"
+            f"no better than chance, as far as {number} can tell: top-1 is {metrics['top1']:.3f}, and naming "
+            f"{majority!r} every time has {self.majority_share:.3f}; {METRIC_TITLES[self.metric]} is "
+            f"{metrics[self.metric]:.3f}, and guesses may have {reach}"
         )

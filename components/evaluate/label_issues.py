@@ -30,6 +30,9 @@ MIN_SUGGESTED_PROBABILITY = 0.5
 """Calibrated probability that another class must have: classifiers that know little disagree with many right labels."""
 SHRINKAGE = 0.1
 """Share of the covariance that is replaced by the same variance in every direction."""
+MIN_AGREEMENT, MANY_SUSPECTS, MIN_AGREEMENT_OF_MANY = 0.75, 0.1, 0.95
+"""Share of the labels that are not suspected which the classifiers have to agree with: where they suspect more than a
+tenth of all, nearly every one, for classifiers that know the classes do so however many labels are wrong."""
 CHANCE_COMPARISONS = 20
 """Bonferroni's factor of the test against chance, for the folds share images, and so their luck."""
 _CHUNK = 1 << 21
@@ -92,7 +95,8 @@ class LabelIssues:
     `quality` float32 [M], cleanlab's label quality score in [0, 1], low where the label is wrong.
 
     `agreement`: share of all labels that the classifiers agree with. `num_judged`: images whose class has
-    `MIN_CLASS_IMAGES` or more. Where the classifiers are not better than chance (`is_better`), there are no issues.
+    `MIN_CLASS_IMAGES` or more. `problem`: why the classifiers can't tell wrong labels, so that there are no issues; or
+    an empty text.
     """
 
     rows: Labels
@@ -102,7 +106,15 @@ class LabelIssues:
     quality: npt.NDArray[np.float32]
     agreement: float
     num_judged: int
-    is_better: bool = True
+    problem: str = ""
+
+    def withdraw(self, problem: str) -> LabelIssues:
+        """Return a result without issues."""
+        none = slice(0)
+        return LabelIssues(
+            self.rows[none], self.suggested[none], self.label_probability[none], self.suggested_probability[none],
+            self.quality[none], self.agreement, self.num_judged, problem,
+        )  # fmt: skip
 
 
 def find_label_issues(features: Features, labels: Labels, classes: int, folds: Labels | None = None) -> LabelIssues:
@@ -119,13 +131,21 @@ def find_label_issues(features: Features, labels: Labels, classes: int, folds: L
         statistics.add(features[part], labels[part], in_fold[part])
     is_kept = np.ones(len(labels), np.bool_)
     issues = _CrossValidation(statistics, in_fold, features, labels, is_kept).find_issues()
-    if not issues.is_better:  # without the labels that they disagree with, any classifiers would agree with the rest
+    if issues.problem:  # without the labels that they disagree with, any classifiers would agree with the rest
         return issues
     for part in _split_rows(len(issues.rows), features.shape[1]):
         rows = issues.rows[part]
         statistics.add(features[rows], labels[rows], in_fold[rows], -1)
     is_kept[issues.rows] = False
-    return _CrossValidation(statistics, in_fold, features, labels, is_kept).find_issues()
+    issues = _CrossValidation(statistics, in_fold, features, labels, is_kept).find_issues()
+    share = len(issues.rows) / max(1, len(labels))
+    agreement = issues.agreement / max(1e-9, 1 - share)  # suspected labels are those that they disagree with
+    if issues.problem or agreement >= (MIN_AGREEMENT_OF_MANY if share > MANY_SUSPECTS else MIN_AGREEMENT):
+        return issues
+    return issues.withdraw(
+        f"classifiers that never saw the labels doubt {share:.1%} of them and agree with only {agreement:.1%} of the "
+        "others: they don't know the classes well enough to tell"
+    )
 
 
 class _CrossValidation:
@@ -189,8 +209,7 @@ class _CrossValidation:
         is_judged = np.bincount(self.labels, minlength=self.classes)[self.labels] >= MIN_CLASS_IMAGES
         number = min(len(quality), int(inspector.get_num_issues()))
         lowest = np.asarray(find_top_issues(quality, top=number)) if number else np.zeros(0, np.int64)
-        is_better = _is_better_than_chance(pairs)
-        rows = lowest[~agrees[lowest] & is_judged[lowest]] if is_better else lowest[:0]
+        rows = lowest[~agrees[lowest] & is_judged[lowest]]
         rows = rows[np.lexsort((rows, quality[rows]))]
         suggested = np.empty(len(rows), np.int64)
         label_probability, suggested_probability = (np.empty(len(rows), np.float32) for _ in range(2))
@@ -199,10 +218,16 @@ class _CrossValidation:
             suggested[part], suggested_probability[part] = probabilities.argmax(1), probabilities.max(1)
             label_probability[part] = probabilities[np.arange(len(probabilities)), self.labels[rows[part]]]
         is_likely = suggested_probability > MIN_SUGGESTED_PROBABILITY
-        return LabelIssues(
+        issues = LabelIssues(
             rows[is_likely], suggested[is_likely], label_probability[is_likely], suggested_probability[is_likely],
-            quality[rows[is_likely]], float(agrees.mean()), int(is_judged.sum()), is_better,
+            quality[rows[is_likely]], float(agrees.mean()), int(is_judged.sum()),
         )  # fmt: skip
+        if _is_better_than_chance(pairs):
+            return issues
+        return issues.withdraw(
+            f"classifiers that never saw the labels agree with {issues.agreement:.1%} of them, no better than chance: "
+            "what they doubt says nothing"
+        )
 
 
 def _is_better_than_chance(pairs: ConfusionCounts) -> bool:

@@ -1,5 +1,5 @@
-"""Score the linear probe on the frozen features of the pretrained network that training started from: on the test
-images, as the baseline of a report, and cross-validated on all images, where there are few test images.
+"""Cross-validate the linear probe on the frozen features of the pretrained network that training started from, on all
+images, where there are few test images.
 
 In cross-validation each image of train, val and test is scored by a probe that was fitted to other images: an estimate
 of the recipe `probe` from ten times as many images as a test split of a tenth has. It decides nothing: no model is
@@ -22,13 +22,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..dataset.kinds import Baseline, CrossValidation
+from ..dataset.kinds import CrossValidation
 from ..dataset.manifest import Dataset
 from ..dataset.shards import read_columns
 from ..metrics.classification import ConfusionCounts
 from ..metrics.logistic_regression import predict_out_of_fold
-from ..models.features import LinearProbe, find_features, iter_features, read_features, read_image_ids
-from .inference import find_tensors
+from ..models.features import read_features, read_image_ids
 from .intervals import compute_single_label_intervals
 
 FOLDS = 5
@@ -128,28 +127,3 @@ def assign_folds(labels: Ids, units: Ids, folds: int = FOLDS) -> Ids:
     fold_of_unit = np.empty(len(order), np.int64)
     fold_of_unit[order] = np.arange(len(order)) % folds
     return fold_of_unit[unit]
-
-
-def score_baseline(model: Dataset, clean: Dataset) -> Baseline | None:
-    """Return the scores of a model's linear probe on the clean dataset's test images; None where the model has none, or
-    its tensors are of other images."""
-    probe, tensors, features = LinearProbe.read(model), find_tensors(model, clean), find_features(model)
-    if probe is None or tensors is None or features is None or features.parent_uri("tensors") != tensors.uri:
-        return None
-    counts, images = ConfusionCounts(len(tensors.manifest.classes)), 0
-    for inputs, labels in iter_features(features, "test"):
-        counts.add(labels, probe(inputs).argmax(1))
-        images += len(labels)
-    if not images or images != clean.manifest.totals.by_split.get("test", 0):
-        return None
-    scores = counts.summary()
-    top1, macro_f1 = (round(float(scores[name]), 6) for name in ("top1", "macro_f1"))
-    return Baseline(top1, macro_f1, images, str(features.manifest.config["backbone"]))
-
-
-def describe_baseline(baseline: Baseline) -> str:
-    """Return a line for the log."""
-    return (
-        f"baseline, a linear probe on the frozen features of {baseline.backbone}: top-1 {baseline.top1:.3f} · "
-        f"macro-F1 {baseline.macro_f1:.3f} on the same images"
-    )

@@ -104,12 +104,8 @@ def review_labels(
     else:
         folds = assign_folds(outputs.labels, find_units(clean, read_image_ids(tensors, ("train",))))
         issues = find_label_issues(outputs.features, outputs.labels, len(spec.classes), folds)
-        if not issues.is_better:
-            reason = (
-                f"classifiers that never saw the labels agree with {issues.agreement:.1%} of them, no better than "
-                "chance: what they doubt says nothing"
-            )
-            return None, LabelReview(images=images, suspects=0, listed=0, not_judged=reason)
+        if issues.problem:
+            return None, LabelReview(images=images, suspects=0, listed=0, not_judged=issues.problem)
     file = _write_suspects(tensors, outputs, issues, uri)
     review = LabelReview(images=images, suspects=0, listed=file.rows)
     if issues is None:

@@ -49,6 +49,7 @@ def describe_scores(evaluation: Dataset) -> dict[str, Any]:
     return {
         "measures": list_metrics(extra),
         "intervals": extra.intervals,
+        "baseline": extra.baseline,
         "too_narrow": extra.too_narrow,
         "trust": [(*_PROBABILITY_TITLES[key], metrics[key]) for key in _PROBABILITY_TITLES if key in metrics],
         "temperature": calibration.temperature if calibration else None,
@@ -79,8 +80,8 @@ def list_metrics(extra: EvaluationExtra) -> list[MetricRow]:
         value = extra.metrics.get(key)
         if value is None:
             continue
-        if extra.baseline and key in ("top1", "macro_f1"):
-            description += f"; of the linear probe, the baseline, {getattr(extra.baseline, key):.3f}"
+        if extra.baseline and key in extra.baseline.scores:
+            description += f"; of the baseline, {extra.baseline.name}, {extra.baseline.scores[key]:.3f}"
         if extra.cross_validation and key in extra.cross_validation.scores:
             low, high = extra.cross_validation.intervals[key]
             description += (

@@ -21,7 +21,8 @@ from ..storage.errors import UserError, wrong
 from . import presets
 
 VARIABLE_PREFIX = "IMAGEMILL_"
-METRICS = ("macro_f1", "top1", "balanced_accuracy")
+METRIC_TITLES = {"macro_f1": "macro-F1", "top1": "top-1", "balanced_accuracy": "balanced accuracy"}
+METRICS = tuple(METRIC_TITLES)
 METRIC_HELP = "the score that models are compared by; recipe auto balances classes where they weigh alike in it"
 """The help of `metric`, which train and promote have."""
 Scalar = str | int | float | bool | None

@@ -160,6 +160,8 @@ def _show_run(service: KfpService, run_id: str, follow: bool, as_json: bool, rep
     took = following.measure_seconds(run)
     print(f"{run.display_name}: {result['state'].lower()}, {format_duration(took or 0)}\n{result['link']}")
     print(_format_steps(states, result["records"]))
+    if result.get("warning"):
+        print(f"warning: {result['warning']}")
     if scores := format_headline(result):
         print(scores)
     if result.get("error"):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...components.download.config import DownloadConfig
-from ...components.step.progress import say
+from ...components.step.progress import format_scores, say
 from ...components.step.step import new_run
 from ...components.storage.errors import EXIT_OK, MillError, UserError, wrong
 from ..cluster.checks import read_cluster
@@ -195,12 +195,13 @@ def format_summary(result: dict[str, Any]) -> str:
     if result.get("report"):
         fields["report"] += f" (`imagemill runs {result['run']} --report report.html` fetches it)"
     head = format_headline(result) or result["status"]
-    return "\n".join([f"{result['name']}: {head}", *(f"  {key:<11}{value}" for key, value in fields.items())])
+    warnings = [f"warning: {result['warning']}"] if result.get("warning") else []
+    return "\n".join(
+        [*warnings, f"{result['name']}: {head}", *(f"  {key:<11}{value}" for key, value in fields.items())]
+    )
 
 
 def format_headline(result: dict[str, Any]) -> str:
     """Return a run's metrics and the gate's verdict in one line; empty before there are any."""
-    metrics = result["metrics"]
-    numbers = [f"{label} {metrics[key]:.3f}" for key, label in (("top1", "top-1"), ("macro_f1", "macro-F1"))
-               if isinstance(metrics.get(key), float)]  # fmt: skip
-    return " · ".join([*numbers, *([result["verdict"].replace("_", " ")] if result.get("verdict") else [])])
+    verdict = str(result.get("verdict") or "").replace("_", " ")
+    return " · ".join(filter(None, (format_scores(result["metrics"]), verdict)))

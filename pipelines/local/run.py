@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from ...components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from ...components.download.config import DownloadConfig
-from ...components.step.progress import format_duration
+from ...components.step.progress import format_duration, format_scores
 from ...components.step.runner_exit import RUNNER_PID
 from ...components.step.step import CACHED, RUN_ENV, new_run
 from ...components.storage import uri as uris
@@ -148,7 +148,8 @@ def _format_summary(result: dict[str, Any], seconds: float) -> str:
     metrics = result["metrics"]
     lines = [
         "",
-        f"{result['name']}: top-1 {metrics['top1']:.3f} · macro-F1 {metrics['macro_f1']:.3f}"
+        *([f"warning: {result['warning']}"] if result["warning"] else []),
+        f"{result['name']}: {format_scores(metrics)} on {metrics['test_images']:,} test images"
         f" · {result['verdict'].replace('_', ' ')} · {format_duration(seconds)}{cached}",
         *(f"  {kind:<11}{result[kind]}" for kind in PRODUCTS.values()),
         f"  {'champion':<11}{result['champion'] or 'none'}",

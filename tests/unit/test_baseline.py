@@ -16,6 +16,11 @@ from reported import FIRST, Mill
 from reported import evaluated as make_evaluation
 from reported import trained as make_model
 from safetensors.torch import save_file
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from test_label_review import noisy_photos
 
 from imagemill.components.dataset.kinds import EvaluationExtra, ImageSpec, ModelExtra
@@ -23,13 +28,9 @@ from imagemill.components.dataset.manifest import Dataset, read_dataset
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate import linear_probe
-from imagemill.components.evaluate.linear_probe import (
-    cross_validate_probe,
-    describe_baseline,
-    describe_cross_validation,
-    find_units,
-    score_baseline,
-)
+from imagemill.components.evaluate.baseline import describe_baseline, score_baseline
+from imagemill.components.evaluate.inference import read_tensor_batches
+from imagemill.components.evaluate.linear_probe import cross_validate_probe, describe_cross_validation, find_units
 from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.models.features import LinearProbe, find_features, read_image_ids
 from imagemill.components.promote import report
@@ -88,14 +89,24 @@ def test_the_baseline_is_scored_on_the_test_images(probed: Probed) -> None:
     """The model is the probe here, so that both have the same scores."""
     extra = EvaluationExtra.of(probed.evaluation.manifest)
     baseline = extra.baseline
-    assert baseline is not None and baseline == score_baseline(probed.model, probed.clean)
-    assert baseline.images == 16 and baseline.backbone == "shufflenet_v2_x0_5"
-    scores = [extra.metrics[name] for name in ("top1", "macro_f1")]
-    assert [baseline.top1, baseline.macro_f1] == pytest.approx(scores, abs=1e-5)
-    assert f"macro-F1 {baseline.macro_f1:.3f} on the same images" in describe_baseline(baseline)
+    assert baseline is not None and baseline == score_baseline(probed.model, probed.clean, extra.metrics)
+    assert baseline.images == 16 and baseline.has_features and not baseline.why
+    assert baseline.name == "a linear probe on the frozen features of shufflenet_v2_x0_5"
+    for name, score in baseline.scores.items():
+        assert score == pytest.approx(extra.metrics[name], abs=1e-5)
+    assert f"macro-F1 {baseline.scores['macro_f1']:.3f} on the same images" in describe_baseline(baseline)
     words = {row.name: row.words for row in list_metrics(extra)}
-    expected = f"mean F1 of the classes; of the linear probe, the baseline, {baseline.macro_f1:.3f};"
+    expected = f"mean F1 of the classes; of the baseline, {baseline.name}, {baseline.scores['macro_f1']:.3f};"
     assert words["Macro-F1"].startswith(expected)
+
+
+def test_a_model_below_its_baseline_says_so_and_what_to_try(probed: Probed) -> None:
+    extra = EvaluationExtra.of(probed.evaluation.manifest)
+    low = dict.fromkeys(extra.metrics, 0.1)
+    baseline = score_baseline(probed.model, probed.clean, low)
+    assert baseline is not None and baseline.scores["macro_f1"] > 0.1
+    start = "the model stays below its baseline: macro-F1 0.100 on 16 test images, where a linear probe on the frozen "
+    assert baseline.why.startswith(start) and "try --recipe probe, which is this baseline" in baseline.why
 
 
 def test_all_images_are_cross_validated_beside_few_test_images(probed: Probed) -> None:
@@ -147,15 +158,29 @@ def test_suspects_do_not_depend_on_the_trained_model(probed: Probed) -> None:
     assert comparison.recall >= 0.5
 
 
-def test_missing_features_give_no_baseline(probed: Probed, tmp_path: Path) -> None:
+def test_without_features_the_baseline_is_on_pixels(probed: Probed, tmp_path: Path) -> None:
+    """Logistic regression of the cells' means, as scikit-learn's own pipeline makes it of the stored images."""
     features = find_features(probed.model)
     assert features is not None
     manifest = Path(features.uri, "_manifest.json")
     manifest.rename(tmp_path / "kept")
     try:
-        assert score_baseline(read_dataset(probed.model.uri), probed.clean) is None
+        baseline = score_baseline(read_dataset(probed.model.uri), probed.clean, {"macro_f1": 0.0})
     finally:
         (tmp_path / "kept").rename(manifest)
+    assert baseline is not None and not baseline.has_features and baseline.images == 16
+    pixels, labels = {}, {}
+    for split in ("train", "test"):
+        batches = list(read_tensor_batches(probed.tensors, split, 1_000))
+        images = np.concatenate([batch.images for batch in batches])
+        pixels[split] = images.reshape(len(images), 16, 2, 16, 2, 3).mean((2, 4)).transpose(0, 3, 1, 2).reshape(-1, 768)
+        labels[split] = np.concatenate([batch.labels for batch in batches])
+    regression = LogisticRegression(C=0.01, class_weight="balanced", max_iter=200, tol=1e-3)
+    pipeline = make_pipeline(StandardScaler(), PCA(120, svd_solver="full"), regression)
+    predicted = pipeline.fit(pixels["train"], labels["train"]).predict(pixels["test"])
+    assert baseline.scores["top1"] == pytest.approx((predicted == labels["test"]).mean(), abs=1e-6)
+    assert baseline.scores["macro_f1"] == pytest.approx(f1_score(labels["test"], predicted, average="macro"), abs=1e-6)
+    assert "logistic regression on 16x16 pixels has" in baseline.why and "pretrained weights" in baseline.why
 
 
 def test_the_report_shows_test_images_that_are_near_training_images(

@@ -97,6 +97,10 @@ def test_constant_predictions_are_no_better_than_chance() -> None:
 def test_few_images_are_never_better_than_chance() -> None:
     few, more = np.arange(3) % 2, np.arange(8) % 2
     assert not run_chance_test(few, few, 2).is_better and run_chance_test(more, more, 2).is_better
+    chance_test = run_chance_test(few, few, 2)
+    assert chance_test.limit == 1.0, "no accuracy is above 1"
+    why = chance_test.summarize(("a", "b"), 3, {"top1": 1.0, "balanced_accuracy": 1.0}).why
+    assert why.endswith("balanced accuracy is 1.000, and guesses may have any score") and " to " not in why
     assert not run_chance_test(np.zeros(50, np.int64), np.zeros(50, np.int64), 2).is_better, "of one class"
     assert ChanceTest.run(ClassTotals([0, 0], [0, 0], 0), SINGLE, {"top1": 0.0, "balanced_accuracy": 0.0}) is None
 
