@@ -168,7 +168,7 @@ def _describe_result(step: str, record: StepRecord) -> list[str]:
     elif "rows" in metrics:
         parts.append(f"{metrics['rows']:,} images")
     if step in ("train", "evaluate") and isinstance(score := metrics.get("macro_f1"), float):
-        parts.append(f"macro-F1 {score:.4f}")
+        parts.append(f"{'validation ' if step == 'train' else ''}macro-F1 {score:.3f}")
     if record.uri:
         parts.append(f"`{'/'.join(record.uri.split('/')[-2:])}`")
     return parts
@@ -190,7 +190,7 @@ def _render_metrics(run: RunSummary) -> str:
         return ""
     numbers = {key: value for key, value in record.metrics.items() if isinstance(value, float)}
     lines = ["## On the test images", "", "| metric | value |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {_escape_markdown(key)} | {value:.4f} |" for key, value in numbers.items())])
+    return "\n".join([*lines, *(f"| {_escape_markdown(key)} | {value:.3f} |" for key, value in numbers.items())])
 
 
 def _render_verdict(run: RunSummary) -> str:

@@ -1,20 +1,16 @@
-"""Precision-recall and ROC curves of each class against the rest, from histograms of scores.
+"""Precision-recall and ROC curves of each class against the rest, and the areas under them, by scikit-learn.
 
-A class's scores are counted in bins of its log-odds, so that memory does not grow with the images: 32 KB a class with
-4,096 bins, and fewer bins where there are more than 2,000 classes, 64 MB in all at most. The bins are of equal width in
-the inverse hyperbolic sine of the log-odds: 0.002 wide at a probability of one half, 0.02 at 0.00005. Scores of one bin
-count as ties, as equal scores do in scikit-learn, which needs all scores in memory: an area under the ROC curve is off
-by at most half the share of (positive, negative) pairs that fall into one bin; tests hold both areas to 0.003. Average
-precision is the sum over the thresholds of precision times the gain in recall, without interpolation.
+Average precision is the sum over the thresholds of precision times the gain in recall, without interpolation. All
+scores are in memory: 5 bytes an image and class.
 
 Beside them what KFP's UI draws of a stored evaluation: its confusion matrix, and the ROC curve of two classes.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -28,17 +24,15 @@ from ..metrics.classification import ConfusionCounts
 if TYPE_CHECKING:
     import torch
 
-MAX_BINS, MIN_BINS, MAX_BYTES = 4096, 64, 64 * 2**20
-MAX_LOG_ODDS = 24.0
-"""Log-odds beyond which (4e-11 from 0 or 1) all scores fall into the last bin."""
+_MAX_LOG_ODDS = 1e30
+"""Bound of the log-odds, since scikit-learn takes finite scores only."""
 POINTS = 51
 """Points of a stored curve."""
 HARDEST_CLASSES = 5
 """Classes with the lowest average precision, whose curves are stored."""
-_CHUNK = 64
-"""Classes in memory as int64 at a time."""
 
-Counts = npt.NDArray[np.uint32]
+Labels = npt.NDArray[np.bool_]
+Scores = npt.NDArray[np.floating]
 Floats = npt.NDArray[np.float64]
 Ids = npt.NDArray[np.int64]
 RECALLS = np.linspace(0, 1, POINTS)
@@ -46,11 +40,6 @@ FALSE_POSITIVE_RATES = np.linspace(0, 1, POINTS) ** 2
 """Denser near 0, where a good model's curve rises."""
 MAX_CLASSES = 50
 """Classes of the matrix, of which KFP's UI draws every cell."""
-
-
-def choose_num_bins(classes: int) -> int:
-    """Return the number of bins of each class that keeps the histograms within `MAX_BYTES`."""
-    return max(MIN_BINS, min(MAX_BINS, MAX_BYTES // (8 * max(1, classes))))
 
 
 def compute_log_odds(logits: torch.Tensor, is_multi_label: bool) -> torch.Tensor:
@@ -66,27 +55,15 @@ def compute_log_odds(logits: torch.Tensor, is_multi_label: bool) -> torch.Tensor
     return p - torch.log(-torch.expm1(p))
 
 
-class Areas(NamedTuple):
-    """Areas under the curves of each class, float64 [classes]; NaN where a class has no positives, or no negatives."""
-
-    pr: Floats
-    roc: Floats
-
-
 @dataclass
-class ScoreHistograms:
-    """Histograms of each class's scores, uint32 [classes, bins]: of the images that have it (`positive`) and of all
-    images (`total`)."""
+class ClassifierScores:
+    """Log-odds of each class, float32 [images, classes], and whether each image has it: of all images, in memory."""
 
     classes: int
-    positive: Counts = field(init=False)
-    total: Counts = field(init=False)
+    _log_odds: list[Scores] = field(default_factory=list)
+    _labels: list[Labels] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.bins = choose_num_bins(self.classes)
-        self.positive, self.total = (np.zeros((self.classes, self.bins), np.uint32) for _ in range(2))
-
-    def add(self, log_odds: torch.Tensor, class_ids: Ids, labels: npt.NDArray[np.bool_]) -> None:
+    def add(self, log_odds: torch.Tensor, class_ids: Ids, labels: Labels) -> None:
         """Add a batch.
 
         Args:
@@ -94,91 +71,80 @@ class ScoreHistograms:
             class_ids: int64 [M], the class of each column.
             labels: [B, classes], True where the image has the class.
         """
-        end = math.asinh(MAX_LOG_ODDS)
-        scaled = ((log_odds.asinh() + end) * (self.bins / (2 * end))).nan_to_num(0.0)
-        bins = np.zeros(labels.shape, np.int64)
-        bins[:, class_ids] = scaled.clamp(0, self.bins - 1).long().cpu().numpy()
-        bins += np.arange(self.classes) * self.bins
-        np.add.at(self.total.reshape(-1), bins.reshape(-1), np.uint32(1))
-        np.add.at(self.positive.reshape(-1), bins[labels], np.uint32(1))
+        scores = np.full(labels.shape, -_MAX_LOG_ODDS, np.float32)
+        scores[:, class_ids] = log_odds.nan_to_num(0.0).clamp(-_MAX_LOG_ODDS, _MAX_LOG_ODDS).cpu().numpy()
+        self._log_odds.append(scores)
+        self._labels.append(labels)
 
-    def compute_areas(self) -> Areas:
-        parts = [_compute_areas(*self._accumulate(slice(n, n + _CHUNK))) for n in range(0, self.classes, _CHUNK)]
-        return Areas(*(np.concatenate([part[i] for part in parts]) if parts else np.empty(0) for i in range(2)))
+    def compute_curves(self) -> list[ThresholdCurves]:
+        """Return the curves of each class."""
+        if not self._labels:
+            return [ThresholdCurves.compute(np.empty(0, np.bool_), np.empty(0, np.float32))] * self.classes
+        labels, scores = np.concatenate(self._labels), np.concatenate(self._log_odds)
+        return [ThresholdCurves.compute(labels[:, c], scores[:, c]) for c in range(self.classes)]
 
-    def compute_micro_areas(self) -> Areas:
-        """Return the areas over all (image, class) pairs, float64 [1]."""
-        positive, total = (a.sum(axis=0, dtype=np.int64)[None, ::-1] for a in (self.positive, self.total))
-        return _compute_areas(*np.cumsum([positive, total - positive], axis=2))
-
-    def compute_macro_curves(self) -> tuple[Floats, Floats]:
-        """Return (precision at `RECALLS`, true positive rate at `FALSE_POSITIVE_RATES`), means over the classes that
-        have positives and negatives."""
-        sums, classes = np.zeros((2, POINTS)), 0
-        for n in range(0, self.classes, _CHUNK):
-            for tps, fps in zip(*self._accumulate(slice(n, n + _CHUNK)), strict=True):
-                if tps[-1] and fps[-1]:
-                    sums += _sample_curves(tps, fps)
-                    classes += 1
-        return sums[0] / max(1, classes), sums[1] / max(1, classes)
-
-    def compute_curves(self, class_id: int) -> tuple[Floats, Floats]:
-        """Return the two curves of one class that has positives and negatives."""
-        tps, fps = self._accumulate(slice(class_id, class_id + 1))
-        return _sample_curves(tps[0], fps[0])
-
-    def compute_roc(self, class_id: int, points: int = 101) -> RocCurve:
-        """Return the ROC curve of one class, thresholds as probabilities from 1 down, as KFP's UI takes it."""
-        (tps,), (fps,) = self._accumulate(slice(class_id, class_id + 1))
-        end = math.asinh(MAX_LOG_ODDS)
-        edges = np.sinh(np.linspace(end, -end, self.bins + 1))[1:]  # lower edges of the bins, the highest bin first
-        used = np.flatnonzero(np.diff(tps + fps, prepend=0))
-        used = used[np.unique(np.linspace(0, len(used) - 1, min(points - 1, len(used))).astype(np.int64))]
-        return RocCurve(
-            fpr=[0.0, *map(_round, fps[used] / max(1, fps[-1]))],
-            tpr=[0.0, *map(_round, tps[used] / max(1, tps[-1]))],
-            threshold=[1.0, *map(_round, 1 / (1 + np.exp(-edges[used])))],
-        )
-
-    def _accumulate(self, classes: slice) -> tuple[Ids, Ids]:
-        """Return true and false positives at every threshold, the highest first, int64 [classes, bins] each."""
-        positive, total = (a[classes, ::-1].astype(np.int64) for a in (self.positive, self.total))
-        return positive.cumsum(axis=1), (total - positive).cumsum(axis=1)
+    def compute_micro_pr_auc(self) -> float:
+        """Return the average precision over all (image, class) pairs; NaN without a label."""
+        if not self._labels:
+            return float("nan")
+        labels, scores = np.concatenate(self._labels), np.concatenate(self._log_odds)
+        return ThresholdCurves.compute(labels.ravel(), scores.ravel()).pr_auc
 
 
-def _compute_areas(tps: Ids, fps: Ids) -> Areas:
-    positives, negatives = tps[:, -1:].astype(np.float64), fps[:, -1:].astype(np.float64)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        precision = np.nan_to_num(tps / (tps + fps))
-        tpr, fpr = tps / positives, fps / negatives
-        pr = (np.diff(tpr, axis=1, prepend=0) * precision).sum(axis=1)
-        heights = tpr + np.pad(tpr[:, :-1], ((0, 0), (1, 0)))
-        roc = (np.diff(fpr, axis=1, prepend=0) * heights).sum(axis=1) / 2
-    return Areas(pr, roc)
+@dataclass(frozen=True)
+class ThresholdCurves:
+    """Precision-recall and ROC curve of one class against the rest, a point for each score, as scikit-learn returns
+    them; `pr_auc` and `roc_auc` are NaN where there are no positives, or no negatives."""
+
+    precision: Floats
+    recall: Floats
+    fpr: Floats
+    tpr: Floats
+    thresholds: Floats
+    pr_auc: float
+    roc_auc: float
+
+    @classmethod
+    def compute(cls, labels: Labels, scores: Scores) -> ThresholdCurves:
+        """Return the curves of labels [images] and scores [images]."""
+        from sklearn.metrics import auc, precision_recall_curve, roc_curve
+
+        empty, nan = np.empty(0), float("nan")
+        if not labels.any():
+            return cls(empty, empty, empty, empty, empty, nan, nan)
+        precision, recall, _ = precision_recall_curve(labels, scores)
+        pr_auc = float(-(np.diff(recall) * precision[:-1]).sum())
+        if labels.all():
+            return cls(precision, recall, empty, empty, empty, pr_auc, nan)
+        fpr, tpr, thresholds = roc_curve(labels, scores)
+        return cls(precision, recall, fpr, tpr, thresholds, pr_auc, float(auc(fpr, tpr)))
+
+    def sample(self) -> tuple[Floats, Floats]:
+        """Return precision at the first threshold with each of `RECALLS`, and the interpolated true positive rate at
+        each of `FALSE_POSITIVE_RATES`."""
+        last = len(self.recall) - 1  # recall falls from 1; its last point, without predictions, is no threshold
+        reached = last - np.searchsorted(self.recall[last::-1], np.maximum(RECALLS - 1e-9, 1e-12))
+        return self.precision[reached], np.interp(FALSE_POSITIVE_RATES, self.fpr, self.tpr)
+
+    def to_roc_curve(self, points: int = 101) -> RocCurve:
+        """Return the ROC curve, thresholds as probabilities from 1 down, as KFP's UI takes it."""
+        used = np.unique(np.linspace(0, len(self.fpr) - 1, min(points, len(self.fpr))).astype(np.int64))
+        thresholds = 1 / (1 + np.exp(-self.thresholds[used]))
+        return RocCurve(_to_list(self.fpr[used]), _to_list(self.tpr[used]), _to_list(thresholds))
 
 
-def _sample_curves(tps: Ids, fps: Ids) -> tuple[Floats, Floats]:
-    """Return precision at the first threshold with each of `RECALLS`, and the interpolated true positive rate at each
-    of `FALSE_POSITIVE_RATES`."""
-    used = np.flatnonzero(tps + fps)
-    tps, fps = tps[used], fps[used]
-    first = np.searchsorted(tps, np.maximum(1, np.ceil(RECALLS * tps[-1] - 1e-9)))
-    precision = tps[first] / (tps[first] + fps[first])
-    fpr, tpr = np.r_[0, fps / fps[-1]], np.r_[0, tps / tps[-1]]
-    return precision, np.interp(FALSE_POSITIVE_RATES, fpr, tpr)
-
-
-def describe_curves(histograms: ScoreHistograms, names: tuple[str, ...], areas: Areas) -> ScoreCurves | None:
-    """Return the macro curves and those of the `HARDEST_CLASSES`; None where none is defined."""
-    is_defined = np.isfinite(areas.roc)
-    if not is_defined.any():
+def describe_curves(curves: Sequence[ThresholdCurves], names: tuple[str, ...]) -> ScoreCurves | None:
+    """Return the means of the classes' curves and those of the `HARDEST_CLASSES`; None where none is defined."""
+    defined = [(curve, name) for curve, name in zip(curves, names, strict=True) if np.isfinite(curve.roc_auc)]
+    if not defined:
         return None
-    hardest = [int(c) for c in np.argsort(areas.pr, kind="stable") if is_defined[c]][:HARDEST_CLASSES]
+    samples = {name: curve.sample() for curve, name in defined}
+    hardest = sorted(defined, key=lambda pair: pair[0].pr_auc)[:HARDEST_CLASSES]
     classes = [
-        ClassCurves(names[c], _round(areas.pr[c]), _round(areas.roc[c]), *map(_to_list, histograms.compute_curves(c)))
-        for c in hardest
+        ClassCurves(name, _round(curve.pr_auc), _round(curve.roc_auc), *map(_to_list, samples[name]))
+        for curve, name in hardest
     ]
-    macro = MacroCurves(*map(_to_list, histograms.compute_macro_curves()))
+    macro = MacroCurves(*(_to_list(np.mean(parts, axis=0)) for parts in zip(*samples.values(), strict=True)))
     return ScoreCurves(_to_list(RECALLS), _to_list(FALSE_POSITIVE_RATES), macro, classes)
 
 

@@ -200,8 +200,8 @@ def _build_manifest(
     """Return the evaluation's manifest. `files`: the predictions, the suspects where labels were reviewed, and overlays
     of mistakes; `extra`: the other fields, to which the scores are added."""
     predictions = files[0]
-    per_class, names, metrics = scorer.per_class(), scorer.classes.names, scorer.compute_metrics()
-    support, areas = per_class["support"], scorer.histograms.compute_areas()
+    per_class, names, curves = scorer.per_class(), scorer.classes.names, scorer.classifier_scores.compute_curves()
+    support, metrics = per_class["support"], scorer.compute_metrics(curves)
     totals = ClassTotals(support, scorer.count_predicted(), predictions.rows)
     chance = ChanceTest.run(totals, scorer.TASK, metrics)
     return Manifest(
@@ -233,14 +233,14 @@ def _build_manifest(
                     precision=round(float(per_class["precision"][i]), 6),
                     recall=round(float(per_class["recall"][i]), 6),
                     f1=round(float(per_class["f1"][i]), 6),
-                    pr_auc=_round(areas.pr[i]),
-                    roc_auc=_round(areas.roc[i]),
+                    pr_auc=_round(curves[i].pr_auc),
+                    roc_auc=_round(curves[i].roc_auc),
                     support=int(support[i]),
                 )
                 for i, name in enumerate(names)
             ],
-            curves=describe_curves(scorer.histograms, names, areas),
-            roc=scorer.histograms.compute_roc(1) if has_roc_curve(scorer, areas) else None,
+            curves=describe_curves(curves, names),
+            roc=curves[1].to_roc_curve() if has_roc_curve(scorer, curves) else None,
             slices=slices.score(metrics["top1"]),
         ),
     )

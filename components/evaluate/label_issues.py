@@ -30,9 +30,9 @@ MIN_SUGGESTED_PROBABILITY = 0.5
 """Calibrated probability that another class must have: classifiers that know little disagree with many right labels."""
 SHRINKAGE = 0.1
 """Share of the covariance that is replaced by the same variance in every direction."""
-MIN_AGREEMENT, MANY_SUSPECTS, MIN_AGREEMENT_OF_MANY = 0.75, 0.1, 0.95
+MIN_AGREEMENT, MANY_SUSPECTS, MIN_AGREEMENT_OF_MANY = 0.75, 0.1, 0.9
 """Share of the labels that are not suspected which the classifiers have to agree with: where they suspect more than a
-tenth of all, nearly every one, for classifiers that know the classes do so however many labels are wrong."""
+tenth of all, with nine in ten, as classifiers that know the classes do however many labels are wrong."""
 CHANCE_COMPARISONS = 20
 """Bonferroni's factor of the test against chance, for the folds share images, and so their luck."""
 _CHUNK = 1 << 21

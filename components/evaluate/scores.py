@@ -1,12 +1,9 @@
-"""Turn a model's logits into predictions in the evaluation's classes, and accumulate their metrics.
-
-Memory grows with the classes, not with the images.
-"""
+"""Turn a model's logits into predictions in the evaluation's classes, and accumulate their metrics."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -17,7 +14,7 @@ import pyarrow as pa
 from ..dataset.labels import MULTI, SINGLE, THRESHOLD, probabilities
 from ..metrics.calibration import ProbabilityMetrics
 from ..metrics.classification import ConfusionCounts, LabelCounts, Scores
-from .curves import Areas, ScoreHistograms, compute_log_odds
+from .curves import ClassifierScores, ThresholdCurves, compute_log_odds
 from .inference import InputBatch
 from .intervals import Intervals, compute_multi_label_intervals, compute_single_label_intervals
 
@@ -72,11 +69,12 @@ class Scorer(ABC):
 
     classes: ClassAlignment
     task: str
-    histograms: ScoreHistograms = field(init=False)
+    classifier_scores: ClassifierScores = field(init=False)
     probability_metrics: ProbabilityMetrics = field(init=False)
 
     def __post_init__(self) -> None:
-        self.histograms, self.probability_metrics = ScoreHistograms(len(self.classes.names)), ProbabilityMetrics()
+        self.classifier_scores = ClassifierScores(len(self.classes.names))
+        self.probability_metrics = ProbabilityMetrics()
 
     @abstractmethod
     def add(
@@ -101,13 +99,16 @@ class Scorer(ABC):
     def compute_intervals(self, tables: Iterable[pa.Table]) -> Intervals:
         """Return [low, high], 95%, of some of the metrics; `tables` hold the rows that `add` returned."""
 
-    def compute_metrics(self) -> dict[str, float]:
-        """Return the metrics of all batches so far, in [0, 1] but for the losses; without those that are undefined."""
-        metrics, areas = self.summarize_predictions(), self.histograms.compute_areas()
-        for name, values in (("pr_auc", areas.pr), ("roc_auc", areas.roc)):
-            defined = values[np.isfinite(values)]
-            if len(defined):
-                metrics[name] = float(defined.mean())
+    def compute_metrics(self, curves: Sequence[ThresholdCurves]) -> dict[str, float]:
+        """Return the metrics of all batches so far, in [0, 1] but for the losses; without those that are undefined.
+
+        `curves`: those of each class.
+        """
+        metrics = self.summarize_predictions()
+        for name in ("pr_auc", "roc_auc"):
+            defined = [area for area in (getattr(curve, name) for curve in curves) if np.isfinite(area)]
+            if defined:
+                metrics[name] = float(np.mean(defined))
         return metrics | self.probability_metrics.compute_metrics()
 
     @property
@@ -116,7 +117,7 @@ class Scorer(ABC):
 
     def _add_scores(self, calibrated: torch.Tensor, labels: npt.NDArray[np.bool_]) -> None:
         log_odds = compute_log_odds(calibrated, self.task == MULTI)
-        self.histograms.add(log_odds, self.classes.model_to_names, labels)
+        self.classifier_scores.add(log_odds, self.classes.model_to_names, labels)
 
     def _select_top(self, p: torch.Tensor) -> dict[str, list[Any]]:
         values, ids = (v.cpu().numpy() for v in p.topk(min(TOP_K, p.shape[1]), dim=1))
@@ -254,8 +255,8 @@ class MultiScorer(Scorer):
         ]
 
     def summarize_predictions(self) -> dict[str, float]:
-        summary, micro = self.counts.summary(), self.histograms.compute_micro_areas().pr[0]
-        return summary | ({"micro_pr_auc": float(micro)} if np.isfinite(micro) else {})
+        summary, micro = self.counts.summary(), self.classifier_scores.compute_micro_pr_auc()
+        return summary | ({"micro_pr_auc": micro} if np.isfinite(micro) else {})
 
     def per_class(self) -> Scores:
         return self.counts.per_class()
@@ -276,6 +277,6 @@ def make_scorer(image_task: str, model_task: str, classes: ClassAlignment) -> Sc
     return MultiScorer(classes, model_task) if image_task == MULTI else SingleScorer(classes, model_task)
 
 
-def has_roc_curve(scorer: Scorer, areas: Areas) -> bool:
+def has_roc_curve(scorer: Scorer, curves: Sequence[ThresholdCurves]) -> bool:
     """Return whether one ROC curve describes the scores: of two classes, with one label an image."""
-    return scorer.TASK == SINGLE and len(areas.roc) == 2 and bool(np.isfinite(areas.roc[1]))
+    return scorer.TASK == SINGLE and len(curves) == 2 and bool(np.isfinite(curves[1].roc_auc))

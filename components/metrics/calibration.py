@@ -23,7 +23,6 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
 BINS = 15
 _CHUNK = 1 << 20
 """Logits that are converted to float64 at a time: 8 MB, in some four arrays."""
-_MAX_ITERATIONS = 100
 
 Logits = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64] | npt.NDArray[np.uint8]
@@ -34,57 +33,39 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
     """Return the temperature with the lowest negative log-likelihood of logits float [N, C], from 0.05 to 20.
 
     Labels int64 [N]: of the softmax; labels [N, C] of zeros and ones: of each class's sigmoid. It is convex in
-    b = 1/T, so that Newton's method finds the zero of its slope, with bisection where a step leaves the bracket. If no
-    prediction is wrong, the likelihood grows without bound: label smoothing by as much as one more image of an unknown
-    label would bring prevents that (after Platt, "Probabilistic Outputs for Support Vector Machines", 1999).
-    1 where there are no images, or where no temperature makes a difference.
+    b = 1/T, so that Brent's method finds the zero of its slope. If no prediction is wrong, the likelihood grows without
+    bound: label smoothing by as much as one more image of an unknown label would bring prevents that (after Platt,
+    "Probabilistic Outputs for Support Vector Machines", 1999). 1 where there are no images, or where no temperature
+    makes a difference.
     """
+    from scipy.optimize import brentq
+
     if logits.ndim != 2 or len(labels) != len(logits) or (labels.ndim == 2 and labels.shape != logits.shape):
         raise MillError(f"labels: expected one for each row of the logits {logits.shape}, found {labels.shape}")
     if labels.ndim == 1 and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
         raise MillError(f"labels: expected ids below {logits.shape[1]}, found {labels.min()} to {labels.max()}")
-    if not logits.size:
+    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
+    if not logits.size or (low_slope := _compute_slope(low, logits, labels)) == 0:
         return 1.0
-    low, high, b = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE, 1.0
-    for _ in range(_MAX_ITERATIONS):
-        slope, curvature = _derivatives(logits, labels, b)
-        if slope == 0:
-            break
-        low, high = (b, high) if slope < 0 else (low, b)
-        step = b - slope / curvature if curvature > 0 else low
-        next_b = step if low < step < high else (low + high) / 2
-        if abs(next_b - b) <= 1e-9 * b:
-            break
-        b = next_b
-    return float(min(MAX_TEMPERATURE, max(MIN_TEMPERATURE, 1 / b)))
+    if low_slope > 0 or _compute_slope(high, logits, labels) < 0:
+        return MAX_TEMPERATURE if low_slope > 0 else MIN_TEMPERATURE
+    return float(1 / brentq(_compute_slope, low, high, args=(logits, labels), rtol=1e-9))
 
 
-def _derivatives(logits: Logits, labels: Labels, b: float) -> tuple[float, float]:
-    """Return the first and second derivative by `b` of the mean negative log-likelihood of `b * logits`."""
-    smoothing = 1 / (len(logits) + 1)
-    rows = max(1, _CHUNK // logits.shape[1])
-    slope = curvature = 0.0
+def _compute_slope(b: float, logits: Logits, labels: Labels) -> float:
+    """Return the derivative by `b` of the mean negative log-likelihood of `b * logits`."""
+    from scipy.special import expit, softmax
+
+    smoothing, rows, slope = 1 / (len(logits) + 1), max(1, _CHUNK // logits.shape[1]), 0.0
     for start in range(0, len(logits), rows):
         z, y = logits[start : start + rows].astype(np.float64), labels[start : start + rows]
-        derivatives = _sigmoid_derivatives if labels.ndim == 2 else _softmax_derivatives
-        first, second = derivatives(z, y, b, smoothing)
-        slope, curvature = slope + first, curvature + second
-    return slope / logits.size, curvature / logits.size
-
-
-def _softmax_derivatives(z: Numbers, labels: Labels, b: float, smoothing: float) -> tuple[float, float]:
-    z = z - z.max(axis=1, keepdims=True)  # a shift of a row changes nothing, and exponents stay below 0
-    p = np.exp(b * z)
-    p /= p.sum(axis=1, keepdims=True)
-    mean = (p * z).sum(axis=1)
-    target = (1 - smoothing) * z[np.arange(len(z)), labels] + smoothing * z.mean(axis=1)
-    return float((mean - target).sum()), float((p * z * z).sum() - (mean * mean).sum())
-
-
-def _sigmoid_derivatives(z: Numbers, labels: Labels, b: float, smoothing: float) -> tuple[float, float]:
-    p = 0.5 * (1 + np.tanh(0.5 * b * z))  # the sigmoid, without overflow
-    target = (1 - smoothing) * labels + smoothing / 2
-    return float(((p - target) * z).sum()), float((p * (1 - p) * z * z).sum())
+        if labels.ndim == 2:
+            slope += float(((expit(b * z) - (1 - smoothing) * y - smoothing / 2) * z).sum())
+        else:
+            z -= z.max(axis=1, keepdims=True)  # a shift of a row changes nothing but the rounding
+            targets = (1 - smoothing) * z[np.arange(len(z)), y] + smoothing * z.mean(axis=1)
+            slope += float((softmax(b * z, axis=1) * z).sum() - targets.sum())
+    return slope / logits.size
 
 
 @dataclass

@@ -282,7 +282,7 @@ def test_classes_of_another_model_are_matched_by_name() -> None:
     first, second = score.add(logits, make_batch(np.array([[1, 1], [1, 0]], np.uint8)))
     assert (first["label_ids"], first["predicted_ids"], first["top_id"]) == ([0, 1], [1], 1)
     assert (second["label_ids"], second["predicted_ids"], second["top_id"]) == ([0], [2], 2)
-    metrics = score.compute_metrics()
+    metrics = score.compute_metrics(score.classifier_scores.compute_curves())
     assert metrics["loss"] == pytest.approx(mean_loss(logits, torch.tensor([[1, 0], [0, 0]])).item()), "ant has none"
     assert (metrics["top1"], metrics["subset_accuracy"]) == (0.5, 0.0)
     assert metrics["macro_f1"] == pytest.approx(f1_score([[1, 1], [1, 0]], [[0, 1], [0, 0]], average="macro"))
@@ -295,7 +295,8 @@ def test_single_label_model_predicts_one_label_on_multi_label_images() -> None:
     first, second = score.add(logits, make_batch(np.array([[1, 1, 0], [0, 1, 0]], np.uint8)))
     assert (first["predicted_ids"], second["predicted_ids"], second["top_id"]) == ([0], [2], 2)
     assert first["probabilities"] == [pytest.approx(logits.softmax(1)[0, 1].item())]
-    assert "loss" not in score.compute_metrics() and score.compute_metrics()["top1"] == 0.5
+    metrics = score.compute_metrics(score.classifier_scores.compute_curves())
+    assert "loss" not in metrics and metrics["top1"] == 0.5
 
 
 def test_multi_label_model_predicts_its_highest_score_on_single_label_images() -> None:
@@ -304,7 +305,8 @@ def test_multi_label_model_predicts_its_highest_score_on_single_label_images() -
     assert (first["predicted_id"], second["predicted_id"]) == (0, 1)
     assert first["confidence"] == pytest.approx(1 / (1 + np.exp(2.0)))
     expected = {"top1": 0.5, "macro_f1": pytest.approx(1 / 1.5), "balanced_accuracy": 0.5, "pr_auc": 1.0}
-    assert score.compute_metrics() == expected, "a model of other targets has no loss and no calibration"
+    metrics = score.compute_metrics(score.classifier_scores.compute_curves())
+    assert metrics == expected, "a model of other targets has no loss and no calibration"
 
 
 def test_multi_label_has_no_confusion_matrix_in_kfp(multi: Chain, single: Chain, evaluation: Dataset) -> None:
