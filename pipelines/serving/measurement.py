@@ -97,8 +97,7 @@ def measure(float32: bytes, converted: bytes, tensors: Dataset) -> Measurement:
     pair = PairedPredictions(
         classes=classes, images=len(rows), labels=Assignments(*np.nonzero(label_matrix)),
         champion=Assignments(*np.nonzero(matrices[0])), challenger=Assignments(*np.nonzero(matrices[1])),
-        is_right=(is_right[0], is_right[1]), confidence=(nothing, nothing), content_hashes=np.zeros(0, np.uint64),
-        excluded=0, new_classes=(),
+        is_right=(is_right[0], is_right[1]), confidence=(nothing, nothing),
     )  # fmt: skip
     losses = {}
     for metric in METRICS:
