@@ -201,7 +201,7 @@ def _render_verdict(run: RunSummary) -> str:
     lines = [
         "## Verdict",
         "",
-        f"**{_escape_markdown(metrics['verdict'].replace('_', ' '))}**: {_escape_markdown(metrics['reason'])}",
+        _escape_markdown(metrics["reason"]),
         "",
     ]
     lines.append(f"- champion: `{record.uri}` (promotion {metrics['n']})" if record.uri else "- champion: none")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from simulated import Ids, equal_counts, labels_of
 
-from imagemill.components.dataset.kinds import CleanExtra, EvaluationExtra
+from imagemill.components.dataset.kinds import CleanExtra, EvaluationExtra, ModelExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit
 from imagemill.components.dataset.shards import Layout, ShardWriter, publish_bytes
 from imagemill.components.dataset.workspace import Workspace
@@ -46,6 +46,18 @@ def fingerprint(name: str) -> str:
 
 
 @dataclass(frozen=True)
+class Training:
+    """How a model was trained: `train` and `val` images of each class, validation scores, and options."""
+
+    train: int = 1000
+    val: int = 100
+    scores: dict[str, float] = field(default_factory=dict)
+    requested: dict[str, Any] = field(default_factory=dict)
+    backbone: str = "resnet18"
+    color: str = "rgb"
+
+
+@dataclass(frozen=True)
 class Gate:
     """A workspace with the name `weekly`, in which models are evaluated and judged."""
 
@@ -59,10 +71,26 @@ class Gate:
         manifest = Manifest("clean", name, classes=self.classes, extra=CleanExtra(dataset_name="weekly"))
         return commit(uri, manifest)
 
-    def model(self, name: str) -> Dataset:
+    def model(self, name: str, training: Training | None = None) -> Dataset:
+        """The model `name`; with a `training` it has tensors and a clean dataset."""
         uri = self.workspace.dataset_uri("model", fingerprint(name))
         files = (publish_bytes(uri, name.encode(), "model-", ".safetensors"),)
-        return commit(uri, Manifest("model", fingerprint(name), classes=self.classes, files=files))
+        manifest = Manifest("model", fingerprint(name), classes=self.classes, files=files)
+        if training:
+            by_class = {name: {"train": training.train, "val": training.val} for name in self.classes}
+            clean = commit(
+                self.workspace.dataset_uri("clean", fingerprint(f"clean of {name}")),
+                Manifest("clean", fingerprint(f"clean of {name}"), config={"color": training.color},
+                         extra=CleanExtra(dataset_name="weekly", by_class_and_split=by_class)),
+            )  # fmt: skip
+            place = self.workspace.dataset_uri("tensors", fingerprint(f"tensors of {name}"))
+            totals = Totals(by_split={"train": len(self.classes) * training.train})
+            tensors = commit(
+                place, Manifest("tensors", fingerprint(f"tensors of {name}"), (clean.as_parent(place),), totals=totals)
+            )
+            extra = ModelExtra(backbone=training.backbone, metrics=training.scores, requested=training.requested)
+            manifest = replace(manifest, parents=(tensors.as_parent(uri),), extra=extra)
+        return commit(uri, manifest)
 
     def evaluate(
         self,
@@ -77,11 +105,12 @@ class Gate:
         known: tuple[str, ...] = (),
         task: str = "single",
         unknown: tuple[str, ...] = (),
+        training: Training | None = None,
         **extra: Any,
     ) -> Dataset:
         """The evaluation of the model `name` in a week. `known`: the classes it knows, by default all of them;
         `first_image`: the number of the first image, of which name and content are made."""
-        clean, model, images = self.clean(week), self.model(name), len(labels)
+        clean, model, images = self.clean(week), self.model(name, training), len(labels)
         uri = self.workspace.dataset_uri("evaluation", fingerprint(f"{name} {week} {extra}"))
         columns: dict[str, Any] = {
             "image_id": [f"{n + first_image:06d}.jpg" for n in range(images)], "label_id": labels,

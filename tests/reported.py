@@ -38,7 +38,7 @@ PREDICTIONS = pa.schema(
 )  # fmt: skip
 FIRST = {
     "verdict": "first", "reason": "macro_f1 0.8", "metric": "macro_f1", "challenger": 0.8, "champion": None,
-    "min_gain": 0.005, "promoted": True,
+    "promoted": True,
 }  # fmt: skip
 
 

@@ -207,6 +207,7 @@ class ModelExtra(Extra):
         epochs: number of epochs that were trained.
         history: an object for each epoch (`train.loop.history`).
         origin: where the first weights come from, in words.
+        requested: the options that were set to other values than the defaults, before the recipe resolved the others.
         transform_input, preprocessing, temperature: see `NetworkExtra`.
     """
 
@@ -226,6 +227,7 @@ class ModelExtra(Extra):
     seconds: float | None = None
     start: WarmStart | None = None
     probe: ProbeFit | None = None
+    requested: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

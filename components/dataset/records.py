@@ -11,44 +11,94 @@ from .json_object import AS_NULL, JsonObject, OpenJsonObject
 
 
 @dataclass(frozen=True, kw_only=True)
+class Guard(JsonObject):
+    """A limit that a challenger is beyond.
+
+    Attributes:
+        option: `max_class_drop`, `max_ece_rise` or `max_slowdown`.
+        subject: the class, or empty.
+        champion, challenger: recall, calibration error or images/s of the two models.
+        limit: the user's, or the usual one.
+        refuses: the user set the option; else it is a warning.
+    """
+
+    option: str
+    subject: str = ""
+    champion: float
+    challenger: float
+    limit: float
+    refuses: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class GainEstimate(JsonObject):
+    """A difference of two models' scores, challenger minus champion, its standard error, and the number of images that
+    it was measured on."""
+
+    gain: float
+    error: float
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangedOption(JsonObject):
+    """An option of which the two models were made with other values."""
+
+    step: str
+    option: str
+    champion: Any = field(default=None, metadata=AS_NULL)
+    challenger: Any = field(default=None, metadata=AS_NULL)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Verdict(OpenJsonObject):
     """A verdict on a challenger, as it is stored.
 
     Attributes:
-        gain, interval: difference of the scores, and its 95% interval.
-        p, level: of the test, and the level that it has to reach.
-        uses: earlier comparisons on the same images.
-        images, left_out: test images that were compared; more that either model was trained on.
-        won, lost, mcnemar: images that only one model recognizes, and the p value of their difference.
-        sketch: a sample of the content hashes of the images.
-        fresh_images, fresh_gain, fresh_p, fresh_verdict: of the images that joined after the champion's promotion.
-        verdict, reason, promoted: the result, why, and whether the challenger was to be promoted.
+        verdict, reason, promoted: the result, a sentence with the evidence, and whether the challenger was promoted.
+        rule, level: the policy that judged, and its one-sided level.
         challenger, champion: the scores that were compared, of `metric`; None where there is none.
+        gain, interval: difference of the scores, and its 95% interval.
+        images, left_out: test images that were compared; more that either model was trained on.
+        won, lost: images that only one model recognizes.
+        min_gain: what the challenger had to gain, by the rule `better`.
+        validation: the gain in the scores that training measured on its own images.
+        combined: the gain by test and validation images together.
+        shared: the gain on the test images of the classes that the champion knows, where others were added and none
+            was removed.
+        guards: limits that the challenger is beyond.
+        changed_options: in which the models' configurations differ.
+        added_classes, removed_classes: of today's classes against the champion's.
+        train_images, champion_train_images: that the models were trained on.
+        note: why there was nothing to compare, or why the model may be no better than a guess.
         challenger_model: fingerprint of the challenger's model.
     """
 
+    verdict: str = ""
+    reason: str = ""
+    promoted: bool = False
+    rule: str = ""
+    level: float | None = None
+    challenger: float | None = field(default=None, metadata=AS_NULL)
+    champion: float | None = field(default=None, metadata=AS_NULL)
+    metric: str = ""
     gain: float | None = None
     interval: list[float] | None = None
-    p: float | None = None
-    level: float | None = None
-    uses: float | None = None
     images: int | None = None
     left_out: int | None = None
     won: int | None = None
     lost: int | None = None
-    mcnemar: float | None = None
-    sketch: str | None = None
-    fresh_images: int | None = None
-    fresh_gain: float | None = None
-    fresh_p: float | None = None
-    fresh_verdict: str | None = None
-    verdict: str = ""
-    reason: str = ""
-    promoted: bool = False
-    challenger: float | None = None
-    champion: float | None = field(default=None, metadata=AS_NULL)
     min_gain: float | None = None
-    metric: str = ""
+    validation: GainEstimate | None = None
+    combined: GainEstimate | None = None
+    shared: GainEstimate | None = None
+    guards: list[Guard] = field(default_factory=list)
+    changed_options: list[ChangedOption] = field(default_factory=list)
+    added_classes: list[str] = field(default_factory=list)
+    removed_classes: list[str] = field(default_factory=list)
+    train_images: int | None = None
+    champion_train_images: int | None = None
+    note: str = ""
     challenger_model: str = ""
     run: str = ""
     created: str = ""

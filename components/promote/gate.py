@@ -1,120 +1,72 @@
-"""Judge whether the challenger is significantly better than the champion on the same test images.
+"""Judge what serves better from now on: the challenger, or the champion.
 
-Both models are compared image by image on the test images that neither was trained or validated on, in the classes that
-the champion knows. The challenger is **better** if
+Both models are compared image by image on the test images that neither was trained or validated on, in all of today's
+classes. By the rule `unless-worse` the challenger is promoted unless it is **credibly worse**: unless the gain plus
+`z(level)` standard errors is zero or less, 0.84 of them at the default level of 20%. An equal model that has learned
+from newer images costs nothing, so nothing has to be proven. Where the models' configurations differ, the gain has to
+be above zero as well. Where classes were added alone, which the champion is wrong about, the challenger must not be
+credibly worse in the others either; a champion that names classes of yesterday can't refer to these.
 
-1. its score (`metric`, macro-F1 by default) is higher than the champion's by more than `min_gain`, by the sign-flip
-   test of the images' contributions at the level that earlier decisions on the same images have left
-   (score_difference.py);
-2. no class's recall has fallen by more than `max_class_drop`, its calibration error has not risen by more than
-   `max_ece_rise`, and it is not slower by more than `max_slowdown`. A class's drop counts if it is larger than
-   the bound and significant: the sign test on the images that only one model recognizes, at `level` for all classes
-   together (Bonferroni). An equal model is stopped with that probability at most; a drop is seen only in classes with
-   images enough to show it (tests/benchmarks/README.md has the numbers).
+Few test images hardly show an accident in training, and the validation images that training has measured its model on
+are more evidence: both gains are averaged, weighted by the inverse of their variance (`combine_estimates`).
 
-It is **worse** if its score is lower at `level`, and otherwise **not shown to be better**. Simulated error rates and
-power are in tests/benchmarks/README.md: with the default level of 5% an equal model passes in fewer than 2% of cases,
-one that is a point worse in fewer than 1%. A first model becomes champion if it is better than naming the most frequent
-class each time (evaluate's `chance`).
+By the rule `better` the gain on the test images has to be credibly above `min_gain` instead, at a level of 5%.
+
+A class's recall, the calibration and the speed are guarded: a challenger beyond the usual limits is promoted with a
+warning, one beyond a limit that the user has set is not. A first model becomes champion if it is better than naming the
+most frequent class each time (evaluate's `chance`). Accuracy in service over a year, by rule, is in
+tests/benchmarks/README.md.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 
 from ..dataset.kinds import EvaluationExtra
 from ..dataset.manifest import Dataset
-from ..dataset.records import Verdict
+from ..dataset.records import GainEstimate, Guard, Verdict
 from ..metrics.calibration import ece
-from .config import PromoteConfig
-from .pairs import Hashes, Mask, PairedPredictions
-from .score_difference import (
-    METRIC_TITLES,
-    ClassCounts,
-    ScoreDifference,
-    compute_difference,
-    compute_level,
-    compute_mcnemar_p_value,
-    compute_sign_test_p_value,
-    compute_tail_probability,
-    count_comparisons,
-    make_sketch,
-)
+from .config import ALWAYS, NEVER, SIGNIFICANTLY_BETTER, PromoteConfig
+from .pairs import PairedPredictions
+from .score_difference import ClassCounts, ScoreDifference, compute_difference
+from .trainings import Training, compare_validation, list_changed_options
+from .verdict_text import write_reason
 
-BETTER, NOT_SHOWN_BETTER, WORSE, NOT_COMPARABLE = "better", "not_shown_better", "worse", "not_comparable"
-TOO_FEW_IMAGES, ALREADY_CHAMPION, ROLLED_BACK = "too_few_images", "already_champion", "rolled_back"
-FIRST, NO_BETTER_THAN_CHANCE = "first", "no_better_than_chance"
-MAX_NAMED = 3
-"""Classes that a sentence names."""
+BETTER, NOT_WORSE, NOT_BETTER, WORSE = "better", "not_worse", "not_better", "worse"
+REFUSED, NOT_COMPARABLE, FIRST, NO_BETTER_THAN_CHANCE = "refused", "not_comparable", "first", "no_better_than_chance"
+ALREADY_CHAMPION, ROLLED_BACK = "already_champion", "rolled_back"
+PASSING = (BETTER, NOT_WORSE, FIRST)
+"""Results with which a challenger is promoted."""
+USUAL_LIMITS = {"max_class_drop": 0.1, "max_ece_rise": 0.05, "max_slowdown": 2.0}
+"""Limits of which a challenger beyond them is warned, where the user has set none."""
+GUARD_LEVEL = 0.05
 
 
-def describe_recall_drops(pair: PairedPredictions, bound: float, level: float) -> str:
-    """Return the classes whose recall has fallen by more than `bound`, and significantly; empty if none."""
-    counts = ClassCounts.count(pair)
-    columns = (counts.support, counts.only_champion, counts.only_challenger)
-    rows = zip(pair.classes, *(column.tolist() for column in columns), strict=True)
-    present = [(name, images, lost, won) for name, images, lost, won in rows if images]
-    fallen = [
-        (name, images, lost, won)
-        for name, images, lost, won in present
-        if lost - won > bound * images and compute_sign_test_p_value(lost, won) <= level / len(present)
-    ]
-    if not fallen:
-        return ""
-    fallen.sort(key=lambda row: (row[3] - row[2]) / row[1])
-    classes = ", ".join(
-        f"{name!r} by {(lost - won) / images:.3f} ({lost} images lost, {won} won of {images})"
-        for name, images, lost, won in fallen[:MAX_NAMED]
-    )
-    more = f" and {len(fallen) - MAX_NAMED} more classes" if len(fallen) > MAX_NAMED else ""
-    return f"recall has fallen by more than {bound:g} in {classes}{more}"
-
-
-def describe_calibration_rise(pair: PairedPredictions, bound: float) -> str:
-    """Return by how much the expected calibration error has risen, if by more than `bound`; else empty."""
-    champion, challenger = (
-        ece(confidence, is_right) for confidence, is_right in zip(pair.confidence, pair.is_right, strict=True)
-    )
-    if challenger - champion <= bound:
-        return ""
-    return f"the calibration error has risen from {champion:.3f} to {challenger:.3f}, by more than {bound:g}"
-
-
-def describe_slowdown(challenger: Dataset, champion: Dataset, bound: float) -> str:
-    """Return how much longer the challenger takes for an image, if more than `bound` times as long; else empty.
-
-    Empty also where `bound` is 0, and where the evaluations have no measurements with the same device and batch size.
-    """
-    throughput, champion_throughput = (_read_throughput(evaluation) for evaluation in (challenger, champion))
-    if not bound or throughput is None or champion_throughput is None:
-        return ""
-    *device_and_batch, rate = throughput
-    *champion_device_and_batch, champion_rate = champion_throughput
-    if device_and_batch != champion_device_and_batch or champion_rate <= bound * rate:
-        return ""
-    times = champion_rate / rate
-    return f"it takes {times:.1f} times as long for an image ({rate:,.0f} images/s, not {champion_rate:,.0f})"
-
-
-def _read_throughput(evaluation: Dataset) -> tuple[str, int, float] | None:
-    """Return (device, batch size, images/s of the network with one view)."""
-    throughput = EvaluationExtra.of(evaluation.manifest).throughput
-    if throughput is None or not throughput.network_one_view:
+def combine_estimates(*estimates: GainEstimate | None) -> GainEstimate | None:
+    """Return the mean of independent estimates, weighted by the inverse of their variance; None without any."""
+    known = [estimate for estimate in estimates if estimate]
+    if not known:
         return None
-    return throughput.device, throughput.batch_size, throughput.network_one_view
+    weights = [1 / estimate.error**2 for estimate in known]
+    gain = sum(weight * estimate.gain for weight, estimate in zip(weights, known, strict=True)) / sum(weights)
+    return GainEstimate(gain=gain, error=sum(weights) ** -0.5, images=sum(estimate.images for estimate in known))
 
 
-@dataclass(frozen=True)
-class ChampionHistory:
-    """The champion's evaluation on the challenger's test images, the number of its promotion, the earlier verdicts on
-    challengers of it, and the content hashes of the images on which it was promoted, if known."""
+def is_worse(estimate: GainEstimate, level: float) -> bool:
+    """Return whether a gain is credibly below zero, at a one-sided level."""
+    return estimate.gain + NormalDist().inv_cdf(1 - level) * estimate.error <= 0
 
-    evaluation: Dataset
-    promotion: int
-    verdicts: list[Verdict] = field(default_factory=list)
-    promoted_on: Hashes | None = None
+
+def is_better(estimate: GainEstimate, level: float, min_gain: float) -> bool:
+    """Return whether a gain is credibly above `min_gain`, at a one-sided level."""
+    return estimate.gain - NormalDist().inv_cdf(1 - level) * estimate.error > min_gain
+
+
+def estimate_gain(difference: ScoreDifference) -> GainEstimate:
+    return GainEstimate(gain=difference.gain, error=difference.error, images=len(difference.contributions))
 
 
 def judge_first(challenger: Dataset, config: PromoteConfig, lost_promotion: int = 0) -> Verdict:
@@ -122,146 +74,156 @@ def judge_first(challenger: Dataset, config: PromoteConfig, lost_promotion: int 
 
     `lost_promotion`: the number of the last promotion if its model is gone, else 0.
     """
-    score, chance = read_score(challenger, config.metric), EvaluationExtra.of(challenger.manifest).chance
-    absence = f"the model of promotion {lost_promotion} is gone" if lost_promotion else "there was no champion"
-    reason = f"{METRIC_TITLES[config.metric]} {score:.4f}; {absence}"
-    beats_chance = chance is None or chance.better
-    if chance and not beats_chance:
-        reason = f"{METRIC_TITLES[config.metric]} {score:.4f}; {chance.why}; {absence}"
-        if config.promote == "auto":
-            reason += ", and there is none now"
-    result = FIRST if beats_chance else NO_BETTER_THAN_CHANCE
-    verdict = make_verdict(result, reason, config, score, None)
-    return _apply_policy(verdict, config.promote)
-
-
-def judge(challenger: Dataset, champion: ChampionHistory, config: PromoteConfig) -> Verdict:
-    """Judge a challenger against the champion; both evaluations are of the same clean dataset's test split."""
-    verdict = _apply_policy(_compare(challenger, champion, config), config.promote)
     chance = EvaluationExtra.of(challenger.manifest).chance
-    if verdict.promoted and chance and chance.why:
-        return replace(verdict, reason=f"{verdict.reason}; {chance.why}")
-    return verdict
+    note = f"the model of promotion {lost_promotion} is gone" if lost_promotion else "there was no champion"
+    result = FIRST
+    if chance and not chance.better:
+        result, note = NO_BETTER_THAN_CHANCE, f"{chance.why}; {note}"
+    return finish_verdict(_begin_verdict(challenger, config), result, config, note)
 
 
-def make_verdict(result: str, reason: str, config: PromoteConfig, challenger: float, champion: float | None) -> Verdict:
-    """Return a verdict; `result` is one of the constants above, the scores are those of the two models."""
-    return Verdict(
-        verdict=result,
-        reason=reason,
-        promoted=result in (BETTER, FIRST),
-        challenger=challenger,
-        champion=champion,
-        min_gain=config.min_gain,
-        metric=config.metric,
-    )
-
-
-def _apply_policy(verdict: Verdict, policy: str) -> Verdict:
-    if policy == "always" and not verdict.promoted:
-        return replace(verdict, promoted=True, reason=f"{verdict.reason}; promoted anyway: promote is always")
-    if policy == "never" and verdict.promoted:
-        return replace(verdict, promoted=False, reason=f"{verdict.reason}; not promoted: promote is never")
-    if verdict.verdict == FIRST and verdict.promoted:
-        return replace(verdict, reason=f"{verdict.reason}, so this model is promoted")
-    if not verdict.promoted and verdict.champion is not None:
-        return replace(verdict, reason=f"{verdict.reason}; the champion stays")
-    return verdict
-
-
-def _compare(challenger: Dataset, champion: ChampionHistory, config: PromoteConfig) -> Verdict:
-    score, champion_score = (read_score(e, config.metric) for e in (challenger, champion.evaluation))
-    if reason := _explain_not_comparable(challenger, champion.evaluation):
-        return make_verdict(NOT_COMPARABLE, reason, config, score, champion_score)
-    pair = PairedPredictions.read(challenger, champion.evaluation)
-    if pair.images < config.min_test_images or not len(pair.labels.classes):
-        images = _describe_images(pair)
-        reason = f"{images} left to compare on, and {config.min_test_images:,} are needed (min_test_images)"
-        return make_verdict(TOO_FEW_IMAGES, reason, config, score, champion_score)
-    return _judge_pair(pair, challenger, champion, config)
-
-
-def _judge_pair(
-    pair: PairedPredictions, challenger: Dataset, champion: ChampionHistory, config: PromoteConfig
-) -> Verdict:
-    sketch = make_sketch(pair.content_hashes)
-    comparisons = count_comparisons(sketch, challenger.parent_uri("model").rpartition("/")[2], champion.verdicts)
-    difference, level = compute_difference(pair, config.metric), compute_level(config.level, comparisons)
-    p = compute_p_value(difference, config.min_gain)
-    guards = [
-        describe_recall_drops(pair, config.max_class_drop, config.level),
-        describe_calibration_rise(pair, config.max_ece_rise),
-        describe_slowdown(challenger, champion.evaluation, config.max_slowdown),
-    ]
-    failed_guards = [sentence for sentence in guards if sentence]
-    gain = f"more than {config.min_gain:+g}" if config.min_gain else "more"
-    sentence = (
-        f"{METRIC_TITLES[config.metric]} {difference.challenger:.4f} against the champion's {difference.champion:.4f} "
-        f"on {_describe_images(pair)}, {_format_gain(difference)}"
-    )
-    test = f"p {_format_p(p)}, needs {_format_p(level)}"
-    test += f" after {comparisons:.3g} comparisons on these images" if comparisons else ""
-    if p <= level and not failed_guards:
-        result, reason = BETTER, f"{sentence}: significantly {gain} ({test})"
-    elif p <= level:
-        result, reason = (
-            NOT_SHOWN_BETTER,
-            f"{sentence}: significantly {gain} ({test}), but {', and '.join(failed_guards)}",
-        )
-    elif (p_lower := compute_p_value(difference, 0.0, lower=True)) <= config.level:
-        result, reason = WORSE, f"{sentence}: significantly less (p {_format_p(p_lower)})"
-    else:
-        result, reason = NOT_SHOWN_BETTER, f"{sentence}: not significantly {gain} ({test})"
-    champion_right, challenger_right = pair.is_right
-    won, lost = int((challenger_right & ~champion_right).sum()), int((champion_right & ~challenger_right).sum())
-    mcnemar = compute_mcnemar_p_value(lost, won)
-    reason += f"; top-1: {won} images won, {lost} lost (McNemar's p {_format_p(mcnemar)})"
+def judge(challenger: Dataset, champion: Dataset, config: PromoteConfig) -> Verdict:
+    """Judge a challenger against the champion; both evaluations are of the same clean dataset's test split."""
+    verdict = replace(_begin_verdict(challenger, config), champion=read_score(champion, config.metric))
+    if problem := _explain_not_comparable(challenger, champion):
+        return finish_verdict(verdict, NOT_COMPARABLE, config, problem)
+    pair = PairedPredictions.read(challenger, champion)
+    verdict = _add_trainings(verdict, pair, challenger, champion)
     verdict = replace(
-        make_verdict(result, reason, config, difference.challenger, difference.champion),
-        gain=difference.gain, interval=list(difference.compute_interval()), p=p, level=level,
-        uses=round(comparisons, 3), images=pair.images, left_out=pair.excluded, won=won, lost=lost,
-        mcnemar=mcnemar, sketch=sketch,
+        verdict, images=pair.images, left_out=pair.excluded, added_classes=list(pair.added),
+        removed_classes=list(pair.removed),
     )  # fmt: skip
-    verdict = _judge_new_images(verdict, pair, champion, config)
-    if pair.new_classes:
-        names = ", ".join(f"{c.name!r} ({c.recognized} of {c.images} images recognized)" for c in pair.new_classes)
-        verdict = replace(verdict, reason=f"{verdict.reason}; new to the champion and not compared: {names}")
-    return verdict
+    test: GainEstimate | None = None
+    if len(pair.labels.classes):
+        verdict, test = _add_scores(verdict, pair, config.metric)
+        verdict = replace(verdict, guards=find_guards(pair, challenger, champion, config))
+    elif not verdict.validation:
+        note = "no test image is left that neither model has seen in training"
+        return finish_verdict(verdict, NOT_COMPARABLE, config, note)
+    has_enough = test if test and test.images >= config.min_test_images else None
+    verdict = replace(verdict, combined=combine_estimates(has_enough, verdict.validation))
+    result = decide(verdict, has_enough, config)
+    if result in PASSING and any(guard.refuses for guard in verdict.guards):
+        result = REFUSED
+    chance = EvaluationExtra.of(challenger.manifest).chance
+    return finish_verdict(verdict, result, config, chance.why if chance else "")
 
 
-def compute_p_value(difference: ScoreDifference, min_gain: float, lower: bool = False) -> float:
-    """Return the one-sided p value of a gain of more than `min_gain`, or with `lower` of a loss of more than that."""
-    sign = -1 if lower else 1
-    total = sign * float(difference.contributions.sum())
-    return compute_tail_probability(difference.contributions, total - min_gain, difference.unobserved_variance)
+def decide(verdict: Verdict, test: GainEstimate | None, config: PromoteConfig) -> str:
+    """Return the result by the scores. `test`: the gain on the test images, None where these are too few."""
+    level, evidence = config.resolved_level, verdict.combined
+    if config.promote == SIGNIFICANTLY_BETTER:
+        evidence = test or verdict.validation
+        if evidence is None:
+            return NOT_BETTER
+        if is_better(evidence, level, config.min_gain):
+            return BETTER
+        return WORSE if is_worse(evidence, level) else NOT_BETTER
+    if any(estimate and is_worse(estimate, level) for estimate in (evidence, verdict.shared)):
+        return WORSE
+    gain = verdict.gain if test or not evidence else evidence.gain
+    assert gain is not None
+    has_to_be_better = bool(verdict.changed_options)
+    if gain > 0:
+        return BETTER
+    if has_to_be_better or (not evidence and gain < 0):
+        return NOT_BETTER
+    return NOT_WORSE
 
 
-def _judge_new_images(
-    verdict: Verdict, pair: PairedPredictions, champion: ChampionHistory, config: PromoteConfig
-) -> Verdict:
-    """Append the verdict on only the test images that were added after the champion was promoted. Unchanged where these
-    are not known, or are all of the images or none."""
-    if champion.promoted_on is None:
-        return verdict
-    is_new: Mask = ~np.isin(pair.content_hashes, champion.promoted_on)
-    images = int(is_new.sum())
-    if not images or images == pair.images:
-        return verdict
-    since = f"new since promotion {champion.promotion}"
-    if images < config.min_test_images:
-        sentence = f"{images} of the images are {since}, too few to compare on alone"
-        return replace(verdict, reason=f"{verdict.reason}; {sentence}", fresh_images=images)
-    difference = compute_difference(pair.select(is_new), config.metric)
-    p, level = compute_p_value(difference, config.min_gain), compute_level(config.level, 0)
-    result = BETTER if p <= level else "not shown to be better"
-    if p > level and compute_p_value(difference, 0.0, lower=True) <= config.level:
-        result = WORSE
-    gain = _format_gain(difference)
-    sentence = f"on the {images:,} images that are {since} alone {gain}: {result} (p {_format_p(p)})"
+def make_verdict(result: str, note: str, challenger: Dataset, config: PromoteConfig) -> Verdict:
+    """Return a verdict without a comparison, by which nothing is promoted."""
+    verdict = replace(_begin_verdict(challenger, config), verdict=result, note=note)
+    return replace(verdict, reason=write_reason(verdict, is_passing=False))
+
+
+def finish_verdict(verdict: Verdict, result: str, config: PromoteConfig, note: str = "") -> Verdict:
+    """Return the verdict with its result, whether the challenger is promoted, and the reason in words."""
+    promoted = config.promote == ALWAYS or (result in PASSING and config.promote != NEVER)
+    verdict = replace(verdict, verdict=result, promoted=promoted, note=note)
+    return replace(verdict, reason=write_reason(verdict, is_passing=result in PASSING))
+
+
+def _begin_verdict(challenger: Dataset, config: PromoteConfig) -> Verdict:
+    is_strict = config.promote == SIGNIFICANTLY_BETTER
+    return Verdict(
+        rule=config.promote, level=config.resolved_level, min_gain=config.min_gain if is_strict else None,
+        metric=config.metric, challenger=read_score(challenger, config.metric),
+    )  # fmt: skip
+
+
+def _add_trainings(verdict: Verdict, pair: PairedPredictions, challenger: Dataset, champion: Dataset) -> Verdict:
+    """Return the verdict with what differs between the models' trainings."""
+    own, other = Training.read(challenger), Training.read(champion)
+    is_same_classes = not pair.added and not pair.removed
     return replace(
-        verdict, reason=f"{verdict.reason}; {sentence}", fresh_images=images, fresh_gain=difference.gain, fresh_p=p,
-        fresh_verdict=result,
-    )  # fmt: skip
+        verdict,
+        changed_options=list_changed_options(other, own),
+        train_images=own.images,
+        champion_train_images=other.images,
+        validation=compare_validation(other, own, verdict.metric) if is_same_classes else None,
+    )
+
+
+def _add_scores(verdict: Verdict, pair: PairedPredictions, metric: str) -> tuple[Verdict, GainEstimate]:
+    """Return the verdict with the scores on the test images, and their difference."""
+    difference = compute_difference(pair, metric)
+    champion_right, challenger_right = pair.is_right
+    shared = pair.select_shared() if pair.added and not pair.removed else None
+    verdict = replace(
+        verdict,
+        challenger=difference.challenger,
+        champion=difference.champion,
+        gain=difference.gain,
+        interval=list(difference.compute_interval()),
+        won=int((challenger_right & ~champion_right).sum()),
+        lost=int((champion_right & ~challenger_right).sum()),
+        shared=estimate_gain(compute_difference(shared, metric)) if shared and shared.images else None,
+    )
+    return verdict, estimate_gain(difference)
+
+
+def find_guards(pair: PairedPredictions, challenger: Dataset, champion: Dataset, config: PromoteConfig) -> list[Guard]:
+    """Return the limits that the challenger is beyond: recall by class, calibration, speed."""
+    limits = {name: usual if (value := getattr(config, name)) is None else value for name, usual in
+              USUAL_LIMITS.items()}  # fmt: skip
+    beyond = find_recall_drops(pair, limits["max_class_drop"])
+    before, after = (
+        ece(confidence, is_right) for confidence, is_right in zip(pair.confidence, pair.is_right, strict=True)
+    )
+    if after - before > limits["max_ece_rise"]:
+        beyond.append(("max_ece_rise", "", before, after))
+    throughput, champion_throughput = (EvaluationExtra.of(e.manifest).throughput for e in (challenger, champion))
+    if throughput and champion_throughput and throughput.network_one_view:
+        rate, champion_rate = throughput.network_one_view, champion_throughput.network_one_view
+        is_same_setup = (throughput.device, throughput.batch_size) == (
+            champion_throughput.device, champion_throughput.batch_size,
+        )  # fmt: skip
+        if is_same_setup and champion_rate > limits["max_slowdown"] * rate:
+            beyond.append(("max_slowdown", "", champion_rate, rate))
+    return [
+        Guard(
+            option=option, subject=subject, champion=before, challenger=after, limit=limits[option],
+            refuses=getattr(config, option) is not None,
+        )
+        for option, subject, before, after in beyond
+    ]  # fmt: skip
+
+
+def find_recall_drops(pair: PairedPredictions, limit: float) -> list[tuple[str, str, float, float]]:
+    """Return the guards of classes whose recall has fallen by more than `limit`, and not by chance: by the sign test on
+    the images that only one model recognizes (normal approximation), at `GUARD_LEVEL` for all classes together."""
+    counts = ClassCounts.count(pair)
+    lost, won, support = counts.only_champion, counts.only_challenger, counts.support
+    z = NormalDist().inv_cdf(1 - GUARD_LEVEL / max(1, int((support > 0).sum())))
+    has_fallen = (lost - won > limit * support) & (lost - won - 1 >= z * np.sqrt(lost + won)) & (support > 0)
+    rows = np.flatnonzero(has_fallen)
+    rows = rows[np.argsort((won - lost)[rows] / support[rows], kind="stable")]
+    champion_hits, challenger_hits = counts.hits
+    return [
+        ("max_class_drop", pair.classes[row], champion_hits[row] / support[row], challenger_hits[row] / support[row])
+        for row in rows.tolist()
+    ]
 
 
 def _explain_not_comparable(challenger: Dataset, champion: Dataset) -> str:
@@ -271,32 +233,16 @@ def _explain_not_comparable(challenger: Dataset, champion: Dataset) -> str:
         return f"this model is {own.model_task}-label, the champion {other.model_task}-label"
     if own.seen.unknown:
         return f"which images this model was trained on is not known: {own.seen.unknown[0]} is gone"
-    if set(other.model_classes).isdisjoint(challenger.manifest.classes):
-        return "the champion knows none of today's classes"
     return ""
 
 
-def read_score(evaluation: Dataset, metric: str) -> float:
-    """Return a score on all test images; 0 where there are none.
+def read_score(evaluation: Dataset, metric: str) -> float | None:
+    """Return a score on all test images; None where it was not measured.
 
     Balanced accuracy is the mean recall of the classes, which evaluations of several labels per image do not sum up.
     """
     extra = EvaluationExtra.of(evaluation.manifest)
-    if metric == "balanced_accuracy" and metric not in extra.metrics:
-        recalls = [scores.recall for scores in extra.per_class if scores.support]
-        return sum(recalls) / max(1, len(recalls))
-    return extra.metrics.get(metric, 0.0)
-
-
-def _describe_images(pair: PairedPredictions) -> str:
-    text = f"{pair.images:,} test image{'s' if pair.images != 1 else ''}"
-    return f"{text} ({pair.excluded:,} more were seen in training)" if pair.excluded else text
-
-
-def _format_gain(difference: ScoreDifference) -> str:
-    low, high = difference.compute_interval()
-    return f"{difference.gain:+.4f} ({low:+.4f} to {high:+.4f})"
-
-
-def _format_p(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.0095 else f"{p:.1g}"
+    recalls = [scores.recall for scores in extra.per_class if scores.support]
+    if metric == "balanced_accuracy" and metric not in extra.metrics and recalls:
+        return sum(recalls) / len(recalls)
+    return extra.metrics.get(metric)

@@ -1,7 +1,7 @@
 """Pair two models' predictions for the same test images.
 
-Images that either model was trained or validated on are excluded, and so are images of classes that the champion does
-not know: it could only be wrong on them.
+Images that either model was trained or validated on are excluded. All others count: a class that the champion does not
+know is a loss that it has in service, and its prediction of a class that is no longer there is a mistake.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from ..storage.errors import DatasetError
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
-Hashes = npt.NDArray[np.uint64]
 OTHER = -1
 """The id of a class that is not among those compared."""
 
@@ -61,7 +60,6 @@ class Predictions:
     is_right: Mask
     """True where the highest class is the label, or one of them."""
     confidence: Floats
-    content_hashes: Hashes
     is_seen: Mask
 
     @classmethod
@@ -70,7 +68,7 @@ class Predictions:
         ids become indexes into `classes`."""
         is_multi = evaluation.manifest.task == MULTI
         names = ("label_ids", "predicted_ids", "top_id") if is_multi else ("label_id", "predicted_id")
-        columns = ["image_id", *names, "confidence", "content_hash", "seen"]
+        columns = ["image_id", *names, "confidence", "seen"]
         folds = (evaluation, *other_folds)
         table = pa.concat_tables(t for fold in folds for t in read_columns(fold, "data", columns)).sort_by("image_id")
         index = {name: number for number, name in enumerate(classes)}
@@ -87,32 +85,22 @@ class Predictions:
             predicted=predicted._replace(classes=new_ids[predicted.classes]),
             is_right=is_right,
             confidence=table.column("confidence").to_numpy().astype(np.float64),
-            content_hashes=table.column("content_hash").to_numpy(),
             is_seen=np.asarray(table.column("seen").to_numpy(), np.bool_),
         )
 
 
-def read_content_hashes(evaluation: Dataset) -> Hashes:
-    """Return the content hashes of an evaluation's images, [images]."""
-    parts = [table.column("content_hash").to_numpy() for table in read_columns(evaluation, "data", ["content_hash"])]
-    return np.concatenate([np.empty(0, np.uint64), *parts]).astype(np.uint64)
-
-
-@dataclass(frozen=True)
-class NewClass:
-    """A class that the challenger knows and the champion does not, with the number of its images and of those that the
-    challenger recognizes."""
-
-    name: str
-    images: int
-    recognized: int
-
-
 @dataclass(frozen=True)
 class PairedPredictions:
-    """Predictions of challenger and champion for the same `images`. `classes` are those that the champion knows;
-    `excluded`: number of images that either model has seen in training; `is_right`, `confidence`: (champion,
-    challenger)."""
+    """Predictions of challenger and champion for the same `images`.
+
+    Attributes:
+        classes: today's, those that the champion knows first.
+        shared: the number of these.
+        removed: classes that the champion alone knows.
+        labels, champion, challenger: without predictions of other classes, which are mistakes.
+        is_right, confidence: (champion, challenger).
+        excluded: number of images that either model has seen in training.
+    """
 
     classes: tuple[str, ...]
     images: int
@@ -121,52 +109,56 @@ class PairedPredictions:
     challenger: Assignments
     is_right: tuple[Mask, Mask]
     confidence: tuple[Floats, Floats]
-    content_hashes: Hashes
-    excluded: int
-    new_classes: tuple[NewClass, ...]
+    excluded: int = 0
+    shared: int = 0
+    removed: tuple[str, ...] = ()
+
+    @property
+    def added(self) -> tuple[str, ...]:
+        """Today's classes that the champion does not know."""
+        return self.classes[self.shared :]
 
     @classmethod
     def read(cls, challenger: Dataset, champion: Dataset) -> PairedPredictions:
         """Read two evaluations of the same test split; DatasetError where their images differ."""
-        model_classes, champion_classes = (EvaluationExtra.of(e.manifest).model_classes for e in (challenger, champion))
-        shared = tuple(name for name in challenger.manifest.classes if name in set(champion_classes))
-        new = tuple(name for name in model_classes if name not in set(champion_classes))
-        classes = (*shared, *new)
+        known = EvaluationExtra.of(champion.manifest).model_classes
+        # An evaluation lists today's classes, and then those that its model alone knows.
+        today = [name for name in challenger.manifest.classes if name in set(champion.manifest.classes)]
+        shared = tuple(name for name in today if name in set(known))
+        classes = (*shared, *(name for name in today if name not in set(known)))
         challenger_rows, champion_rows = (Predictions.read(e, classes) for e in (challenger, champion))
         if not challenger_rows.image_ids.equals(champion_rows.image_ids):
             raise DatasetError(f"{challenger.uri} and {champion.uri} are of one test split, and have other images")
         is_unseen = ~(challenger_rows.is_seen | champion_rows.is_seen)
-        is_kept = is_unseen.copy()
-        if challenger.manifest.task != MULTI:
-            is_kept &= (challenger_rows.labels.classes >= 0) & (challenger_rows.labels.classes < len(shared))
-        labels, challenger_predicted, champion_predicted = (
-            assignments.select(is_kept).select_first_classes(len(shared))
-            for assignments in (challenger_rows.labels, challenger_rows.predicted, champion_rows.predicted)
-        )
         return cls(
-            classes=shared,
-            images=int(is_kept.sum()),
-            labels=labels,
-            champion=champion_predicted,
-            challenger=challenger_predicted,
-            is_right=(champion_rows.is_right[is_kept], challenger_rows.is_right[is_kept]),
-            confidence=(champion_rows.confidence[is_kept], challenger_rows.confidence[is_kept]),
-            content_hashes=challenger_rows.content_hashes[is_kept],
+            classes=classes,
+            images=int(is_unseen.sum()),
+            labels=challenger_rows.labels.select(is_unseen),
+            champion=champion_rows.predicted.select(is_unseen),
+            challenger=challenger_rows.predicted.select(is_unseen),
+            is_right=(champion_rows.is_right[is_unseen], challenger_rows.is_right[is_unseen]),
+            confidence=(champion_rows.confidence[is_unseen], challenger_rows.confidence[is_unseen]),
             excluded=int((~is_unseen).sum()),
-            new_classes=_count_new_classes(challenger_rows, is_unseen, new, len(shared)),
+            shared=len(shared),
+            removed=tuple(name for name in known if name not in set(today)),
         )
 
-    def select(self, is_kept: Mask) -> PairedPredictions:
-        """Return the predictions for the images in `is_kept` [images]."""
+    def select_shared(self) -> PairedPredictions:
+        """Return the predictions of the classes that the champion knows, for the images that have one of them."""
+        labels, champion, challenger = (
+            assignments.select_first_classes(self.shared)
+            for assignments in (self.labels, self.champion, self.challenger)
+        )
+        is_kept = np.bincount(labels.images, minlength=self.images) > 0
         return replace(
             self,
+            classes=self.classes[: self.shared],
             images=int(is_kept.sum()),
-            labels=self.labels.select(is_kept),
-            champion=self.champion.select(is_kept),
-            challenger=self.challenger.select(is_kept),
+            labels=labels.select(is_kept),
+            champion=champion.select(is_kept),
+            challenger=challenger.select(is_kept),
             is_right=(self.is_right[0][is_kept], self.is_right[1][is_kept]),
             confidence=(self.confidence[0][is_kept], self.confidence[1][is_kept]),
-            content_hashes=self.content_hashes[is_kept],
         )
 
 
@@ -177,16 +169,3 @@ def _read_assignments(column: pa.ChunkedArray) -> Assignments:
     lists = column.combine_chunks()
     lengths = np.asarray(lists.value_lengths(), np.int64)
     return Assignments(np.repeat(np.arange(len(lengths)), lengths), np.asarray(lists.flatten(), np.int64))
-
-
-def _count_new_classes(rows: Predictions, is_unseen: Mask, names: tuple[str, ...], first: int) -> tuple[NewClass, ...]:
-    """Return the classes `names`, with ids from `first` on, that have unseen images."""
-    labels, predicted = (assignments.select(is_unseen) for assignments in (rows.labels, rows.predicted))
-    classes = first + len(names)
-    images = np.bincount(labels.classes, minlength=classes)[first:]
-    hits = np.bincount(labels.classes[labels.find_in(predicted, classes)], minlength=classes)[first:]
-    return tuple(
-        NewClass(name, int(number), int(recognized))
-        for name, number, recognized in zip(names, images, hits, strict=True)
-        if number
-    )

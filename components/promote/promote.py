@@ -12,13 +12,11 @@ from ..dataset.workspace import Workspace
 from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, MillError, TransientError, UserError, wrong
-from .config import PromoteConfig
-from .gate import ALREADY_CHAMPION, ROLLED_BACK, ChampionHistory, judge, judge_first, make_verdict, read_score
-from .pairs import Hashes, read_content_hashes
+from .config import ALWAYS, NEVER, PromoteConfig
+from .gate import ALREADY_CHAMPION, ROLLED_BACK, judge, judge_first, make_verdict
 from .registry import read_version, register, resolve_registry
-from .score_difference import METRIC_TITLES
 
-RULE_VERSION = 2
+RULE_VERSION = 3
 """Raised when the same evaluations must get another verdict."""
 _FIELDS_OUTSIDE_RULE = ("evaluation", "champion_evaluation", "workspace", "name", "rerun", "run", "registry")
 """Fields of the config that change no verdict."""
@@ -37,7 +35,7 @@ def promote(config: PromoteConfig, context: Context) -> Outcome:
     name = config.name or evaluation.name
     decision = _decide(name, evaluation, champion_evaluation, config, context)
     verdict, number = decision.verdict, decision.champion.n if decision.champion else 0
-    context.say(f"{verdict.verdict.replace('_', ' ')}: {verdict.reason}")
+    context.say(verdict.reason)
     champion = decision.champion.model if decision.champion else ""
     champion_model = context.workspace.absolute(champion) if champion else ""
     context.say(
@@ -50,7 +48,7 @@ def promote(config: PromoteConfig, context: Context) -> Outcome:
     else:
         _register(name, number, config.registry, context)
         report = _write_report(evaluation, verdict.to_dict() | {"name": name}, decision.compared_with, context)
-    keys = ("verdict", "reason", "challenger", "champion", "min_gain", "promoted")
+    keys = ("verdict", "reason", "challenger", "champion", "promoted")
     metrics = {key: getattr(verdict, key) for key in keys} | {"name": name, "n": number, "report": report}
     return Outcome(champion_model, uris.basename(champion_model), decision.state, metrics)
 
@@ -138,20 +136,22 @@ def _decide_once(
     if promotion and workspace.absolute(promotion.model) == challenger:
         if promotion.run == context.run and promotion.verdict:  # a retry: the pod was lost after it had appended
             return Decision(promotion, promotion, RAN, champion_evaluation)
-        score = read_score(evaluation, config.metric)
-        title = METRIC_TITLES[config.metric]
-        reason = f"{title} {score:.4f}; this model has been champion since promotion {promotion.n}"
-        verdict = make_verdict(ALREADY_CHAMPION, reason, config, score, score)
+        note = f"this model has been champion since promotion {promotion.n}"
+        verdict = make_verdict(ALREADY_CHAMPION, note, evaluation, config)
         return Decision(verdict, promotion, CACHED, champion_evaluation)
-    if promotion and config.promote == "auto" and workspace.relative(challenger) in (promotion.rolled_back or ()):
-        reason = f"this model was taken back by promotion {promotion.n}, and is not promoted again by itself"
-        verdict = make_verdict(ROLLED_BACK, reason, config, read_score(evaluation, config.metric), None)
+    if (
+        promotion
+        and config.promote not in (ALWAYS, NEVER)
+        and workspace.relative(challenger) in (promotion.rolled_back or ())
+    ):
+        note = f"this model was taken back by promotion {promotion.n}, and is not promoted again by itself"
+        verdict = make_verdict(ROLLED_BACK, note, evaluation, config)
         return Decision(verdict, promotion, CACHED, champion_evaluation)
     opponent = _find_champion_evaluation(promotion, evaluation, champion_evaluation, config, context)
     champion_model = opponent.parent_uri("model").rpartition("/")[2] if opponent else "none"
     key = f"{champion_model}-{_digest_comparison(evaluation, opponent, config)}"
     cached = None if context.rerun else workspace.verdict(name, key)
-    verdict = cached or _judge(name, evaluation, opponent, promotion, champion_model, config, context)
+    verdict = cached or _judge(evaluation, opponent, promotion, config, context)
     if cached is None:
         write_verdict = workspace.replace_verdict if context.rerun else workspace.add_verdict
         write_verdict(name, key, verdict)
@@ -163,36 +163,26 @@ def _decide_once(
 
 
 def _digest_comparison(evaluation: Dataset, opponent: Dataset | None, config: PromoteConfig) -> str:
-    """Return the digest of what a verdict depends on, but for the number of earlier comparisons."""
+    """Return the digest of what a verdict depends on."""
     rule = {key: value for key, value in vars(config).items() if key not in _FIELDS_OUTSIDE_RULE}
     return digest([RULE_VERSION, evaluation.fingerprint, opponent.fingerprint if opponent else "", rule])
 
 
 def _judge(
-    name: str,
     evaluation: Dataset,
     opponent: Dataset | None,
     promotion: Promotion | None,
-    champion_model: str,
     config: PromoteConfig,
     context: Context,
 ) -> Verdict:
-    """Judge the challenger. `champion_model`: the fingerprint of the champion's model."""
+    """Judge the challenger; `opponent`: the champion's evaluation, None without a champion."""
     context.refuse_if_only_cached(f"a verdict on {evaluation.parent_uri('model')}")
-    if opponent is None or promotion is None:
+    if opponent is None:
         verdict = judge_first(evaluation, config, promotion.n if promotion else 0)
     else:
-        verdicts = context.workspace.verdicts(name, f"{champion_model}-")
-        promoted_on = _read_promotion_images(promotion, context.workspace)
-        verdict = judge(evaluation, ChampionHistory(opponent, promotion.n, verdicts, promoted_on), config)
+        verdict = judge(evaluation, opponent, config)
     model = evaluation.parent_uri("model").rpartition("/")[2]
     return replace(verdict, challenger_model=model, run=context.run, created=_format_now())
-
-
-def _read_promotion_images(promotion: Promotion, workspace: Workspace) -> Hashes | None:
-    """Return the content hashes of the images on which the champion was promoted, None where they are not known."""
-    evaluation = find_dataset(workspace.absolute(promotion.evaluation)) if promotion.evaluation else None
-    return None if evaluation is None or evaluation.missing() else read_content_hashes(evaluation)
 
 
 def _find_champion_evaluation(

@@ -23,10 +23,11 @@ from .gate import (
     BETTER,
     FIRST,
     NO_BETTER_THAN_CHANCE,
+    NOT_BETTER,
     NOT_COMPARABLE,
-    NOT_SHOWN_BETTER,
+    NOT_WORSE,
+    REFUSED,
     ROLLED_BACK,
-    TOO_FEW_IMAGES,
     WORSE,
 )
 from .mistakes import describe_suspects, describe_test_split, make_highest_losses
@@ -40,15 +41,16 @@ MAX_SKIPPED = 20
 _MISSING = "\N{EN DASH}"
 
 _HEADLINES = {
-    BETTER: ("good", "Promoted", "This model is significantly better, and the new champion."),
-    FIRST: ("good", "First champion", "There was none before, so this model is it."),
-    NOT_SHOWN_BETTER: ("warn", "Champion kept", "This model is not shown to be better."),
-    WORSE: ("warn", "Champion kept", "This model is significantly worse."),
-    NOT_COMPARABLE: ("warn", "Not comparable", "It can't be measured against the champion, which stays."),
-    TOO_FEW_IMAGES: ("warn", "Champion kept", "There are too few test images to compare on."),
-    NO_BETTER_THAN_CHANCE: ("warn", "No champion", "This model is not shown to be better than a guess."),
-    ALREADY_CHAMPION: ("neutral", "Already the champion", "This very model was promoted before."),
-    ROLLED_BACK: ("neutral", "Not promoted", "This model was champion, and was taken back."),
+    BETTER: ("good", "Promoted"),
+    NOT_WORSE: ("good", "Promoted"),
+    FIRST: ("good", "First champion"),
+    NOT_BETTER: ("warn", "Champion kept"),
+    WORSE: ("warn", "Champion kept"),
+    REFUSED: ("warn", "Champion kept"),
+    NOT_COMPARABLE: ("warn", "Not comparable"),
+    NO_BETTER_THAN_CHANCE: ("warn", "No champion"),
+    ALREADY_CHAMPION: ("neutral", "Already the champion"),
+    ROLLED_BACK: ("neutral", "Not promoted"),
 }
 
 
@@ -129,26 +131,28 @@ def gather_facts(
 
 
 def describe_verdict(verdict: dict[str, Any], chance: str = "") -> dict[str, Any]:
-    """Return the verdict with a CSS class, a headline and the gain.
+    """Return the verdict with a CSS class, a headline, and the reason as a sentence and its evidence.
 
     `chance`: why the model may be no better than a guess, or empty.
     """
     result = str(verdict.get("verdict", ""))
     text = result.replace("_", " ")
-    css_class, headline, sentence = _HEADLINES.get(result, ("neutral", text.capitalize() or "No verdict", ""))
+    css_class, headline = _HEADLINES.get(result, ("neutral", text.capitalize() or "No verdict"))
     if verdict.get("promoted") and css_class != "good":
-        css_class, headline, sentence = "good", "Promoted", f"Promoted all the same: {text}."
+        css_class, headline = "good", "Promoted"
     elif css_class == "good" and not verdict.get("promoted"):
-        css_class, headline, sentence = "neutral", "Not promoted", "Promotion is switched off for this run."
-    reason = str(verdict.get("reason", ""))
+        css_class, headline = "neutral", "Not promoted"
+    sentence, _, evidence = str(verdict.get("reason", "")).partition("; ")
     if chance:
-        css_class, reason = "warn", reason if chance in reason else f"{reason}; {chance}"
+        css_class = "warn"
+        if chance not in f"{sentence}; {evidence}":
+            evidence = f"{evidence}; {chance}" if evidence else chance
     challenger = verdict.get("challenger")
     champion = None if result == ALREADY_CHAMPION else verdict.get("champion")  # it would be compared with itself
     gain = None if challenger is None or champion is None else challenger - champion
-    return {"metric": "", "min_gain": None} | verdict | {
-        "reason": reason, "css_class": css_class, "headline": headline, "sentence": sentence, "gain": gain,
-        "challenger": challenger, "champion": champion,
+    return {"metric": ""} | verdict | {
+        "sentence": f"{sentence[:1].upper()}{sentence[1:]}.", "evidence": f"{evidence[:1].upper()}{evidence[1:]}",
+        "css_class": css_class, "headline": headline, "gain": gain, "challenger": challenger, "champion": champion,
     }  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from ..dataset.kinds import ClassScores, EvaluationExtra, ModelExtra, SliceScore
 from ..dataset.manifest import Dataset
 from ..dataset.workspace import Workspace
 from .charts import MUTED, SERIES, TRAIN, VAL, clear_frame, draw_reliability, draw_score_curves, to_svg, use_style
-from .pairs import NewClass, PairedPredictions
+from .pairs import PairedPredictions
 from .score_difference import METRIC_TITLES, ClassCounts, ScoreDifference, compute_difference
 
 if TYPE_CHECKING:
@@ -147,7 +147,6 @@ class ChampionComparison:
     why: str = ""
     images: int = 0
     excluded: int = 0
-    new_classes: tuple[NewClass, ...] = ()
     scores: dict[str, ScoreDifference] = field(default_factory=dict)
     rows: Ends[ClassGain] = field(default_factory=Ends)
     zero: float = 0.0
@@ -172,9 +171,7 @@ def compare_with_champion(challenger: Dataset, champion: Dataset) -> ChampionCom
     largest_gain, largest_loss = (max([sign * row.gain for row in rows] + [0.0]) for sign in (1, -1))
     scores = {title: compute_difference(pair, metric) for metric, title in METRIC_TITLES.items()}
     span = (largest_gain + largest_loss) or 1.0
-    return ChampionComparison(
-        "", pair.images, pair.excluded, pair.new_classes, scores, Ends.take(rows), largest_loss, span
-    )
+    return ChampionComparison("", pair.images, pair.excluded, scores, Ends.take(rows), largest_loss, span)
 
 
 SCOPES = ("all", "new")

@@ -82,7 +82,7 @@ def train(requested: TrainConfig, context: Context) -> Outcome:
             recipe += explain_epochs(requested, config, tensors.manifest)
             mlflow = open_run(config.mlflow if comm.is_main else NONE, uris.basename(uri))
             with mlflow.mark_failures():
-                _train_and_commit(_Job(tensors, target, start, uri, config, context, comm, recipe, mlflow))
+                _train_and_commit(_Job(tensors, target, start, uri, requested, config, context, comm, recipe, mlflow))
         comm.close()
     dataset = read_dataset(uri, "model")
     extra = ModelExtra.of(dataset.manifest)
@@ -103,6 +103,7 @@ class _Job:
         target: the dataset of `domain_adversarial`.
         start: the champion whose weights initialize the network.
         uri: URI of the model to commit.
+        requested: the options as the user set them.
         config: resolved, every option has a value.
         recipe_lines: why this recipe and these epochs were chosen.
     """
@@ -111,6 +112,7 @@ class _Job:
     target: Dataset | None
     start: WarmStart | None
     uri: str
+    requested: TrainConfig
     config: TrainConfig
     context: Context
     comm: Communicator
@@ -264,6 +266,13 @@ def _check_image_size(network: Any, spec: ModelSpec) -> None:
         raise image_size_error(spec, error) from None
 
 
+def _list_requested(requested: TrainConfig) -> dict[str, Any]:
+    """Return the options that count and that the user, or a preset, has set to other values than the defaults."""
+    others = {name: getattr(requested, name) for name in ("recipe", "start")}
+    changed = {name: value for name, value in others.items() if value != getattr(TrainConfig, name)}
+    return requested.fingerprint_values() | changed
+
+
 def _publish_files(job: _Job, initial: Dataset | None, model: _TrainedModel) -> Manifest:
     """Write all files of the model, and return its manifest, without parents."""
     from safetensors.torch import save
@@ -302,6 +311,7 @@ def _publish_files(job: _Job, initial: Dataset | None, model: _TrainedModel) -> 
             best_epoch=state.best_epoch,
             epochs=state.epoch,
             history=state.history,
+            requested=_list_requested(job.requested),
             **vars(spec.extra),
         ),
     )

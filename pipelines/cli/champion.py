@@ -22,8 +22,6 @@ from .runs import align_columns
 
 HELP = "the champions of a name: list, show, promote, rollback"
 ROLLBACK = "rollback"
-_HIDDEN = ("sketch",)
-"""Fields of records that only the promotion gate uses."""
 _STEPS = ("evaluate", "promote")
 _NOT_FLAGS = ("workspace", "name", "rerun", "promote")
 Record = dict[str, Any]
@@ -96,12 +94,10 @@ def _read_promotions(workspace: Workspace, name: str) -> list[Promotion]:
 
 
 def _make_public(workspace: Workspace, record: Record) -> Record:
-    """Return a record as it is printed: with absolute URIs, without `_HIDDEN` fields."""
-    public = {key: value for key, value in record.items() if key not in _HIDDEN}
+    """Return a record as it is printed, with absolute URIs."""
     places = {key: workspace.absolute(str(record[key])) for key in ("model", "evaluation") if record.get(key)}
-    return (
-        public | places | {"is_there": find_intact_dataset(places["model"]) is not None if "model" in places else False}
-    )
+    is_there = "model" in places and find_intact_dataset(places["model"]) is not None
+    return record | places | {"is_there": is_there}
 
 
 def _list(workspace: Workspace, name: str, as_json: bool) -> int:
@@ -148,7 +144,7 @@ def _show(workspace: Workspace, name: str, number: str, as_json: bool) -> int:
     lines = [f"{name}: promotion {record['n']} of {record.get('created', '?')}, {is_champion}"]
     lines += [f"  model       {record['model']}{'' if record['is_there'] else ' (gone)'}"]
     lines += [f"  evaluation  {record['evaluation']}"] if record.get("evaluation") else []
-    lines += [f"  {str(record.get('verdict', '')).replace('_', ' ')}: {record.get('reason', '')}"]
+    lines += [f"  {record.get('reason', '')}"]
     lines += [f"  compared with {record['challengers']} challenger{'s' if record['challengers'] != 1 else ''} since"]
     print("\n".join(lines))
     return EXIT_OK
@@ -176,7 +172,7 @@ def _rollback(workspace: Workspace, name: str, to: str, registry: str, as_json: 
         target,
         n=number,
         verdict=ROLLBACK,
-        reason=f"promotion {target.n} again, instead of promotion {reigning.n}",
+        reason=f"rollback: promotion {target.n} again, instead of promotion {reigning.n}",
         promoted=True,
         previous=reigning.model,
         rolled_back=sorted(rolled_back - {target.model}),
@@ -206,8 +202,7 @@ def _print_promotion(workspace: Workspace, name: str, record: Record, as_json: b
     if as_json:
         print(json.dumps(_make_public(workspace, record) | {"name": name}, ensure_ascii=False))
         return EXIT_OK
-    verdict = str(record["verdict"]).replace("_", " ")
-    print(f"{verdict}: {record['reason']}")
+    print(record["reason"])
     model = workspace.absolute(str(record["model"])) if record["model"] else ""
     print(f"the champion of {name} is promotion {record['n']}: {model}" if model else f"{name} has no champion")
     return EXIT_OK

@@ -108,7 +108,7 @@ def write_cached_records(workspace: Workspace, run: str, records: Records) -> No
         if record.uri:
             say(step, f"there already: {record.uri}")
     verdict = records["promote"].metrics
-    say("promote", f"{verdict['verdict'].replace('_', ' ')}: {verdict['reason']}")
+    say("promote", verdict["reason"])
 
 
 def _build_parents(step: str, records: Records) -> dict[str, str]:

@@ -258,7 +258,4 @@ def _pair(classes: tuple[str, ...], first: Predictions, second: Predictions, com
         challenger=second.predicted.select(masks[1]),
         is_right=(first.is_right[masks[0]], second.is_right[masks[1]]),
         confidence=(first.confidence[masks[0]], second.confidence[masks[1]]),
-        content_hashes=first.content_hashes[masks[0]],
-        excluded=0,
-        new_classes=(),
     )

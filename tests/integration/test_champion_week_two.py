@@ -56,17 +56,28 @@ def test_promote_by_hand_and_roll_back(finished: Finished, tmp_path: Path, capsy
     evaluation = run_step(
         workspace, tmp_path, "evaluate", "--model", other, "--clean", clean["uri"], "--review", "false"
     )
-    verdict = run_step(workspace, tmp_path, "promote", "--evaluation", evaluation["uri"], "--min-test-images", "1")
-    assert (verdict["metrics"]["verdict"], verdict["metrics"]["promoted"]) == ("not_shown_better", False)
+    verdict = run_step(
+        workspace,
+        tmp_path,
+        "promote",
+        "--evaluation",
+        evaluation["uri"],
+        "--min-test-images",
+        "1",
+        "--promote",
+        "never",
+    )
+    assert (verdict["metrics"]["verdict"], verdict["metrics"]["promoted"]) == ("not_worse", False)
 
     # In one go; the evaluations are there already, with the same parameters.
     options = ["--review", "false", "--min-test-images", "1"]
-    result = run_command(capsys, "champion", "promote", other, *location, *options)
-    assert (result["verdict"], result["model"]) == ("not_shown_better", champion)
+    judge_only = ["--config", '{"promote": {"promote": "never"}}']
+    result = run_command(capsys, "champion", "promote", other, *location, *options, *judge_only)
+    assert (result["verdict"], result["model"]) == ("not_worse", champion)
     result = run_command(capsys, "champion", "promote", evaluation["uri"], *location, *options, "--force")
     assert (result["promoted"], result["n"], result["model"]) == (True, 2, other)
     result = run_command(capsys, "champion", "rollback", *location)
     assert (result["n"], result["model"], result["is_there"]) == (3, champion, True)
     assert [record["verdict"] for record in run_command(capsys, "champion", "list", *location)["photos"]][1:] == [
-        "not_shown_better", "rollback",
+        "not_worse", "rollback",
     ]  # fmt: skip

@@ -71,7 +71,7 @@ def test_two_equal_runs_on_s3(finished: Finished, s3_workspace: str) -> None:
 @pytest.mark.parametrize("seeds", [("1", "2"), ("3", "4")])
 def test_two_challengers_of_one_name(seeds: tuple[str, str], finished: Finished) -> None:
     """Whoever comes second is compared with the new champion, or told to run again; the log stays whole."""
-    results = run_together(*([*finished.arguments, "--seed", seed, "--min-gain", "0"] for seed in seeds))
+    results = run_together(*([*finished.arguments, "--seed", seed] for seed in seeds))
     for result in results:
         assert result.rc in (0, 75), result.stderr
         assert result.rc == 0 or "run again to compare with it" in result.error
@@ -85,8 +85,7 @@ def promote_all(workspace: Workspace, evaluations: list[Dataset], champion: str,
     """Run every promote step at the same moment; return their records."""
 
     def promote(evaluation: Dataset) -> dict[str, Any]:
-        values = {"evaluation": evaluation.uri, "champion_evaluation": champion, "name": "weekly", "min_gain": 0}
-        values |= {"max_ece_rise": 1}  # the models' confidences are made up
+        values = {"evaluation": evaluation.uri, "champion_evaluation": champion, "name": "weekly"}
         values |= {"workspace": workspace.uri, "run": f"r{attempt}-{evaluation.fingerprint}"}
         config = STEP.config.from_values(values)
         STEP.execute(config)

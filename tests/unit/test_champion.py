@@ -21,7 +21,7 @@ def gate(tmp_path: Path) -> Gate:
     gate = Gate(Workspace.open(str(tmp_path / "mill")))
     for name, mistakes in (("one", 60), ("two", 40), ("three", 20)):
         assert gate.promote(gate.evaluate(name, wrong(mistakes)))["promoted"]
-    assert not gate.promote(gate.evaluate("four", wrong(19)))["promoted"]
+    assert not gate.promote(gate.evaluate("four", wrong(80)))["promoted"]
     return gate
 
 
@@ -50,7 +50,7 @@ def test_the_list(gate: Gate, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(gate, "list", "--json") == 0
     records = printed(capsys)["weekly"]
     assert [record["n"] for record in records] == [1, 2, 3] and [r["is_there"] for r in records] == [False, True, True]
-    assert "sketch" not in records[2] and records[2]["images"] == 400
+    assert records[2]["images"] == 400
     assert command(gate, "list", "--name", "monthly") == 2
     assert "--name: expected a name that has a champion" in capsys.readouterr().err
 
@@ -63,7 +63,7 @@ def test_the_reigning_one(gate: Gate, capsys: pytest.CaptureFixture[str]) -> Non
         and ", the champion\n" in out
         and "compared with 1 challenger since" in out
     )
-    assert "  better: macro-F1 0.9500 against the champion's 0.9000 on 400 test images" in out
+    assert "  promoted: 5.0 points better on 400 test images (" in out
     assert command(gate, "show", "--number", "1", "--json") == 0
     record = printed(capsys)
     assert (record["n"], record["reigns"], record["verdict"], record["challengers"]) == (1, False, "first", 1)
@@ -86,13 +86,7 @@ def test_rollback_appends_a_promotion_and_holds(gate: Gate, capsys: pytest.Captu
     assert (record["n"], record["model"]) == (5, gate.workspace.absolute(before[0]))
     assert record["rolled_back"] == sorted(before[1:])
     assert gate.promote(gate.evaluate("two", wrong(40)), run="r3")["verdict"] == "rolled_back"
-    assert gate.promote(gate.evaluate("four", wrong(19)), run="r4")["verdict"] == "better", "nobody took it back"
-
-
-def test_comparisons_before_a_rollback_count_after_it(gate: Gate) -> None:
-    assert command(gate, "rollback", "--to", "2") == 0
-    verdict = gate.promote(gate.evaluate("five", wrong(38)))
-    assert "needs 0.009 after 1 comparisons" in verdict["reason"], "with three, which was promoted"
+    assert gate.promote(gate.evaluate("five", wrong(19)), run="r4")["verdict"] == "better", "nobody took it back"
 
 
 def test_a_rollback_needs_a_model(gate: Gate, capsys: pytest.CaptureFixture[str]) -> None:

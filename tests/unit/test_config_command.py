@@ -137,7 +137,7 @@ def test_a_variable_counts_for_more_than_the_file_and_less_than_a_flag(tmp_path:
         ({"IMAGEMILL_EPOCHS": "many"}, "^IMAGEMILL_EPOCHS: expected a whole number, found 'many'"),
         ({"IMAGEMILL_TRAIN_EPOCHS": "0"}, "^IMAGEMILL_TRAIN_EPOCHS: expected a number of at least 1"),
         ({"IMAGEMILL_CLEAN_TRIM": "maybe"}, "^IMAGEMILL_CLEAN_TRIM: expected one of off, on, found 'maybe'"),
-        ({"IMAGEMILL_PROMOTE": "yes"}, "^IMAGEMILL_PROMOTE: expected one of auto, always, never"),
+        ({"IMAGEMILL_PROMOTE": "yes"}, "^IMAGEMILL_PROMOTE: expected one of unless-worse, better, always, never"),
     ],
 )
 def test_a_wrong_variable_is_named(environ: dict[str, str], message: str) -> None:

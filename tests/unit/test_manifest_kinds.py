@@ -39,6 +39,7 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
         "metrics": {"top1": 1, "loss": 0.5}, "best_epoch": 1, "epochs": 2, "history": [{"epoch": 1, "loss": 0.5}],
         "transform_input": True, "preprocessing": {"clean": {"trim": "on"}}, "temperature": 1.5, "parameters": 9,
         "origin": "from nothing", "seconds": 1.5, "start": {"model": "model/0", "weights_sha256": "ab", "promotion": 1},
+        "requested": {"epochs": 2},
     }),
     "evaluation": (None, {
         "dataset_name": "zoo", "metrics": {"top1": 0.75}, "too_narrow": 1,
@@ -60,9 +61,14 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
 }  # fmt: skip
 """The `image` and `extra` of a manifest, with every field that its kind may have."""
 VERDICT = {
-    "gain": 0.25, "interval": [0.0, 0.5], "p": 0.01, "level": 0.02, "uses": 1.5, "images": 100, "left_out": 0, "won": 3,
-    "lost": 1, "mcnemar": 0.5, "sketch": "AAAA", "fresh_images": 5, "verdict": "better", "reason": "it is",
-    "promoted": True, "challenger": 0.75, "champion": None, "min_gain": 0.0, "metric": "macro_f1",
+    "verdict": "better", "reason": "it is", "promoted": True, "rule": "better", "level": 0.05, "challenger": 0.75,
+    "champion": None, "metric": "macro_f1", "gain": 0.25, "interval": [-0.1, 0.5], "images": 100, "left_out": 0,
+    "won": 3, "lost": 1, "min_gain": 0.0, "validation": {"gain": -0.1, "error": 0.1, "images": 90},
+    "combined": {"gain": 0.1, "error": 0.05, "images": 190}, "shared": {"gain": 0.1, "error": 0.05, "images": 90},
+    "guards": [{"option": "max_class_drop", "subject": "cat", "champion": 0.9, "challenger": 0.5, "limit": 0.1,
+                "refuses": False}],
+    "changed_options": [{"step": "train", "option": "backbone", "champion": "resnet18", "challenger": None}],
+    "added_classes": ["owl"], "removed_classes": [], "train_images": 900, "champion_train_images": 800, "note": "",
     "challenger_model": "0123", "run": "r", "created": "2026-01-01",
 }  # fmt: skip
 

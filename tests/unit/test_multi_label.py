@@ -328,7 +328,7 @@ def test_multi_label_has_no_confusion_matrix_in_kfp(multi: Chain, single: Chain,
 # The gate and the report.
 
 
-def promote_and_report(chain: Chain, name: str, policy: str = "auto") -> tuple[dict[str, Any], str]:
+def promote_and_report(chain: Chain, name: str, policy: str = "unless-worse") -> tuple[dict[str, Any], str]:
     """Evaluate and promote under a name; return the gate's metrics and the report's HTML."""
     evaluation, champion = make_evaluation(chain.model, chain.clean, chain.workspace, name)
     config = PromoteConfig(

@@ -177,7 +177,7 @@ def test_component_takes_the_form_parameters_of_its_step(step: str) -> None:
         ({"config": "{"}, "config: expected a JSON object"),
         ({"epochs": "many"}, "epochs: expected a whole number, found 'many'"),
         ({"image_size": "0"}, "image_size: expected a number of at least 8, or to be left out (by the model preset"),
-        ({"promote": "yes"}, "promote: expected one of auto, always, never, found 'yes'"),
+        ({"promote": "yes"}, "promote: expected one of unless-worse, better, always, never, found 'yes'"),
     ],
 )
 def test_download_refuses_invalid_values_of_later_steps(

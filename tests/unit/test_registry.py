@@ -50,7 +50,7 @@ def test_mlflow_has_every_champion_and_an_alias_for_the_current_one(
         first = gate.evaluate("one", wrong(60))
         gate.promote(first)
         assert f"promotion 1 is registered as the champion of weekly in mlflow+{url}" in capfd.readouterr().err
-        gate.promote(gate.evaluate("no better", wrong(60, 100)))
+        gate.promote(gate.evaluate("worse", wrong(90)))
         gate.promote(gate.evaluate("two", wrong(20)))
         assert registry.aliases == {("weekly", "champion"): "2"}
         models = [gate.workspace.promotion("weekly", n).model for n in (1, 2)]

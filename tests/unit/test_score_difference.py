@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from simulated import Models, equal_counts, pair_of, true_scores, zipf_counts
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
-from imagemill.components.promote.gate import compute_p_value
 from imagemill.components.promote.pairs import Assignments, PairedPredictions
-from imagemill.components.promote.score_difference import compute_difference, compute_level
+from imagemill.components.promote.score_difference import compute_difference
 
 METRICS = ("macro_f1", "top1", "balanced_accuracy")
 
@@ -47,7 +46,7 @@ def test_contributions_add_up_to_the_gain(seed: int, metric: str) -> None:
 @settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(METRICS))
 def test_swapped_predictions_change_the_sign(seed: int, metric: str) -> None:
-    """For any of the images: what makes the sign-flip test exact."""
+    """For any of the images."""
     pair = draw_pair(seed)
     flipped = np.random.default_rng(seed).random(pair.images) < 0.5
     a, b = pair.champion.classes, pair.challenger.classes
@@ -96,8 +95,7 @@ def test_multi_label_images() -> None:
     champion = Assignments(np.array([0, 1]), np.array([0, 1]))
     challenger = Assignments(np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1]))
     right = np.ones(2, np.bool_)
-    pair = PairedPredictions(("a", "b"), 2, labels, champion, challenger, (right, right), (right * 0.9, right * 0.9),
-                np.arange(2, dtype=np.uint64), 0, ())  # fmt: skip
+    pair = PairedPredictions(("a", "b"), 2, labels, champion, challenger, (right, right), (right * 0.9, right * 0.9))
     difference = compute_difference(pair, "macro_f1")
     assert (difference.champion, difference.challenger) == pytest.approx(((1 + 2 / 3) / 2, (2 / 3 + 1) / 2))
     first, second = difference.contributions
@@ -106,19 +104,15 @@ def test_multi_label_images() -> None:
 
 @settings(max_examples=2)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([(6, 120), (37, 118)]))
-def test_error_rate_of_an_equal_model_and_coverage_of_the_interval(seed: int, shape: tuple[int, int]) -> None:
-    """Of 200 equal challengers at most 2% pass at the first comparison, a point worse at most 1%; more than 12 and 8 of
-    them less than once in 1,000 times then. Of the intervals 94% contain the true gain: 175 or fewer as seldom."""
+def test_coverage_of_the_interval(seed: int, shape: tuple[int, int]) -> None:
+    """Of the intervals 94% contain the true gain: 175 or fewer of 200 less than once in 1,000 times."""
     random, (classes, images) = np.random.default_rng(seed), shape
     counts, error = zipf_counts(classes, images), np.full(classes, 0.12)
-    level = compute_level(0.05, 0)
-    for gain, max_passed in ((0.0, 12), (-0.01, 8)):
-        truth = true_scores(counts, error - gain)["macro_f1"] - true_scores(counts, error)["macro_f1"]
-        passed = contained = 0
-        for _ in range(200):
-            models = Models.draw(counts, error, 0.5, random)
-            pair = pair_of(models.labels, models.model(random), models.model(random, gain), classes)
-            difference = compute_difference(pair, "macro_f1")
-            passed += compute_p_value(difference, 0.005) <= level
-            contained += difference.compute_interval()[0] <= truth <= difference.compute_interval()[1]
-        assert passed <= max_passed and contained >= 176, (gain, passed, contained)
+    truth = true_scores(counts, error + 0.01)["macro_f1"] - true_scores(counts, error)["macro_f1"]
+    contained = 0
+    for _ in range(200):
+        models = Models.draw(counts, error, 0.5, random)
+        pair = pair_of(models.labels, models.model(random), models.model(random, -0.01), classes)
+        low, high = compute_difference(pair, "macro_f1").compute_interval()
+        contained += low <= truth <= high
+    assert contained >= 176, contained
