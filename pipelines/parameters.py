@@ -60,7 +60,7 @@ CONFIG_HELP = (
 WORKSPACE_HELP = "where datasets, models and reports live: s3://bucket/prefix"
 """The help of `workspace` where a cluster runs the steps: no folder is seen by all of its pods."""
 PATH_PARAMETERS = (
-    "source", "annotations", "class_list", "weights", "domain_adversarial", "copy_pipeline",
+    "source", "annotations", "class_list", "map_labels", "weights", "domain_adversarial", "copy_pipeline",
     "augment_pipeline", "backgrounds",
 )  # fmt: skip
 """Parameters that are read and may be a path."""

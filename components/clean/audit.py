@@ -32,6 +32,7 @@ from .audit_facts import (
 )
 from .audit_numbers import Distribution, Scan, describe_distribution
 from .config import CleanConfig
+from .labels import describe_class_changes
 from .schema import MEASURES
 from .splits import SPLITS
 
@@ -101,7 +102,8 @@ def _format_counts(value: int | dict[str, int]) -> str:
 
 def make_balance(manifest: Manifest) -> Balance:
     """Count images by class and split, from the manifest."""
-    by_split = CleanExtra.of(manifest).by_class_and_split
+    extra = CleanExtra.of(manifest)
+    by_split = extra.by_class_and_split
     by_class = manifest.totals.by_class
     classes = tuple(
         ClassCount(name, by_class.get(name, 0), {split: counts.get(name, 0) for split, counts in by_split.items()})
@@ -111,7 +113,8 @@ def make_balance(manifest: Manifest) -> Balance:
     without = {"any": tuple(entry.name for entry in classes if not entry.total)}
     for split in by_split:
         without[split] = tuple(entry.name for entry in classes if entry.total and not entry.splits[split])
-    return Balance(classes, round(totals[0] / totals[-1], 2) if totals else None, without)
+    changes = tuple(describe_class_changes(extra.class_changes, by_class))
+    return Balance(classes, round(totals[0] / totals[-1], 2) if totals else None, without, changes)
 
 
 def summarize_sizes(scan: Scan) -> Sizes:

@@ -55,11 +55,13 @@ class ClassCount:
 @dataclass(frozen=True)
 class Balance:
     """The balance of classes, the largest first. `ratio`: images of the largest class by those of the smallest that has
-    any; `without`: names of the classes with no image at all (`any`), and with none in a split (by its name)."""
+    any; `without`: names of the classes with no image at all (`any`), and with none in a split (by its name);
+    `changes`: a sentence for each change of the class list since the dataset before."""
 
     classes: tuple[ClassCount, ...]
     ratio: float | None
     without: dict[str, tuple[str, ...]]
+    changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

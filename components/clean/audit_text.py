@@ -98,6 +98,7 @@ def _format_balance(balance: Balance) -> list[str]:
             f", from {full[0].total:,} images ({shorten(full[0].name, 24)}) to {full[-1].total:,}"
             f" ({shorten(full[-1].name, 24)}): {balance.ratio:,.1f} to 1"
         )
+    lines += [line for change in balance.changes for line in wrap_text(f"since the last run: {change}")]
     for split, names in balance.without.items():
         if names:
             problem = "no image at all" if split == "any" else f"no {split} image"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from ..dataset.kinds import CleanExtra, CleanImage, RawExtra
+from ..dataset.kinds import ClassChanges, CleanExtra, CleanImage, RawExtra
 from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, digest, find_dataset, fingerprint
 from ..dataset.shards import READ_THREADS, read_columns, read_file
 from ..engine.ray_job import make_job_config
@@ -21,7 +21,14 @@ from .config import DECISION_FIELDS, LABEL_FIELDS, VERSION, CleanConfig
 from .decide import decide
 from .drift import check_drift
 from .final_files import KeptCounts, KeptRows, write_final_files
-from .labels import find_base_classes, make_label_rules
+from .labels import (
+    compare_class_lists,
+    describe_class_changes,
+    find_base_classes,
+    find_unknown_labels,
+    make_label_rules,
+    read_label_map,
+)
 from .near_duplicates import check_radius, write_near_duplicates
 from .reuse import FinishedWork, clean_or_reuse, estimate_core_seconds
 from .slices import CleanedSlice, RowRules, Slice, plan_slices, write_rejected
@@ -32,12 +39,14 @@ from .splits import SPLITS
 class Target:
     """The clean dataset of a raw dataset and rules for its rows, at `uri`, whether it exists yet or not.
 
+    `class_changes`: its class list against that of the last run.
     `device`: where a Ray job cleans; the launcher of a RayJob asks every step for it.
     """
 
     uri: str
     raw: Dataset
     rules: RowRules
+    class_changes: ClassChanges
     device: ClassVar[str] = "cpu"
 
     @property
@@ -62,11 +71,13 @@ class Target:
 
     def make_job_config(self, context: Context) -> CleanConfig:
         """Return the config of a Ray job that makes this dataset; `ray_job.build_command` gives its command line."""
-        class_list = self.config.class_list and uris.normalize(self.config.class_list, "class_list")
-        return make_job_config(replace(self.config, class_list=class_list), self.raw, context)
+        files = {name: getattr(self.config, name) for name in ("class_list", "map_labels")}
+        absolute: dict[str, Any] = {name: uri and uris.normalize(uri, name) for name, uri in files.items()}
+        return make_job_config(replace(self.config, **absolute), self.raw, context)
 
     def report(self, dataset: Dataset, state: str, context: Context) -> Outcome:
         """Report the numbers of the dataset and its drift, and note it as the latest; return the step's outcome."""
+        self._print_class_list(dataset, context)
         print_summary(dataset, context)
         drift = check_drift(dataset, self.name, self.config, context)
         context.note_latest(self.name, dataset)  # after the check: a snapshot stopped by drift adds no classes
@@ -74,16 +85,27 @@ class Target:
         metrics = {"rows_in": self.raw.manifest.totals.rows, "rows": totals.rows, "rejected": totals.rejected}
         return Outcome(dataset.uri, dataset.fingerprint, state, metrics | drift)
 
+    def _print_class_list(self, dataset: Dataset, context: Context) -> None:
+        rules = self.rules.labels
+        if unknown := find_unknown_labels(rules.label_map, self.raw.manifest.totals.by_class, rules.separator):
+            context.say(f"map_labels: no image has the label {_format_names(unknown)}")
+        for line in describe_class_changes(self.class_changes, dataset.manifest.totals.by_class):
+            context.say(f"class list: {line}")
+
 
 def find_target(config: CleanConfig, context: Context) -> Target:
     """Return the target of a config without making it."""
     raw = context.parent("raw", config.raw, "raw")
     check_radius(config, raw.manifest.totals.rows)
     base_classes = find_base_classes(config, context.workspace, config.name or raw.name)
-    labels = make_label_rules(raw.manifest.totals.by_class, base_classes, config, RawExtra.of(raw.manifest).source)
+    label_map = read_label_map(config)
+    source = RawExtra.of(raw.manifest).source
+    labels = make_label_rules(raw.manifest.totals.by_class, base_classes, config, source, label_map)
     values = config.fingerprint_values() | {"classes": digest(list(labels.ids))} | context.rerun_salt()
+    values |= {"label_map": digest(label_map)} if label_map else {}
     uri = context.workspace.dataset_uri("clean", fingerprint("clean", VERSION, [raw.fingerprint], values))
-    return Target(uri, raw, RowRules(config, labels))
+    changes = compare_class_lists(base_classes, list(labels.ids), label_map)
+    return Target(uri, raw, RowRules(config, labels), changes)
 
 
 def clean(config: CleanConfig, context: Context) -> Outcome:
@@ -92,7 +114,7 @@ def clean(config: CleanConfig, context: Context) -> Outcome:
     existing = context.find(target.uri)
     if existing is None:
         _report_changed_options(target, context)
-    dataset = existing or _build_dataset(target.raw, target.uri, target.rules, context)
+    dataset = existing or _build_dataset(target, context)
     return target.report(dataset, CACHED if existing else RAN, context)
 
 
@@ -107,8 +129,9 @@ def _report_changed_options(target: Target, context: Context) -> None:
         context.say(f"options that differ from {context.workspace.relative(latest)}: {', '.join(names)}")
 
 
-def _build_dataset(raw: Dataset, uri: str, rules: RowRules, context: Context) -> Dataset:
+def _build_dataset(target: Target, context: Context) -> Dataset:
     """Clean the slices that no earlier snapshot or attempt has cleaned, decide on all images together, and commit."""
+    raw, uri, rules = target.raw, target.uri, target.rules
     finished = FinishedWork(context.workspace, context.rerun_salt())
     slices = plan_slices(raw)
     lost: frozenset[str] = frozenset()
@@ -133,7 +156,7 @@ def _build_dataset(raw: Dataset, uri: str, rules: RowRules, context: Context) ->
     if near_duplicates is not None and len(near_duplicates):
         files.append(write_near_duplicates(uri, decisions, near_duplicates))
     kept = KeptRows(decisions, final)
-    manifest = make_manifest(raw, uri, rules, files, kept.count(rules.labels.separator), decisions.findings)
+    manifest = make_manifest(target, files, kept.count(rules.labels.separator), decisions.findings)
     check_row_counts(raw, manifest)
     check_splits(manifest)
     draft = Dataset(uri, manifest, "")
@@ -184,10 +207,9 @@ def _list_rejected(
     return files, rows
 
 
-def make_manifest(
-    raw: Dataset, uri: str, rules: RowRules, files: list[File], kept: KeptCounts, findings: dict[str, Any]
-) -> Manifest:
+def make_manifest(target: Target, files: list[File], kept: KeptCounts, findings: dict[str, Any]) -> Manifest:
     """Make the manifest of a clean dataset."""
+    raw, uri, rules = target.raw, target.uri, target.rules
     classes, config = tuple(rules.labels.ids), rules.config
     draft = Dataset(uri, Manifest("clean", uris.basename(uri), files=tuple(files)), "")
     by_split, by_class_split = kept.by_split, kept.by_class_split
@@ -218,6 +240,8 @@ def make_manifest(
             decoder_warnings=kept.warnings,
             rows_in=raw.manifest.totals.rows,
             found=findings,
+            label_map=dict(rules.labels.label_map),
+            class_changes=target.class_changes,
             image_size=RawExtra.of(raw.manifest).image_size,
             epochs=RawExtra.of(raw.manifest).epochs,
         ),

@@ -134,6 +134,14 @@ class CleanConfig(StepConfig, PixelOptions):
         "", "a file with one class a line, in the order of their ids (default: that of the last run under this name)",
         in_fingerprint=False,
     )  # fmt: skip
+    keep_classes: bool = option(
+        False, "classes of the last run without images stay in the class list, with their ids", in_fingerprint=False
+    )
+    map_labels: str = option(
+        "", "a csv file with the columns old and new: labels of the source, and classes of the last run and of the "
+        "champion, that have another name now; several old labels with one new name become one class",
+        in_fingerprint=False,
+    )  # fmt: skip
     unknown_labels: str = option(
         "append", "labels that the class list lacks: new classes at its end, or rejected", choices=("append", "reject")
     )

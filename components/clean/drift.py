@@ -1,7 +1,7 @@
 """Drift: what has changed since the data that the champion was trained on, said before time is spent on training.
 
-A change is named if it is both more than chance gives and large. The comparison itself is made once for two datasets,
-and stored under the name, beside the gate's verdicts.
+A change is named if it is both more than chance gives and large, and classes that only one of the two has are always
+named. The comparison itself is made once for two datasets, and stored under the name, beside the gate's verdicts.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..dataset.kinds import ClassChanges
 from ..dataset.manifest import Dataset, read_dataset
 from ..metrics.two_sample import ALL, NEW
 from ..step.step import Context
@@ -19,6 +20,7 @@ from ..storage.errors import DatasetError, UserError
 from .audit_layout import format_number
 from .config import CleanConfig
 from .drift_numbers import REFERENCE, VERSION, Comparison, compare_datasets
+from .labels import describe_class_changes
 
 _STOPPING_SCOPES: dict[str, tuple[str, ...]] = {"false": (), "true": (ALL,), "new": (ALL, NEW)}
 """The scopes in which drift ends a run, by `stop_on_drift`."""
@@ -72,12 +74,13 @@ def check_drift(dataset: Dataset, name: str, config: CleanConfig, context: Conte
         context.say(f"drift is not checked: the data of the champion (promotion {promotion.n}) is gone: {error}")
         return {}
     findings = list(find_drift(comparison, config.drift_warning))
+    class_changes = describe_changes(comparison)
     context.say(f"{_describe_rows(comparison)} since the data of the champion (promotion {promotion.n})")
-    for line in _describe(comparison, findings):
+    for line in (*class_changes, *_describe(comparison, findings)):
         context.say(line)
     _stop(findings, comparison, config)
     return {
-        "drift": [f"{_name_scope(finding.scope, comparison)}: {finding}" for finding in findings],
+        "drift": class_changes + [f"{_name_scope(finding.scope, comparison)}: {finding}" for finding in findings],
         "drift_comparison": key,
         "drift_promotion": promotion.n,
         "drift_warning": config.drift_warning,
@@ -131,6 +134,14 @@ def _describe_measure(name: str, numbers: dict[str, Any], scope: str) -> str:
     return f"less varied: {medians}" if spread > NOTED_SPREAD * spread_now else f"another distribution: {medians}"
 
 
+def describe_changes(comparison: Comparison) -> list[str]:
+    """Return a sentence for each class that is new, gone or renamed since the champion's data."""
+    if not (classes := comparison["classes"]):
+        return []
+    changes = ClassChanges.from_dict(classes["changes"], "the comparison's class changes")
+    return describe_class_changes(changes, classes["images"], classes["earlier_images"])
+
+
 def _describe_classes(numbers: dict[str, Any], scope: str) -> str:
     """Return the classes that changed most: `dog 12% to 31%`."""
     ordered = sorted(numbers["classes"], key=lambda entry: -abs(entry[scope]["change"]))
@@ -181,8 +192,19 @@ def _join_scopes(findings: Sequence[Finding], comparison: Comparison) -> list[st
 
 
 def _stop(findings: Sequence[Finding], comparison: Comparison, config: CleanConfig) -> None:
-    """Raise UserError for drift above `max_drift` in a scope that `stop_on_drift` names."""
+    """Raise UserError for drift above `max_drift` in a scope that `stop_on_drift` names, or a larger share of images
+    of classes that only one of the two has."""
     scopes = _STOPPING_SCOPES[config.stop_on_drift]
+    sizes = (comparison["rows"], comparison["reference_rows"])
+    unshared = zip(comparison["classes"].get("unshared", ()), sizes, strict=False)
+    share = max((number / max(1, size) for number, size in unshared), default=0.0)
+    if scopes and share > config.max_drift:
+        raise UserError(
+            "stop_on_drift: expected the classes of the champion's data, and others with at most "
+            f"{config.max_drift:.0%} (max_drift) of the images, found {_format_share(share)}: "
+            f"{'; '.join(describe_changes(comparison))}; where classes only have other names, map_labels names "
+            "them; if the change is right, run without stop_on_drift, and the model is trained on it"
+        )
     stopping = [finding for finding in findings if finding.scope in scopes and finding.psi > config.max_drift]
     if not stopping:
         return

@@ -1,13 +1,15 @@
 """Compare a clean dataset with an earlier one: the class balance, sizes and measures, of all rows and of the new ones.
 
 A comparison holds numbers, each with what chance makes of it, and no verdict; it depends on the two datasets alone.
+Classes that only one of them has are listed, and have no part in the balance: a PSI would say no more of them.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, fields
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..dataset.kinds import CleanExtra
 from ..dataset.manifest import Dataset
 from ..dataset.shards import read_columns
 from ..imaging.pixel_options import StandardizeConfig
@@ -29,10 +32,10 @@ from ..metrics.two_sample import (
     compare_shares,
     compute_ks,
 )
-from .labels import split_labels
+from .labels import compare_class_lists, split_labels
 from .schema import MEASURES
 
-VERSION = 1
+VERSION = 2
 """Raised when the same datasets must give another comparison."""
 LEVEL = 0.01
 """The probability that, without any change, chance reaches any of a comparison's numbers at all."""
@@ -94,11 +97,20 @@ def compare_datasets(snapshot: Dataset, reference: Dataset) -> Comparison:
     separator = str(snapshot.manifest.config.get("label_separator", ""))
     rows = SnapshotPair.match(_read_table(snapshot), _read_table(reference))
     datasets = {"snapshot": snapshot.fingerprint, "reference": reference.fingerprint}
-    return datasets | compare_rows(rows, find_changed_options(snapshot, reference), separator)
+    label_map = CleanExtra.of(snapshot.manifest).label_map
+    return datasets | compare_rows(rows, find_changed_options(snapshot, reference), separator, label_map)
 
 
-def compare_rows(rows: SnapshotPair, changed: Mapping[str, list[Any]], separator: str = "") -> Comparison:
-    """Compare rows whose options of clean differ in `changed`; `separator`: of several labels of an image."""
+def compare_rows(
+    rows: SnapshotPair,
+    changed: Mapping[str, list[Any]],
+    separator: str = "",
+    label_map: Mapping[str, str] = MappingProxyType({}),
+) -> Comparison:
+    """Compare rows whose options of clean differ in `changed`.
+
+    `separator`: of several labels of an image. `label_map`: new names, by old ones, of the reference's classes.
+    """
     measures = {} if _PIXEL_OPTIONS & changed.keys() else _read_measures(rows)
     has_classes = not _LABEL_OPTIONS & changed.keys()
     level = LEVEL / max(1, len(rows.scopes) * (len(measures) + has_classes))
@@ -112,7 +124,7 @@ def compare_rows(rows: SnapshotPair, changed: Mapping[str, list[Any]], separator
         "changed_options": changed,
         "level": level,
         "measures": {name: _compare_measure(parts, rows.scopes, level) for name, parts in measures.items()},
-        "classes": _compare_classes(rows, separator, level) if has_classes else {},
+        "classes": _compare_classes(rows, separator, level, label_map) if has_classes else {},
     }
 
 
@@ -194,39 +206,85 @@ def _make_histograms(samples: dict[str, Values], pooled: Values) -> dict[str, An
     return {"low": _round(low), "high": _round(high), "counts": counts}
 
 
-def _compare_classes(rows: SnapshotPair, separator: str, level: float) -> dict[str, Any]:
-    """Compare the class balance; where images have several labels, by their sets of labels, as they are together."""
+def _compare_classes(rows: SnapshotPair, separator: str, level: float, label_map: Mapping[str, str]) -> dict[str, Any]:
+    """Compare the balance of the classes that both have; where images have several labels, by their sets of labels, as
+    they are together."""
     labels, earlier = (pc.fill_null(table.column("label"), "") for table in (rows.snapshot, rows.reference))
+    then_counts = _split(_count(earlier), separator)
+    earlier, labels = _rename(earlier, label_map, separator), _rename(labels, {}, separator)
+    now, then_renamed = (_split(_count(texts), separator) for texts in (labels, earlier))
+    is_shared, was_shared = (
+        _has_only(texts, now.keys() & then_renamed.keys(), separator) for texts in (labels, earlier)
+    )
     keys = [
         pc.binary_join_element_wise(table.column("sha256"), texts, "/")
         for table, texts in ((rows.snapshot, labels), (rows.reference, earlier))
     ]
     # An image that has another label now is no common row of the class balance.
     is_common, is_kept = _is_in(*keys), _is_in(*reversed(keys))
-    texts = {
-        ALL: (labels.filter(is_common), earlier.filter(~is_kept), labels.filter(~is_common)),
-        NEW: (earlier.filter(rows.is_kept), earlier.filter(~rows.is_kept), labels.filter(~rows.is_common)),
+    masks = {
+        ALL: (is_shared & is_common, was_shared & ~is_kept, is_shared & ~is_common),
+        NEW: (was_shared & rows.is_kept, was_shared & ~rows.is_kept, is_shared & ~rows.is_common),
     }
-    result: dict[str, Any] = {"relabelled": int((rows.is_common & ~is_common).sum())}
+    columns = {ALL: (labels, earlier, labels), NEW: (earlier, earlier, labels)}
+    samples = {ALL: is_shared, NEW: is_shared & ~rows.is_common}
+    scopes = [scope for scope in rows.scopes if was_shared.any() and samples[scope].any()]
+    class_changes = compare_class_lists(sorted(then_counts), sorted(now), label_map)
+    result: dict[str, Any] = {
+        "relabelled": int((rows.is_common & ~is_common).sum()),
+        "changes": class_changes.to_dict(),
+        "images": {name: now[name] for name in class_changes.added},
+        "earlier_images": {name: then_counts[name] for name in class_changes.removed},
+        "unshared": [int((~is_shared).sum()), int((~was_shared).sum())],
+    }
     classes: dict[str, dict[str, Any]] = {}
-    for scope in rows.scopes:
-        counts = [_count(part) for part in texts[scope]]
+    for scope in scopes:
+        texts = [column.filter(mask) for column, mask in zip(columns[scope], masks[scope], strict=True)]
+        counts = [_count(part) for part in texts]
         result[scope] = compare_counts(_make_parts(counts, MAX_BINS)[1], (scope,), level)[scope].to_dict()
         names, parts = _make_parts([_split(part, separator) for part in counts])
-        sizes = (len(texts[scope][0]), len(texts[scope][1]), len(texts[scope][2]))
+        sizes = (len(texts[0]), len(texts[1]), len(texts[2]))
         changes, errors = compare_shares(parts, sizes, scope)
         then = parts.reference / max(1, sizes[0] + sizes[1])
         for index, name in enumerate(names):
             entry = classes.setdefault(name, {"class": name, REFERENCE: _round(then[index])})
             share, change, error = then[index] + changes[index], changes[index], errors[index]
             entry[scope] = {"share": _round(share), "change": _round(change), "error": _round(error)}
-    ordered = sorted(classes.values(), key=lambda entry: -max(abs(entry[scope]["change"]) for scope in rows.scopes))
+    ordered = sorted(
+        classes.values(), key=lambda entry: -max(abs(entry[scope]["change"]) for scope in entry.keys() & {*scopes})
+    )
     return result | {"number": len(ordered), "classes": ordered[:LISTED_CLASSES]}
 
 
 def _count(texts: pa.ChunkedArray) -> Counter[str]:
     """Count each label text."""
     return Counter({entry["values"]: entry["counts"] for entry in pc.value_counts(texts).to_pylist()})
+
+
+def _map_texts(texts: pa.ChunkedArray, convert: Callable[[str], Any]) -> pa.ChunkedArray:
+    """Convert each text; each distinct one is converted once."""
+    encoded = texts.combine_chunks().dictionary_encode()
+    values = pa.array([convert(text) for text in encoded.dictionary.to_pylist()])
+    return pa.chunked_array([values.take(encoded.indices)])
+
+
+def _rename(texts: pa.ChunkedArray, label_map: Mapping[str, str], separator: str) -> pa.ChunkedArray:
+    """Rename the classes in label texts; several labels are sorted, so that the same ones are the same text."""
+    if not (label_map or separator) or not len(texts):
+        return texts
+
+    def rename(text: str) -> str:
+        return separator.join(sorted({label_map.get(name, name) for name in split_labels(text, separator)}))
+
+    return _map_texts(texts, rename)
+
+
+def _has_only(texts: pa.ChunkedArray, classes: Set[str], separator: str) -> Mask:
+    """Return whether all labels of each text are among `classes`."""
+    if not len(texts):
+        return np.empty(0, np.bool_)
+    mask: Mask = _map_texts(texts, lambda text: classes >= {*split_labels(text, separator)}).to_numpy()
+    return mask
 
 
 def _split(counts: Counter[str], separator: str) -> Counter[str]:

@@ -1,12 +1,16 @@
-"""The class list, whose ids stay the same from one run to the next, and the classes of a row's label text."""
+"""The class list, whose order stays the same from one run to the next, and the classes of a row's label text."""
 
 from __future__ import annotations
 
+import csv
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
+from ..dataset.kinds import ClassChanges
+from ..dataset.labels import translate_classes
 from ..dataset.manifest import find_dataset
 from ..dataset.workspace import Workspace
 from ..imaging.decoder import ImageRejected
@@ -33,13 +37,7 @@ def find_base_classes(config: CleanConfig, workspace: Workspace, name: str) -> t
 
 def read_class_list(uri: str) -> tuple[str, ...]:
     """Read a file of one class a line; UserError if it is missing or empty, or if a class occurs twice."""
-    absolute = uris.normalize(uri, "class_list")
-    try:
-        lines = get_store(absolute).read(absolute).decode("utf-8-sig").splitlines()
-    except FileNotFoundError:
-        raise wrong("class_list", "a file that is there", uri) from None
-    except UnicodeDecodeError:
-        raise UserError(f"class_list: expected UTF-8 text in {uri}, found other bytes") from None
+    lines = _read_lines(uri, "class_list")
     classes = tuple(line.strip() for line in lines if line.strip())
     duplicates = sorted(name for name, count in Counter(classes).items() if count > 1)
     if duplicates or not classes:
@@ -48,18 +46,62 @@ def read_class_list(uri: str) -> tuple[str, ...]:
     return classes
 
 
+def _read_lines(uri: str, option: str) -> list[str]:
+    absolute = uris.normalize(uri, option)
+    try:
+        return get_store(absolute).read(absolute).decode("utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise wrong(option, "a file that is there", uri) from None
+    except UnicodeDecodeError:
+        raise UserError(f"{option}: expected UTF-8 text in {uri}, found other bytes") from None
+
+
+def read_label_map(config: CleanConfig) -> dict[str, str]:
+    """Read `config.map_labels`, a csv file with the columns old and new: new labels by old ones; empty if it is unset.
+
+    UserError where a label is blank or is renamed twice, and where a new label is an old one, too: then the result
+    would depend on the order in which the rows are applied.
+    """
+    if not config.map_labels:
+        return {}
+
+    def refuse(expected: str, problem: str) -> UserError:
+        return UserError(f"map_labels ({config.map_labels}): expected {expected}, found {problem}")
+
+    rows = csv.DictReader(_read_lines(config.map_labels, "map_labels"), skipinitialspace=True)
+    columns = [name.strip() for name in rows.fieldnames or ()]
+    if not {"old", "new"} <= {*columns}:
+        raise refuse("a first line with the columns old and new", ", ".join(columns) or "no line")
+    rows.fieldnames = columns
+    label_map: dict[str, str] = {}
+    for row in rows:
+        old, new = ((row[column] or "").strip() for column in ("old", "new"))
+        if not old or not new:
+            raise refuse("a label in both columns", f"a blank one in line {rows.line_num}")
+        if old in label_map:
+            raise refuse("each old label once", f"{old!r} again in line {rows.line_num}")
+        if joined := [name for name in (old, new) if config.label_separator and config.label_separator in name]:
+            raise refuse(f"labels without label_separator {config.label_separator!r}", f"{joined[0]!r}")
+        label_map[old] = new
+    for old, new in label_map.items():
+        if new in label_map:
+            raise refuse("new labels that are not renamed themselves", f"{old!r} to {new!r} to {label_map[new]!r}")
+    return label_map
+
+
 @dataclass(frozen=True)
 class LabelRules:
     """Rules that map a row's label text to classes, whose `ids` are by name.
 
-    Several labels of one row have `separator` between; it is empty for a single-label dataset. `rare` classes are
-    merged into `other`, or rejected where that is empty.
+    Several labels of one row have `separator` between; it is empty for a single-label dataset. `label_map` has new
+    names by old ones. `rare` classes are merged into `other`, or rejected where that is empty.
     """
 
     ids: dict[str, int]
     separator: str = ""
     rare: frozenset[str] = frozenset()
     other: str = ""
+    label_map: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_multi_label(self) -> bool:
@@ -70,7 +112,7 @@ class LabelRules:
 
         Raises ImageRejected where no class is left.
         """
-        names = split_labels(text or "", self.separator)
+        names = [self.label_map.get(name, name) for name in split_labels(text or "", self.separator)]
         if not names:
             raise ImageRejected("no_label", "the source gives no label")
         merged = {self.other if name in self.rare else name for name in names} - {""}
@@ -82,15 +124,18 @@ class LabelRules:
 
     def restrict(self, texts: Iterable[str]) -> LabelRules:
         """Return the part of the rules that decides on `texts`: what is left out changes none of their results."""
-        names = {name for text in texts for name in split_labels(text, self.separator)}
+        labels = {name for text in texts for name in split_labels(text, self.separator)}
+        label_map = {old: new for old, new in self.label_map.items() if old in labels}
+        names = {label_map.get(name, name) for name in labels}
         rare = self.rare & names
         other = self.other if rare else ""
         occurring = (names - rare) | {other}
         ids = {name: number for name, number in self.ids.items() if name in occurring}
-        return LabelRules(ids, self.separator, rare, other)
+        return LabelRules(ids, self.separator, rare, other, label_map)
 
     def to_record(self) -> dict[str, Any]:
-        return asdict(self) | {"rare": sorted(self.rare)}
+        record = asdict(self) | {"rare": sorted(self.rare)}
+        return record if self.label_map else {name: value for name, value in record.items() if name != "label_map"}
 
 
 def split_labels(text: str, separator: str) -> list[str]:
@@ -100,16 +145,22 @@ def split_labels(text: str, separator: str) -> list[str]:
 
 
 def make_label_rules(
-    by_label: Mapping[str, int], base: tuple[str, ...], config: CleanConfig, source: str
+    by_label: Mapping[str, int],
+    base: tuple[str, ...],
+    config: CleanConfig,
+    source: str,
+    label_map: Mapping[str, str] = MappingProxyType({}),
 ) -> LabelRules:
     """Make the rules for a source, named `source` in messages; UserError where fewer than two classes are left.
 
-    `by_label`: number of images by label text. `base`: classes that have ids already; they are never renumbered.
+    `by_label`: number of images by label text. `base`: classes in the order of their ids so far, under the names of
+    then; those without images leave the list, unless it is given, says which labels are known, or `keep_classes`.
     """
     counts: Counter[str] = Counter()
     for text, number in by_label.items():
-        for name in set(split_labels(text, config.label_separator)):
+        for name in {label_map.get(label, label) for label in split_labels(text, config.label_separator)}:
             counts[name] += number
+    base, _ = translate_classes(base, label_map)
     rare = frozenset(
         name for name, number in counts.items() if number < config.rare_below and name != config.other_class
     )
@@ -124,5 +175,55 @@ def make_label_rules(
     if len(names) < 2:
         labels = f"only {min(names)!r}" if names else "no label" if not counts else "none that is known or not rare"
         raise UserError(f"label: expected images of at least two classes, found {labels} in {source}")
-    classes = extend_class_list(names, base)
-    return LabelRules({name: number for number, name in enumerate(classes)}, config.label_separator, rare, other)
+    if not (config.class_list or config.keep_classes or config.unknown_labels == "reject"):
+        base = tuple(name for name in base if name in names)
+    ids = {name: number for number, name in enumerate(extend_class_list(names, base))}
+    return LabelRules(ids, config.label_separator, rare, other, dict(label_map))
+
+
+def find_unknown_labels(label_map: Mapping[str, str], texts: Iterable[str], separator: str) -> list[str]:
+    """Return the old labels of a map that no label text of the source has."""
+    return sorted(label_map.keys() - {name for text in texts for name in split_labels(text, separator)})
+
+
+def compare_class_lists(base: Sequence[str], classes: Sequence[str], label_map: Mapping[str, str]) -> ClassChanges:
+    """Compare a class list with an earlier one, whose names `label_map` changes; no change where there was none."""
+    members: dict[str, list[str]] = {}
+    for name in base:
+        members.setdefault(label_map.get(name, name), []).append(name)
+    living = {name: members[name] for name in classes if name in members}
+    return ClassChanges(
+        added=tuple(name for name in classes if base and name not in members),
+        removed=tuple(name for new, olds in members.items() if new not in living for name in olds),
+        renamed={olds[0]: name for name, olds in living.items() if olds != [name] and len(olds) == 1},
+        merged={name: tuple(olds) for name, olds in living.items() if len(olds) > 1},
+    )
+
+
+MAX_CHANGES = 8
+"""Classes of each kind of change that are named; the others are counted."""
+
+
+def describe_class_changes(
+    changes: ClassChanges, images: Mapping[str, int], earlier: Mapping[str, int] = MappingProxyType({})
+) -> list[str]:
+    """Return a sentence for each change. `images`, `earlier`: images of each class, now and, if known, then."""
+    then = {name: f": {_count_images(earlier[name])} then" for name in changes.removed if name in earlier}
+    sentences = {
+        "new": [f"class {name!r} is new: {_count_images(images.get(name, 0))}" for name in changes.added],
+        "gone": [f"class {name!r} is gone{then.get(name, '')}" for name in changes.removed],
+        "renamed": [f"class {old!r} is called {new!r} now" for old, new in changes.renamed.items()],
+        "merged": [
+            f"classes {', '.join(map(repr, olds))} are one now: {new!r}" for new, olds in changes.merged.items()
+        ],
+    }
+    lines = []
+    for kind, texts in sentences.items():
+        lines += texts[:MAX_CHANGES]
+        if len(texts) > MAX_CHANGES:
+            lines.append(f"{len(texts) - MAX_CHANGES:,} more classes are {kind}")
+    return lines
+
+
+def _count_images(number: int) -> str:
+    return "1 image" if number == 1 else f"{number:,} images"

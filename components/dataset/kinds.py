@@ -118,8 +118,20 @@ class RawExtra(Extra):
 
 
 @dataclass(frozen=True)
+class ClassChanges(JsonObject):
+    """Differences between two class lists: new and removed names, new names by old ones, and by the new name the
+    earlier classes that are one class now."""
+
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+    renamed: dict[str, str] = field(default_factory=dict)
+    merged: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class CleanExtra(Extra):
     """Fields of clean. `rows_in`: rows of the raw dataset; `found`: duplicates, leaks and outliers (`clean.decide`);
+    `label_map`: new names of labels by old ones; `class_changes`: since the dataset before it, of the same name;
     `image_size`, `epochs`: as in raw."""
 
     dataset_name: str = ""
@@ -127,6 +139,8 @@ class CleanExtra(Extra):
     decoder_warnings: int = 0
     rows_in: int = 0
     found: dict[str, Any] = field(default_factory=dict)
+    label_map: dict[str, str] = field(default_factory=dict)
+    class_changes: ClassChanges = field(default_factory=ClassChanges)
     image_size: int | None = None
     epochs: int | None = None
 

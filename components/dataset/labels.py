@@ -1,8 +1,8 @@
-"""Single-label and multi-label tasks: their column, targets, loss and probabilities."""
+"""Single-label and multi-label tasks: their column, targets, loss and probabilities; class lists under new names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,30 @@ def multi_hot(rows: Sequence[Sequence[int]], classes: int) -> npt.NDArray[np.uin
         raise MillError(f"label_ids: expected ids below {classes}, found {int(ids.min())} to {int(ids.max())}")
     hot[np.repeat(np.arange(len(rows)), lengths), ids] = 1
     return hot
+
+
+def translate_classes(
+    classes: Sequence[str], label_map: Mapping[str, str]
+) -> tuple[tuple[str, ...], npt.NDArray[np.int64]]:
+    """Return a class list under the new names of `label_map` (by old name), and int64 [classes]: the index in it of
+    each class. Several classes under one name are one, at the place of the first."""
+    renamed = [label_map.get(name, name) for name in classes]
+    index = {name: number for number, name in enumerate(dict.fromkeys(renamed))}
+    return tuple(index), np.array([index[name] for name in renamed], np.int64)
+
+
+def merge_logits(logits: torch.Tensor, columns: npt.NDArray[np.int64], task: str) -> torch.Tensor:
+    """Return logits float [B, names] of logits float [B, C] of a model whose class c is the name `columns[c]`.
+
+    The probabilities of a single-label model add up; of a multi-label one the highest counts.
+    """
+    import torch
+
+    names = int(columns.max()) + 1
+    if names == len(columns):  # `translate_classes` keeps the order
+        return logits
+    groups = (logits[:, torch.from_numpy(columns == name).to(logits.device)] for name in range(names))
+    return torch.stack([group.amax(1) if task == MULTI else group.logsumexp(1) for group in groups], 1)
 
 
 def sum_loss(logits: torch.Tensor, labels: torch.Tensor) -> float:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..dataset.kinds import ClassScores, EvaluationExtra, UnlikeImages
-from ..dataset.labels import MULTI
+from ..dataset.kinds import ClassScores, CleanExtra, EvaluationExtra, UnlikeImages
+from ..dataset.labels import MULTI, merge_logits, translate_classes
 from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, find_dataset, fingerprint
 from ..dataset.shards import Layout, ShardWriter, read_columns
 from ..step.progress import Progress, format_scores
@@ -137,7 +137,8 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
     device = pick_device(config.device)
     set_torch_threads()
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    classes = align_classes(clean.manifest.classes, spec.classes)
+    model_classes, class_ids = translate_classes(spec.classes, CleanExtra.of(clean.manifest).label_map)
+    classes = align_classes(clean.manifest.classes, model_classes)
     scorer = make_scorer(clean.manifest.task, spec.task, classes)
     slices = Slices.read(clean, slice_columns, clean.manifest.task, len(classes.names))
     overlap = TrainingOverlap.find(model, clean)
@@ -151,7 +152,7 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
         if config.tta != NONE and (problem := runner.fit_temperature(model, config.eval_batch_size)):
             context.say(f"warning: probabilities with tta {config.tta} are calibrated for one view: {problem}")
         for batch in runner.read_batches(model, clean, config.eval_batch_size):
-            logits, calibrated = runner.predict(batch)
+            logits, calibrated = (merge_logits(values, class_ids, spec.task) for values in runner.predict(batch))
             rows = scorer.add(logits, batch, calibrated)
             slices.add(rows)
             mistakes.add(rows, batch)
@@ -163,7 +164,7 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
         raise MillError(f"internal error: {images} test images, but {file.rows} predictions")
     throughput = runner.throughput.measure(file.rows, config.eval_batch_size, config.tta)
     context.say(describe_throughput(throughput))
-    overlays, problem = write_overlays(mistakes, runner, classes.names, uri)
+    overlays, problem = write_overlays(mistakes, runner, classes.model_to_names[class_ids].tolist(), uri)
     if problem:
         context.say(f"no Grad-CAM of {spec.backbone}: {problem}")
     tensors = find_tensors(model, clean)
@@ -181,6 +182,7 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
         intervals=scorer.compute_intervals(read_columns(predictions, "data", columns) if columns else ()),
         seen=overlap.summarize(),
         cross_validation=cross_validate_probe(features if tensors else None, clean, config.cross_validate),
+        model_classes=list(model_classes),
         unlike=UnlikeImages(runner.num_unlike, detector.rate) if detector else None,
     )
     files = (file, *(other for other in (suspects, overlays) if other))
@@ -226,7 +228,6 @@ def _build_manifest(
             too_narrow=count_unreliable_classes(support),
             chance=chance.summarize(names, predictions.rows, metrics) if chance else None,
             model_task=scorer.task,
-            model_classes=list(model.manifest.classes),
             per_class=[
                 ClassScores(
                     name=name,

@@ -76,24 +76,23 @@ class MostConfidentMistakes:
 
 
 def write_overlays(
-    mistakes: MostConfidentMistakes, runner: InferenceRunner, names: Sequence[str], uri: str
+    mistakes: MostConfidentMistakes, runner: InferenceRunner, predicted_ids: Sequence[int], uri: str
 ) -> tuple[File | None, str]:
     """Write the overlays below the evaluation's `uri`; return their file, None without one, and the reason for that.
 
-    `names`: the classes of the predicted ids.
+    `predicted_ids`: of each of the network's classes, as mistakes have them; of several with one id the first counts.
     """
     if not mistakes.mistakes:
         return None, ""
     import torch
 
-    classes = {name: number for number, name in enumerate(runner.spec.classes)}
     try:
         with ShardWriter(uri, Layout(SCHEMA, row_group_rows=100)) as writer:
             for start in range(0, len(mistakes.mistakes), _BATCH):
                 group = mistakes.mistakes[start : start + _BATCH]
                 images = np.stack([mistake.image for mistake in group])
                 inputs = runner.normalize(torch.from_numpy(images).to(runner.device))
-                targets = torch.tensor([classes[names[mistake.predicted_id]] for mistake in group])
+                targets = torch.tensor([predicted_ids.index(mistake.predicted_id) for mistake in group])
                 for mistake, heat in zip(group, compute_grad_cam(runner.network, inputs, targets), strict=True):
                     row = {"image_id": mistake.image_id, "predicted_id": mistake.predicted_id}
                     writer.add(row | {"overlay": draw_overlay(mistake.image, heat)}, 0)

@@ -8,7 +8,9 @@ edges add. Position embeddings of a transformer that saw images of another size 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 from ..dataset.kinds import TensorsExtra
@@ -117,9 +119,11 @@ def find_initial_model(config: TrainConfig, workspace: Workspace) -> Dataset | N
     return find_dataset(uri) if uri.startswith(workspace.at("model", "")) else None
 
 
-def load_pretrained(network: torch.nn.Module, spec: ModelSpec, config: TrainConfig) -> str:
+def load_pretrained(
+    network: torch.nn.Module, spec: ModelSpec, config: TrainConfig, label_map: Mapping[str, str] = MappingProxyType({})
+) -> str:
     """Load the weights that fit into the network, and return a description. A head for other classes is left as it is,
-    except that it gets a champion's rows of the classes that both have.
+    except that it gets a champion's rows of the classes that both have, by the new names of `label_map`.
 
     UserError where less than half of the network's tensors fit: these are the weights of another network.
     """
@@ -149,7 +153,7 @@ def load_pretrained(network: torch.nn.Module, spec: ModelSpec, config: TrainConf
     origin, notes = f"from {config.weights}", _describe_channels(source_channels, target_channels)
     if config.start == CHAMPION:
         origin, champion = f"from the champion {uris.basename(config.weights)}", read_dataset(config.weights, "model")
-        fitting, adaptations = adapt_champion(state, fitting, network, spec, champion.manifest, config)
+        fitting, adaptations = adapt_champion(state, fitting, network, spec, champion.manifest, config, label_map)
         notes = adaptations + notes
     network.load_state_dict({**target, **fitting})
     parts = [origin, f"{len(fitting)} of {len(target)} tensors", *notes]

@@ -38,7 +38,7 @@ from .mlflow_run import NONE, MlflowRun, choose_experiment, open_run
 from .preflight import find_warnings
 from .pretrained_weights import choose_weights, find_initial_model, identify_weights, load_pretrained
 from .recipes import describe_recipe, explain_choice, explain_epochs, resolve
-from .warm_start import apply_start, check_exists, find_start
+from .warm_start import apply_start, check_exists, find_label_map, find_start
 
 if TYPE_CHECKING:
     import torch
@@ -148,7 +148,7 @@ def _train_and_commit(job: _Job) -> None:
     spec = _make_spec(config, job.tensors)
     network = build_network(spec, config.dropout, config.drop_path)
     _check_image_size(network, spec)
-    origin = load_pretrained(network, spec, config)
+    origin = load_pretrained(network, spec, config, find_label_map(job.tensors))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     recipe_lines = _report_beginning(job, spec, f"{origin}, {parameters / 1e6:.1f} M parameters", device)
     events_uri = context.workspace.run_file_uri(context.run, "tensorboard") if config.tensorboard else ""

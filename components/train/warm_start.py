@@ -6,11 +6,11 @@ run that has not changed, starts from that model and so finds its checkpoint or 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ..dataset.kinds import ModelExtra, WarmStart
+from ..dataset.kinds import CleanExtra, ModelExtra, WarmStart
 from ..dataset.manifest import Dataset, Manifest, digest, find_dataset, find_intact_dataset
 from ..models.artifact import ModelSpec
 from ..models.blocks import head_modules
@@ -103,13 +103,27 @@ def _find_champion(config: TrainConfig, name: str, tensors: Dataset, context: Co
     return WarmStart(model, file.sha256, number)
 
 
+def find_label_map(tensors: Dataset) -> dict[str, str]:
+    """Return the new names of classes by old ones, by which clean has renamed labels; empty where its dataset is
+    gone."""
+    clean = find_dataset(tensors.parent_uri("clean"))
+    return CleanExtra.of(clean.manifest).label_map if clean else {}
+
+
 def adapt_champion(
-    state: State, fitting: State, network: torch.nn.Module, spec: ModelSpec, champion: Manifest, config: TrainConfig
+    state: State,
+    fitting: State,
+    network: torch.nn.Module,
+    spec: ModelSpec,
+    champion: Manifest,
+    config: TrainConfig,
+    label_map: Mapping[str, str],
 ) -> tuple[State, list[str]]:
     """Return the tensors to load into the network, and notes on them.
 
-    All parameters are shrunk and perturbed. The head gets the champion's rows of the classes that both know; rows of
-    new classes stay as they are initialized, and so does the head of a model for another task (single, multi).
+    All parameters are shrunk and perturbed. The head gets the champion's rows of the classes that both know, by the new
+    names of `label_map`; rows of new classes stay as they are initialized, and so does the head of a model for another
+    task (single, multi).
 
     Args:
         state: the champion's tensors.
@@ -118,7 +132,7 @@ def adapt_champion(
     """
     fresh = network.state_dict()
     heads = tuple(f"{name}." for name in head_modules(network))
-    old_classes = champion.classes if champion.task == spec.task else ()
+    old_classes = [label_map.get(name, name) for name in champion.classes] if champion.task == spec.task else []
     adapted: State = {name: value for name, value in fitting.items() if old_classes or not name.startswith(heads)}
     for name, _ in network.named_parameters():
         if name in adapted:
@@ -146,12 +160,15 @@ def match_head_rows(
     value: torch.Tensor, fresh: torch.Tensor, old_classes: Sequence[str], classes: Sequence[str], config: TrainConfig
 ) -> torch.Tensor | None:
     """Return a head's tensor for `classes`, [classes, …]: known classes have their rows of `value`, shrunk and
-    perturbed, new ones those of `fresh`. None for tensors that do not have a row for each class."""
+    perturbed, new ones those of `fresh`; several old classes of one name their mean. None for tensors that do not have
+    a row for each class."""
     if len(value) != len(old_classes) or len(fresh) != len(classes) or value.shape[1:] != fresh.shape[1:]:
         return None
-    old_rows = {name: row for row, name in enumerate(old_classes)}
-    known = [(row, old_rows[name]) for row, name in enumerate(classes) if name in old_rows]
-    rows, sources = [row for row, _ in known], [source for _, source in known]
+    sources: dict[str, list[int]] = {}
+    for row, name in enumerate(old_classes):
+        sources.setdefault(name, []).append(row)
     matched = fresh.clone()
-    matched[rows] = shrink_and_perturb(value[sources], fresh[rows], config)
+    for row, name in enumerate(classes):
+        if name in sources:
+            matched[row] = shrink_and_perturb(value[sources[name]].mean(0), fresh[row], config)
     return matched

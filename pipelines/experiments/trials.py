@@ -204,7 +204,8 @@ def list_parameter_differences(first: Configuration, second: Configuration) -> l
 SHARED_FIELDS = {
     "download": ("workspace", "name", "dataset", "source", "annotations", "label_pattern", "demo_seed"),
     "clean": (
-        "val_fraction", "test_fraction", "split", "fold", "declared_splits", "class_list", "unknown_labels",
+        "val_fraction", "test_fraction", "split", "fold", "declared_splits", "class_list", "keep_classes", "map_labels",
+        "unknown_labels",
         "label_separator", "rare_classes", "rare_below", "other_class",
     ),
     "train": ("seed",),

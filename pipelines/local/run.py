@@ -111,7 +111,7 @@ def check_parameters(parameters: RunParameters, engine: Engine | None = None) ->
     `engine`, can't write.
     """
     from ...components.clean.config import CleanConfig
-    from ...components.clean.labels import read_class_list
+    from ...components.clean.labels import read_class_list, read_label_map
     from ...components.download.dataset_kinds import open_dataset
     from ...components.train.pretrained_weights import find_weights_file
 
@@ -119,6 +119,7 @@ def check_parameters(parameters: RunParameters, engine: Engine | None = None) ->
     assert isinstance(download, DownloadConfig) and isinstance(clean, CleanConfig) and isinstance(train, TrainConfig)
     if clean.class_list:
         read_class_list(clean.class_list)
+    read_label_map(clean)
     if train.weights_are_stored:
         find_weights_file(train.weights)
     _check_device(train.device, engine)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,19 @@ from imagemill.components.clean.decide import decide
 from imagemill.components.clean.final_files import write_final_files
 from imagemill.components.clean.labels import (
     LabelRules,
+    compare_class_lists,
+    describe_class_changes,
     extend_class_list,
     make_label_rules,
     read_class_list,
+    read_label_map,
     split_labels,
 )
 from imagemill.components.clean.reuse import FinishedWork
 from imagemill.components.clean.schema import CLEAN, REJECTED, make_clean_layout
 from imagemill.components.clean.slices import RowRules, hash_pixels, plan_slices, write_rows
 from imagemill.components.clean.splits import SPLITS, choose_split, compute_shuffle_index, compute_split_position
+from imagemill.components.dataset.kinds import ClassChanges
 from imagemill.components.dataset.manifest import Dataset, File, read_dataset
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.imaging.decoder import ImageRejected, decode
@@ -168,11 +173,68 @@ def test_rare_classes_are_kept_merged_or_dropped() -> None:
 
 def test_ids_stay_and_unknown_labels_are_appended_or_rejected() -> None:
     counts = {"a": 5, "b": 5, "new": 5}
-    assert list(rules_of(counts, ("b", "gone", "a")).ids) == ["b", "gone", "a", "new"]
+    base = ("b", "gone", "a")
+    assert list(rules_of(counts, base).ids) == ["b", "a", "new"]
+    assert list(rules_of(counts, base, keep_classes=True).ids) == ["b", "gone", "a", "new"]
+    assert list(rules_of(counts, base, class_list="a file").ids) == ["b", "gone", "a", "new"]
+    assert list(rules_of(counts | {"rare": 1}, ("rare", "a"), rare_classes="drop", rare_below=3).ids) == [
+        "a",
+        "b",
+        "new",
+    ]
     fixed = rules_of(counts, ("b", "gone", "a"), unknown_labels="reject")
     assert list(fixed.ids) == ["b", "gone", "a"]
     with pytest.raises(UserError, match="unknown_labels: expected append, or a class_list"):
         rules_of(counts, unknown_labels="reject")
+
+
+def test_mapped_labels_rename_and_merge_classes_of_the_source_and_of_the_last_run() -> None:
+    label_map = {"cat": "feline", "ant": "insect", "bee": "insect", "eel": "fish"}
+    counts = {"cat": 4, "dog": 4, "ant": 1, "bee": 1, "insect": 1, "new": 3}
+    base = ("dog", "ant", "cat", "gone", "bee")
+    rules = make_label_rules(counts, base, CleanConfig(rare_classes="drop", rare_below=3), "here", label_map)
+    assert list(rules.ids) == ["dog", "insect", "feline", "new"]  # insects are counted together
+    assert [rules.parse(text) for text in ("cat", "feline", "bee")] == [["feline"], ["feline"], ["insect"]]
+    part = rules.restrict(["bee", "dog"])
+    assert (part.ids, part.label_map) == ({"dog": 0, "insect": 1}, {"bee": "insect"})
+    multi = make_label_rules({"ant|dog|bee": 2}, (), CleanConfig(label_separator="|"), "here", label_map)
+    assert multi.parse("dog|bee|ant") == ["dog", "insect"]
+    changes = compare_class_lists(base, list(rules.ids), label_map)
+    assert changes == ClassChanges(("new",), ("gone",), {"cat": "feline"}, {"insect": ("ant", "bee")})
+    assert describe_class_changes(changes, {"new": 1}, {"gone": 1200}) == [
+        "class 'new' is new: 1 image", "class 'gone' is gone: 1,200 images then", "class 'cat' is called 'feline' now",
+        "classes 'ant', 'bee' are one now: 'insect'",
+    ]  # fmt: skip
+    assert describe_class_changes(ClassChanges(tuple("abcdefghij")), {})[8:] == ["2 more classes are new"]
+    assert compare_class_lists((), ["a", "b"], {}) == ClassChanges()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "the columns old and new, found no line"),
+        ("old;new\na;b\n", "the columns old and new, found old;new"),
+        ("old,new\na,\n", "a label in both columns, found a blank one in line 2"),
+        ("old,new\na\n", "a label in both columns, found a blank one in line 2"),
+        ("old,new\na,b\na,c\n", "each old label once, found 'a' again in line 3"),
+        ("old,new\na,b\nb,c\n", "not renamed themselves, found 'a' to 'b' to 'c'"),
+        ("old,new\na,b\nb,a\n", "not renamed themselves, found 'a' to 'b' to 'a'"),
+        ("old,new\na,a\n", "not renamed themselves, found 'a' to 'a' to 'a'"),
+        ("old,new\na,b|c\n", "without label_separator '|', found 'b|c'"),
+    ],
+)
+def test_a_map_of_labels_that_is_wrong(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "map.csv").write_text(text)
+    with pytest.raises(UserError, match=rf"map_labels \(.*map.csv\): expected .*{re.escape(message)}"):
+        read_label_map(CleanConfig(map_labels=str(tmp_path / "map.csv"), label_separator="|"))
+
+
+def test_a_map_of_labels_is_read_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "map.csv").write_bytes('\ufeffnew,old,why\r\n fish , eel,x\r\n"cats, big",Löwe\r\n'.encode())
+    assert read_label_map(CleanConfig(map_labels=str(tmp_path / "map.csv"))) == {"eel": "fish", "Löwe": "cats, big"}
+    assert read_label_map(CleanConfig()) == {}
+    with pytest.raises(UserError, match="map_labels: expected a file that is there"):
+        read_label_map(CleanConfig(map_labels=str(tmp_path / "none.csv")))
 
 
 def test_each_of_several_labels_is_counted() -> None:

@@ -18,8 +18,9 @@ from reported import FIRST, Mill, evaluated, trained
 
 from imagemill.components.clean import drift_numbers
 from imagemill.components.clean.config import CleanConfig
-from imagemill.components.clean.drift import check_drift, find_drift
+from imagemill.components.clean.drift import check_drift, describe_changes, find_drift
 from imagemill.components.clean.drift_numbers import LEVEL, SnapshotPair, compare_rows
+from imagemill.components.dataset.kinds import CleanExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit
 from imagemill.components.dataset.records import Promotion, StepRecord
 from imagemill.components.dataset.workspace import Workspace
@@ -145,19 +146,48 @@ def test_class_balance_can_drift(weeks: Weeks) -> None:
     assert "90 of 990 images are new, 300 have another label" in weeks.out()
 
 
-def test_a_new_class_is_a_change(weeks: Weeks) -> None:
+def test_changed_classes_are_named_and_have_no_part_in_the_class_balance(weeks: Weeks) -> None:
     rows = [row for row in FIRST_WEEK if row.label != "owl"]
-    weeks.crown(rows)
-    report = weeks.check(weeks.snapshot("a2", FIRST_WEEK))
-    assert "owl 0% to 33%" in report["drift"][0] and "owl 0% to 100%" in report["drift"][1]
+    owls = [row for row in FIRST_WEEK if row.label == "owl"]
+    weeks.crown([*rows, *make_rows(900, 7, label="emu"), *make_rows(950, 5, label="Dog")])
+    renamed = [replace(row, label="hound" if row.label == "dog" else row.label) for row in rows]
+    snapshot = weeks.snapshot("a2", [*renamed, *owls, *make_rows(950, 5, label="hound")])
+    extra = replace(CleanExtra.of(snapshot.manifest), label_map={"dog": "hound", "Dog": "hound", "eel": "fish"})
+    snapshot = Dataset(snapshot.uri, replace(snapshot.manifest, extra=extra), "")
+    report = weeks.check(snapshot)
+    assert report["drift"] == [
+        f"class 'owl' is new: {len(owls)} images", "class 'emu' is gone: 7 images then",
+        "classes 'Dog', 'dog' are one now: 'hound'",
+    ]  # fmt: skip
+    comparison = weeks.workspace.drift("toy", report["drift_comparison"]) or {}
+    balance = comparison["classes"]
+    assert balance["relabelled"] == 0 and balance["all"]["psi"] == 0 and "new" not in balance
+    assert [entry["class"] for entry in balance["classes"]] == ["hound", "cat"]
+
+
+def test_other_classes_stop_a_run_by_their_share_of_the_images(weeks: Weeks) -> None:
+    weeks.crown(FIRST_WEEK)
+    few = weeks.snapshot("a2", FIRST_WEEK + make_rows(900, 30, label="emu"))
+    assert weeks.check(few, stop_on_drift="true")["drift"] == ["class 'emu' is new: 30 images"]
+    upper = weeks.snapshot("a3", [replace(row, label=row.label.upper()) for row in FIRST_WEEK])
+    with pytest.raises(UserError, match=r"at most 25% \(max_drift\) of the images, found 100%: class 'CAT' is new: "):
+        weeks.check(upper, stop_on_drift="true")
+    assert "class balance" not in " ".join(weeks.check(upper)["drift"])
 
 
 def test_several_labels_an_image(weeks: Weeks) -> None:
     config = CleanConfig(label_separator="|")
-    weeks.crown([replace(row, label="cat|dog") for row in FIRST_WEEK], config=config, task="multi")
-    dataset = weeks.snapshot("a2", make_rows(900, 300, label="cat"), config=config, task="multi")
-    [line] = weeks.check(dataset)["drift"]
-    assert line.startswith("all 300 images: class balance") and "dog 100% to 0%" in line
+    both = [replace(row, label="cat|dog") for row in FIRST_WEEK[:200]]
+    weeks.crown([*both, *(replace(row, label="dog") for row in FIRST_WEEK[200:])], config=config, task="multi")
+    dataset = weeks.snapshot(
+        "a2",
+        [*make_rows(900, 290, label="cat"), *make_rows(1200, 10, label="dog|cat|eel")],
+        config=config,
+        task="multi",
+    )
+    new, balance = weeks.check(dataset)["drift"]
+    assert new == "class 'eel' is new: 10 images"  # the images that have it are not compared
+    assert balance.startswith("all 300 images: class balance") and "dog 100% to 0%" in balance
 
 
 @pytest.mark.parametrize(
@@ -168,7 +198,7 @@ def test_measures_changed_by_options_are_left_out(weeks: Weeks, options: dict[st
     weeks.crown(FIRST_WEEK)
     dataset = weeks.snapshot("a2", make_rows(900, 300, dark=0.3, label="cat"), config=CleanConfig(**options))
     lines = " ".join(weeks.check(dataset)["drift"])
-    assert ("brightness" in lines, "class balance" in lines) == (left_out != "measures", left_out != "classes")
+    assert ("brightness" in lines, "'dog' is gone" in lines) == (left_out != "measures", left_out != "classes")
     printed, [name] = weeks.out(), options
     assert f"clean had other options then ({name} " in printed
     assert (f"{left_out} are not compared" in printed) == bool(left_out)
@@ -243,7 +273,7 @@ def render(workspace: Workspace, comparison: dict[str, Any] | None) -> Page:
     metrics: dict[str, Any] = {}
     if comparison:
         workspace.add_drift("tiny", "key", comparison)
-        lines = [str(finding) for finding in find_drift(comparison, 0.1)]
+        lines = describe_changes(comparison) + [str(finding) for finding in find_drift(comparison, 0.1)]
         metrics = {"drift_comparison": "key", "drift_promotion": 3, "drift_warning": 0.1, "drift": lines}
     record = StepRecord(state="ran", seconds=0.25, metrics=metrics)
     workspace.write_step_record("r", "clean", record)
@@ -263,8 +293,8 @@ def test_the_report_shows_histograms_and_classes(weeks: Weeks) -> None:
         "Against the 400 images that the champion of before (promotion 3) was trained on: 100 of 500 images are" in text
     )
     assert "min_side 0 → 8" in text and "all images now the new images" in text
-    assert "darker: median 0." in text and "class balance" in text
-    assert "<b>owl 0.0% 20.0% +20.0 ± " in text and "100.0% +100.0 ± " in text
+    assert "darker: median 0." in text and "class balance" in text and "class '<b>owl' is new: 100 images" in text
+    assert "class 0 " in text and "+0.0 ± " in text and "+100.0 ± " not in text
 
 
 def test_the_report_of_a_comparison_without_new_images_or_measures(weeks: Weeks) -> None:

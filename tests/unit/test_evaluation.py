@@ -24,7 +24,7 @@ from sklearn.metrics import (
 )
 
 from imagemill.components.dataset.kinds import ClassScores, EvaluationExtra, ModelExtra, NetworkExtra, ProbeFit
-from imagemill.components.dataset.labels import SINGLE
+from imagemill.components.dataset.labels import MULTI, SINGLE, merge_logits, translate_classes
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit, read_dataset
 from imagemill.components.dataset.shards import publish_bytes, read_columns
 from imagemill.components.dataset.workspace import Workspace
@@ -290,6 +290,23 @@ def test_class_unknown_to_the_model_has_no_loss_and_counts_as_wrong() -> None:
     assert (metrics["loss"], metrics["top1"]) == (pytest.approx(-np.log(p)), 0.5)
     assert metrics["brier"] == pytest.approx((2 * (1 - p) ** 2 + p**2 + (1 - p) ** 2 + 1) / 2)
     assert metrics["ece"] == pytest.approx(abs(p - 0.5))
+
+
+def test_predictions_of_a_model_are_scored_under_todays_names() -> None:
+    """Of classes that are one now the probabilities add up, after the temperature too."""
+    names, columns = translate_classes(("ant", "cat", "bee"), {"ant": "insect", "bee": "insect", "cat": "feline"})
+    assert (names, columns.tolist()) == (("insect", "feline"), [0, 1, 0])
+    p = np.array([[0.4, 0.5, 0.1], [0.3, 0.5, 0.2], [0.1, 0.8, 0.1]])
+    logits = [merge_logits(torch.from_numpy(np.log(p) * t), columns, SINGLE) for t in (2.0, 1.0)]
+    score = make_scorer(SINGLE, SINGLE, align_classes(("new", "feline", "insect"), names))
+    rows = score.add(logits[0], batch_of(np.array([1, 2, 2])), logits[1])
+    assert [row["label_probability"] for row in rows] == pytest.approx([0.5, 0.5, 0.2])
+    assert rows[2]["predicted_id"] == 1 and rows[2]["confidence"] == pytest.approx(0.8)
+    assert [row["loss"] for row in rows] == pytest.approx(-np.log([0.5, 0.5, 0.2]))
+    same = torch.randn(2, 3)
+    assert merge_logits(same, translate_classes(("a", "b", "c"), {"b": "z"})[1], SINGLE) is same
+    multi = merge_logits(torch.tensor([[1.0, -3.0, 2.0]]), columns, MULTI)
+    assert multi.tolist() == [[2.0, -3.0]]
 
 
 def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch) -> None:

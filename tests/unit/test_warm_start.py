@@ -238,7 +238,7 @@ def test_head_rows_are_mapped_by_class_name(backbone: str) -> None:
     head = f"{name.rpartition('.')[0]}."
     body = {name: value for name, value in state.items() if not name.startswith(head)}
     spec = ModelSpec(backbone, new, IMAGE)
-    adapted, notes = adapt_champion(state, body, network, spec, Manifest("model", "0", classes=old), config)
+    adapted, notes = adapt_champion(state, body, network, spec, Manifest("model", "0", classes=old), config, {})
     assert adapted.keys() == state.keys()
     parameters = dict(network.named_parameters())
     for name, value in adapted.items():
@@ -252,16 +252,30 @@ def test_head_rows_are_mapped_by_class_name(backbone: str) -> None:
     assert notes == ["the head knows 2 of 3 classes", "shrunk to 0.4, with 0.1 of a new network added"]
 
 
+def test_head_rows_of_renamed_classes_are_kept_and_those_of_merged_ones_averaged() -> None:
+    old, new, backbone = ("ant", "cat", "bee"), ("insect", "new", "feline"), "shufflenet_v2_x0_5"
+    champion, network = make_network(old, 0, backbone), make_network(new, 1, backbone)
+    state, spec = champion.state_dict(), ModelSpec(backbone, new, IMAGE)
+    config = TrainConfig(backbone=backbone, start="champion", shrink=1.0, perturb=0.0)
+    names = {"ant": "insect", "bee": "insect", "cat": "feline"}
+    adapted, notes = adapt_champion(state, {}, network, spec, Manifest("model", "0", classes=old), config, names)
+    for name in ("fc.weight", "fc.bias"):
+        torch.testing.assert_close(adapted[name][0], (state[name][0] + state[name][2]) / 2)
+        assert torch.equal(adapted[name][2], state[name][1])
+        assert torch.equal(adapted[name][1], network.state_dict()[name][1])
+    assert notes == ["the head knows 2 of 3 classes"]
+
+
 def test_weights_are_unchanged_by_default_and_the_head_of_another_task_is_dropped() -> None:
     classes, backbone = ("a", "b"), "shufflenet_v2_x0_5"
     champion, network = make_network(classes, 0, backbone), make_network(classes, 1, backbone)
     state = champion.state_dict()
     spec = ModelSpec(backbone, classes, IMAGE)
     config = resolve(TrainConfig(backbone=backbone, start="champion", weights="/w/model/0"), make_manifest())
-    adapted, notes = adapt_champion(state, state, network, spec, Manifest("model", "0", classes=classes), config)
+    adapted, notes = adapt_champion(state, state, network, spec, Manifest("model", "0", classes=classes), config, {})
     assert not notes and all(torch.equal(value, state[name]) for name, value in adapted.items())
     other = Manifest("model", "0", classes=classes, task="multi")
-    adapted, notes = adapt_champion(state, state, network, spec, other, config)
+    adapted, notes = adapt_champion(state, state, network, spec, other, config, {})
     assert state.keys() - adapted.keys() == {"fc.weight", "fc.bias"} and notes == ["the head knows 0 of 2 classes"]
 
 
