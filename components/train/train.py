@@ -24,7 +24,7 @@ from ..storage import uri as uris
 from ..storage.errors import UserError
 from .artifact.publish import collect_facts, publish_onnx_and_card, read_samples
 from .augment.external import resolve_pipeline
-from .config import VERSION, WEIGHTS, TrainConfig
+from .config import AUTO, CPU_SECONDS, VERSION, WEIGHTS, TrainConfig
 from .expected_input import describe_conversion
 from .features import make_features
 from .loop.checkpoint import TrainingState, discard_checkpoints
@@ -34,10 +34,11 @@ from .loop.head_solver import VERSION as SOLVER_VERSION
 from .loop.head_solver import HeadSolution, solve_head
 from .loop.history import diagnose, publish_history
 from .loop.validation import Validator, fit_detector
+from .mirror_probe import probe_flips
 from .mlflow_run import NONE, MlflowRun, choose_experiment, open_run
 from .preflight import find_warnings
 from .pretrained_weights import find_initial_model, identify_weights, load_pretrained
-from .recipes import describe_recipe, explain_choice, explain_epochs, resolve
+from .recipes import chooses_epochs, describe_recipe, explain_choice, resolve
 from .warm_start import apply_start, check_exists, find_start
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def train(requested: TrainConfig, context: Context) -> Outcome:
         fingerprint_values |= {"solver": SOLVER_VERSION}
     if config.augment_pipeline:  # counts by its content, wherever it is stored
         fingerprint_values |= {"augment_pipeline": resolve_pipeline(config.augment_pipeline)[1]}
+    if requested.epochs is None and not config.time:  # planned by machine and validation
+        fingerprint_values |= {"planned": True}
     target = open_target(config, tensors, context)
     if target:
         fingerprint_values |= {"domain_adversarial": target.fingerprint}
@@ -72,11 +75,10 @@ def train(requested: TrainConfig, context: Context) -> Outcome:
         if not is_cached and choose_processes(config) > comm.world_size:
             run_processes(requested, context.run, processes, stop_request)
         elif not is_cached:
-            recipe = explain_choice(apply_start(requested, start, context), tensors.manifest)
-            recipe += explain_epochs(requested, config, tensors.manifest)
+            requested = apply_start(requested, start, context)
             mlflow = open_run(config.mlflow if comm.is_main else NONE, uris.basename(uri))
             with mlflow.mark_failures():
-                _train_and_commit(_Job(tensors, target, start, uri, config, context, comm, recipe, mlflow))
+                _train_and_commit(_Job(tensors, target, start, uri, requested, config, context, comm, mlflow))
         comm.close()
     dataset = read_dataset(uri, "model")
     extra = ModelExtra.of(dataset.manifest)
@@ -97,18 +99,18 @@ class _Job:
         target: the dataset of `domain_adversarial`.
         start: the champion whose weights initialize the network.
         uri: URI of the model to commit.
+        requested: what is set in it was asked for, or follows from `start`.
         config: resolved, every option has a value.
-        recipe_lines: why this recipe and these epochs were chosen.
     """
 
     tensors: Dataset
     target: Dataset | None
     start: WarmStart | None
     uri: str
+    requested: TrainConfig
     config: TrainConfig
     context: Context
     comm: Communicator
-    recipe_lines: list[str]
     mlflow: MlflowRun
 
 
@@ -130,8 +132,9 @@ def _train_and_commit(job: _Job) -> None:
 
     from .loop.trainer import Trainer
 
+    _check_enough_images(job.tensors, job.comm.world_size)
+    job, flip_line = _decide_flips(job)
     config, context, comm = job.config, job.context, job.comm
-    _check_enough_images(job.tensors, comm.world_size)
     if job.start:
         check_exists(job.start, context)
     initial = find_initial_model(config, context.workspace)
@@ -142,7 +145,7 @@ def _train_and_commit(job: _Job) -> None:
     _check_image_size(network, spec)
     origin = load_pretrained(network, spec, config)
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    recipe_lines = _report_beginning(job, spec, f"{origin}, {parameters / 1e6:.1f} M parameters", device)
+    recipe_lines = flip_line + _report_beginning(job, spec, f"{origin}, {parameters / 1e6:.1f} M parameters", device)
     events_uri = context.workspace.run_file_uri(context.run, "tensorboard") if config.tensorboard else ""
     started = time.monotonic()
     features = make_features(network, job.tensors, config, device, context, comm) if comm.is_main else None
@@ -154,6 +157,9 @@ def _train_and_commit(job: _Job) -> None:
     trainer = Trainer(network, job.tensors, config, device, job.uri, context, comm, events_uri, solution, job.target)
     trainer.log_epoch = job.mlflow.log_epoch
     trainer.preparation_seconds = time.monotonic() - started
+    trainer.goes_on = chooses_epochs(job.requested, config, job.tensors.manifest)
+    if device.type == "cpu" and job.requested.epochs is None and not config.time:
+        trainer.seconds = CPU_SECONDS
     state = trainer.run()
     if comm.is_main:
         probe = solution.summarize() if solution else None
@@ -167,6 +173,19 @@ def _train_and_commit(job: _Job) -> None:
         model = _load_best_and_calibrate(job, model, trainer.validator)
         _commit_model(job, initial, features, model)
     comm.wait_for_main()  # until it has committed
+
+
+def _decide_flips(job: _Job) -> tuple[_Job, list[str]]:
+    """Return the job with `flip` true or false, and a line on what the images showed where they turned flips off."""
+    if job.config.flip != AUTO:
+        return job, []
+    is_used = not job.config.augment_pipeline and job.config.recipe != "probe"
+    result = probe_flips(job.tensors) if is_used and job.comm.is_main else None
+    hurts = bool(job.comm.broadcast(float(result is not None and result.flips_hurt))[0])
+    job = replace(job, config=replace(job.config, flip="false" if hurts else "true"))
+    if hurts and result:
+        job.context.say(result.describe())
+    return job, [result.describe()] if hurts and result else []
 
 
 def _make_spec(config: TrainConfig, tensors: Dataset) -> ModelSpec:
@@ -184,7 +203,11 @@ def _report_beginning(job: _Job, spec: ModelSpec, network_summary: str, device: 
     config, context, processes = job.config, job.context, job.comm.world_size
     devices = f"{processes} processes, each on {device.type}" if processes > 1 else str(device)
     context.say(f"{config.backbone} {network_summary}, {len(spec.classes)} classes, on {devices}")
-    lines = [*job.recipe_lines, *describe_recipe(config), *([describe_target(job.target)] if job.target else [])]
+    lines = [
+        *explain_choice(job.requested, job.tensors.manifest),
+        *describe_recipe(config),
+        *([describe_target(job.target)] if job.target else []),
+    ]
     for line in lines:
         context.say(line)
     for line in find_warnings(config, job.tensors.manifest, spec):
