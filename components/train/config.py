@@ -14,14 +14,16 @@ from ..step.config import METRIC_HELP, METRICS, Scalar, StepConfig, device_optio
 from ..storage import uri as uris
 from ..storage.errors import wrong
 
-VERSION = 2
+VERSION = 3
 """Version of the step in fingerprints, raised when the same tensors and config must give another model."""
 RECIPES = ("auto", "plain", "probe", "finetune", "small", "standard", "large")
 HEADS = ("solved", "trained")
 WEIGHTS, CHAMPION = "weights", "champion"
 """Values of `start`."""
 AUTO, NO_WEIGHTS = "auto", "none"
-"""Values of `weights` that are no weights; `pretrained_weights.choose_weights` replaces them."""
+"""Values of `weights` that are no weights (`pretrained_weights.choose_weights` replaces them); of `flip` the first."""
+CPU_SECONDS = 600.0
+"""Time of a training on a CPU whose epochs and time are unset."""
 POLICIES = ("none", "randaugment", "trivialaugment", "autoaugment")
 _RECIPE = "(default: by the recipe)"
 
@@ -78,8 +80,9 @@ class TrainConfig(StepConfig):
     )
     metric: str = option("macro_f1", METRIC_HELP, choices=METRICS)  # counts by class_balance, and for a solved head
     time: str = option(
-        "", "time that training may take, such as 90s, 10m or 2h: what is best by then is kept (default: any)"
-    )
+        "", "time that training may take, such as 90s, 10m or 2h: the epochs that fit are planned on the first "
+        "batches, and what is best by then is kept (default: any; 10m on a CPU where --epochs is unset)"
+    )  # fmt: skip
     epochs: int = option(None, f"passes over the training images {_RECIPE}", low=1, high=100_000)
     batch_size: int = option(
         32,
@@ -173,9 +176,10 @@ class TrainConfig(StepConfig):
         by_preset=True,
     )
     flip: str = option(
-        "true",
-        "mirror half of the images; never for text, digits or arrows (default: by the preset; true)",
-        choices=("true", "false"),
+        AUTO,
+        "mirror half of the images; auto: unless the training images show that mirrored ones are not known again, as "
+        "of text and digits (default: by the preset; auto)",
+        choices=(AUTO, "true", "false"),
         by_preset=True,
     )
     vertical_flip: str = option(
@@ -303,8 +307,8 @@ class TrainConfig(StepConfig):
 
     @property
     def flips(self) -> bool:
-        """Return whether half of the images are mirrored."""
-        return self.flip == "true"
+        """Return whether half of the images are mirrored; `auto` means so until the images show that it hurts."""
+        return self.flip != "false"
 
     @property
     def weights_are_named(self) -> bool:

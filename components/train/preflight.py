@@ -97,7 +97,7 @@ def _check_flips(training: _Training) -> Iterator[str]:
             yield "flip: a mirrored b is a d, and half of the images are mirrored in a preset for text (--flip false)"
         elif pair := find_mirrored(names):
             yield (
-                f"flip: half of the images are mirrored, and {pair[0]!r} may be {pair[1]!r} in a mirror: their labels "
+                f"flip: half of the images are mirrored, and {pair[0]!r} is {pair[1]!r} in a mirror: their labels "
                 "would be wrong (--flip false)"
             )
     turns_upside_down = config.vertical_flip == "true" or config.rotate >= 90
@@ -258,11 +258,9 @@ def _check_options_without_effect(training: _Training) -> Iterator[str]:
 
 ClassPair = tuple[str, str]
 _SIDES = {"left": "right", "leftward": "rightward", "leftwards": "rightwards", "clockwise": "counterclockwise",
-          "l": "r", "lt": "rt", "west": "east"}  # fmt: skip
+          "west": "east"}  # fmt: skip
 _ENDS = {"up": "down", "upward": "downward", "upwards": "downwards", "top": "bottom", "upper": "lower",
          "north": "south", "above": "below"}  # fmt: skip
-_MIRRORED = {"b": "d", "p": "q", "<": ">", "(": ")", "[": "]", "/": "\\", "2": "5", "s": "z", "j": "l",
-             "←": "→", "«": "»"}  # fmt: skip
 _UPENDED = {"6": "9", "n": "u", "m": "w", "p": "d", "b": "q", "↑": "↓", "^": "v"}
 _COLORS = {
     "red", "green", "blue", "yellow", "orange", "purple", "violet", "pink", "brown", "black", "white", "grey", "gray",
@@ -272,8 +270,9 @@ _COLORS = {
 
 
 def find_mirrored(names: Sequence[str]) -> ClassPair | None:
-    """Return two classes that a horizontal flip swaps: turn-left and turn-right, b and d."""
-    return _find_swapped(names, _SIDES, _MIRRORED)
+    """Return two classes that a horizontal flip swaps by their words: turn-left and turn-right. `mirror_probe` looks
+    at the pixels."""
+    return _find_swapped(names, _SIDES, {})
 
 
 def find_upended(names: Sequence[str]) -> ClassPair | None:

@@ -41,17 +41,18 @@ STANDARD: Values = PLAIN | _AFFINE | _JITTER | {
     "mixup_probability": 0.1, "cutmix_probability": 0.1,  # N has 0.4 each; ten epochs are too short for that (O)
 }  # fmt: skip
 """Thousands to tens of thousands of images. From scratch the epochs are by their number."""
-MIN_UPDATES, MIN_EPOCHS, MAX_EPOCHS = 1_000, 30, 90
-"""Of `standard` from scratch. Batches of `UPDATE_IMAGES` that it takes at least, whatever the number of images (O; M:
+LONG_ENOUGH = ("small", "standard", "finetune")
+"""Recipes whose epochs are by the number of images, unless the weights have others."""
+MIN_UPDATES, MIN_EPOCHS, MAX_EPOCHS = 1_000, 30, 300
+"""Of these, from scratch. Batches of `UPDATE_IMAGES` that it takes at least, whatever the number of images (O; M:
 on the demo's 560, 140 of them give 0.56 macro-F1 on its harder test images and 280 give 0.65, one seed, 64 pixels).
 Epochs at least: small networks learn CIFAR-10's 50,000 images in about 30 (entries of DAWNBench, Coleman et al., 2017);
-and at most, as `large`."""
+and at most, for a hundred images and fewer."""
 UPDATE_IMAGES = 32
 
 SMALL: Values = PLAIN | {
-    "epochs": 20,  # an epoch is short, and augmentation lets none be like another
     "weight_decay": 0.05,
-    "early_stopping": 8,  # N; over a third of the training, since validation of few images wavers
+    "early_stopping": 8,  # N; from scratch a third of the training, since validation of few images wavers
     "rotate": 20.0, "translate": 0.1, "zoom": 0.15, "shear": 8.0, "perspective": 0.1,  # N: strong geometry
     "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.05, "grayscale": 0.1,  # N: and color
     "blur": 0.1, "noise": 0.1, "jpeg_artifacts": 0.1, "erasing": 0.25,  # N
@@ -84,7 +85,7 @@ PRETRAINED: dict[str, Values] = {
     "plain": {},
     "probe": {},
     # Few images: a random head would spoil what the layers below know (Kumar et al., 2022), so it is solved first.
-    "small": {"weight_decay": 0.01, "probe_epochs": 1, "unfreeze_epochs": 5, "backbone_rate": 0.3},
+    "small": {"epochs": 20, "weight_decay": 0.01, "probe_epochs": 1, "unfreeze_epochs": 5, "backbone_rate": 0.3},
     # N: 20 epochs is the users' reference run.
     "standard": {
         "epochs": 20,

@@ -148,9 +148,11 @@ def _choose_values(name: str, config: TrainConfig, traits: DatasetTraits) -> Val
     with_weights = tables.WARM if config.start == CHAMPION else tables.PRETRAINED
     changes = with_weights[name] if config.weights else {}
     values = tables.RECIPES[name] | changes
-    if name in ("standard", "finetune") and "epochs" not in changes:
+    if name in tables.LONG_ENOUGH and "epochs" not in changes:
         epochs = traits.epochs or choose_epochs(traits.images)
         values |= {"epochs": math.ceil(min(epochs, tables.MIN_EPOCHS) / 3) if config.start == CHAMPION else epochs}
+        if values["early_stopping"]:
+            values |= {"early_stopping": math.ceil(values["epochs"] / 3)}
     by_optimizer: Values = {"weight_decay": tables.SGD_DECAY} if config.optimizer == "sgd" else {}
     if name == "plain":
         return values | by_optimizer
@@ -176,24 +178,16 @@ def _choose_values(name: str, config: TrainConfig, traits: DatasetTraits) -> Val
 
 
 def choose_epochs(images: int) -> int:
-    """Return the epochs of `standard` from scratch on so many images: 30, and for fewer images as many more as give a
-    thousand batches of 32, up to 90."""
+    """Return the epochs of a training from scratch on so many images: 30, and for fewer images as many more as give a
+    thousand batches of 32, up to 300."""
     updates_per_epoch = max(1, images) / tables.UPDATE_IMAGES
     return max(tables.MIN_EPOCHS, min(tables.MAX_EPOCHS, math.ceil(tables.MIN_UPDATES / updates_per_epoch)))
 
 
-def explain_epochs(requested: TrainConfig, config: TrainConfig, tensors: Manifest) -> list[str]:
-    """Return a line on the epochs that the number of images chose, none where something else did."""
-    traits = DatasetTraits.of(tensors)
-    if requested.epochs is not None or config.recipe != "standard" or config.weights:
-        return []
-    if traits.epochs:
-        reason = "the source of these images recommends them"
-    elif choose_epochs(traits.images) == tables.MIN_EPOCHS:
-        reason = f"what a training from scratch takes at least; {traits.images:,} images make them long enough"
-    else:
-        reason = f"{traits.images:,} images make short ones, and a training takes {tables.MIN_UPDATES:,} batches"
-    return [f"{config.epochs} epochs: {reason} (--epochs)"]
+def chooses_epochs(requested: TrainConfig, config: TrainConfig, tensors: Manifest) -> bool:
+    """Return whether the epochs are those of `choose_epochs`, after which training goes on while validation rises."""
+    is_unset = requested.epochs is None and not config.weights
+    return is_unset and config.recipe in tables.LONG_ENOUGH and not DatasetTraits.of(tensors).epochs
 
 
 def choose_layer_decay(backbone: str) -> float:
@@ -289,7 +283,7 @@ def _list_augmentation(config: TrainConfig) -> list[str]:
     if config.augment_pipeline:
         return [f"the pipeline {uris.redact(config.augment_pipeline)}"]
     parts = [f"crops of {config.crop_scale:g} to 1 of the area"] if config.crop_scale < 1 else []
-    parts += ["flips"] if config.flips else []
+    parts += ["flips"] if config.flip == "true" else []
     parts += ["vertical flips"] if config.vertical_flip == "true" else []
     policies = {"randaugment": f"RandAugment {config.policy_ops}/{config.policy_magnitude}",
                 "trivialaugment": "TrivialAugment", "autoaugment": f"AutoAugment ({config.policy_set})"}  # fmt: skip

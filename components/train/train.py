@@ -24,7 +24,7 @@ from ..storage import uri as uris
 from ..storage.errors import UserError
 from .artifact.publish import collect_facts, publish_onnx_and_card, read_samples
 from .augment.external import resolve_pipeline
-from .config import VERSION, WEIGHTS, TrainConfig
+from .config import AUTO, CPU_SECONDS, VERSION, WEIGHTS, TrainConfig
 from .expected_input import describe_conversion
 from .features import make_features
 from .loop.checkpoint import TrainingState, discard_checkpoints
@@ -34,23 +34,25 @@ from .loop.head_solver import VERSION as SOLVER_VERSION
 from .loop.head_solver import HeadSolution, solve_head
 from .loop.history import diagnose, publish_history
 from .loop.validation import Validator, fit_detector
+from .mirror_probe import probe_flips
 from .mlflow_run import NONE, MlflowRun, choose_experiment, open_run
 from .preflight import find_warnings
 from .pretrained_weights import choose_weights, find_initial_model, identify_weights, load_pretrained
-from .recipes import describe_recipe, explain_choice, explain_epochs, resolve
+from .recipes import chooses_epochs, describe_recipe, explain_choice, resolve
 from .warm_start import apply_start, check_exists, find_label_map, find_start
 
 if TYPE_CHECKING:
     import torch
 
 
-def train(requested: TrainConfig, context: Context) -> Outcome:
+def train(asked: TrainConfig, context: Context) -> Outcome:
     """Train a model on a tensors dataset, in one process or several, unless there is one with this fingerprint."""
-    tensors = context.parent("tensors", requested.tensors, "tensors")
-    start, weights_line = find_start(requested, tensors, context), ""
+    tensors = context.parent("tensors", asked.tensors, "tensors")
+    start, weights_line = find_start(asked, tensors, context), ""
+    requested = apply_start(asked, start, context)
     if start is None:  # decided here once, for all processes of the training
-        requested, weights_line = choose_weights(apply_start(requested, start, context), tensors, context)
-    config = resolve(apply_start(requested, start, context), tensors.manifest)
+        requested, weights_line = choose_weights(requested, tensors, context)
+    config = resolve(requested, tensors.manifest)
     fingerprint_values = config.fingerprint_values() | context.rerun_salt()
     fingerprint_values |= {"start": start.weights_sha256} if start else identify_weights(config)
     fingerprint_values |= describe_conversion(config, tensors.manifest.image_spec)
@@ -59,6 +61,8 @@ def train(requested: TrainConfig, context: Context) -> Outcome:
         fingerprint_values |= {"solver_metric": config.metric} if config.metric != "macro_f1" else {}
     if config.augment_pipeline:  # counts by its content, wherever it is stored
         fingerprint_values |= {"augment_pipeline": resolve_pipeline(config.augment_pipeline)[1]}
+    if requested.epochs is None and not config.time:  # planned by machine and validation
+        fingerprint_values |= {"planned": True}
     target = open_target(config, tensors, context)
     if target:
         fingerprint_values |= {"domain_adversarial": target.fingerprint}
@@ -75,14 +79,12 @@ def train(requested: TrainConfig, context: Context) -> Outcome:
         if not is_cached and choose_processes(config) > comm.world_size:
             if weights_line:
                 context.say(weights_line)
-            run_processes(requested, context.run, processes, stop_request)
+            run_processes(asked if start else requested, context.run, processes, stop_request)
         elif not is_cached:
-            recipe = [weights_line] if weights_line else []
-            recipe += explain_choice(apply_start(requested, start, context), tensors.manifest)
-            recipe += explain_epochs(requested, config, tensors.manifest)
             mlflow = open_run(config.mlflow if comm.is_main else NONE, uris.basename(uri))
             with mlflow.mark_failures():
-                _train_and_commit(_Job(tensors, target, start, uri, requested, config, context, comm, recipe, mlflow))
+                job = _Job(tensors, target, start, uri, asked, requested, config, context, comm, mlflow, weights_line)
+                _train_and_commit(job)
         comm.close()
     dataset = read_dataset(uri, "model")
     extra = ModelExtra.of(dataset.manifest)
@@ -103,21 +105,23 @@ class _Job:
         target: the dataset of `domain_adversarial`.
         start: the champion whose weights initialize the network.
         uri: URI of the model to commit.
-        requested: the options as the user set them.
+        asked: the options as the user set them.
+        requested: these with what `start` and `weights` mean now.
         config: resolved, every option has a value.
-        recipe_lines: why this recipe and these epochs were chosen.
+        weights_line: why `--weights auto` starts from scratch, or an empty text.
     """
 
     tensors: Dataset
     target: Dataset | None
     start: WarmStart | None
     uri: str
+    asked: TrainConfig
     requested: TrainConfig
     config: TrainConfig
     context: Context
     comm: Communicator
-    recipe_lines: list[str]
     mlflow: MlflowRun
+    weights_line: str
 
 
 @dataclass(frozen=True)
@@ -138,8 +142,9 @@ def _train_and_commit(job: _Job) -> None:
 
     from .loop.trainer import Trainer
 
+    _check_enough_images(job.tensors, job.comm.world_size)
+    job, flip_line = _decide_flips(job)
     config, context, comm = job.config, job.context, job.comm
-    _check_enough_images(job.tensors, comm.world_size)
     if job.start:
         check_exists(job.start, context)
     initial = find_initial_model(config, context.workspace)
@@ -150,7 +155,7 @@ def _train_and_commit(job: _Job) -> None:
     _check_image_size(network, spec)
     origin = load_pretrained(network, spec, config, find_label_map(job.tensors))
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    recipe_lines = _report_beginning(job, spec, f"{origin}, {parameters / 1e6:.1f} M parameters", device)
+    recipe_lines = flip_line + _report_beginning(job, spec, f"{origin}, {parameters / 1e6:.1f} M parameters", device)
     events_uri = context.workspace.run_file_uri(context.run, "tensorboard") if config.tensorboard else ""
     started = time.monotonic()
     features = make_features(network, job.tensors, config, device, context, comm) if comm.is_main else None
@@ -162,6 +167,9 @@ def _train_and_commit(job: _Job) -> None:
     trainer = Trainer(network, job.tensors, config, device, job.uri, context, comm, events_uri, solution, job.target)
     trainer.log_epoch = job.mlflow.log_epoch
     trainer.preparation_seconds = time.monotonic() - started
+    trainer.goes_on = chooses_epochs(job.requested, config, job.tensors.manifest)
+    if device.type == "cpu" and job.requested.epochs is None and not config.time:
+        trainer.seconds = CPU_SECONDS
     state = trainer.run()
     if comm.is_main:
         probe = solution.summarize() if solution else None
@@ -175,6 +183,19 @@ def _train_and_commit(job: _Job) -> None:
         model = _load_best_and_calibrate(job, model, trainer.validator)
         _commit_model(job, initial, features, model)
     comm.wait_for_main()  # until it has committed
+
+
+def _decide_flips(job: _Job) -> tuple[_Job, list[str]]:
+    """Return the job with `flip` true or false, and a line on what the images showed where they turned flips off."""
+    if job.config.flip != AUTO:
+        return job, []
+    is_used = not job.config.augment_pipeline and job.config.recipe != "probe"
+    result = probe_flips(job.tensors) if is_used and job.comm.is_main else None
+    hurts = bool(job.comm.broadcast(float(result is not None and result.flips_hurt))[0])
+    job = replace(job, config=replace(job.config, flip="false" if hurts else "true"))
+    if hurts and result:
+        job.context.say(result.describe())
+    return job, [result.describe()] if hurts and result else []
 
 
 def _make_spec(config: TrainConfig, tensors: Dataset) -> ModelSpec:
@@ -195,7 +216,12 @@ def _report_beginning(job: _Job, spec: ModelSpec, network_summary: str, device: 
         f"{processes} processes, each on {device.type} with {share} images a batch" if processes > 1 else str(device)
     )
     context.say(f"{config.backbone} {network_summary}, {len(spec.classes)} classes, on {devices}")
-    lines = [*job.recipe_lines, *describe_recipe(config), *([describe_target(job.target)] if job.target else [])]
+    lines = [
+        *([job.weights_line] if job.weights_line else []),
+        *explain_choice(job.requested, job.tensors.manifest),
+        *describe_recipe(config),
+        *([describe_target(job.target)] if job.target else []),
+    ]
     for line in lines:
         context.say(line)
     for line in find_warnings(config, job.tensors.manifest, spec):
@@ -266,11 +292,11 @@ def _check_image_size(network: Any, spec: ModelSpec) -> None:
         raise image_size_error(spec, error) from None
 
 
-def _list_requested(requested: TrainConfig) -> dict[str, Any]:
+def _list_asked(asked: TrainConfig) -> dict[str, Any]:
     """Return the options that count and that the user, or a preset, has set to other values than the defaults."""
-    others = {name: getattr(requested, name) for name in ("recipe", "start")}
+    others = {name: getattr(asked, name) for name in ("recipe", "start")}
     changed = {name: value for name, value in others.items() if value != getattr(TrainConfig, name)}
-    return requested.fingerprint_values() | changed
+    return asked.fingerprint_values() | changed
 
 
 def _publish_files(job: _Job, initial: Dataset | None, model: _TrainedModel) -> Manifest:
@@ -311,7 +337,7 @@ def _publish_files(job: _Job, initial: Dataset | None, model: _TrainedModel) -> 
             best_epoch=state.best_epoch,
             epochs=state.epoch,
             history=state.history,
-            requested=_list_requested(job.requested),
+            requested=_list_asked(job.asked),
             **vars(spec.extra),
         ),
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 from test_recipes import make_manifest as tensors
@@ -14,7 +13,6 @@ from trained import make_tensors, settings, trainer
 from imagemill.components.dataset.manifest import Dataset, Manifest
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.loop.history import count_epochs
 from imagemill.components.train.recipes import explain_choice
 
 
@@ -68,19 +66,6 @@ def test_invalid_time_budget_is_rejected(text: str) -> None:
         TrainConfig.from_values({"time": text})
 
 
-def row(seconds: float, updates: int = 5) -> dict[str, Any]:
-    return {"seconds": seconds, "updates": updates}
-
-
-def test_the_epochs_that_fit_are_counted_from_the_first_that_took_steps() -> None:
-    assert count_epochs(20, math.inf, [row(9)]) == 20
-    assert count_epochs(20, 100, []) == count_epochs(20, 100, [row(30, 0)]) == 20, "not known yet"
-    assert count_epochs(20, 100, [row(30, 0), row(20)]) == 4  # two are done, and 50 seconds are left
-    assert count_epochs(20, 100, [row(30, 0), row(20), row(60), row(60)]) == 4, "the first one counts"
-    assert count_epochs(3, 100, [row(1)]) == 3
-    assert count_epochs(20, 100, [row(200)]) == 1
-
-
 SOLVED = {"backbone": "shufflenet_v2_x0_5", "weights": "somewhere", "head": "solved", "probe_epochs": 1}
 
 
@@ -102,7 +87,7 @@ def test_a_training_ends_in_time_with_its_best_epoch(
 def test_the_schedule_ends_with_the_epochs_that_fit(small: Dataset, tmp_path: Path) -> None:
     training = trainer(small, tmp_path, settings(small, **SOLVED, epochs=100_000, time="3s"))
     state = training.run()
-    assert 2 <= training.epochs < 100_000
+    assert 2 <= training.epochs < 100_000 and training.epochs == state.planned_epochs
     assert training.stepper.schedule.steps == 5 * (training.epochs - 1), "five batches in each but the first"
     assert state.epoch <= training.epochs
 

@@ -16,7 +16,7 @@ from imagemill.components.step.presets import NAMES
 from imagemill.components.train.config import RECIPES, TrainConfig
 from imagemill.components.train.recipe_values import BY_PRESET, COLOR, OWN_DROPOUT, PER_IMAGE, PLAIN, PRETRAINED
 from imagemill.components.train.recipe_values import RECIPES as TABLES
-from imagemill.components.train.recipes import choose_epochs, choose_layer_decay, explain_epochs, resolve
+from imagemill.components.train.recipes import choose_epochs, choose_layer_decay, chooses_epochs, resolve
 
 FROM_SCRATCH = tuple(recipe for recipe in RECIPES if recipe not in ("probe", "finetune"))
 """Recipes that need no pretrained weights."""
@@ -73,23 +73,21 @@ def test_plain_recipe_has_crops_and_flips_only() -> None:
         assert config.class_balance == "none" and config.layer_decay == config.backbone_rate == 1
 
 
-def test_epochs_of_standard_from_scratch_are_by_the_number_of_images() -> None:
-    """A thousand batches of 32 at least, in 30 to 90 epochs; the source may recommend others, users overrule both."""
-    for images, epochs in ((300, 90), (560, 58), (1_066, 31), (1_067, 30), (5_000, 30), (99_999, 30)):
+def test_epochs_from_scratch_are_by_the_number_of_images() -> None:
+    """A thousand batches of 32 at least, in 30 to 300 epochs; the source may recommend others, users overrule both."""
+    for images, epochs in ((30, 300), (325, 99), (560, 58), (1_066, 31), (1_067, 30), (5_000, 30), (99_999, 30)):
         manifest = make_manifest(images, 2)
-        config = resolve_config(manifest, recipe="standard")
-        assert config.epochs == choose_epochs(images) == epochs
-        [line] = explain_epochs(TrainConfig(recipe="standard"), config, manifest)
-        assert line.startswith(f"{epochs} epochs: ") and f"{images:,} images" in line
-        assert resolve_config(manifest, recipe="standard", epochs=4).epochs == 4
-        assert not explain_epochs(
-            TrainConfig(epochs=4), resolve_config(manifest, recipe="standard", epochs=4), manifest
-        )
-        assert resolve_config(manifest, recipe="standard", weights="DEFAULT").epochs == 20
+        assert choose_epochs(images) == epochs
+        for recipe in ("small", "standard"):
+            config = resolve_config(manifest, recipe=recipe)
+            assert config.epochs == epochs and chooses_epochs(TrainConfig(), config, manifest)
+            assert not chooses_epochs(TrainConfig(epochs=4), config, manifest)
+            assert resolve_config(manifest, recipe=recipe, epochs=4).epochs == 4
+            with_weights = resolve_config(manifest, recipe=recipe, weights="DEFAULT")
+            assert with_weights.epochs == 20 and not chooses_epochs(TrainConfig(), with_weights, manifest)
+    assert resolve_config(make_manifest(325, 2), recipe="small").early_stopping == 33, "a third"
     demo = replace(make_manifest(), extra=TensorsExtra(epochs=8))
-    assert resolve_config(demo).epochs == 8
-    assert "the source" in explain_epochs(TrainConfig(), resolve_config(demo), demo)[0]
-    assert resolve_config(demo, recipe="small").epochs == 20
+    assert resolve_config(demo).epochs == 8 and not chooses_epochs(TrainConfig(), resolve_config(demo), demo)
 
 
 def test_recipes_set_every_unset_option_and_no_other() -> None:
@@ -154,7 +152,7 @@ def test_moving_average_spans_a_tenth_of_the_training() -> None:
     assert resolve_config(epochs=10).ema == pytest.approx(1 - 10 / (10 * 17), abs=1e-4)
     assert resolve_config(epochs=100).ema == pytest.approx(1 - 10 / (100 * 17), abs=1e-4)
     assert resolve_config(make_manifest(1_300_000, 1000), batch_size=256).ema == 0.9999
-    assert resolve_config(make_manifest(2, 2)).ema == 0.9
+    assert resolve_config(make_manifest(2, 2), epochs=20).ema == 0.9
 
 
 def test_head_is_trained_first_on_few_images_with_weights() -> None:

@@ -39,6 +39,9 @@ class TrainingState:
         seconds: time spent in the current epoch.
         waiting: seconds of that in which the loop waited for data.
         number: checkpoints saved.
+        planned_epochs: as `Trainer.epochs`; 0 before any plan.
+        planned_batches: of each epoch; 0 for all.
+        round_start: epochs done when the learning rate last rose from zero.
         history: a row for each epoch done.
         best_weights: of epoch `best_epoch`, on the CPU; the main process has them.
         loss_sum: sum of the losses of this rank's images in the current epoch, float64 on the device.
@@ -51,6 +54,9 @@ class TrainingState:
     seconds: float = 0.0
     waiting: float = 0.0
     number: int = 0
+    planned_epochs: int = 0
+    planned_batches: int = 0
+    round_start: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0
     best_weights: State = field(default_factory=dict)

@@ -1,11 +1,9 @@
-"""The course of a training, a row for each epoch: as Parquet beside the model, as TensorBoard events, judged. And the
-number of epochs that fit into a training's time."""
+"""The course of a training, a row for each epoch: as Parquet beside the model, as TensorBoard events, judged."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -159,26 +157,3 @@ def diagnose(history: Sequence[EpochRow], best_epoch: int, has_hard_targets: boo
             "learning_rate or more epochs may help"
         )
     return ""
-
-
-class OutOfTime(Exception):
-    """Raised between two batches when the time is spent; the epochs so far count."""
-
-
-def count_epochs(epochs: int, seconds: float, history: Sequence[EpochRow]) -> int:
-    """Return how many of `epochs` fit into `seconds`, by the first row of the history that took optimizer steps.
-
-    A function of the history alone, so that a training that was interrupted has the same schedule.
-    """
-    if math.isinf(seconds):
-        return epochs
-    for number, row in enumerate(history, 1):
-        if row["updates"]:
-            left = seconds - sum_seconds(history[:number])
-            return max(number, min(epochs, number + int(left // max(row["seconds"], 1e-3))))
-    return epochs
-
-
-def sum_seconds(history: Sequence[EpochRow]) -> float:
-    """Return the seconds of all epochs."""
-    return sum(float(row["seconds"]) for row in history)

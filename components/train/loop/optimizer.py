@@ -26,21 +26,25 @@ _EMBEDDINGS = ("class_token", "cls_token", "pos_embedding", "pos_embed", "relati
 
 @dataclass(frozen=True)
 class LearningRateSchedule:
-    """Linear warm-up to `peak`, then half a cosine to zero (Loshchilov and Hutter, "SGDR", 2017), over `steps`.
+    """Linear warm-up to `peak`, then half a cosine to zero (Loshchilov and Hutter, "SGDR", 2017), up to step `steps`.
 
-    `warmup` is the share of the steps in which the rate rises.
+    `warmup` is the share of the steps from `start` on in which the rate rises.
     """
 
     peak: float
     steps: int
     warmup: float
+    start: int = 0
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
-        warmup_steps = round(self.warmup * self.steps)
+        if step < self.start:
+            return 0.0
+        step, steps = step - self.start, self.steps - self.start
+        warmup_steps = round(self.warmup * steps)
         if step < warmup_steps:
             return self.peak * ((step + 1) / warmup_steps)
-        progress = (step - warmup_steps) / max(1, self.steps - warmup_steps)
+        progress = (step - warmup_steps) / max(1, steps - warmup_steps)
         return self.peak * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 

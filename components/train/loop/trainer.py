@@ -19,9 +19,10 @@ from .checkpoint import Learner, TrainingState, load_checkpoint, save_checkpoint
 from .distributed import Communicator, synchronize_batch_norm
 from .domain_adversary import DomainAdversary
 from .head_solver import HeadSolution
-from .history import EpochRow, EventFile, OutOfTime, count_epochs, open_events, sum_seconds
+from .history import EpochRow, EventFile, open_events
 from .losses import balance_classes
 from .optimizer import LearningRateSchedule, MovingAverage, count_trainable_blocks, make_optimizer
+from .planning import MEASURED_BATCHES, OutOfTime, Plan, Planner, sum_seconds
 from .stepper import Stepper, choose_autocast_dtype
 from .training_batches import TrainingBatches
 from .validation import Validator
@@ -50,9 +51,12 @@ class Trainer:
         target: tensors of unlabeled images, to whose domain the features are adapted; None for no adaptation.
         log_epoch: called by the main process with the row of each epoch.
         preparation_seconds: time that went into the features and the solution.
+        seconds: that training may take where the config's `time` is unset.
+        goes_on: train further rounds of as many epochs while validation rises.
 
     Attributes:
-        epochs: planned number of epochs, fewer than the config's where they do not fit into its time.
+        epochs: planned number of epochs, fewer than the config's where they do not fit into the time, more where
+            training goes on.
         events: the writer of these files while `run` is under way.
         _counted_until: time (`time.monotonic()`) up to which `state.seconds` counts the current epoch.
         _last_checkpoint: time of the last checkpoint in this process, or of the start.
@@ -72,6 +76,8 @@ class Trainer:
     target: Dataset | None = None
     log_epoch: Callable[[EpochRow], None] | None = None
     preparation_seconds: float = 0.0
+    seconds: float = math.inf
+    goes_on: bool = False
     events: EventFile | None = field(default=None, init=False)
     _counted_until: float = field(default=0.0, init=False)
     _last_checkpoint: float = field(default=0.0, init=False)
@@ -100,14 +106,21 @@ class Trainer:
         self.batches = TrainingBatches(self.tensors, config, image, self.device, self.comm, sampling_weights)
         self.num_train_images = manifest.totals.by_split["train"]
         self.solves_head = self._should_solve_head()
-        self.updates_per_epoch = math.ceil(len(self.batches) / config.accumulate)
         self.epochs = config.epochs
 
         def autocast() -> torch.autocast:
             return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
         self.stepper = Stepper(
-            self.learner, self.blocks, loss, self._make_schedule(), config, self.device, self.comm, autocast, shape
+            self.learner,
+            self.blocks,
+            loss,
+            self._make_schedule(TrainingState()),
+            config,
+            self.device,
+            self.comm,
+            autocast,
+            shape,
         )
         self.validator = Validator(
             self.tensors,
@@ -119,11 +132,19 @@ class Trainer:
             self.comm,
         )
 
-    def _make_schedule(self) -> LearningRateSchedule:
-        config = self.config
-        return LearningRateSchedule(
-            config.learning_rate, self.updates_per_epoch * (self.epochs - self.solves_head), config.warmup
-        )
+    def _make_schedule(self, state: TrainingState) -> LearningRateSchedule:
+        """Return the schedule of the current round: of its epochs that take optimizer steps."""
+        updates_per_epoch = math.ceil((state.planned_batches or len(self.batches)) / self.config.accumulate)
+        start, end = (updates_per_epoch * max(0, n - self.solves_head) for n in (state.round_start, self.epochs))
+        return LearningRateSchedule(self.config.learning_rate, end, self.config.warmup, start)
+
+    @property
+    def planner(self) -> Planner:
+        config, val_images = self.config, self.tensors.manifest.totals.by_split.get("val", 0)
+        return Planner(
+            config.epochs, len(self.batches), config.batch_size, val_images, min(self.seconds, config.seconds),
+            config.time, self.goes_on,
+        )  # fmt: skip
 
     def _should_solve_head(self) -> bool:
         """Return whether the first epoch solves the head; say so where it was asked for and is not possible."""
@@ -143,29 +164,38 @@ class Trainer:
         self._last_checkpoint = started
         events_uri = self.events_uri if self.comm.is_main else ""
         with open_events(events_uri, state.updates, state.history) as self.events:
-            self._limit_epochs_to_time(state)
+            self._plan_by_history(state)
             while not self.is_finished(state):
                 try:
                     self._run_epoch(state)
                 except OutOfTime:
-                    self.context.say(
-                        f"the time limit of {self.config.time} is reached: stopped in epoch {state.epoch + 1}"
-                    )
+                    limit = self.config.time or format_duration(self.planner.seconds)
+                    self.context.say(f"the time limit of {limit} is reached: stopped in epoch {state.epoch + 1}")
                     return state
                 seconds_per_epoch = (time.monotonic() - started) / (state.epoch - first_epoch)
                 self._report_epoch(state.history[-1], seconds_per_epoch * (self.epochs - state.epoch))
-                self._limit_epochs_to_time(state)
+                self._plan_by_history(state)
         if state.epoch < self.epochs:
             self.context.say(f"no better validation in {self.config.early_stopping} epochs: stopped early")
         return state
 
-    def _limit_epochs_to_time(self, state: TrainingState) -> None:
-        """Leave out the epochs that do not fit into the configured time, and end the schedule before them."""
-        epochs = count_epochs(self.config.epochs, self.config.seconds, state.history)
-        if epochs < self.epochs:
-            self.context.say(f"{epochs} of {self.epochs} epochs fit into {self.config.time}")
-            self.epochs = epochs
-            self.stepper.schedule = self._make_schedule()
+    def _plan_by_batches(self, state: TrainingState, batch_seconds: float) -> None:
+        """Plan the epochs that fit into the time, by the mean time of a batch in the main process."""
+        prepared = 0.0 if state.epoch else self.preparation_seconds
+        self._follow(state, *self.planner.plan_by_batches(state, self.comm.broadcast(batch_seconds)[0], prepared))
+
+    def _plan_by_history(self, state: TrainingState) -> None:
+        """Plan once an epoch has taken steps, and again after each."""
+        if state.planned_epochs or any(row["updates"] for row in state.history):
+            self._follow(state, *self.planner.plan_by_history(state))
+
+    def _follow(self, state: TrainingState, plan: Plan, line: str) -> None:
+        """Set the number of epochs and end the schedule with them; say the line."""
+        if line:
+            self.context.say(line)
+        state.planned_epochs = self.epochs = plan.epochs
+        state.planned_batches, state.round_start = plan.batches, plan.round_start
+        self.stepper.schedule = self._make_schedule(state)
 
     def _resume(self) -> TrainingState:
         state = load_checkpoint(self.uri, self.learner)
@@ -186,7 +216,8 @@ class Trainer:
         if not patience or not self.validator.has_images:
             return False
         frozen_epochs = config.probe_epochs + config.unfreeze_epochs if config.weights else 0
-        return state.epoch - max(state.best_epoch, min(frozen_epochs, state.epoch)) >= patience
+        start = max(state.round_start, min(frozen_epochs, state.epoch))
+        return state.epoch - max(state.best_epoch, start) >= patience
 
     def _run_epoch(self, state: TrainingState) -> None:
         """Train the rest of an epoch, validate, and save a checkpoint where one is due."""
@@ -219,6 +250,11 @@ class Trainer:
         import torch
 
         epoch, self._counted_until = state.epoch, time.monotonic()
+        first_batch, first_done, is_unplanned = (
+            state.batches,
+            0.0,
+            not (state.planned_epochs or math.isinf(self.planner.seconds)),
+        )
         if state.loss_sum is None:
             state.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         progress = Progress("train", total=self.num_train_images, every_s=3.0 if self.comm.is_main else math.inf)
@@ -230,11 +266,16 @@ class Trainer:
             batches = self.batches.iter_epoch(epoch, state.batches)
         with closing(batches):
             for batch in batches:
-                is_update = batch.is_last or (batch.number + 1) % self.config.accumulate == 0
+                is_last = batch.is_last or state.batches + 1 == state.planned_batches
+                is_update = is_last or (batch.number + 1) % self.config.accumulate == 0
                 state.loss_sum += self.stepper.train_batch(batch, epoch, is_update, state.updates)
                 state.batches += 1
                 state.images += batch.total
                 progress.add(batch.total, f"epoch {epoch + 1}/{self.epochs}")
+                if state.batches == first_batch + 1:  # the first one takes longer
+                    first_done = time.monotonic()
+                elif is_unplanned and state.batches == first_batch + 1 + MEASURED_BATCHES:
+                    self._plan_by_batches(state, (time.monotonic() - first_done) / MEASURED_BATCHES)
                 if is_update:
                     state.updates += 1
                     state.waiting, self.batches.wait_seconds = state.waiting + self.batches.wait_seconds, 0.0
@@ -245,14 +286,16 @@ class Trainer:
                         row = {"train_loss": loss, "learning_rate": self.stepper.get_last_rate(state.updates)}
                         self.events.add(state.updates, row)
                         event_time = time.monotonic()
+                if is_last:
+                    break
             self.comm.finish_stop_check()
         self._count_time(state)
 
     def _check_time(self, state: TrainingState) -> None:
         """Raise OutOfTime once the configured time is used up, if an epoch is complete and no other process trains."""
-        if state.history and self.comm.world_size == 1 and not math.isinf(self.config.seconds):
+        if state.history and self.comm.world_size == 1 and not math.isinf(self.planner.seconds):
             seconds = sum_seconds(state.history) + state.seconds + time.monotonic() - self._counted_until
-            if seconds > self.config.seconds:
+            if seconds > self.planner.seconds:
                 raise OutOfTime
 
     def _solve_head(self, state: TrainingState) -> None:
