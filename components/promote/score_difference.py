@@ -26,7 +26,6 @@ from .pairs import PairedPredictions
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
 PRIOR_IMAGES = 2.0
-METRIC_TITLES = {"macro_f1": "macro-F1", "top1": "top-1", "balanced_accuracy": "balanced accuracy"}
 
 
 @dataclass(frozen=True)

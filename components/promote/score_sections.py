@@ -12,9 +12,10 @@ import numpy as np
 from ..dataset.kinds import ClassScores, EvaluationExtra, ModelExtra, SliceScores
 from ..dataset.manifest import Dataset
 from ..dataset.workspace import Workspace
+from ..step.config import METRIC_TITLES
 from .charts import MUTED, SERIES, TRAIN, VAL, clear_frame, draw_reliability, draw_score_curves, to_svg, use_style
 from .pairs import PairedPredictions
-from .score_difference import METRIC_TITLES, ClassCounts, ScoreDifference, compute_difference
+from .score_difference import ClassCounts, ScoreDifference, compute_difference
 
 if TYPE_CHECKING:
     from markupsafe import Markup

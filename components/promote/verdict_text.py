@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..dataset.records import Guard, Verdict
-from .score_difference import METRIC_TITLES
+from ..step.config import METRIC_TITLES
 
 MAX_NAMED = 3
 """Classes or options that a sentence names."""

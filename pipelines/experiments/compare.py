@@ -11,7 +11,7 @@ from ...components.dataset.kinds import EvaluationExtra
 from ...components.dataset.manifest import Dataset
 from ...components.dataset.workspace import Workspace
 from ...components.promote.config import PromoteConfig
-from ...components.promote.score_difference import METRIC_TITLES
+from ...components.step.config import METRIC_TITLES
 from ...components.step.step import new_run
 from ...components.storage.errors import UserError
 from ..local.run import check_parameters

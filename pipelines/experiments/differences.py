@@ -35,7 +35,8 @@ import pyarrow.compute as pc
 
 from ...components.dataset.manifest import Dataset
 from ...components.promote.pairs import Mask, PairedPredictions, Predictions
-from ...components.promote.score_difference import METRIC_TITLES, ScoreDifference, compute_difference
+from ...components.promote.score_difference import ScoreDifference, compute_difference
+from ...components.step.config import METRIC_TITLES
 
 LEVEL = 0.95
 _MAX_DEGREES = 10_000.0

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...components.promote.charts import INK, MUTED, TRAIN, VAL, clear_frame, to_svg, use_style
-from ...components.promote.score_difference import METRIC_TITLES
+from ...components.step.config import METRIC_TITLES
 from ...components.step.progress import format_duration, format_size
 
 if TYPE_CHECKING:

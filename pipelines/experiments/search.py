@@ -19,8 +19,7 @@ import numpy as np
 from ...components.dataset.manifest import Dataset, digest
 from ...components.dataset.records import StepRecord
 from ...components.promote.config import PromoteConfig
-from ...components.promote.score_difference import METRIC_TITLES
-from ...components.step.config import Scalar
+from ...components.step.config import METRIC_TITLES, Scalar
 from ...components.step.step import new_run
 from ...components.storage.errors import EXIT_USER, MillError, UserError, wrong
 from ..local.run import check_parameters

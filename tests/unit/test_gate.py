@@ -15,7 +15,7 @@ from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.promote import STEP
 from imagemill.components.promote.config import PromoteConfig
 from imagemill.components.promote.promote import promote
-from imagemill.components.promote.score_difference import METRIC_TITLES
+from imagemill.components.step.config import METRIC_TITLES
 from imagemill.components.step.step import Context, NotCached
 from imagemill.components.storage.errors import TransientError, UserError
 
