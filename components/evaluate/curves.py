@@ -90,19 +90,27 @@ class ClassifierScores:
         labels, scores = np.concatenate(self._labels), np.concatenate(self._log_odds)
         return ThresholdCurves.compute(labels.ravel(), scores.ravel()).pr_auc
 
+    def compute_roc(self, class_id: int, points: int = 101) -> RocCurve:
+        """Return the ROC curve of one class, thresholds as probabilities from 1 down, as KFP's UI takes it."""
+        from scipy.special import expit
+        from sklearn.metrics import roc_curve
+
+        labels, scores = (np.concatenate([part[:, class_id] for part in p]) for p in (self._labels, self._log_odds))
+        fpr, tpr, thresholds = roc_curve(labels, scores)
+        used = np.unique(np.linspace(0, len(fpr) - 1, min(points, len(fpr))).astype(np.int64))
+        return RocCurve(*map(_to_list, (fpr[used], tpr[used], expit(thresholds[used]))))
+
 
 @dataclass(frozen=True)
 class ThresholdCurves:
-    """Precision-recall and ROC curve of one class against the rest, a point for each score, as scikit-learn returns
-    them; `pr_auc` and `roc_auc` are NaN where there are no positives, or no negatives."""
+    """Precision-recall and ROC curve of one class against the rest: `precision` at the first threshold with each of
+    `RECALLS`, and the interpolated `true_positive_rate` at each of `FALSE_POSITIVE_RATES`; `pr_auc` and `roc_auc` are
+    NaN where they are not defined: without positives, and the latter without negatives."""
 
-    precision: Floats
-    recall: Floats
-    fpr: Floats
-    tpr: Floats
-    thresholds: Floats
     pr_auc: float
     roc_auc: float
+    precision: Floats
+    true_positive_rate: Floats
 
     @classmethod
     def compute(cls, labels: Labels, scores: Scores) -> ThresholdCurves:
@@ -111,26 +119,15 @@ class ThresholdCurves:
 
         empty, nan = np.empty(0), float("nan")
         if not labels.any():
-            return cls(empty, empty, empty, empty, empty, nan, nan)
+            return cls(nan, nan, empty, empty)
         precision, recall, _ = precision_recall_curve(labels, scores)
         pr_auc = float(-(np.diff(recall) * precision[:-1]).sum())
         if labels.all():
-            return cls(precision, recall, empty, empty, empty, pr_auc, nan)
-        fpr, tpr, thresholds = roc_curve(labels, scores)
-        return cls(precision, recall, fpr, tpr, thresholds, pr_auc, float(auc(fpr, tpr)))
-
-    def sample(self) -> tuple[Floats, Floats]:
-        """Return precision at the first threshold with each of `RECALLS`, and the interpolated true positive rate at
-        each of `FALSE_POSITIVE_RATES`."""
-        last = len(self.recall) - 1  # recall falls from 1; its last point, without predictions, is no threshold
-        reached = last - np.searchsorted(self.recall[last::-1], np.maximum(RECALLS - 1e-9, 1e-12))
-        return self.precision[reached], np.interp(FALSE_POSITIVE_RATES, self.fpr, self.tpr)
-
-    def to_roc_curve(self, points: int = 101) -> RocCurve:
-        """Return the ROC curve, thresholds as probabilities from 1 down, as KFP's UI takes it."""
-        used = np.unique(np.linspace(0, len(self.fpr) - 1, min(points, len(self.fpr))).astype(np.int64))
-        thresholds = 1 / (1 + np.exp(-self.thresholds[used]))
-        return RocCurve(_to_list(self.fpr[used]), _to_list(self.tpr[used]), _to_list(thresholds))
+            return cls(pr_auc, nan, empty, empty)
+        # Recall falls from 1 to 0, a point that is no threshold.
+        reached = len(recall) - 1 - np.searchsorted(recall[::-1], np.maximum(RECALLS - 1e-9, 1e-12))
+        fpr, tpr, _ = roc_curve(labels, scores)
+        return cls(pr_auc, float(auc(fpr, tpr)), precision[reached], np.interp(FALSE_POSITIVE_RATES, fpr, tpr))
 
 
 def describe_curves(curves: Sequence[ThresholdCurves], names: tuple[str, ...]) -> ScoreCurves | None:
@@ -138,13 +135,20 @@ def describe_curves(curves: Sequence[ThresholdCurves], names: tuple[str, ...]) -
     defined = [(curve, name) for curve, name in zip(curves, names, strict=True) if np.isfinite(curve.roc_auc)]
     if not defined:
         return None
-    samples = {name: curve.sample() for curve, name in defined}
     hardest = sorted(defined, key=lambda pair: pair[0].pr_auc)[:HARDEST_CLASSES]
     classes = [
-        ClassCurves(name, _round(curve.pr_auc), _round(curve.roc_auc), *map(_to_list, samples[name]))
+        ClassCurves(
+            name,
+            _round(curve.pr_auc),
+            _round(curve.roc_auc),
+            *map(_to_list, (curve.precision, curve.true_positive_rate)),
+        )
         for curve, name in hardest
     ]
-    macro = MacroCurves(*(_to_list(np.mean(parts, axis=0)) for parts in zip(*samples.values(), strict=True)))
+    means = (
+        np.mean([getattr(curve, name) for curve, _ in defined], axis=0) for name in ("precision", "true_positive_rate")
+    )
+    macro = MacroCurves(*map(_to_list, means))
     return ScoreCurves(_to_list(RECALLS), _to_list(FALSE_POSITIVE_RATES), macro, classes)
 
 

@@ -241,7 +241,7 @@ def _build_manifest(
                 for i, name in enumerate(names)
             ],
             curves=describe_curves(curves, names),
-            roc=curves[1].to_roc_curve() if has_roc_curve(scorer, curves) else None,
+            roc=scorer.classifier_scores.compute_roc(1) if has_roc_curve(scorer, curves) else None,
             slices=slices.score(metrics["top1"]),
         ),
     )

@@ -75,7 +75,7 @@ def measure(table: Path, recipe: str, arguments: list[str]) -> dict[str, Any]:
         sys.exit(result.stderr)
     probe = EvaluationExtra.of(mill.dataset_of(result, "evaluation").manifest).baseline
     scores = {name: result.json["metrics"][name] for name in SCORES}
-    baseline = {f"baseline_{name}": getattr(probe, name) for name in SCORES if probe}
+    baseline = {f"baseline_{name}": probe.scores[name] for name in SCORES if probe}
     step = result.json["steps"]["train"]["seconds"]
     return scores | baseline | {"train": step, "seconds": result.seconds, "cpu": result.worked}
 

@@ -82,8 +82,9 @@ def test_a_class_that_the_model_does_not_know_is_a_guess() -> None:
 def test_the_points_lie_on_scikit_learns_curves() -> None:
     logits, labels = softmaxed(400, 4, 1.0, 5)
     odds = compute_log_odds(logits, False).numpy().astype(np.float32)
-    curves = add_scores(odds, labels).compute_curves()
-    precision, true = curves[2].sample()
+    scores = add_scores(odds, labels)
+    curves = scores.compute_curves()
+    precision, true = curves[2].precision, curves[2].true_positive_rate
     exact_fpr, exact_tpr, _ = roc_curve(labels[:, 2], odds[:, 2], drop_intermediate=False)
     np.testing.assert_allclose(true, np.interp(FALSE_POSITIVE_RATES, exact_fpr, exact_tpr), atol=1e-9)
     exact_precision, exact_recall, _ = precision_recall_curve(labels[:, 2], odds[:, 2])
@@ -93,9 +94,9 @@ def test_the_points_lie_on_scikit_learns_curves() -> None:
     assert precision[0] == labels[odds[:, 2].argmax(), 2], "at the highest score"
     described = describe_curves(curves, ("a", "b", "c", "d"))
     assert described is not None
-    np.testing.assert_allclose(described.macro.precision, np.mean([c.sample()[0] for c in curves], axis=0), atol=1e-5)
+    np.testing.assert_allclose(described.macro.precision, np.mean([c.precision for c in curves], axis=0), atol=1e-5)
     assert [c.pr_auc for c in described.classes] == sorted(round(c.pr_auc, 5) for c in curves)
-    fpr, tpr, threshold = vars(curves[2].to_roc_curve()).values()
+    fpr, tpr, threshold = vars(scores.compute_roc(2)).values()
     assert (fpr[0], tpr[0], threshold[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1, 1) and len(fpr) <= 101
     p = 1 / (1 + np.exp(-odds[:, 2].astype(np.float64)))
     for f, t, threshold_ in zip(fpr[1:-1], tpr[1:-1], threshold[1:-1], strict=True):

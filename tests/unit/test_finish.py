@@ -22,12 +22,22 @@ from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.dataset.records import StepRecord
 from imagemill.components.dataset.workspace import STEPS, Workspace
 from imagemill.components.download import STEP as DOWNLOAD
+from imagemill.components.step.progress import format_scores
 from imagemill.components.step.step import RUN_ENV
 from imagemill.pipelines.cluster.cluster_file import Cluster, Limits, Ray, Storage
 from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
-from imagemill.pipelines.finish import SUMMARY, RunSummary, finish, read_run_records, render_summary
+from imagemill.pipelines.finish import (
+    SUMMARY,
+    RunSummary,
+    finish,
+    make_failed_result,
+    read_record_facts,
+    read_run_records,
+    render_summary,
+)
 from imagemill.pipelines.kfp.artifacts import RECORDS, dataset_metadata
 from imagemill.pipelines.kuberay.ray_step import add_ray_address
+from imagemill.pipelines.local.run import _format_summary
 
 SMALL = {"image_size": "32", "epochs": "1", "backbone": "shufflenet_v2_x0_5", "promote": "always"}
 FIRST = ("first", "no_better_than_chance")
@@ -314,3 +324,15 @@ def test_unset_metrics_are_left_out_of_the_metadata(tmp_path: Path) -> None:
     metadata = dataset_metadata(record(metrics={"name": "", "skipped": 0, "top1": None}), str(tmp_path / "m.json"))
     assert metadata["rows"] == 0 and metadata["skipped"] == 0
     assert not {"name", "top1", "by_split", "by_reason", "dataset"} & set(metadata)
+
+
+def test_the_last_lines_name_the_scores_of_the_log_and_begin_with_a_warning() -> None:
+    metrics = {"top1": 0.8105, "macro_f1": 0.7465, "test_images": 1_200, "warning": "below its baseline"}
+    result = make_failed_result() | {"name": "cats", "champion": ""}
+    verdict = StepRecord(metrics={"verdict": "first"})
+    result |= read_record_facts({"evaluate": StepRecord(metrics=metrics), "promote": verdict})
+    lines = _format_summary(result, 61).splitlines()
+    assert lines[1] == "warning: below its baseline"
+    assert lines[2] == f"cats: {format_scores(metrics)} on 1,200 test images · first · 1 min 1 s"
+    intervals = {"top1": [0.7878, 0.832]}
+    assert format_scores(metrics, intervals) == "top-1 0.810 (0.788 to 0.832) · macro-F1 0.747"

@@ -321,7 +321,9 @@ def test_multi_label_has_no_confusion_matrix_in_kfp(multi: Chain, single: Chain,
         )  # fmt: skip
         common = {"top1", "macro_f1", "pr_auc", "roc_auc", "loss", "nll", "brier", "ece", "ece_uncalibrated"}
         multi_label = {"micro_f1", "subset_accuracy", "micro_pr_auc"}
-        assert set(metrics.metadata) == common | (multi_label if chain is multi else {"balanced_accuracy"})
+        single_label = {"balanced_accuracy", "baseline_balanced_accuracy"}
+        common |= {"baseline_top1", "baseline_macro_f1"}
+        assert set(metrics.metadata) == common | (multi_label if chain is multi else single_label)
         assert ("confusionMatrix" in confusion.metadata) is (chain is single)
 
 

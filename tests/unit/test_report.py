@@ -14,7 +14,7 @@ from html_page import Page
 from PIL import Image
 from reported import FIRST, HOSTILE, Mill, evaluated, jpeg, raw_dataset, trained
 
-from imagemill.components.dataset.kinds import ClassCurves, MacroCurves, ScoreCurves
+from imagemill.components.dataset.kinds import Baseline, ClassCurves, MacroCurves, ScoreCurves
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.imaging.decoder import ImageRejected
@@ -109,6 +109,18 @@ def test_the_verdict_and_the_champion_are_on_the_page(workspace: Workspace) -> N
         r"balanced accuracy [\d.]+ against [\d.]+", text
     )
     assert "owl 0.000 → 1.000 +1.000" in text
+
+
+def test_a_model_below_its_baseline_says_so_first(workspace: Workspace) -> None:
+    mill = Mill(workspace, ["cat", "dog"])
+    assert "Below the baseline" not in mill.page().text
+    clean = mill.clean()
+    evaluation = evaluated(workspace, trained(workspace, clean), clean, mill.predictions(clean), "98")
+    facts = report.gather_facts(workspace, "r", evaluation, FIRST, None)
+    baseline = Baseline("logistic regression on 16x16 pixels", 8, {"top1": 0.9, "macro_f1": 0.875}, why="the model <b>")
+    text = Page(report.render_page(facts | {"baseline": baseline})).text
+    assert text.index("Below the baseline The model <b>.") < text.index("First champion", text.index("Below"))
+    assert "· baseline 0.875" in text
 
 
 def test_classes_without_test_images_are_named(workspace: Workspace) -> None:
