@@ -74,13 +74,13 @@ def check_drift(dataset: Dataset, name: str, config: CleanConfig, context: Conte
         context.say(f"drift is not checked: the data of the champion (promotion {promotion.n}) is gone: {error}")
         return {}
     findings = list(find_drift(comparison, config.drift_warning))
-    class_changes = describe_changes(comparison)
     context.say(f"{_describe_rows(comparison)} since the data of the champion (promotion {promotion.n})")
-    for line in (*class_changes, *_describe(comparison, findings)):
+    for line in _describe(comparison, findings):
         context.say(line)
     _stop(findings, comparison, config)
     return {
-        "drift": class_changes + [f"{_name_scope(finding.scope, comparison)}: {finding}" for finding in findings],
+        "drift": describe_changes(comparison)
+        + [f"{_name_scope(finding.scope, comparison)}: {finding}" for finding in findings],
         "drift_comparison": key,
         "drift_promotion": promotion.n,
         "drift_warning": config.drift_warning,
@@ -165,7 +165,8 @@ def _describe_rows(comparison: Comparison) -> str:
 
 
 def _describe(comparison: Comparison, findings: Sequence[Finding]) -> Iterator[str]:
-    """Yield the lines about drift, and about what could not be compared."""
+    """Yield the lines about changed classes and drift, and about what could not be compared."""
+    yield from (changes := describe_changes(comparison))
     if changed := comparison["changed_options"]:
         options = ", ".join(f"{name} {then!r} then, {now!r} now" for name, (then, now) in changed.items())
         missing = [name for name in ("measures", "classes") if not comparison[name]]
@@ -174,7 +175,7 @@ def _describe(comparison: Comparison, findings: Sequence[Finding]) -> Iterator[s
     for line in _join_scopes(findings, comparison):
         yield f"warning: drift of {line}"
     if not findings:
-        yield "no drift: nothing has changed more than chance and drift_warning allow"
+        yield f"no {'other ' if changes else ''}drift: nothing has changed more than chance and drift_warning allow"
 
 
 def _name_scope(scope: str, comparison: Comparison) -> str:

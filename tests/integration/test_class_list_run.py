@@ -67,6 +67,11 @@ def test_champion_and_class_list_of_last_week_speak_todays_names(
     assert "the head knows 3 of 4 classes" in second.stderr
     assert "called &#39;feline&#39; now" in Path(clean.locate(clean.files("report")[0])).read_text()
 
+    tensors = read_dataset(second.json["tensors"])
+    ids = {row["image_id"]: row["label_id"] for row in read_rows(clean)}
+    for table in read_columns(tensors, "data", ["image_id", "label_id"]):
+        assert all(ids[row["image_id"]] == row["label_id"] for row in table.to_pylist())
+
     # The champion is evaluated in today's names: what it knows as ant or bee is an insect.
     evaluations = [read_dataset(str(folder)) for folder in (workspace / "evaluation").iterdir() if folder.is_dir()]
     (champion,) = [

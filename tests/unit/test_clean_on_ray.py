@@ -182,12 +182,13 @@ def test_downloads_pod_plans_the_rayjob_whose_dataset_cleans_pod_finds(
     check_custom(job)  # last, for it skips where there are no schemas
 
 
-def test_wrong_option_of_clean_is_in_its_record(raw: Dataset, tmp_path: Path) -> None:
-    config = '{"clean": {"class_list": "s3://mill/nosuch.txt"}}'
-    with pytest.raises(Exception, match="class_list: expected a file that is there"):
+@pytest.mark.parametrize("name", ["class_list", "map_labels"])
+def test_wrong_option_of_clean_is_in_its_record(name: str, raw: Dataset, tmp_path: Path) -> None:
+    config = f'{{"clean": {{"{name}": "s3://mill/nosuch.txt"}}}}'
+    with pytest.raises(Exception, match=f"{name}: expected a file that is there"):
         planned(raw, tmp_path / "out", {"ray": {"clean": "rayjob"}}, f"--config={config}")
     record = workspace_of(raw).step_record(RUN, "clean") or StepRecord()
-    assert record.exit_code == EXIT_USER and "class_list" in record.error
+    assert record.exit_code == EXIT_USER and name in record.error
 
 
 def test_downloads_pod_plans_nothing_where_clean_has_no_rayjob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from imagemill.components.clean.config import DECISION_FIELDS, LABEL_FIELDS, Cle
 from imagemill.components.clean.labels import LabelRules
 from imagemill.components.clean.reuse import make_slice_key
 from imagemill.components.clean.slices import RowRules, Slice, plan_slices
-from imagemill.components.dataset.kinds import RawExtra
+from imagemill.components.dataset.kinds import ClassChanges, CleanExtra, RawExtra
 from imagemill.components.dataset.manifest import (
     Dataset,
     File,
@@ -224,6 +224,29 @@ def test_a_class_that_is_appended_elsewhere_changes_no_slice(
     new = [raw_row(f"new-{n}.png", encoded(noise(1000 + n)), "A") for n in range(6)]
     grown = run_clean(tmp_path, grow(tmp_path, raw, rows, set(), new, "01"), label_encoding=encoding)
     assert grown.manifest.classes == ("a", "b", "A") and len(work.cleaned) == cleaned
+
+
+def test_ids_close_up_where_a_class_leaves_and_rows_are_those_of_a_build_from_nothing(tmp_path: Path) -> None:
+    """`a` leaves with all of its images, `c` has another name, and `d` becomes `e`, which is there already."""
+    rows = [raw_row(f"{n:02d}.png", encoded(noise(n)), "abcde"[n % 5]) for n in range(60)]
+    raw = raw_dataset(tmp_path, rows, shards=3)
+    assert run_clean(tmp_path, raw).manifest.classes == ("a", "b", "c", "d", "e")
+    removed_ids = {row["image_id"] for row in rows if row["label"] == "a"}
+    snapshot = grow(tmp_path, raw, rows, removed_ids, [raw_row("new.png", encoded(noise(99)), "A")], "01")
+    (tmp_path / "names.csv").write_text("old,new\nc,sea\nd,e\n")
+    (tmp_path / "classes.txt").write_text("b\nsea\ne\nA\n")
+    options = {"map_labels": str(tmp_path / "names.csv"), "label_encoding": "one_hot"}
+    grown = run_clean(tmp_path, snapshot, **options)
+    assert grown.manifest.classes == ("b", "sea", "e", "A") and grown.manifest.totals.by_class["e"] == 24
+    extra = CleanExtra.of(grown.manifest)
+    assert extra.label_map == {"c": "sea", "d": "e"}
+    assert extra.class_changes == ClassChanges(("A",), ("a",), {"c": "sea"}, {"e": ("d", "e")})
+    remaining = [row for row in rows if row["image_id"] not in removed_ids]
+    remaining.append(raw_row("new.png", encoded(noise(99)), "A"))
+    fresh = raw_dataset(tmp_path / "fresh", remaining)
+    assert_equal_rows(grown, run_clean(tmp_path / "fresh", fresh, class_list=str(tmp_path / "classes.txt"), **options))
+    kept = run_clean(tmp_path, snapshot, keep_classes=True)  # without the map: the list of the last run has other names
+    assert kept.manifest.classes == ("b", "sea", "e", "A", "c", "d")
 
 
 def test_killed_clean_continues_after_its_last_finished_slice(

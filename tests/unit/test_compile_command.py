@@ -28,6 +28,7 @@ LOGIN = "https://me:hunter2@photos.example/x.zip"
         ({"dataset": "csv", "source": "s3://b/t.csv", "annotations": "/a"}, "--annotations: expected s3://… or http"),
         ({"weights": "model.safetensors"}, "--weights: expected s3://…: the pods"),
         ({"class_list": "classes.txt"}, "--class-list: expected s3://…: the pods"),
+        ({"map_labels": "names.csv"}, "--map-labels: expected s3://…: the pods"),
     ],
 )
 def test_local_paths_are_rejected(target: str, flags: dict[str, str], message: str, cluster_file: Path) -> None:
@@ -79,7 +80,7 @@ def test_values_that_pods_cannot_use_are_rejected_with_file_and_field(
 
 def test_names_and_addresses_are_no_paths(cluster_file: Path) -> None:
     parameters = {"dataset": "folder", "source": "https://photos.example/x.zip", "weights": "DEFAULT",
-             "class_list": "s3://bucket/classes.txt"}  # fmt: skip
+             "class_list": "s3://bucket/classes.txt", "map_labels": "s3://bucket/names.csv"}  # fmt: skip
     compile_pipeline("argo", resolve_parameters(parameters), cluster_file.with_name("p.yaml"), str(cluster_file))
     assert "https://photos.example/x.zip" in cluster_file.with_name("p.yaml").read_text()
 

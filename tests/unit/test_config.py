@@ -251,7 +251,16 @@ def test_options_of_the_same_name_are_equal_in_every_step() -> None:
 @pytest.mark.parametrize("step", STEPS)
 def test_addresses_workers_and_names_are_not_in_the_fingerprint(step: str) -> None:
     for field in dataclasses.fields(CONFIGS[step]):
-        uris = {*CONFIGS[step].PARENTS, "workspace", "source", "annotations", "weights", "class_list", "ray_address"}
+        uris = {
+            *CONFIGS[step].PARENTS,
+            "workspace",
+            "source",
+            "annotations",
+            "weights",
+            "class_list",
+            "map_labels",
+            "ray_address",
+        }
         if field.name in uris or field.name.endswith("_workers") or field.name in ("name", "run", "rerun", "device"):
             assert not field.metadata["in_fingerprint"], field.name
 

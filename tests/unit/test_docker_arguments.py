@@ -150,14 +150,23 @@ def test_paths_become_absolute_and_the_workspace_is_mounted_once(
     monkeypatch.chdir(tmp_path)
     mill.make_photos(tmp_path / "work" / "photos", each=1)
     (tmp_path / "classes.txt").write_text("blue\n")
-    flags = {"source": "work/photos", "class_list": "classes.txt", "augment_pipeline": "light", "weights": "DEFAULT"}
+    (tmp_path / "names.csv").write_text("old,new\nazure,blue\n")
+    flags = {
+        "source": "work/photos",
+        "class_list": "classes.txt",
+        "map_labels": "names.csv",
+        "augment_pipeline": "light",
+        "weights": "DEFAULT",
+    }
     parameters = docker_mounts.make_absolute(
         resolve_parameters({"dataset": "folder", "workspace": "work", "backbone": "resnet18", **flags})
     )
     assert parameters.pipeline["source"] == f"{tmp_path}/work/photos" and parameters.pipeline["weights"] == "DEFAULT"
     assert parameters.sections["train"]["augment_pipeline"] == "light"
     access = docker_mounts.find_required_access(parameters, f"{tmp_path}/work")
-    assert access.read == (f"{tmp_path}/classes.txt",) and access.written == (f"{tmp_path}/work",)
+    assert access.read == (f"{tmp_path}/classes.txt", f"{tmp_path}/names.csv") and access.written == (
+        f"{tmp_path}/work",
+    )
 
 
 def test_a_source_that_would_hide_the_image_is_refused(tmp_path: Path) -> None:

@@ -289,7 +289,9 @@ def test_canonical_json_has_one_form(value: dict[str, Any]) -> None:
 
 
 def test_fingerprint_counts_only_fields_that_differ_from_the_default() -> None:
-    not_counted = CleanConfig(raw="x", workspace="y", name="n", run="r", clean_workers=3, class_list="f")
+    not_counted = CleanConfig(
+        raw="x", workspace="y", name="n", run="r", clean_workers=3, class_list="f", map_labels="m"
+    )
     for config in (CleanConfig(), TrainConfig(), ResizeConfig(), not_counted):
         assert config.fingerprint_values() == {}
     assert CleanConfig(color="gray", val_fraction=0.1, test_fraction=0.3).fingerprint_values() == {
@@ -302,7 +304,7 @@ def test_fingerprint_counts_only_fields_that_differ_from_the_default() -> None:
 
 def test_manifest_records_every_field_in_the_fingerprint() -> None:
     unrecorded = {"workspace", "name", "rerun", "run", "raw", "preset", "class_list", "clean_workers", "executor"}
-    unrecorded |= {"ray_address"}
+    unrecorded |= {"ray_address", "map_labels", "keep_classes"}
     unrecorded |= {"drift_warning", "max_drift", "stop_on_drift"}
     assert CleanConfig(fold="1/5").manifest_values()["fold"] == "1/5"
     unrecorded |= {"fold"}  # where it is unset: datasets of earlier releases keep their fingerprints

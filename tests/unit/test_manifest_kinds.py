@@ -28,7 +28,9 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     }),
     "clean": ({"color": "gray", "channels": 1}, {
         "dataset_name": "zoo", "by_class_and_split": {"train": {"cat": 3}}, "decoder_warnings": 0, "rows_in": 4,
-        "found": {"duplicates": {"groups": 0}}, "image_size": 64,
+        "found": {"duplicates": {"groups": 0}}, "label_map": {"cat": "feline"},
+        "class_changes": {"added": ["eel"], "removed": [], "renamed": {"cat": "feline"}, "merged": {"a": ["b", "c"]}},
+        "image_size": 64,
     }),
     "tensors": (IMAGE, {
         "dataset_name": "zoo", "shards": {"data/a": {"generation": 1, "image_bytes": 9}},
