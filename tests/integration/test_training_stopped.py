@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,20 @@ import pytest
 import torch
 from trained import command, finish, make_tensors, model_of, start, weights_sha256
 
+from imagemill.components.dataset.kinds import ModelExtra
 from imagemill.components.dataset.manifest import Dataset
-from imagemill.components.models.artifact import ModelSpec, build_network
+from imagemill.components.models.artifact import ModelSpec, build_network, load_model
 from imagemill.components.train import STEP
+from imagemill.components.train.loop.validation import Validator
 
 STEP_OPTIONS = {
     "recipe": "plain", "batch_size": 8, "ema": 0.99, "mixup_probability": 0.4, "cutmix_probability": 0.4,
     "policy": "randaugment", "dropout": 0.3, "accumulate": 2, "probe_epochs": 1, "unfreeze_epochs": 2,
     "checkpoint_minutes": 0.001, "run": "r", "backbone": "squeezenet1_1",
 }  # fmt: skip
-QUICK = {"recipe": "plain", "batch_size": 9, "backbone": "squeezenet1_1", "epochs": 2, "run": "r"}
+QUICK: dict[str, Any] = {
+    "recipe": "plain", "batch_size": 9, "backbone": "squeezenet1_1", "epochs": 2, "run": "r", "precision": "float32",
+}  # fmt: skip
 
 
 def prepare(folder: Path) -> tuple[Dataset, str]:
@@ -102,13 +107,22 @@ def test_training_stopped_at_twenty_random_moments(tmp_path: Path, seed: int) ->
     assert weights_sha256(model_of(tmp_path / "stopped")) == weights_sha256(expected)
 
 
+def check_validation_in_one_process(model: Dataset, tensors: Dataset) -> None:
+    """Check that the stored weights have, to the last bit, the scores of the epoch that they are of."""
+    extra = model.manifest.extra
+    assert isinstance(extra, ModelExtra) and extra.best_epoch
+    row, device = extra.history[extra.best_epoch - 1], torch.device("cpu")
+    scores = Validator(tensors, 4 * QUICK["batch_size"], device, nullcontext).validate(load_model(model)[0], bool)
+    assert scores == {name: row[name] for name in ("val_loss", "val_top1", "val_macro_f1")}
+
+
 def test_two_processes_train_like_a_single_one(tmp_path: Path) -> None:
     """A network without batch normalization sees the same images in the same batches, half of each in each process;
     what differs is the order in which floats are added up. Tolerance: 1e-4 of each loss. The number of processes counts
-    in the fingerprint, that of the loader's threads does not."""
+    in the fingerprint, that of the loader's threads does not. Both validate: two batches and one."""
     rows, models = [], []
     for number in (1, 2):
-        tensors = make_tensors(tmp_path / str(number))
+        tensors = make_tensors(tmp_path / str(number), val=80)
         arguments = command(tensors, **QUICK, policy="randaugment", accumulate=2, ema=0.9, processes=number)
         code, stderr = (STEP.main(arguments[3:]), "") if number == 1 else finish(start(arguments))
         assert code == 0, stderr
@@ -123,6 +137,7 @@ def test_two_processes_train_like_a_single_one(tmp_path: Path) -> None:
         for name in ("train_loss", "val_loss"):
             assert other_row[name] == pytest.approx(row[name], rel=1e-4)
         assert other_row["updates"] == row["updates"]
+    check_validation_in_one_process(models[1], tensors)
     assert [path.name for path in (tmp_path / "2" / "runs" / "r").glob("*.json")] == ["train.json"]
 
 
@@ -137,9 +152,14 @@ def test_the_weights_do_not_depend_on_the_number_of_loading_threads(tmp_path: Pa
 
 
 @pytest.mark.proof
-def test_batch_normalization_on_cpus_is_by_process_and_said_to_be(tmp_path: Path) -> None:
-    code, said = finish(start(command(make_tensors(tmp_path), **(QUICK | {"backbone": "resnet18"}), processes=2)))
-    assert code == 0 and said.count("each process normalizes by its own share of a batch") == 1
+@pytest.mark.parametrize("ema", [0, 0.9])
+def test_batch_normalization_on_cpus_is_by_process_and_said_to_be(tmp_path: Path, ema: float) -> None:
+    """Both processes validate with the main one's statistics, which are stored."""
+    tensors = make_tensors(tmp_path, val=80)
+    values = QUICK | {"backbone": "resnet18", "processes": 2, "ema": ema}
+    code, stderr = finish(start(command(tensors, **values)))
+    assert code == 0 and stderr.count("each process normalizes by its own share of a batch") == 1
+    check_validation_in_one_process(model_of(tmp_path), tensors)
 
 
 @pytest.mark.proof

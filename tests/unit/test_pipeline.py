@@ -109,7 +109,7 @@ def test_every_parameter_is_described_and_has_a_default(package: Path) -> None:
 def test_unset_values_are_blank_in_the_form(package: Path) -> None:
     parameters = load_spec(package)["root"]["inputDefinitions"]["parameters"]
     blank = {name for name, parameter in parameters.items() if parameter["defaultValue"] == ""}
-    assert blank == {"source", "name", "model_preset", "image_size", "weights", "epochs", "rerun", "config"}
+    assert blank == {"source", "name", "model_preset", "image_size", "epochs", "rerun", "config"}
     assert not any(parameter["defaultValue"] in ("0", "0.0", "-1") for parameter in parameters.values())
 
 
