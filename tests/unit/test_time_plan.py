@@ -51,6 +51,11 @@ def test_later_plans_are_a_function_of_the_history() -> None:
     assert plan == Plan(25) and line.startswith("planned 25 of 87 epochs"), "510 - 50 s are left"
     state.planned_epochs = 25
     assert PLANNER.plan_by_history(state) == (Plan(25), "")
+    for by_batches in (12, 60, 87):
+        state.planned_epochs = by_batches
+        assert PLANNER.plan_by_history(state) == (plan, line), "an epoch's own time counts more than its batches'"
+    state = TrainingState(epoch=2, planned_epochs=2, history=[row(30, 0), row(20)])
+    assert PLANNER.plan_by_history(state) == (Plan(2), ""), "its learning rate has ended"
     state = TrainingState(epoch=3, planned_epochs=25, history=[row(30, 0), row(20), row(40)])
     plan, line = PLANNER.plan_by_history(state)
     assert plan == Plan(20) and "20 of 25 planned epochs fit" in line, "510 s are left, of 30 each"
@@ -100,8 +105,8 @@ def fix_batch_time(training: Trainer, seconds: float) -> None:
 def test_a_resumed_training_keeps_its_plan(
     small: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], batch_seconds: float
 ) -> None:
-    """25 batches an epoch: the plan is made after 21. The second one has another speed, and the same weights."""
-    config = settings(small, epochs=9, checkpoint_minutes=1e-9)
+    """25 batches an epoch: the plan is made after 13. The second one has another speed, and the same weights."""
+    config = settings(small, epochs=3, checkpoint_minutes=1e-9)
     plain = trainer(small, tmp_path / "plain", config)
     plain.seconds = 1200.0
     fix_batch_time(plain, batch_seconds)

@@ -202,8 +202,8 @@ def test_epoch_is_logged_with_its_scores_and_commits_no_model(
 ) -> None:
     state = trainer(tensors, tmp_path, settings(tensors, epochs=1, class_balance=balance)).run()
     assert not list((tmp_path / "model").glob("*/_manifest.json"))
-    line = next(line for line in capsys.readouterr().err.splitlines() if "epoch 1/1" in line)
-    assert all(word in line for word in ("loss", "val macro-F1", "images/s", "waiting for data", "left"))
+    line = next(line for line in capsys.readouterr().err.splitlines() if "epoch 1/1 · loss" in line)
+    assert all(word in line for word in ("val macro-F1", "images/s", "waiting for data", "left"))
     assert set(state.history[0]) == {
         "epoch", "train_loss", "learning_rate", "images_per_second", "waiting", "updates", "blocks", "val_loss",
         "val_top1", "val_macro_f1", "seconds",

@@ -11,7 +11,7 @@ from .checkpoint import TrainingState
 from .history import EpochRow
 
 MEASURED_BATCHES = 20
-"""Batches by which the time of an epoch is estimated; it is measured where epochs have fewer."""
+"""Batches by which the time of an epoch is estimated at most, or half of the first epoch's."""
 PLANNED_SHARE = 0.85
 """Share of the time that is planned: batches are slower at times, and a run has other steps beside training."""
 VALIDATION_COST = 1 / 3
@@ -78,25 +78,29 @@ class Planner:
         plan = Plan(state.epoch + 1, batches)
         return plan, self._describe(plan, planned, total)
 
+    @property
+    def measured_batches(self) -> int:
+        """Return the number of batches, after an epoch's first one, by which the first plan is made; 0 for none."""
+        return 0 if math.isinf(self.seconds) else min(MEASURED_BATCHES, self.batches // 2)
+
     def plan_by_history(self, state: TrainingState) -> tuple[Plan, str]:
-        """Return the plan after an epoch: the first one; without epochs for which the machine has become too slow; or
-        with another round.
+        """Return the plan after an epoch: after the first one by its own time, later without epochs for which the
+        machine has become too slow, or with another round.
 
         A function of state and history, so that a training that was interrupted has the same schedule.
         """
         plan = Plan(state.planned_epochs or self.epochs, state.planned_batches, state.round_start)
-        epochs = [float(row["seconds"]) for row in state.history if row["updates"]]
-        if epochs and not math.isinf(self.seconds):
-            share = 1.0 if state.planned_epochs else PLANNED_SHARE
-            fitting = count_fitting_epochs(plan.epochs, share * self.seconds, state.history)
-            if fitting < plan.epochs:
-                line = f"{fitting} of {plan.epochs} planned epochs fit: this machine has become slower"
-                plan = Plan(fitting, plan.batches, plan.round_start)
-                if state.planned_epochs:
-                    return plan, line
-                spent, mean = sum_seconds(state.history), sum(epochs) / len(epochs)
-                planned, total = (spent + mean * (n - state.epoch) for n in (fitting, self.epochs))
-                return plan, self._describe(plan, planned, total)
+        seconds = [float(row["seconds"]) for row in state.history if row["updates"]]
+        if len(seconds) == 1 and not plan.batches and state.epoch < plan.epochs:
+            fitting = count_fitting_epochs(self.epochs, PLANNED_SHARE * self.seconds, state.history)
+            if fitting != plan.epochs:
+                spent = sum_seconds(state.history)
+                planned, total = (spent + seconds[0] * (n - state.epoch) for n in (fitting, self.epochs))
+                return Plan(fitting), self._describe(Plan(fitting), planned, total)
+        fitting = count_fitting_epochs(plan.epochs, self.seconds, state.history)
+        if fitting < plan.epochs:
+            line = f"{fitting} of {plan.epochs} planned epochs fit: this machine has become slower"
+            return Plan(fitting, plan.batches, plan.round_start), line
         if self.goes_on and state.epoch >= plan.epochs and not plan.batches:
             return self._plan_next_round(state, plan)
         return plan, ""

@@ -22,7 +22,7 @@ from .head_solver import HeadSolution
 from .history import EpochRow, EventFile, open_events
 from .losses import balance_classes
 from .optimizer import LearningRateSchedule, MovingAverage, count_trainable_blocks, make_optimizer
-from .planning import MEASURED_BATCHES, OutOfTime, Plan, Planner, sum_seconds
+from .planning import OutOfTime, Plan, Planner, sum_seconds
 from .stepper import Stepper, choose_autocast_dtype
 from .training_batches import TrainingBatches
 from .validation import Validator
@@ -250,11 +250,8 @@ class Trainer:
         import torch
 
         epoch, self._counted_until = state.epoch, time.monotonic()
-        first_batch, first_done, is_unplanned = (
-            state.batches,
-            0.0,
-            not (state.planned_epochs or math.isinf(self.planner.seconds)),
-        )
+        first_batch, first_done = state.batches, 0.0
+        measured = 0 if state.planned_epochs else self.planner.measured_batches
         if state.loss_sum is None:
             state.loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         progress = Progress("train", total=self.num_train_images, every_s=3.0 if self.comm.is_main else math.inf)
@@ -274,8 +271,8 @@ class Trainer:
                 progress.add(batch.total, f"epoch {epoch + 1}/{self.epochs}")
                 if state.batches == first_batch + 1:  # the first one takes longer
                     first_done = time.monotonic()
-                elif is_unplanned and state.batches == first_batch + 1 + MEASURED_BATCHES:
-                    self._plan_by_batches(state, (time.monotonic() - first_done) / MEASURED_BATCHES)
+                elif measured and state.batches == first_batch + 1 + measured:
+                    self._plan_by_batches(state, (time.monotonic() - first_done) / measured)
                 if is_update:
                     state.updates += 1
                     state.waiting, self.batches.wait_seconds = state.waiting + self.batches.wait_seconds, 0.0
