@@ -224,7 +224,8 @@ def pixels_by_content(tensors: str | Path) -> dict[str, list[tuple[str, str, str
     classes = open_dataset(tensors).classes
     return {
         image_id: [
-            (hashlib.sha256(row["pixels"].tobytes()).hexdigest(), classes[row["label_id"]], row["split"]) for row in rows
+            (hashlib.sha256(row["pixels"].tobytes()).hexdigest(), classes[row["label_id"]], row["split"])
+            for row in rows
         ]
         for image_id, rows in tensor_images(tensors).items()
     }

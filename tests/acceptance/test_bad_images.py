@@ -6,7 +6,6 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import layout
 import numpy as np
@@ -147,7 +146,9 @@ def test_file_is_kept_or_rejected_for_its_reason(name: str, cleaned: Cleaned) ->
         (["--max-side", "150"], "side_too_long", "large.png"),
     ],
 )
-def test_limit_rejects_what_breaks_it(options: list[str], reason: str, name: str, limits: tuple[Workspace, str]) -> None:
+def test_limit_rejects_what_breaks_it(
+    options: list[str], reason: str, name: str, limits: tuple[Workspace, str]
+) -> None:
     workspace, raw = limits
     rejected = layout.rejected_images(workspace.clean(raw, *options))
     assert rejected.get(name) == reason

@@ -272,9 +272,10 @@ def test_measures_are_columns(first: Built) -> None:
         image = pictures.decode(row["bytes"]).convert("RGB")
         assert (row["width"], row["height"]) == image.size
         assert abs(row["brightness"] - np.asarray(image.convert("L")).mean() / 255) < 0.02, image_id
-        assert abs(row["aspect_ratio"] - max(image.size) / min(image.size)) < 0.01 or abs(
-            row["aspect_ratio"] - image.width / image.height
-        ) < 0.01
+        assert (
+            abs(row["aspect_ratio"] - max(image.size) / min(image.size)) < 0.01
+            or abs(row["aspect_ratio"] - image.width / image.height) < 0.01
+        )
         assert {"contrast", "sharpness", "entropy", "colorfulness", "bytes_per_pixel"} <= row.keys()
 
 

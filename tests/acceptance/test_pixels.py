@@ -158,7 +158,7 @@ def test_standardization_is_its_definition(name: str, source: Source) -> None:
 
 
 def test_adaptive_threshold_follows_its_neighborhood(source: Source) -> None:
-    """White above the mean of 11 x 11 pixels less 2; its mean may be plain or weighted, so pixels near it don't count."""
+    """White above the mean of 11 x 11 pixels less 2; plain or weighted mean, so pixels near it don't count."""
     for image_id, stored in clean_pixels(source, "--color", "gray", "--binarize", "adaptive").items():
         gray = as_gray(source.pixels[image_id])
         distance = gray.astype(float) - (cv2.blur(gray.astype(float), (11, 11)) - 2)
@@ -171,9 +171,10 @@ def test_blurred_background_keeps_the_foreground(source: Source) -> None:
     for image_id, stored in clean_pixels(source, "--background", "blur").items():
         pixels = source.pixels[image_id]
         assert (stored[20:50, 25:60] == pixels[20:50, 25:60]).all()
-        assert np.abs(np.diff(stored[70:, 75:].astype(int), axis=1)).mean() < 0.8 * np.abs(
-            np.diff(pixels[70:, 75:].astype(int), axis=1)
-        ).mean()
+        assert (
+            np.abs(np.diff(stored[70:, 75:].astype(int), axis=1)).mean()
+            < 0.8 * np.abs(np.diff(pixels[70:, 75:].astype(int), axis=1)).mean()
+        )
 
 
 # Geometry: what a model is given.

@@ -33,7 +33,7 @@ BROKEN = "train/red/broken.jpg"
 
 @dataclass(frozen=True)
 class Tree:
-    """A folder source with declared splits, one broken file, one empty file, an exact copy and files that are no images."""
+    """A folder source with declared splits, a broken and an empty file, an exact copy and a text."""
 
     folder: Path
 
@@ -167,7 +167,9 @@ def test_label_by_pattern_of_the_file_name(tree: Tree, tmp_path: Path) -> None:
 def test_csv_names_group_and_missing_files(tree: Tree, tmp_path: Path) -> None:
     """A file that the table names and that isn't there is one rejected row, not the end of the run."""
     paths = sorted(tree.images)
-    rows = [{"path": str(tree.folder / path), "label": path.split("/")[1], "split": path.split("/")[0]} for path in paths]
+    rows = [
+        {"path": str(tree.folder / path), "label": path.split("/")[1], "split": path.split("/")[0]} for path in paths
+    ]
     rows = [row | {"group": str(number // 3)} for number, row in enumerate(rows)]
     missing = {"path": "nowhere.jpg", "label": "red", "split": "train", "group": "z"}
     table = pictures.write_table(tmp_path / "t.csv", [*rows, missing])
@@ -177,9 +179,9 @@ def test_csv_names_group_and_missing_files(tree: Tree, tmp_path: Path) -> None:
     assert groups == Counter([*(row["group"] for row in rows), "z"])
     clean = workspace.clean(raw)
     check_ledger(raw, clean)
-    assert [i.rpartition("/")[2] for i, reason in layout.rejected_images(clean).items() if reason == "missing_file"] == [
-        "nowhere.jpg"
-    ]
+    assert [
+        i.rpartition("/")[2] for i, reason in layout.rejected_images(clean).items() if reason == "missing_file"
+    ] == ["nowhere.jpg"]
 
 
 def test_touched_files_are_no_change(tree: Tree, tmp_path: Path) -> None:
@@ -202,9 +204,7 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 def http_server(tree: Tree) -> Iterator[str]:
     """Serve the tree's parent folder on loopback."""
     folder = str(tree.folder.parent)
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), lambda *arguments: Handler(*arguments, directory=folder)
-    )
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *arguments: Handler(*arguments, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -226,7 +226,7 @@ def test_missing_page_is_the_users_error(http_server: str, tmp_path: Path) -> No
            words=("none.tar",))  # fmt: skip
 
 
-# S3: a server of its own, on loopback. moto checks no credentials; what concerns locking and rights is tested elsewhere.
+# S3: a server of its own, on loopback. moto checks no credentials and proves nothing about locking.
 
 
 def free_port() -> int:
@@ -266,7 +266,9 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 def client(variables: dict[str, str]) -> Any:
-    return make_client(variables["AWS_ENDPOINT_URL"], variables["AWS_ACCESS_KEY_ID"], variables["AWS_SECRET_ACCESS_KEY"])
+    return make_client(
+        variables["AWS_ENDPOINT_URL"], variables["AWS_ACCESS_KEY_ID"], variables["AWS_SECRET_ACCESS_KEY"]
+    )
 
 
 @functools.cache
@@ -292,9 +294,7 @@ def fetch_workspace(variables: dict[str, str], prefix: str, folder: Path) -> Pat
     return folder
 
 
-def test_s3_source_and_workspace_give_the_same_datasets_as_disk(
-    s3: dict[str, str], tree: Tree, tmp_path: Path
-) -> None:
+def test_s3_source_and_workspace_give_the_same_datasets_as_disk(s3: dict[str, str], tree: Tree, tmp_path: Path) -> None:
     upload(s3, tree, "photos")
     on_disk, in_bucket = Workspace(str(tmp_path / "work")), Workspace("s3://mill/work", env=s3)
     raw, expected_raw = in_bucket.download("folder", "s3://mill/photos"), on_disk.download("folder", tree.folder)
