@@ -92,7 +92,7 @@ def test_second_run_is_all_cached_and_tells_the_scores(demo: Demo, again: Finish
 
 def test_report_stands_alone(demo: Demo) -> None:
     page = Path(demo.finished.json["report"]).read_text()
-    assert "<html" in page and 'src="http' not in page and "cdn" not in page.lower()
+    assert "<html" in page and 'src="http' not in page and "<script" not in page
     for word in ("macro-F1", "calibration", "duplicate", "mislabel", "checkerboard"):
         assert word.lower() in page.lower(), word
 
@@ -272,7 +272,8 @@ def test_export_as_folders_is_read_by_torchvision(demo: Demo, tmp_path: Path) ->
     folder = export(demo, "clean", "imagefolder", tmp_path / "out")
     kept = layout.kept_images(demo.uri("clean"))
     for split in ("train", "val", "test"):
-        dataset = ImageFolder(str(folder / split))
+        # torchvision passes over GIFs unless it is told what is an image.
+        dataset = ImageFolder(str(folder / split), is_valid_file=lambda path: True)
         expected = Counter(row["label"] for row in kept.values() if row["split"] == split)
         assert Counter(dataset.classes[target] for target in dataset.targets) == expected
 
