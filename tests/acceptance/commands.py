@@ -33,7 +33,7 @@ TINY_MODEL = [
 """Flags of the cheapest training that goes through every part of the step."""
 TINY = ["--image-size", "32", *TINY_MODEL]
 """Flags of the cheapest run."""
-PROMOTE_ALWAYS = ["--promote", "always"]
+PROMOTE_ALWAYS, PROMOTE_NEVER = ["--promote", "always"], ["--promote", "never"]
 PATIENCE = 420.0
 """Seconds after which a command has hung, on a machine that does much else."""
 

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms.v2 import functional as tv
 
 Array = npt.NDArray[Any]
+COLOR_LAB = cv2.COLOR_RGB2LAB
 SIDES = [(150, 110), (110, 150), (200, 90), (96, 96)]
 BOX = (20, 30, 79, 89)
 """xmin, ymin, xmax, ymax as in Pascal VOC: the first pixel is 1, the last one is inside."""
@@ -256,6 +257,27 @@ def test_store_size_keeps_a_margin_whose_center_is_the_models_input(source: Sour
     ).items():
         assert stored.shape == (64, 64, 3)
         assert (stored[4:60, 4:60] == plain[image_id]).all()
+
+
+@pytest.mark.parametrize("color", ["ycbcr", "lab"])
+def test_color_space_is_converted_after_the_resize(color: str, source: Source, clean: str) -> None:
+    plain = tensors_of(source, clean, "--image-size", "32")
+    converted = tensors_of(source, source.workspace.clean(source.raw, "--color", color), "--image-size", "32")
+    for image_id, stored in converted.items():
+        image = Image.fromarray(plain[image_id])
+        expected = np.asarray(image.convert("YCbCr")) if color == "ycbcr" else cv2.cvtColor(plain[image_id], COLOR_LAB)
+        assert np.abs(stored.astype(int) - expected).max() <= 2, image_id
+
+
+def test_edges_are_channels_behind_the_colors(source: Source, clean: str) -> None:
+    """Sobel's magnitude by the root of 20, so that it fits into a byte, and Canny's edges, of the resized picture's luma."""
+    plain = tensors_of(source, clean, "--image-size", "32")
+    for image_id, stored in tensors_of(source, clean, "--image-size", "32", "--edges", "both").items():
+        assert (stored[:, :, :3] == plain[image_id]).all()
+        gray = cv2.cvtColor(plain[image_id], cv2.COLOR_RGB2GRAY)
+        gradient = (cv2.Sobel(gray, cv2.CV_64F, dx, 1 - dx, borderType=cv2.BORDER_REPLICATE) for dx in (1, 0))
+        assert np.abs(stored[:, :, 3] - np.hypot(*gradient) / np.sqrt(20)).max() <= 1, image_id
+        assert (stored[:, :, 4] == cv2.Canny(gray, 100, 200)).all(), image_id
 
 
 def test_normalization_of_the_dataset_is_that_of_the_training_pixels(source: Source, clean: str) -> None:

@@ -15,7 +15,7 @@ import layout
 import numpy as np
 import pictures
 import pytest
-from commands import FROM_SCRATCH, PROMOTE_ALWAYS, Finished, Workspace, refuse, succeed
+from commands import FROM_SCRATCH, PROMOTE_ALWAYS, PROMOTE_NEVER, Finished, Workspace, refuse, succeed
 
 LABELS = ("blue", "green", "red")
 SIZES = {"train": 30, "val": 8, "test": 24}
@@ -122,9 +122,9 @@ def test_rollback_brings_the_champion_before_back(history: History, tmp_path: Pa
 def test_never_compares_only_and_always_overrules(history: History, tmp_path: Path) -> None:
     workspace = history.copy(tmp_path)
     evaluation = str(workspace.folder / "evaluation" / Path(history.broken.json["evaluation"]).name)
-    workspace.step("promote", "--evaluation", evaluation, "--promote", "never")
+    workspace.step("promote", "--evaluation", evaluation, *PROMOTE_NEVER)
     assert layout.champion(workspace.folder, "weekly") == fingerprint(history.trained)
-    workspace.step("promote", "--evaluation", evaluation, "--promote", "always")
+    workspace.step("promote", "--evaluation", evaluation, *PROMOTE_ALWAYS)
     assert layout.champion(workspace.folder, "weekly") == fingerprint(history.broken)
 
 
