@@ -270,7 +270,7 @@ def test_color_space_is_converted_after_the_resize(color: str, source: Source, c
 
 
 def test_edges_are_channels_behind_the_colors(source: Source, clean: str) -> None:
-    """Sobel's magnitude by the root of 20, so that it fits into a byte, and Canny's edges, of the resized picture's luma."""
+    """Of the resized picture's luma: Sobel's magnitude by the root of 20, so that it fits a byte, and Canny's edges."""
     plain = tensors_of(source, clean, "--image-size", "32")
     for image_id, stored in tensors_of(source, clean, "--image-size", "32", "--edges", "both").items():
         assert (stored[:, :, :3] == plain[image_id]).all()
