@@ -29,9 +29,8 @@ Json = dict[str, Any]
 K8S = Path(__file__).parents[1] / "k8s"
 LISTS = {
     "Namespace": "/api/v1/namespaces", "Node": "/api/v1/nodes", "Pod": "/api/v1/pods", "Secret": "/api/v1/secrets",
-    "ConfigMap": "/api/v1/configmaps", "Service": "/api/v1/services", "ServiceAccount": "/api/v1/serviceaccounts",
-    "ResourceQuota": "/api/v1/resourcequotas", "LimitRange": "/api/v1/limitranges",
-    "Deployment": "/apis/apps/v1/deployments", "EndpointSlice": "/apis/discovery.k8s.io/v1/endpointslices",
+    "Service": "/api/v1/services", "ServiceAccount": "/api/v1/serviceaccounts",
+    "Deployment": "/apis/apps/v1/deployments",
     "NetworkPolicy": "/apis/networking.k8s.io/v1/networkpolicies",
     "Role": "/apis/rbac.authorization.k8s.io/v1/roles",
     "RoleBinding": "/apis/rbac.authorization.k8s.io/v1/rolebindings",
@@ -61,6 +60,8 @@ class ClusterApi:
     """Patterns of `METHOD /path` that the user may not ask for."""
     denied: set[str] = field(default_factory=set)
     """`verb resource` that the user may not do, when it asks whether it may."""
+    refuses_pods: str = ""
+    """Why no pod can be made."""
     requests: list[str] = field(default_factory=list)
     kubelet: Callable[[ClusterApi, Json], None] = lambda api, pod: None
     logs: dict[str, str] = field(default_factory=dict)
@@ -137,6 +138,8 @@ class ClusterApi:
         level = (namespace_document["metadata"].get("labels") or {}).get("pod-security.kubernetes.io/enforce")
         if level == "restricted" and (violations := pod_security.violations(body["spec"])):
             raise Answer(403, f"violates PodSecurity: {violations}")
+        if self.refuses_pods:
+            raise Answer(403, self.refuses_pods)
         if query.get("dryRun") == "All":
             return body
         created = self.add({**body, "metadata": {**body["metadata"], "namespace": namespace}, "status": {}})
@@ -144,14 +147,11 @@ class ClusterApi:
         return created
 
     def _list(self, kind: str, namespace: str, query: Mapping[str, str]) -> Json:
-        """List in pages of two, so that clients which ignore `continue` fail."""
         items = [
             document for document in self.of_kind(kind) if namespace in ("", document["metadata"].get("namespace", ""))
         ]
         items = [document for document in items if _selected(document, query)]
-        start = int(query.get("continue") or 0)
-        continue_token = str(start + 2) if len(items) > start + 2 else ""
-        return {"metadata": {"continue": continue_token}, "items": items[start : start + 2]}
+        return {"items": items}
 
 
 def _place(path: str) -> tuple[str, str, str, str]:
@@ -261,10 +261,6 @@ def deployment(name: str, namespace: str, image: str, **container: Any) -> Json:
     return named("Deployment", name, namespace, spec={"template": {"spec": {"containers": parts}}})
 
 
-QUICK = {"env": [{"name": "DEFAULT_REQUEUE_TIME", "value": "1s"}]}
-ALWAYS = "spec: {templateDefaults: {retryStrategy: {limit: '2', retryPolicy: Always}}}"
-
-
 def installed(overlay: str, images: tuple[str, ...]) -> ClusterApi:
     """A cluster in which all is as it should be for an overlay of k8s/."""
     api = ClusterApi()
@@ -275,29 +271,21 @@ def installed(overlay: str, images: tuple[str, ...]) -> ClusterApi:
     api.add(node("one", "8" if overlay == "kind" else "16", images=images))
     api.add(deployment("kuberay-operator", "kuberay-operator", "quay.io/kuberay/operator:v1.7.0"))
     if overlay == "kind":
-        argo, keys, service = "argo", "imagemill-store", ("seaweedfs", "imagemill", 8333)
+        argo, keys = "argo", "imagemill-store"
         api.add(secret("imagemill-executor.service-account-token", home_namespace, token="t0ken"))
     else:
-        argo, keys, service = "kubeflow", "mlpipeline-minio-artifact", ("seaweedfs", "kubeflow", 9000)
+        argo, keys = "kubeflow", "mlpipeline-minio-artifact"
         api.add(named("Namespace", "kubeflow"))
         api.add(deployment("ml-pipeline-api-server", "kubeflow", "ghcr.io/kubeflow/kfp-api-server:2.17.0"))
         api.add(named("Service", "ml-pipeline", "kubeflow", spec={"ports": [{"port": 8888}]}))
-        metadata = {"name": "workflow-controller-configmap"}
-        api.add(named("ConfigMap", metadata["name"], "kubeflow", data={"workflowDefaults": ALWAYS}))
         account = "pipeline-runner" if overlay == "kubeflow" else "default-editor"
         api.add(named("ServiceAccount", account, home_namespace))
     if overlay == "kubeflow-profile":
         api.add(
             named("Namespace", home_namespace, metadata={"labels": {"app.kubernetes.io/part-of": "kubeflow-profile"}})
         )
-    api.add(deployment("workflow-controller", argo, "quay.io/argoproj/workflow-controller:v4.1.2", **QUICK))
+    api.add(deployment("workflow-controller", argo, "quay.io/argoproj/workflow-controller:v4.1.2"))
     api.add(secret(keys, home_namespace, accesskey="key", secretkey="secret"))
-    name, namespace, port = service
-    api.add(named("Service", name, namespace, spec={"ports": [{"port": port}], "selector": {"app": name}}))
-    metadata = {"labels": {"kubernetes.io/service-name": name}}
-    api.add(
-        named("EndpointSlice", f"{name}-x", namespace, metadata=metadata, endpoints=[{"conditions": {"ready": True}}])
-    )
     return api
 
 

@@ -1,58 +1,39 @@
-"""The program of the pods of `imagemill doctor --probe`, sent as text to a pod of one of the images.
+"""The program that checks an image and the object store: in a pod of `imagemill doctor --probe`, and on this machine.
 
-It imports only modules that every version of imagemill has. It prints one line of JSON after MARK.
+It runs as text (`python -c`) with the arguments MODULE WORKSPACE, in images of any version. Exit codes are a step's.
 """
 
 from __future__ import annotations
 
-import json
+import importlib
 import sys
-from typing import Any
 
-MARK = "imagemill-doctor:"
-
-
-def describe_image(workspace: str) -> dict[str, Any]:
-    """Return imagemill's version, the user that the image runs as, and the modules that it can import."""
-    import importlib.util
-    import os
-
-    from imagemill.components.dataset.manifest import code_version
-
-    names = ("kubernetes", "ray", "torch")
-    has = [name for name in names if importlib.util.find_spec(name)]
-    return {"version": code_version(), "uid": os.getuid(), "has": has}
+from imagemill.components.dataset.manifest import code_version
+from imagemill.components.storage.errors import MillError
+from imagemill.components.storage.store import get_store
 
 
-def use_store(workspace: str) -> dict[str, Any]:
-    """Write, read, list and delete an object of the workspace, after checking that its bucket exists."""
-    import secrets
-
-    from imagemill.components.storage.store import get_store
-
-    store, folder = get_store(workspace), f"{workspace}/_doctor-{secrets.token_hex(4)}"
-    next(iter(store.list(folder)), None)  # raises where there is no bucket, which SeaweedFS would create on writing
-    uri = f"{folder}/probe.txt"
-    store.put(uri, b"doctor")
-    read, listed = store.read(uri), [entry.uri for entry in store.list(folder)]
+def check_store(workspace: str) -> None:
+    """Check that of two writers of an object the second is refused, on which every commit relies."""
+    uri = f"{workspace.rstrip('/')}/_doctor"
+    store = get_store(uri)
+    next(iter(store.list(uri)), None)  # raises where there is no bucket, which SeaweedFS would create on writing
+    store.put_if_absent(uri, b"imagemill doctor")
+    if store.put_if_absent(uri, b"imagemill doctor, again"):
+        sys.exit("the store replaces an object that exists: it knows no conditional writes (If-None-Match)")
     store.discard(uri)
-    return {"read": read == b"doctor", "listed": listed == [uri], "deletes": store.stat(uri) is None}
 
 
-QUESTIONS = {"version": describe_image, "reach": use_store}
-
-
-def main(question: str, workspace: str) -> None:
-    """Print the answer; an error of the store ends the process with its exit code and one line."""
-    from imagemill.components.storage.errors import MillError
-
+def main(module: str, workspace: str) -> None:
+    """Import a module that the image has to have, use the store, and print imagemill's version."""
+    importlib.import_module(module)
     try:
-        answer = QUESTIONS[question](workspace)
+        check_store(workspace)
     except MillError as error:
-        print(error, file=sys.stderr, flush=True)
+        print(error, file=sys.stderr)
         sys.exit(error.exit_code)
-    print(MARK + json.dumps(answer), flush=True)
+    print(f"imagemill {code_version()}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2])
+    main(*sys.argv[1:])

@@ -4,8 +4,7 @@ Kubeflow's API server itself adds to each pod (read in its sources): the label `
 keeps Istio's sidecar out, and from 2.16 on no privilege escalation, all capabilities dropped and the seccomp profile
 RuntimeDefault. With the user set here that meets Pod Security `restricted`, which refuses an older server's pods. KFP
 has no setting for a read-only root file system, for ephemeral storage nor for a service account of one step. Its
-retries have a number and no policy: which failures are tried again is the Argo controller's default
-(doctor/operators.py).
+retries have a number and no policy: which failures are tried again is the Argo controller's default.
 
 A server that finds an unknown field among a package's settings of whole runs silently ignores the package's second
 document (read in the sources of 2.3 to 2.17): all pods then lack credentials, GPUs, volumes, user. Of single pods it
