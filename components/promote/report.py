@@ -151,7 +151,7 @@ def describe_verdict(verdict: dict[str, Any], chance: str = "") -> dict[str, Any
     champion = None if result == ALREADY_CHAMPION else verdict.get("champion")  # it would be compared with itself
     gain = None if challenger is None or champion is None else challenger - champion
     return {"metric": ""} | verdict | {
-        "sentence": f"{sentence[:1].upper()}{sentence[1:]}.", "evidence": f"{evidence[:1].upper()}{evidence[1:]}",
+        "sentence": f"{sentence[:1].upper()}{sentence[1:]}." if sentence else "", "evidence": f"{evidence[:1].upper()}{evidence[1:]}",
         "css_class": css_class, "headline": headline, "gain": gain, "challenger": challenger, "champion": champion,
     }  # fmt: skip
 

@@ -39,7 +39,7 @@ class Training:
         model = read_dataset(evaluation.parent_uri("model"), "model")
         extra = ModelExtra.of(model.manifest)
         options: Options = {("train", name): value for name, value in (extra.requested or {}).items()}
-        options |= {("train", "backbone"): extra.backbone, ("train", "weights"): extra.weights}
+        options["train", "backbone"] = extra.backbone
         tensors = _find_parent(model, "tensors")
         if tensors is None:
             return cls(options, None, extra.metrics)
