@@ -151,7 +151,7 @@ class Workspace:
         data = _json(replace(promotion, n=number).to_dict())
         return self.store.put_if_absent(self.at("names", name, "promotions", f"{number}.json"), data)
 
-    # Verdicts: a comparison is made once, and counts against the error rate of later ones.
+    # Verdicts: a comparison is made once.
 
     def verdicts(self, name: str, prefix: str) -> list[Verdict]:
         """Return the verdicts whose keys begin with `prefix`."""

@@ -150,8 +150,9 @@ def describe_verdict(verdict: dict[str, Any], chance: str = "") -> dict[str, Any
     challenger = verdict.get("challenger")
     champion = None if result == ALREADY_CHAMPION else verdict.get("champion")  # it would be compared with itself
     gain = None if challenger is None or champion is None else challenger - champion
+    sentence, evidence = (f"{text[:1].upper()}{text[1:]}" for text in (sentence, evidence))
     return {"metric": ""} | verdict | {
-        "sentence": f"{sentence[:1].upper()}{sentence[1:]}.", "evidence": f"{evidence[:1].upper()}{evidence[1:]}",
+        "sentence": f"{sentence}." if sentence else "", "evidence": evidence,
         "css_class": css_class, "headline": headline, "gain": gain, "challenger": challenger, "champion": champion,
     }  # fmt: skip
 

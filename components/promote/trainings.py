@@ -12,7 +12,7 @@ from ..dataset.manifest import Dataset, find_dataset, read_dataset
 from ..dataset.records import ChangedOption, GainEstimate
 
 Options = dict[tuple[str, str], Any]
-NOT_CONFIGURATION = ("seed", "time", "start", "metric", "map_labels", "keep_classes")
+NOT_CONFIGURATION = ("seed", "time", "metric", "map_labels", "keep_classes")
 """Options of which another value is no other way to train: chance, patience, what is measured, and the class list,
 which is compared by itself."""
 
@@ -22,8 +22,7 @@ class Training:
     """How a model was trained.
 
     Attributes:
-        options: by (step, option), those of clean and resize, what the user asked for of train, and the model's
-            backbone and pretrained weights; as far as known.
+        options: by (step, option), those of clean and resize and, of train, what the user asked for; as far as known.
         images: training images, None where the tensors are gone.
         scores: on validation images or, of a solved head, out of fold.
         scored_images: the images of each class in these scores; empty where they are not known.
@@ -40,9 +39,7 @@ class Training:
         model = read_dataset(evaluation.parent_uri("model"), "model")
         extra = ModelExtra.of(model.manifest)
         options: Options = {("train", name): value for name, value in (extra.requested or {}).items()}
-        options |= {("model", "backbone"): extra.backbone}
-        if extra.start is None:
-            options |= {("model", "weights"): extra.weights}
+        options["train", "backbone"] = extra.backbone
         tensors = _find_parent(model, "tensors")
         if tensors is None:
             return cls(options, None, extra.metrics)
@@ -69,7 +66,7 @@ def list_changed_options(champion: Training, challenger: Training) -> list[Chang
     """Return the options with which the two models were made differently.
 
     Of clean and resize, those that both versions of the step have. Of train, those that a user asked for: what a recipe
-    derives from the data is no other configuration, nor is a start from the champion.
+    derives from the data is no other configuration.
     """
     changes = []
     for step, option in sorted(champion.options.keys() | challenger.options.keys()):

@@ -294,8 +294,8 @@ def _check_image_size(network: Any, spec: ModelSpec) -> None:
 
 def _list_asked(asked: TrainConfig) -> dict[str, Any]:
     """Return the options that count and that the user, or a preset, has set to other values than the defaults."""
-    others = {name: getattr(asked, name) for name in ("recipe", "start")}
-    changed = {name: value for name, value in others.items() if value != getattr(TrainConfig, name)}
+    others = {name: getattr(asked, name) for name in ("recipe", "start", "weights")}
+    changed = {name: uris.basename(value) for name, value in others.items() if value != getattr(TrainConfig, name)}
     return asked.fingerprint_values() | changed
 
 

@@ -111,7 +111,7 @@ def test_sentences_of_models_that_are_not_better(gate: Gate, mistakes: int, star
 @pytest.mark.parametrize(
     ("changes", "option"),
     [
-        ({"backbone": "resnet50"}, ("model", "backbone")),
+        ({"backbone": "resnet50"}, ("train", "backbone")),
         ({"requested": {"recipe": "large"}}, ("train", "recipe")),
         ({"color": "gray"}, ("clean", "color")),
     ],

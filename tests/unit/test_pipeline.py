@@ -125,7 +125,7 @@ def test_fixed_choices_are_drop_downs(package: Path) -> None:
     assert all(parameters[name]["defaultValue"] in values for name, values in choices.items())
     loaded = components.load_component_from_file(str(package)).pipeline_spec
     read = loaded.root.input_definitions.parameters["promote"].literals
-    assert [literal.string_value for literal in read] == ["auto", "always", "never"]
+    assert [literal.string_value for literal in read] == ["unless-worse", "better", "always", "never"]
 
 
 def test_choices_are_compiled_only_for_servers_that_know_them(tmp_path: Path) -> None:
