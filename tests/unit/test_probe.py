@@ -12,11 +12,7 @@ from trained import history_of, make_tensors, run_killed, settings, trainer
 
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.metrics.logistic_regression import (
-    PENALTIES,
-    compute_inverse_frequencies,
-    fit_logistic_regression,
-)
+from imagemill.components.metrics.logistic_regression import PENALTIES, fit_classes
 from imagemill.components.models.features import read_features
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import UserError
@@ -32,20 +28,20 @@ def tensors(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return make_tensors(tmp_path_factory.mktemp("tensors"), train=40, val=40)
 
 
-@pytest.mark.parametrize("penalty", [PENALTIES[0], 0.03, PENALTIES[-1]])
-def test_solution_matches_scikit_learn(penalty: float) -> None:
-    """Balanced classes of very different sizes: the same optimum, which is one since the problem is strictly convex."""
+@pytest.mark.parametrize(("penalty", "metric"), [*((p, "macro_f1") for p in (PENALTIES[0], 0.03, PENALTIES[-1])),
+                                                (0.03, "top1"), (0.03, "balanced_accuracy")])  # fmt: skip
+def test_solution_matches_scikit_learn(penalty: float, metric: str) -> None:
+    """Classes of very different sizes, balanced unless images weigh alike in the metric: the same optimum, which is one
+    since the problem is strictly convex."""
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [90, 25, 5])
     features = rng.normal(size=(120, 6)) + 0.8 * np.eye(3, 6)[labels]
-    balance = compute_inverse_frequencies(np.bincount(labels))
     # There the penalty is 1/2 on the squared norm, and C times the sum of the losses stands beside it.
-    model = LogisticRegression(C=1 / (penalty * len(labels)), class_weight="balanced", tol=1e-8, max_iter=5000)
+    class_weight = None if metric == "top1" else "balanced"
+    model = LogisticRegression(C=1 / (penalty * len(labels)), class_weight=class_weight, tol=1e-8, max_iter=5000)
     model.fit(features, labels)
-    solution = fit_logistic_regression(
-        torch.tensor(features, dtype=torch.float32), torch.tensor(labels), torch.tensor(balance, dtype=torch.float32),
-        penalty, torch.zeros(3, 7),
-    ).numpy()  # fmt: skip
+    inputs, targets = torch.tensor(features, dtype=torch.float32), torch.tensor(labels)
+    solution = fit_classes(inputs, targets, penalty, torch.zeros(3, 7), metric).numpy()
     solution = solution - solution.mean(0)  # a constant added to all biases changes no probability
     expected = np.column_stack((model.coef_, model.intercept_))
     expected = expected - expected.mean(0)
