@@ -8,5 +8,5 @@ STEP = Step(
     EvaluateConfig,
     "imagemill.components.evaluate.evaluate:evaluate",
     "Run a model over the test split once, and the champion over the same images.",
-    needs=("torch", "torchvision", "safetensors", "cleanlab"),
+    needs=("torch", "torchvision", "safetensors", "cleanlab", "sklearn"),
 )

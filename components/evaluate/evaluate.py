@@ -88,7 +88,7 @@ def _log_scores(evaluation: Dataset, title: str, context: Context) -> None:
     extra, rows = EvaluationExtra.of(evaluation.manifest), evaluation.manifest.totals.rows
     calibration = f" · calibration error {extra.metrics['ece']:.3f}" if "ece" in extra.metrics else ""
     if extra.baseline and extra.baseline.why:
-        context.say(f"warning: {extra.baseline.why}")
+        context.say(f"warning: {title}: {extra.baseline.why}")
     scores = format_scores(extra.metrics, extra.intervals)
     context.say(f"{title}: {scores}{calibration} on {rows:,} test images")
     if extra.baseline:

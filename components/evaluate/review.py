@@ -8,7 +8,6 @@ else those of the first half of the trained network (`FeatureExtractor`).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Self
@@ -18,14 +17,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ..dataset.kinds import LabelReview
-from ..dataset.labels import MULTI, label_column, multi_hot
+from ..dataset.labels import MULTI, label_column
 from ..dataset.manifest import Dataset, File
 from ..dataset.shards import Layout, ShardWriter, row_groups
-from ..imaging.tensors import center_crop, decode_column
 from ..models.artifact import ModelSpec, Normalize
 from ..models.blocks import find_block_modules
 from ..models.features import iter_features, read_image_ids
 from ..step.progress import Progress
+from .inference import read_tensor_batches
 from .label_issues import MIN_CLASS_IMAGES, LabelIssues, find_label_issues
 from .linear_probe import assign_folds, find_units
 
@@ -161,37 +160,23 @@ def _compute_outputs(
     features = np.zeros((0, 1), np.float16)
     done = 0
     with extractor, torch.inference_mode():
-        for pixels, targets in _read_batches(tensors, len(spec.classes) if is_multi else 0, batch_size):
-            logits = network(normalize(torch.from_numpy(pixels).to(device))).float()
-            target = torch.from_numpy(targets).to(device)
+        for batch in read_tensor_batches(tensors, "train", batch_size):
+            logits = network(normalize(torch.from_numpy(batch.images).to(device))).float()
+            target = torch.from_numpy(batch.labels).to(device)
             if is_multi:
                 loss = functional.binary_cross_entropy_with_logits(logits, target.float(), reduction="none").mean(1)
             else:
                 loss = functional.cross_entropy(logits, target, reduction="none")
-            rows = slice(done, done + len(pixels))
+            rows = slice(done, done + len(batch.ids))
             losses[rows] = loss.cpu().numpy()
             if not is_multi:
                 batch_features = extractor.read_features()
                 if not len(features):
                     features = np.empty((images, batch_features.shape[1]), np.float16)
-                features[rows], labels[rows] = batch_features, targets
-            done += len(pixels)
-            progress.add(len(pixels), "labels")
+                features[rows], labels[rows] = batch_features, batch.labels
+            done += len(batch.ids)
+            progress.add(len(batch.ids), "labels")
     return TrainingOutputs(features, labels, losses)
-
-
-def _read_batches(tensors: Dataset, classes: int, batch_size: int) -> Iterator[tuple[npt.NDArray[np.uint8], Any]]:
-    """Yield (images uint8 [B, H, W, C] of the model's input size, targets of the loss), in stored order; `classes` is 0
-    where every image has one label."""
-    image, column = tensors.manifest.image_spec, label_column(tensors.manifest.task)
-    for file in tensors.files("data", "train"):
-        for table in row_groups(tensors, file, ["image", column]):
-            pixels = center_crop(decode_column(table.column("image"), image), image.side)
-            labels = table.column(column)
-            for start in range(0, len(pixels), batch_size):
-                batch = labels.slice(start, batch_size)
-                targets = multi_hot(batch.to_pylist(), classes) if classes else batch.to_numpy().astype(np.int64)
-                yield np.array(pixels[start : start + batch_size]), targets
 
 
 def _read_frozen(frozen: Dataset) -> npt.NDArray[np.float16]:

@@ -107,6 +107,8 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "ray": ("Ray", ("resize",)),
     "albumentations": ("albumentations", ("resize", "train")),
     "cleanlab": ("cleanlab", ("train",)),
+    "sklearn": ("scikit-learn", ("train",)),
+    "scipy": ("SciPy", ("train",)),
     "matplotlib": ("matplotlib", ("promote", "train")),
     "jinja2": ("Jinja", ("clean", "promote", "train")),
     "tensorboard": ("TensorBoard", ("train",)),
