@@ -261,7 +261,7 @@ def test_outliers_are_dropped_on_request(first: Built, tmp_path: Path) -> None:
     source = copy_source(first, tmp_path)
     black = np.clip(np.random.default_rng(0).normal(3, 2, (60, 60, 3)), 0, 255).astype(np.uint8)
     pictures.write(source / "red" / "black.png", pictures.encode(black))
-    built = build(tmp_path, source, "--outliers", "drop", "--outlier-fields", "brightness")
+    built = build(tmp_path, source, "--outliers", "drop", "--outlier-fields", "contrast")
     assert layout.rejected_images(built.clean) == {"red/black.png": "outlier"}
 
 
