@@ -108,6 +108,7 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "albumentations": ("albumentations", ("resize", "train")),
     "cleanlab": ("cleanlab", ("train",)),
     "matplotlib": ("matplotlib", ("promote", "train")),
+    "scipy": ("SciPy", ("clean", "train")),
     "jinja2": ("Jinja", ("clean", "promote", "train")),
     "tensorboard": ("TensorBoard", ("train",)),
     "onnx": ("ONNX", ("train",)),
