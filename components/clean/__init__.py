@@ -8,5 +8,5 @@ STEP = Step(
     CleanConfig,
     "imagemill.components.clean.clean:clean",
     "Decode every image once: standardize, measure, reject what is broken, double or leaking, encode labels, split.",
-    needs=("jinja2",),
+    needs=("jinja2", "scipy"),
 )

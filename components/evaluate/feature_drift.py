@@ -7,11 +7,10 @@ is made once, and is stored beside clean's.
 The rows are those of `two_sample.py`, common, removed and added, and so are the scopes. The statistic is the squared
 Mahalanobis distance of the samples' means on the leading principal components of all rows, which is Hotelling's T² but
 for a factor. Of two normal distributions of one covariance it is the symmetric Kullback-Leibler divergence, as PSI is
-of bins, so that both have one scale. Covariance and components are of all rows together, whichever part they are in, so
-that the test by permutation is exact for rows that are exchangeable (Phipson and Smyth, "Permutation p-values should
-never be zero", 2010). On the features of a pretrained network a test of this kind finds shifts of images that measures
-of single images miss (Rabanser, Günnemann and Lipton, "Failing Loudly: An Empirical Study of Methods for Detecting
-Dataset Shift", 2019).
+of bins, so that both have one scale. Covariance and components are of all rows together, whichever part they are in:
+of normal rows without a change it is then a multiple of a beta variable, whatever the parts share. On the features of a
+pretrained network a test of this kind finds shifts of images that measures of single images miss (Rabanser, Günnemann
+and Lipton, "Failing Loudly: An Empirical Study of Methods for Detecting Dataset Shift", 2019).
 
 Only a change of the mean is seen: images that are more varied, around the same mean, are no change here.
 """
@@ -27,14 +26,13 @@ import numpy.typing as npt
 
 from ..dataset.manifest import Dataset, read_dataset
 from ..dataset.shards import read_columns
-from ..metrics.two_sample import ALL, NEW, Shift
+from ..metrics.two_sample import ALL, NEW, Shift, compute_variance
 from ..models.features import find_features, iter_features, read_image_ids
 from ..step.step import Context
 from ..storage.errors import DatasetError, UserError
 
 COMPONENTS = 32
 """Principal components: from 20 new images more of them would hide a distance of 1 in what chance gives."""
-PERMUTATIONS = 1_999
 MIN_VARIANCE = 1e-6
 """Of a component, as a share of the first one's: below it there is rounding alone."""
 
@@ -74,34 +72,28 @@ def whiten(read: Callable[[], Iterable[Features]], components: int = COMPONENTS)
 def compare_means(rows: Floats, sizes: tuple[int, int, int], scopes: Sequence[str], level: float) -> dict[str, Shift]:
     """Compare whitened rows [N, k], those that are common first, then the removed and the added ones, by scope.
 
-    `sizes`: number of each; `level`: of one test, from 1 / (PERMUTATIONS + 1) on. A shift's `psi` is the distance.
+    `sizes`: number of each; `level`: of one test. A shift's `psi` is the distance.
     """
-    common, removed, added = sizes
+    from scipy.stats import beta
+
+    common, removed, _ = sizes
     parts = np.split(rows, [common, common + removed])
-    observed = parts[1].sum(0), parts[2].sum(0)
-    draws: dict[str, list[float]] = {scope: [] for scope in scopes}
-    for sums in _permute(rows, removed, added):
-        for scope in scopes:
-            draws[scope].append(_square(_subtract_means(*sums, sizes, scope)))
-    allowed = int(level * (PERMUTATIONS + 1))  # permutations that may reach the observed one, itself included
+    number, dimensions = rows.shape
     shifts = {}
     for scope in scopes:
-        null = np.array(draws[scope])
-        difference = _subtract_means(*observed, sizes, scope)
-        distance, mean, limit = _square(difference), float(null.mean()), float(np.sort(null)[-max(1, allowed)])
-        p_value = (1 + int((null >= distance * (1 - 1e-9)).sum())) / (1 + PERMUTATIONS)
-        is_significant = distance > limit * (1 + 1e-9)  # of no images, say, both are 0
+        # z'z of whitened rows, z their difference of means, is a share of `largest`, as R² is of a regression on noise.
+        largest = number * compute_variance(sizes, scope)
+        if not largest or not 0 < dimensions < number - 1:
+            shifts[scope] = Shift(0.0, 0.0, 0.0, 1.0, False)
+            continue
+        difference = _subtract_means(parts[1].sum(0), parts[2].sum(0), sizes, scope)
+        distance, mean = float(difference @ difference), largest * dimensions / (number - 1)
+        null = beta(dimensions / 2, (number - 1 - dimensions) / 2)
+        chance = largest * float(null.isf(level))
         error = 1.96 * _estimate_deviation(difference, parts, sizes, scope)
-        shifts[scope] = Shift(max(0.0, distance - mean), error, limit - mean, p_value, is_significant)
+        p_value = float(null.sf(distance / largest))
+        shifts[scope] = Shift(max(0.0, distance - mean), error, chance - mean, p_value, distance > chance)
     return shifts
-
-
-def _permute(rows: Floats, removed: int, added: int) -> Iterator[tuple[Floats, Floats]]:
-    """Yield the sums of the removed and of the added rows, of the same rows dealt out at random."""
-    rng = np.random.default_rng(0)
-    for _ in range(PERMUTATIONS):
-        order = rng.permutation(len(rows))
-        yield rows[order[:removed]].sum(0), rows[order[removed : removed + added]].sum(0)
 
 
 def _subtract_means(removed: Floats, added: Floats, sizes: tuple[int, int, int], scope: str) -> Floats:
@@ -110,10 +102,6 @@ def _subtract_means(removed: Floats, added: Floats, sizes: tuple[int, int, int],
     if scope == NEW:
         return added / max(1, sizes[2]) + added / max(1, reference)  # the reference's sum is that of the added, negated
     return -removed / max(1, snapshot) + added / max(1, reference)
-
-
-def _square(difference: Floats) -> float:
-    return float(difference @ difference)
 
 
 def _estimate_deviation(

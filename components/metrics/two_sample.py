@@ -7,9 +7,8 @@ the reference, for an addition of one percent hardly moves the whole.
 PSI, the population stability index, is the sum of (a - b) ln(a / b) over the shares a and b of bins. Of finite samples
 it is above zero without any change: about (1/n + 1/m) times a chi-squared variable of bins - 1 degrees of freedom
 (Yurdakul, "Statistical Properties of Population Stability Index", 2018), for samples that share c rows
-(1/n + 1/m - 2c/nm) times. That holds for many rows a bin; here the distribution under no change is drawn by permutation
-of the rows over the three parts, which is exact for any number of rows that are exchangeable (Phipson and Smyth,
-"Permutation p-values should never be zero", 2010).
+(1/n + 1/m - 2c/nm) times; with a change of size d it is a noncentral one, by which its interval is. Bins that are too
+rare for that are pooled.
 """
 
 from __future__ import annotations
@@ -25,10 +24,9 @@ import numpy.typing as npt
 ALL, NEW = "all", "new"
 """The scopes."""
 BINS = 10
-PERMUTATIONS, RESAMPLES = 4_999, 400
-_CHUNK = 2_000_000
-"""Numbers of a chunk of permutations, which bounds memory where there are many bins."""
-_ROUNDING = 1e-12
+MIN_EXPECTED, MIN_EXPECTED_OVERLAP = 1.0, 5.0
+"""Rows of the smallest sample that a bin has to expect; of samples with common rows, of the removed or added ones:
+half a row a bin steadies the first, and hardly the second."""
 _HALF_ROW = 0.5
 """Added to each bin, so that an empty one has a logarithm (Jeffreys' prior)."""
 
@@ -59,9 +57,9 @@ class Shift:
 
     Attributes:
         psi: less its mean under no change, so 0 in expectation there; at least 0.
-        error: half of its 95% interval, by resampling of the rows.
+        error: half of its 95% interval.
         chance: what `psi` exceeds under no change with a probability of at most `level`.
-        p_value: of the permutation test.
+        p_value: of the chi-squared test.
         is_significant: whether `psi` exceeds `chance`.
     """
 
@@ -101,70 +99,38 @@ def assign_bins(values: Values, bins: int = BINS) -> Counts:
 
 
 def compare_counts(parts: Parts, scopes: Sequence[str], level: float) -> dict[str, Shift]:
-    """Compare samples by their rows in each bin, by scope.
-
-    `level`: of one test, from 1 / (PERMUTATIONS + 1) on.
-    """
-    rng = np.random.default_rng(0)
-    under_no_change = _permute(parts, scopes, rng)
-    resampled = _compute_scopes(_resample(parts, rng), scopes)
-    observed = _compute_scopes(parts, scopes)
-    allowed = int(level * (PERMUTATIONS + 1))  # permutations that may reach the observed one, itself included
-    shifts = {}
-    for scope in scopes:
-        null, psi = under_no_change[scope], float(observed[scope])
-        mean, limit = float(null.mean()), float(np.sort(null)[-max(1, allowed)])
-        # Equal histograms differ in the last digit, by the order in which their numbers were added.
-        p_value = (1 + int((null >= psi - _ROUNDING).sum())) / (1 + PERMUTATIONS)
-        error = 1.96 * float(resampled[scope].std())
-        shifts[scope] = Shift(max(0.0, psi - mean), error, limit - mean, p_value, psi > limit + _ROUNDING)
-    return shifts
+    """Compare samples by their rows in each bin, by scope. `level`: of one test."""
+    return {scope: _compare_scope(parts, scope, level) for scope in scopes}
 
 
-def _compute_scopes(parts: Parts, scopes: Sequence[str]) -> dict[str, Values]:
-    samples = {ALL: parts.snapshot, NEW: parts.added}
-    return {scope: compute_psi(samples[scope], parts.reference) for scope in scopes}
+def _compare_scope(parts: Parts, scope: str, level: float) -> Shift:
+    from scipy.stats import chi2
+
+    sizes = (int(parts.common.sum()), int(parts.removed.sum()), int(parts.added.sum()))
+    parts, variance = _pool_rare_bins(parts, sizes, scope), compute_variance(sizes, scope)
+    freedom = len(parts.common) - 1
+    if not freedom or not variance:
+        return Shift(0.0, 0.0, 0.0, 1.0, False)
+    psi = float(compute_psi(parts.added if scope == NEW else parts.snapshot, parts.reference))
+    excess, chance = psi - variance * freedom, variance * (float(chi2.isf(level, freedom)) - freedom)
+    error = 1.96 * math.sqrt(2 * variance**2 * freedom + 4 * variance * max(0.0, excess))
+    return Shift(max(0.0, excess), error, chance, float(chi2.sf(psi / variance, freedom)), excess > chance)
 
 
-def _permute(parts: Parts, scopes: Sequence[str], rng: np.random.Generator) -> dict[str, Values]:
-    """Return PSI by scope, float [PERMUTATIONS], of the same rows dealt out at random to parts of the same sizes."""
+def _pool_rare_bins(parts: Parts, sizes: tuple[int, int, int], scope: str) -> Parts:
+    """Make one bin of those that expect too few rows of the smallest sample."""
+    common, removed, added = sizes
+    smallest = min(
+        (size for size in ((common + removed, added) if scope == NEW else (removed, added)) if size), default=0
+    )
     pooled = parts.common + parts.removed + parts.added
-    sizes = [int(part.sum()) for part in (parts.added, parts.removed)]
-    chunk = max(1, _CHUNK // len(pooled))
-    draws: dict[str, list[Values]] = {scope: [] for scope in scopes}
-    for start in range(0, PERMUTATIONS, chunk):
-        number = min(chunk, PERMUTATIONS - start)
-        added = _draw(np.tile(pooled, (number, 1)), sizes[0], rng)
-        removed = _draw(pooled - added, sizes[1], rng)
-        dealt = Parts(pooled - added - removed, removed, added)
-        for scope, psi in _compute_scopes(dealt, scopes).items():
-            draws[scope].append(psi)
-    return {scope: np.concatenate(chunks) for scope, chunks in draws.items()}
-
-
-def _draw(counts: Counts, size: int, rng: np.random.Generator) -> Counts:
-    """Draw `size` rows without replacement of each of [draws, bins] counts; return them by bin, [draws, bins]."""
-    drawn = np.zeros_like(counts)
-    if not size:
-        return drawn
-    remaining, size_left = counts.sum(1), np.full(len(counts), size)
-    if int(remaining[0]) == size:
-        return counts.copy()
-    for index in range(counts.shape[1]):  # a hypergeometric number a bin, given those of the bins before
-        remaining -= counts[:, index]
-        drawn[:, index] = rng.hypergeometric(counts[:, index], remaining, size_left)
-        size_left -= drawn[:, index]
-    return drawn
-
-
-def _resample(parts: Parts, rng: np.random.Generator) -> Parts:
-    """Draw each part's rows with replacement; counts [RESAMPLES, bins]."""
-
-    def resample(counts: Counts) -> Counts:
-        total = int(counts.sum())
-        return rng.multinomial(total, counts / max(1, total), RESAMPLES) if total else counts
-
-    return Parts(resample(parts.common), resample(parts.removed), resample(parts.added))
+    least = MIN_EXPECTED_OVERLAP if scope == ALL and common else MIN_EXPECTED
+    is_rare = pooled * smallest < least * max(1, int(pooled.sum()))
+    if not is_rare.any():
+        return parts
+    return Parts(
+        *(np.append(part[~is_rare], part[is_rare].sum()) for part in (parts.common, parts.removed, parts.added))
+    )
 
 
 def compute_ks(common: Values, removed: Values, added: Values, scope: str) -> float:
@@ -184,14 +150,16 @@ def bound_ks(sizes: tuple[int, int, int], scope: str, level: float) -> float:
     `sizes`: rows that are common, removed and added. Smirnov's limit with the constant of Dvoretzky, Kiefer, Wolfowitz
     and Massart (for two samples Wei and Dudley, 2012); rows common to both samples add nothing to the distance.
     """
+    return min(1.0, math.sqrt(compute_variance(sizes, scope) * math.log(2 / level) / 2))
+
+
+def compute_variance(sizes: tuple[int, int, int], scope: str) -> float:
+    """Return the variance of the difference of two means, of rows of variance 1 that are common, removed and added."""
     common, removed, added = sizes
-    reference = common + removed
+    reference, snapshot = max(1, common + removed), max(1, common + added)
     if scope == NEW:
-        variance = 1 / max(1, reference) + 1 / max(1, added)
-    else:
-        snapshot = max(1, common + added)
-        variance = 1 / max(1, reference) + 1 / snapshot - 2 * common / (max(1, reference) * snapshot)
-    return min(1.0, math.sqrt(max(0.0, variance) * math.log(2 / level) / 2))
+        return 1 / reference + 1 / max(1, added)
+    return max(0.0, 1 / reference + 1 / snapshot - 2 * common / (reference * snapshot))
 
 
 def compare_shares(parts: Parts, sizes: tuple[int, int, int], scope: str) -> tuple[Values, Values]:

@@ -110,6 +110,7 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "sklearn": ("scikit-learn", ("train",)),
     "scipy": ("SciPy", ("train",)),
     "matplotlib": ("matplotlib", ("promote", "train")),
+    "scipy": ("SciPy", ("clean", "train")),
     "jinja2": ("Jinja", ("clean", "promote", "train")),
     "tensorboard": ("TensorBoard", ("train",)),
     "onnx": ("ONNX", ("train",)),

@@ -5,7 +5,7 @@ It runs as text (`python -c`) with the arguments MODULE WORKSPACE, in images of 
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 
 from imagemill.components.dataset.manifest import code_version
@@ -25,8 +25,9 @@ def check_store(workspace: str) -> None:
 
 
 def main(module: str, workspace: str) -> None:
-    """Import a module that the image has to have, use the store, and print imagemill's version."""
-    importlib.import_module(module)
+    """Look for a module that the image has to have, use the store, and print imagemill's version."""
+    if importlib.util.find_spec(module) is None:
+        sys.exit(f"the image has no module {module}: it is none of imagemill's for this target")
     try:
         check_store(workspace)
     except MillError as error:

@@ -24,7 +24,6 @@ from imagemill.components.dataset.kinds import CleanExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit
 from imagemill.components.dataset.records import Promotion, StepRecord
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.metrics import two_sample
 from imagemill.components.promote import report
 from imagemill.components.step.step import Context, NotCached
 from imagemill.components.storage.errors import UserError
@@ -106,7 +105,7 @@ def test_drift_of_new_images_alone_is_reported(weeks: Weeks) -> None:
     report = weeks.check(dataset, stop_on_drift="true")  # the whole has not drifted, so this does not stop
     [line] = report["drift"]
     assert line.startswith("the 30 new images: brightness PSI 1.") or "brightness PSI 2." in line
-    assert " ± 0." in line and "(darker: median 0.4" in line and " to 0.1" in line
+    assert " ± 1." in line and "(darker: median 0.4" in line and " to 0.1" in line
     assert f"warning: drift of {line}" in weeks.out()
     with pytest.raises(
         UserError, match=r"stop_on_drift: expected data like the champion's, with a PSI of at most 0.25"
@@ -241,11 +240,10 @@ def test_a_limit_below_the_warning_is_refused() -> None:
     assert not {"stop_on_drift", "max_drift", "drift_warning"} & CleanConfig(max_drift=0.5).manifest_values().keys()
 
 
-def test_equal_data_hardly_ever_warns_and_other_data_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_data_hardly_ever_warns_and_other_data_does() -> None:
     """30 weeks without change, 40 new images to 400, warn in at most 1% each: more than 3 of them do in one of 3,000
     correct programs, and the seed is fixed. New images darker by two spreads warn in all of 5 weeks. The rates over
     more weeks and smaller changes are in tests/benchmarks."""
-    monkeypatch.setattr(two_sample, "PERMUTATIONS", 1_999)  # as few as the level allows, for speed
     rng = np.random.default_rng(17)
     warned = 0
     for week in range(35):
