@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +40,6 @@ from imagemill.components.evaluate.inference import (
 )
 from imagemill.components.evaluate.scores import align_classes, make_scorer
 from imagemill.components.evaluate.slices import SliceColumn, Slices, parse_columns
-from imagemill.components.metrics import classification as metrics_of
 from imagemill.components.metrics.calibration import ece, fit_temperature
 from imagemill.components.models.artifact import ModelSpec, Normalize, build_network, load_model
 from imagemill.components.promote import mistakes, report, score_sections
@@ -290,18 +288,6 @@ def test_class_unknown_to_the_model_has_no_loss_and_counts_as_wrong() -> None:
     assert (metrics["loss"], metrics["top1"]) == (pytest.approx(-np.log(p)), 0.5)
     assert metrics["brier"] == pytest.approx((2 * (1 - p) ** 2 + p**2 + (1 - p) ** 2 + 1) / 2)
     assert metrics["ece"] == pytest.approx(abs(p - 0.5))
-
-
-def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_of, "_MAX_PENDING", 1000)
-    random, names = np.random.default_rng(0), tuple("abcdefgh")
-    score, sizes = make_scorer(SINGLE, SINGLE, align_classes(names, names)), []
-    for _ in range(3):
-        for _ in range(40):
-            score.add(torch.from_numpy(random.normal(size=(500, 8))), batch_of(random.integers(0, 8, 500)))
-        score.compute_metrics()
-        sizes.append(len(pickle.dumps(score)))
-    assert sizes[0] == pytest.approx(sizes[2], abs=200)
 
 
 # Slices.
