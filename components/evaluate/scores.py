@@ -99,10 +99,10 @@ class Scorer(ABC):
     def compute_intervals(self, tables: Iterable[pa.Table]) -> Intervals:
         """Return [low, high], 95%, of some of the metrics; `tables` hold the rows that `add` returned."""
 
-    def compute_metrics(self, curves: Sequence[ThresholdCurves]) -> dict[str, float]:
+    def compute_metrics(self, curves: Sequence[ThresholdCurves] = ()) -> dict[str, float]:
         """Return the metrics of all batches so far, in [0, 1] but for the losses; without those that are undefined.
 
-        `curves`: those of each class.
+        `curves`: those of each class, without which there are no areas.
         """
         metrics = self.summarize_predictions()
         for name in ("pr_auc", "roc_auc"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,7 +40,6 @@ from imagemill.components.evaluate.inference import (
 )
 from imagemill.components.evaluate.scores import align_classes, make_scorer
 from imagemill.components.evaluate.slices import SliceColumn, Slices, parse_columns
-from imagemill.components.metrics import classification as metrics_of
 from imagemill.components.metrics.calibration import ece, fit_temperature
 from imagemill.components.models.artifact import ModelSpec, Normalize, build_network, load_model
 from imagemill.components.promote import mistakes, report, score_sections
@@ -307,18 +305,6 @@ def test_predictions_of_a_model_are_scored_under_todays_names() -> None:
     assert merge_logits(same, translate_classes(("a", "b", "c"), {"b": "z"})[1], SINGLE) is same
     multi = merge_logits(torch.tensor([[1.0, -3.0, 2.0]]), columns, MULTI)
     assert multi.tolist() == [[2.0, -3.0]]
-
-
-def test_memory_does_not_grow_with_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics_of, "_MAX_PENDING", 1000)
-    random, names = np.random.default_rng(0), tuple("abcdefgh")
-    score, sizes = make_scorer(SINGLE, SINGLE, align_classes(names, names)), []
-    for _ in range(3):
-        for _ in range(40):
-            score.add(torch.from_numpy(random.normal(size=(500, 8))), batch_of(random.integers(0, 8, 500)))
-        score.compute_metrics()
-        sizes.append(len(pickle.dumps(score)))
-    assert sizes[0] == pytest.approx(sizes[2], abs=200)
 
 
 # Slices.
