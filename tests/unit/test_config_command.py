@@ -104,7 +104,7 @@ def test_the_command_prints_each_value_with_its_origin(
         'color: "gray"  # preset ocr', 'interpolation: "bicubic"  # model_preset clip',
         f'flip: "true"  # {path} (flip)',
         "learning_rate: null  # unset: by the recipe, the optimizer and the weights", 'encoding: "raw"  # default',
-        'weights: ""  # unset: none',
+        'weights: "auto"  # default', 'source: ""  # unset: none',
     ):  # fmt: skip
         assert line in lines, line
     VALIDATOR.validate(yaml.safe_load(text))

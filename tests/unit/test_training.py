@@ -98,9 +98,9 @@ def test_sigterm_in_validation_loses_no_step(tensors: Dataset, tmp_path: Path, m
     validator_class = type(stopped.validator)
     logits = validator_class.predict
 
-    def stopping(*arguments: Any) -> Any:
+    def stopping(*arguments: Any, **named: Any) -> Any:
         stop.is_requested = True
-        return logits(*arguments)
+        return logits(*arguments, **named)
 
     with monkeypatch.context() as patch, pytest.raises(TransientError, match="after 5 batches of epoch 1"):
         patch.setattr(validator_class, "predict", stopping)
