@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,6 @@ COMMAND = str(Path(sys.executable).with_name("imagemill"))
 STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
 KINDS = ("raw", "clean", "tensors", "model", "evaluation")
 KIND_BY_STEP = dict(zip(STEPS, KINDS, strict=False))
-PARENTS = {"clean": ("raw",), "resize": ("clean",), "train": ("tensors",), "evaluate": ("model", "clean")}
 EXIT_DONE, EXIT_USER, EXIT_TRANSIENT, EXIT_INTERRUPTED = 0, 2, 75, 130
 
 FROM_SCRATCH: list[str] = []
@@ -178,11 +176,3 @@ def wait_for_line(process: subprocess.Popen[str], text: str) -> str:
         if text in line:
             return line
     raise AssertionError(f"the command ended without a line with {text!r}: {''.join(lines)}")
-
-
-def wait_until_exists(folder: Path, pattern: str, process: subprocess.Popen[str]) -> None:
-    """Wait until a file of this pattern lies in the folder, or the process has ended."""
-    give_up = time.monotonic() + PATIENCE
-    while process.poll() is None and not any(folder.glob(pattern)):
-        assert time.monotonic() < give_up, f"no {pattern} in {folder}"
-        time.sleep(0.01)
