@@ -108,7 +108,6 @@ MODULES: dict[str, tuple[str, tuple[str, ...]]] = {
     "albumentations": ("albumentations", ("resize", "train")),
     "cleanlab": ("cleanlab", ("train",)),
     "sklearn": ("scikit-learn", ("train",)),
-    "scipy": ("SciPy", ("train",)),
     "matplotlib": ("matplotlib", ("promote", "train")),
     "scipy": ("SciPy", ("clean", "train")),
     "jinja2": ("Jinja", ("clean", "promote", "train")),
