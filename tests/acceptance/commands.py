@@ -23,8 +23,8 @@ KINDS = ("raw", "clean", "tensors", "model", "evaluation")
 KIND_BY_STEP = dict(zip(STEPS, KINDS, strict=False))
 EXIT_DONE, EXIT_USER, EXIT_TRANSIENT, EXIT_INTERRUPTED = 0, 2, 75, 130
 
-FROM_SCRATCH: list[str] = []
-"""Flags of a training without pretrained weights; none, as long as that is the default."""
+FROM_SCRATCH = ["--weights", "none"]
+"""Flags of a training without pretrained weights."""
 TINY_MODEL = [
     "--backbone", "shufflenet_v2_x0_5", "--recipe", "plain", "--epochs", "1", "--batch-size", "16", *FROM_SCRATCH,
 ]  # fmt: skip
