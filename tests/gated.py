@@ -77,11 +77,12 @@ class Gate:
         files = (publish_bytes(uri, name.encode(), "model-", ".safetensors"),)
         manifest = Manifest("model", fingerprint(name), classes=self.classes, files=files)
         if training:
-            by_class = {name: {"train": training.train, "val": training.val} for name in self.classes}
+            numbers = {"train": training.train, "val": training.val}
+            counts = {split: dict.fromkeys(self.classes, number) for split, number in numbers.items()}
             clean = commit(
                 self.workspace.dataset_uri("clean", fingerprint(f"clean of {name}")),
                 Manifest("clean", fingerprint(f"clean of {name}"), config={"color": training.color},
-                         extra=CleanExtra(dataset_name="weekly", by_class_and_split=by_class)),
+                         extra=CleanExtra(dataset_name="weekly", by_class_and_split=counts)),
             )  # fmt: skip
             place = self.workspace.dataset_uri("tensors", fingerprint(f"tensors of {name}"))
             totals = Totals(by_split={"train": len(self.classes) * training.train})

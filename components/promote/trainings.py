@@ -49,11 +49,12 @@ class Training:
         if clean is None:
             return cls(options, images, extra.metrics)
         options |= {("clean", name): value for name, value in clean.manifest.config.items()}
-        counts = CleanExtra.of(clean.manifest).by_class_and_split.values() if model.manifest.task != MULTI else ()
+        by_split = CleanExtra.of(clean.manifest).by_class_and_split if model.manifest.task != MULTI else {}
         # A head that is solved last is fitted to the validation images, too, and scored on all images out of fold.
         is_out_of_fold = extra.probe is not None and extra.epochs == 1 and extra.probe.images > images
         splits = ("train", "val") if is_out_of_fold else ("val",)
-        scored = tuple(float(sum(by_split.get(split, 0) for split in splits)) for by_split in counts)
+        counts = [by_split.get(split, {}) for split in splits]
+        scored = tuple(float(sum(by_class.get(name, 0) for by_class in counts)) for name in model.manifest.classes)
         return cls(options, images, extra.metrics, tuple(number for number in scored if number))
 
 
