@@ -55,6 +55,7 @@ class Training:
     requested: dict[str, Any] = field(default_factory=dict)
     backbone: str = "resnet18"
     color: str = "rgb"
+    label_map: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ class Gate:
             clean = commit(
                 self.workspace.dataset_uri("clean", fingerprint(f"clean of {name}")),
                 Manifest("clean", fingerprint(f"clean of {name}"), config={"color": training.color},
-                         extra=CleanExtra(dataset_name="weekly", by_class_and_split=counts)),
+                         extra=CleanExtra(dataset_name="weekly", by_class_and_split=counts,
+                                          label_map=training.label_map)),
             )  # fmt: skip
             place = self.workspace.dataset_uri("tensors", fingerprint(f"tensors of {name}"))
             totals = Totals(by_split={"train": len(self.classes) * training.train})

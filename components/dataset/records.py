@@ -69,6 +69,7 @@ class Verdict(OpenJsonObject):
         guards: limits that the challenger is beyond.
         changed_options: in which the models' configurations differ.
         added_classes, removed_classes: of today's classes against the champion's.
+        renamed_classes: new names of labels by old ones, since the champion was trained.
         train_images, champion_train_images: that the models were trained on.
         note: why there was nothing to compare, or why the model may be no better than a guess.
         challenger_model: fingerprint of the challenger's model.
@@ -96,6 +97,7 @@ class Verdict(OpenJsonObject):
     changed_options: list[ChangedOption] = field(default_factory=list)
     added_classes: list[str] = field(default_factory=list)
     removed_classes: list[str] = field(default_factory=list)
+    renamed_classes: dict[str, str] = field(default_factory=dict)
     train_images: int | None = None
     champion_train_images: int | None = None
     note: str = ""

@@ -155,9 +155,11 @@ def _begin_verdict(challenger: Dataset, config: PromoteConfig) -> Verdict:
 def _add_trainings(verdict: Verdict, pair: PairedPredictions, challenger: Dataset, champion: Dataset) -> Verdict:
     """Return the verdict with what differs between the models' trainings."""
     own, other = Training.read(challenger), Training.read(champion)
-    is_same_classes = not pair.added and not pair.removed
+    renamed = {old: new for old, new in own.label_map.items() if other.label_map.get(old) != new}
+    is_same_classes = not pair.added and not pair.removed and not renamed
     return replace(
         verdict,
+        renamed_classes=renamed,
         changed_options=list_changed_options(other, own),
         train_images=own.images,
         champion_train_images=other.images,

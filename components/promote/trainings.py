@@ -26,12 +26,14 @@ class Training:
         images: training images, None where the tensors are gone.
         scores: on validation images or, of a solved head, out of fold.
         scored_images: the images of each class in these scores; empty where they are not known.
+        label_map: new names of labels by old ones (clean's `map_labels`).
     """
 
     options: Options = field(default_factory=dict)
     images: int | None = None
     scores: dict[str, float] = field(default_factory=dict)
     scored_images: tuple[float, ...] = ()
+    label_map: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, evaluation: Dataset) -> Training:
@@ -49,13 +51,15 @@ class Training:
         if clean is None:
             return cls(options, images, extra.metrics)
         options |= {("clean", name): value for name, value in clean.manifest.config.items()}
-        by_split = CleanExtra.of(clean.manifest).by_class_and_split if model.manifest.task != MULTI else {}
+        clean_extra = CleanExtra.of(clean.manifest)
+        by_split = clean_extra.by_class_and_split if model.manifest.task != MULTI else {}
         # A head that is solved last is fitted to the validation images, too, and scored on all images out of fold.
         is_out_of_fold = extra.probe is not None and extra.epochs == 1 and extra.probe.images > images
         splits = ("train", "val") if is_out_of_fold else ("val",)
         counts = [by_split.get(split, {}) for split in splits]
         scored = tuple(float(sum(by_class.get(name, 0) for by_class in counts)) for name in model.manifest.classes)
-        return cls(options, images, extra.metrics, tuple(number for number in scored if number))
+        scored_images = tuple(number for number in scored if number)
+        return cls(options, images, extra.metrics, scored_images, clean_extra.label_map)
 
 
 def _find_parent(dataset: Dataset, kind: str) -> Dataset | None:

@@ -97,15 +97,17 @@ def _describe_differences(verdict: Verdict) -> list[str]:
         change = images / before - 1
         size = f"{abs(change):.0%}" if abs(change) >= 0.005 else f"{abs(images - before):,}"
         parts.append(f"trained on {size} {'more' if change > 0 else 'fewer'} images")
-    for title, classes in (("added", verdict.added_classes), ("removed", verdict.removed_classes)):
+    renamed = [f"{old} → {new}" for old, new in verdict.renamed_classes.items()]
+    changes = (("added", verdict.added_classes), ("removed", verdict.removed_classes), ("renamed", renamed))
+    for title, classes in changes:
         if classes:
             parts.append(f"classes {title}: {_join(classes)}")
     if verdict.shared:
         text = f"{_format_change(verdict.shared.gain)} on the {verdict.shared.images:,} images of the others"
         parts.append(text)
     if verdict.changed_options:
-        changes = [f"{c.option} {_format(c.champion)} → {_format(c.challenger)}" for c in verdict.changed_options]
-        parts.append(f"changed: {_join(changes)}")
+        options = [f"{c.option} {_format(c.champion)} → {_format(c.challenger)}" for c in verdict.changed_options]
+        parts.append(f"changed: {_join(options)}")
     return parts
 
 

@@ -127,6 +127,15 @@ def test_changed_configuration_has_to_be_better(gate: Gate, changes: dict[str, A
     assert (change["step"], change["option"]) == option
 
 
+def test_renamed_classes_are_named_and_leave_validation_out(gate: Gate) -> None:
+    scores = {"macro_f1": 0.9}
+    crowned(gate, training=Training(scores=scores, label_map={"emu": "bird"}))
+    training = Training(scores=scores, label_map={"emu": "bird", "hound": "dog"})
+    verdict = gate.promote(gate.evaluate("renamed", wrong(40), training=training))
+    assert verdict["promoted"] and "; classes renamed: hound → dog; " in verdict["reason"]
+    assert gate.record()["renamed_classes"] == {"hound": "dog"} and "validation images" not in verdict["reason"]
+
+
 def test_another_seed_and_what_the_data_decide_are_no_other_configuration(gate: Gate) -> None:
     crowned(gate, training=Training(requested={"seed": 1}))
     training = Training(train=3000, requested={"seed": 2})

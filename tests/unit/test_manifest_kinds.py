@@ -70,7 +70,8 @@ VERDICT = {
     "guards": [{"option": "max_class_drop", "subject": "cat", "champion": 0.9, "challenger": 0.5, "limit": 0.1,
                 "refuses": False}],
     "changed_options": [{"step": "train", "option": "backbone", "champion": "resnet18", "challenger": None}],
-    "added_classes": ["owl"], "removed_classes": [], "train_images": 900, "champion_train_images": 800, "note": "",
+    "added_classes": ["owl"], "removed_classes": [], "renamed_classes": {"uhu": "owl"},
+    "train_images": 900, "champion_train_images": 800, "note": "",
     "challenger_model": "0123", "run": "r", "created": "2026-01-01",
 }  # fmt: skip
 
