@@ -242,7 +242,7 @@ def make_manifest(target: Target, files: list[File], kept: KeptCounts, findings:
             found=findings,
             label_map=dict(rules.labels.label_map),
             class_changes=target.class_changes,
-            image_size=RawExtra.of(raw.manifest).image_size,
+            image_size=RawExtra.of(raw.manifest).image_size or kept.recommend_image_size(),
             epochs=RawExtra.of(raw.manifest).epochs,
         ),
     )

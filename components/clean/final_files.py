@@ -125,14 +125,24 @@ def rewrite_file(
                 yield writer.publish(f"data/{split}", "data", split)
 
 
+TINY_SIDE, TINY_SHARE, TINY_IMAGE_SIZE = 48, 0.95, 64
+"""Images with a shorter side of at most so many pixels are tiny. Where nearly all are, larger tensors would hold no
+more than those of 64 pixels a side, and training would take as many times longer."""
+
+
 @dataclass(frozen=True)
 class KeptCounts:
-    """Counts of the kept rows: by split and class, by split, bytes of the images, decoder warnings."""
+    """Counts of the kept rows: by split and class, by split, bytes of the images, decoder warnings, tiny images."""
 
     by_class_split: dict[str, Counter[str]]
     by_split: Counter[str]
     bytes: int
     warnings: int
+    tiny: int
+
+    def recommend_image_size(self) -> int | None:
+        """Return the image size for a network where nearly all images are tiny, else None."""
+        return TINY_IMAGE_SIZE if self.tiny >= TINY_SHARE * self.by_split.total() else None
 
 
 @dataclass(frozen=True)
@@ -150,8 +160,11 @@ class KeptRows:
         """Count the rows. `separator`: text between several labels of one row."""
         by_class_split: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
         by_split: Counter[str] = Counter()
-        size = warnings = 0
-        for rows, table in self.candidates.read(self.final.rows, ["label", "image_bytes", "decoder_warning"]):
+        size = warnings = tiny = 0
+        columns = ["label", "image_bytes", "decoder_warning", "width", "height"]
+        for rows, table in self.candidates.read(self.final.rows, columns):
+            short_sides = pc.min_element_wise(table.column("width"), table.column("height"))
+            tiny += pc.sum(pc.less_equal(short_sides, TINY_SIDE)).as_py()
             size += pc.sum(table.column("image_bytes")).as_py()
             warnings += table.num_rows - table.column("decoder_warning").null_count
             splits = pa.array([SPLITS[code] for code in self.decisions.splits[rows].tolist()])
@@ -160,7 +173,7 @@ class KeptRows:
                 by_split[row["split"]] += row["count_all"]
                 for name in split_labels(row["label"], separator):
                     by_class_split[row["split"]][name] += row["count_all"]
-        return KeptCounts(by_class_split, by_split, size, warnings)
+        return KeptCounts(by_class_split, by_split, size, warnings, tiny)
 
     def scan(self) -> Scan:
         """Return the scan of the dataset that will hold the rows."""

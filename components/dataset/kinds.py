@@ -132,7 +132,7 @@ class ClassChanges(JsonObject):
 class CleanExtra(Extra):
     """Fields of clean. `rows_in`: rows of the raw dataset; `found`: duplicates, leaks and outliers (`clean.decide`);
     `label_map`: new names of labels by old ones; `class_changes`: since the dataset before it, of the same name;
-    `image_size`, `epochs`: as in raw."""
+    `image_size`: as in raw, or for tiny images; `epochs`: as in raw."""
 
     dataset_name: str = ""
     by_class_and_split: dict[str, dict[str, int]] = field(default_factory=dict)

@@ -43,7 +43,8 @@ class ResizeConfig(StepConfig):
     clean: str = option("", "URI of the clean dataset", in_fingerprint=False)
     model_preset: str = option("", model_presets.HELP, in_fingerprint=False)  # what it fills in counts
     image_size: int | None = option(
-        None, "height and width that the model sees, in pixels (default: by the model preset; 128; the demo's 64)",
+        None, "height and width that the model sees, in pixels (default: by the model preset; 128, or 64 for tiny "
+        "images and the demo)",
         low=8, high=8192, fallback=USUAL_SIZE,
     )  # fmt: skip
     resize_size: int | None = option(
