@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from importlib.abc import Loader
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -39,10 +41,14 @@ def import_torchvision() -> None:
         _remove_deferred()
 
 
-class _PandasBlocker:
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if name == "pandas":
-            raise ImportError("not wanted in this process")
+class _PandasBlocker(Loader):
+    """Find a pandas that can't be imported: torch's compiler asks only for its spec, and gets one."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        return ModuleSpec(name, self) if name == "pandas" else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        raise ImportError("not wanted in this process")
 
 
 def hide_pandas() -> None:

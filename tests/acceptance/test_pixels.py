@@ -290,16 +290,7 @@ def test_normalization_of_the_dataset_is_that_of_the_training_pixels(source: Sou
     np.testing.assert_allclose(std, train.reshape(-1, 3).std(axis=0) / 255, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("executor", "copies"),
-    [
-        ("ray", 2),
-        pytest.param(
-            "processes", 1,
-            marks=pytest.mark.xfail(strict=True, reason="RandAugment imports torchvision where pandas is hidden"),
-        ),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("executor", "copies"), [("ray", 2), ("processes", 1)])
 def test_copies_follow_training_images_alone(executor: str, copies: int, source: Source, clean: str) -> None:
     """Another number of copies for each executor, since which one makes them changes nothing."""
     options = ["--image-size", "32", "--copies", str(copies)]
