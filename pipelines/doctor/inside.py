@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+import uuid
 
 from imagemill.components.dataset.manifest import code_version
 from imagemill.components.storage.errors import MillError
@@ -15,7 +16,7 @@ from imagemill.components.storage.store import get_store
 
 def check_store(workspace: str) -> None:
     """Check that of two writers of an object the second is refused, on which every commit relies."""
-    uri = f"{workspace.rstrip('/')}/_doctor"
+    uri = f"{workspace.rstrip('/')}/_doctor-{uuid.uuid4().hex}"  # pods of several images check at once
     store = get_store(uri)
     next(iter(store.list(uri)), None)  # raises where there is no bucket, which SeaweedFS would create on writing
     store.put_if_absent(uri, b"imagemill doctor")

@@ -144,7 +144,9 @@ def test_curves_are_diagnosed_only_where_they_are_clear(
 
 
 def test_recipe_description_lists_enabled_options_only(tensors: Dataset) -> None:
-    plain = "\n".join(describe_recipe(settings(tensors, label_smoothing=0.0, epochs=7, learning_rate=0.001)))
+    plain = "\n".join(
+        describe_recipe(settings(tensors, label_smoothing=0.0, epochs=7, learning_rate=0.001, flip="true"))
+    )
     assert "recipe plain: 7 epochs in batches of 8, adamw with a learning rate of 0.001" in plain
     assert "regularization: none" in plain and "augmentation: crops of 0.6 to 1 of the area, flips" in plain
     config = settings(
