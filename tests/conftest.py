@@ -22,7 +22,7 @@ from rgw import CephRGW
 
 from imagemill.components.dataset.workspace import Workspace
 
-LONGEST = ("test_demo_results", "test_demo_run", "test_promotion", "test_killed", "test_changed_sources",
+LONGEST = ("test_demo_results", "test_promotion", "test_killed", "test_changed_sources",
            "test_source_kinds", "test_pixels", "test_splits_and_labels", "test_s3", "test_kill", "test_growth",
            "test_race", "test_pets_run", "test_ray_cluster", "test_export", "test_ray_kill", "test_multi_label_run",
            "test_training_stopped", "test_gpu", "test_warm_start", "test_clean_reuse", "test_gc", "test_generations",

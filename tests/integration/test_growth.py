@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grown
 import mill
-import numpy as np
 import pytest
 
-from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.dataset.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -41,50 +38,6 @@ def run_step(finished: Finished, name: str, tmp_path: Path, *more: str) -> dict[
     assert result.rc == 0, result.stderr
     record: dict[str, Any] = json.loads(file.read_text())
     return record
-
-
-def run_download(finished: Finished, tmp_path: Path) -> dict[str, Any]:
-    return run_step(finished, "download", tmp_path, "--dataset", "folder", "--source", str(finished.photos))
-
-
-def test_touch_changes_nothing(finished: Finished) -> None:
-    for photo in finished.photos.rglob("*.*"):
-        photo.touch()
-    result = run_again(finished)
-    # The listing is new, so that the photographs are read once more; what was read is not.
-    assert result.states == CACHED
-    assert [Path(result.json[kind]).name for kind in mill.PRODUCTS] == [
-        Path(finished.result.json[kind]).name for kind in mill.PRODUCTS
-    ]
-
-
-def test_added_file_gives_new_raw_and_clean_datasets(finished: Finished, tmp_path: Path) -> None:
-    before = read_dataset(str(finished.workspace / "raw" / Path(finished.result.json["raw"]).name))
-    mill.add_photo(finished.photos / "red" / "new.jpg", "red", np.random.default_rng(1))
-    raw = run_download(finished, tmp_path)
-    clean = run_step(finished, "clean", tmp_path, "--raw", raw["uri"])
-    assert (raw["state"], clean["state"]) == ("ran", "ran")
-    assert raw["metrics"]["rows"] == before.manifest.totals.rows + 1
-    assert raw["fingerprint"] != before.fingerprint
-    assert clean["fingerprint"] != Path(finished.result.json["clean"]).name
-
-
-def test_replaced_file_is_detected(finished: Finished, tmp_path: Path) -> None:
-    """And put back: then it is the raw dataset of before."""
-    photo = finished.photos / "red" / "000.png"
-    mill.add_photo(photo, "blue", np.random.default_rng(2))
-    changed = run_download(finished, tmp_path)
-    assert changed["state"] == "ran" and changed["fingerprint"] != Path(finished.result.json["raw"]).name
-    shutil.copy2(mill.make_photos(tmp_path / "same", ["red"], each=1) / "red" / "000.png", photo)
-    back = run_download(finished, tmp_path)
-    assert (back["state"], back["fingerprint"]) == ("cached", Path(finished.result.json["raw"]).name)
-
-
-def test_new_class_is_appended(finished: Finished, tmp_path: Path) -> None:
-    """`amber` sorts first and still gets the last id."""
-    mill.make_photos(finished.photos, ["amber"])
-    clean = run_step(finished, "clean", tmp_path, "--raw", run_download(finished, tmp_path)["uri"])
-    assert read_dataset(clean["uri"]).manifest.classes == ("blue", "green", "red", "amber")
 
 
 @pytest.mark.proof
@@ -127,17 +80,6 @@ def test_rerun_train_repeats_train_and_later_steps_once(finished: Finished, tmp_
         "--run", result.json["run"], *mill.QUICK[2:],
     )  # fmt: skip
     assert (retried["state"], retried["uri"]) == ("cached", result.json["model"])
-
-
-def test_moved_workspace_is_cached(finished: Finished, finished_once: Finished) -> None:
-    moved = finished.workspace.rename(finished.workspace.with_name("elsewhere"))
-    records = [*moved.glob("*/*/_manifest.json"), *moved.glob("names/**/*.json"), *moved.glob("sources/*.json")]
-    assert len(records) >= len(mill.PRODUCTS) * 2 + 2
-    for file in records:
-        assert str(finished_once.workspace) not in file.read_text(), file
-    result = run_again(type(finished)(finished.photos, moved, finished.result))
-    assert result.states == CACHED
-    assert {str(Path(result.json[kind]).parent.parent) for kind in mill.PRODUCTS} == {str(moved)}
 
 
 def test_every_step_writes_its_record(finished_once: Finished) -> None:

@@ -88,13 +88,6 @@ def kill_and_run_again(
     return result
 
 
-def test_killed_training_resumes_from_the_checkpoint(finished: Finished, expected: dict[str, Dataset]) -> None:
-    result = kill_and_run_again(finished, LONGER, lambda process: mill.wait_for_line(process, "[train] epoch 2/4"))
-    assert result.states["resize"] == "cached" and result.states["train"] == "ran"
-    assert "[train] resuming after epoch" in result.stderr
-    assert_same_datasets(result, expected, "tensors", "model")
-
-
 @pytest.mark.proof  # Ray's own watchdog decides how soon: seconds alone, over half a minute beside a full suite
 def test_killed_resize_leaves_no_ray_process(finished: Finished, expected: dict[str, Dataset]) -> None:
     delete_outputs(finished, "resize")
