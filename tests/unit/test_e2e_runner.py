@@ -135,7 +135,7 @@ def check_all_passes(world: World, *only: str, **options: Any) -> dict[str, dict
 
 def test_a_good_cluster_passes(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.play.seconds = {"kill-steps": dict.fromkeys(WORK, 60.0), "kill-ray": {"rayjob": 60.0},
-                          "deleted": {"rayjob": 60.0}, "lost-pod": {"download": 60.0}}  # fmt: skip
+                          "lost-pod": {"download": 60.0}}  # fmt: skip
     kinds = (
         "nothing-left",
         "clean-on-ray",
@@ -144,7 +144,6 @@ def test_a_good_cluster_passes(world: World, capsys: pytest.CaptureFixture[str])
         "two-at-once",
         "wrong-input",
         "gpu-absent",
-        "deleted",
         "kill-steps",
         "kill-rayjob",
         "lost-pod",
