@@ -19,7 +19,7 @@ which is compared by itself."""
 
 @dataclass(frozen=True)
 class Training:
-    """How a model was trained.
+    """Options, images and scores of one training.
 
     Attributes:
         options: by (step, option), those of clean and resize and, of train, what the user asked for; as far as known.
