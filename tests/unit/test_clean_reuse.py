@@ -268,7 +268,8 @@ def test_killed_clean_continues_after_its_last_finished_slice(
     assert not list((tmp_path / "clean").glob("*/_manifest.json"))
     work.restart()
     dataset = run_clean(tmp_path, raw)
-    assert [part.file for part in work.cleaned] == raw.files()[2:]
+    # Two processes clean five slices and finish in any order: three are left, whichever they are.
+    assert len({part.file.uri for part in work.cleaned}) == len(work.cleaned) == 3
     assert_equal_rows(dataset, run_clean(tmp_path / "fresh", raw_dataset(tmp_path / "fresh", rows)))
 
 
