@@ -1,4 +1,4 @@
-"""Report section on test images that are nearly the same picture as a training image, by their frozen features.
+"""Find test images that are nearly the same picture as a training image, by their frozen features.
 
 Clean drops near-duplicates by perceptual hash from train. These are near by meaning, such as another photograph of the
 same scene, are only listed, and make scores look better than they are.
@@ -13,16 +13,15 @@ estimated without the nearest: (r5 / r10)^m is Beta(5, 5) distributed, with a me
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..dataset.manifest import Dataset
-from ..models.features import find_features, iter_features, read_features, read_image_ids
-from .thumbnails import make_thumbnails
+from ..models.features import find_features, normalize, read_features, read_image_ids
+from ..report.mistakes import NearPair, NearPairs
 
 NEIGHBORS = 10
 """k, which is even: an image may have fewer copies than that without hiding them."""
@@ -50,12 +49,12 @@ class Neighbors:
     @classmethod
     def search(cls, images: Floats, others: Iterable[Floats], k: int = NEIGHBORS) -> Neighbors:
         """Compare features [N, D] with those of the other sample, which are read in batches [B, D]."""
-        queries, start = _normalize(images), 0
+        queries, start = normalize(images), 0
         neighbors = cls(np.full((len(images), k), -1, np.float32), np.full((len(images), k), -1, np.int64))
         for batch in others:
             for first in range(0, len(batch), _BATCH):
                 part = batch[first : first + _BATCH]
-                neighbors = neighbors._merge(queries @ _normalize(part).T, start)
+                neighbors = neighbors._merge(queries @ normalize(part).T, start)
                 start += len(part)
         return neighbors
 
@@ -88,53 +87,24 @@ class Neighbors:
         return np.asarray(-np.expm1((k - 1) * np.log1p(-np.exp(np.minimum(dimension * log_ratios, -1e-12)))))
 
 
-def _normalize(features: Floats) -> Floats:
-    """Return features [N, D] of length 1; those of length 0 as they are."""
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    return np.asarray(features / np.where(lengths > 0, lengths, 1), np.float32)
-
-
-def describe_near_pairs(model: Dataset, tensors: Dataset, clean: Dataset) -> dict[str, Any] | None:
-    """Return the template's variables; None where the model has no features of these images, or tensors hold further
-    copies of them, which would be nearer than any other image."""
+def find_near_pairs(model: Dataset, tensors: Dataset, clean: Dataset) -> NearPairs | None:
+    """Return the near pairs; None where the model has no features of these images, or tensors hold further copies of
+    them, which would be nearer than any other image."""
     features = find_features(model)
     if features is None or features.parent_uri("tensors") != tensors.uri or tensors.parent_uri("clean") != clean.uri:
         return None
-    if features.manifest.totals.by_split != clean.manifest.totals.by_split:
+    by_split = clean.manifest.totals.by_split
+    if features.manifest.totals.by_split != by_split:
         return None
     test, test_labels = read_features(features, "test", MAX_TEST)
-    neighbors = Neighbors.search(test, _iter_train(features))
+    train, train_labels = read_features(features, "train", MAX_TRAIN)
+    neighbors = Neighbors.search(test, [train])
     rows = neighbors.find_near_copies()
-    shown = [(row, int(neighbors.rows[row, 0]), float(neighbors.cosines[row, 0])) for row in rows[:MAX_PAIRS].tolist()]
-    test_ids, train_ids = (read_image_ids(features, (split,)) if shown else [] for split in ("test", "train"))
-    train_labels = _read_labels(features) if shown else np.empty(0, np.int64)
-    tests = make_thumbnails(clean, clean.files("data", "test"), [test_ids[row] for row, _, _ in shown])
-    trains = make_thumbnails(clean, clean.files("data", "train"), [train_ids[other] for _, other, _ in shown])
+    test_ids, train_ids = (read_image_ids(features, (split,)) if len(rows) else [] for split in ("test", "train"))
     names = clean.manifest.classes
-    return {
-        "number": len(rows),
-        "test_images": len(test),
-        "train_images": min(MAX_TRAIN, clean.manifest.totals.by_split.get("train", 0)),
-        "expected": FALSE_PAIRS,
-        "pairs": [
-            {
-                "test": tests[test_ids[row]], "train": trains[train_ids[other]], "cosine": cosine,
-                "test_label": names[test_labels[row]], "train_label": names[train_labels[other]],
-            }
-            for row, other, cosine in shown
-        ],
-    }  # fmt: skip
-
-
-def _iter_train(features: Dataset) -> Iterator[Floats]:
-    """Yield the features of the first `MAX_TRAIN` training images."""
-    left = MAX_TRAIN
-    for batch, _ in iter_features(features, "train"):
-        yield batch[:left]
-        left -= len(batch)
-        if left <= 0:
-            return
-
-
-def _read_labels(features: Dataset) -> Any:
-    return np.concatenate([labels for _, labels in iter_features(features, "train")])
+    pairs = [
+        NearPair(test_ids[row], names[test_labels[row]], train_ids[other], names[train_labels[other]], cosine)
+        for row in rows[:MAX_PAIRS].tolist()
+        for other, cosine in [(int(neighbors.rows[row, 0]), float(neighbors.cosines[row, 0]))]
+    ]
+    return NearPairs(len(rows), len(test), len(train), FALSE_PAIRS, tuple(pairs))

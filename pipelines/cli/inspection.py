@@ -10,18 +10,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ...components.clean.audit_layout import (
-    draw_bar,
-    escape_unprintable,
-    format_heading,
-    format_number,
-    format_percent,
-    format_table,
-    join_names,
-    pluralize,
-    shorten,
-    wrap_text,
-)
 from ...components.dataset.kinds import EvaluationExtra, FeaturesExtra, FileList, ModelExtra, RawExtra, TensorsExtra
 from ...components.dataset.manifest import (
     MANIFEST,
@@ -32,6 +20,16 @@ from ...components.dataset.manifest import (
     normalize_dataset_uri,
 )
 from ...components.dataset.workspace import MARKER
+from ...components.report.terminal import (
+    draw_bar,
+    escape_unprintable,
+    format_heading,
+    format_sections,
+    format_table,
+    shorten,
+    wrap_text,
+)
+from ...components.report.words import format_number, format_percent, join_names, pluralize
 from ...components.step.progress import format_duration, format_size
 from ...components.storage import uri as uris
 from ...components.storage.errors import wrong
@@ -95,11 +93,12 @@ def _format_title(dataset: Dataset) -> list[str]:
 
 def _inspect_clean(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
     from ...components.clean.audit import gather
-    from ...components.clean.audit_text import format_audit
+    from ...components.report.audit import describe
 
     audit = gather(dataset)
     pages = [dataset.locate(file) for file in dataset.files("report")]
-    lines = [format_audit(audit), *(f"\nThe same with pictures: {escape_unprintable(page)}" for page in pages)]
+    lines = format_sections(describe(audit))
+    lines += [f"\nThe same with pictures: {escape_unprintable(page)}" for page in pages]
     return dataclasses.asdict(audit) | {"pages": pages}, lines
 
 
