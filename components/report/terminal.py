@@ -30,7 +30,7 @@ def _format_block(block: Block) -> Iterator[str]:
     if isinstance(block, Paragraph):
         yield from wrap_text(block.text)
     elif isinstance(block, Table | Figures):
-        yield from ["", *wrap_text(block.title)] if block.title else [""]
+        yield from ["", *wrap_text(block.title)] if block.title else []
         if isinstance(block, Table):
             yield from format_table([block.head, *block.rows] if block.head else block.rows, block.columns)
         else:

@@ -101,8 +101,8 @@ def test_raw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
                "planted": [{"path": "a", "kind": "broken", "detail": "", "reason": "corrupt"}] * 9},
     )  # fmt: skip
     text = printed(capsys, dataset.uri)
-    for line in ("s3://pictures", "splits as declared: train 90, undeclared 10", "without a label: 3", "and 10 more",
-                  "the smallest: label-39 11", "files that are no images: 12", "notes-0\\x1b.txt", "and 4 more",
+    for line in ("s3://pictures", "splits as declared   train 90, undeclared 10", "without a label      3", "label-39",
+                  "files that are no images: 12, 8 of them shown", "notes-0\\x1b.txt",
                   "masks that are not there: 1", "Planted faults", "broken  9  100.0%"):  # fmt: skip
         assert line in text
     facts = json.loads(printed(capsys, dataset.uri, "--json"))
@@ -145,8 +145,8 @@ def test_an_evaluation_names_the_hardest_classes_first(tmp_path: Path, capsys: p
     ]
     extra = {"metrics": {"top1": 0.75, "macro_f1": 0.5, "loss": 1.25}, "per_class": per_class}
     text = printed(capsys, commit_dataset(tmp_path, "evaluation", extra=extra, totals=Totals(rows=195)).uri)
-    assert text.index("class-01") < text.index("class-02") < text.index("class-30") and "class-31" not in text
-    for line in ("macro f1  0.500", "and 9 more", "without a test image: class-00", "0.250"):
+    assert text.index("class-01") < text.index("class-02") < text.index("class-39")
+    for line in ("macro f1  0.500", "without a test image: class-00", "0.250"):
         assert line in text
 
 
