@@ -13,7 +13,6 @@ estimated without the nearest: (r5 / r10)^m is Beta(5, 5) distributed, with a me
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +28,7 @@ MIN_IMAGES = 30
 """Images below which m is not estimated."""
 FALSE_PAIRS = 0.05
 """Expected number of pairs that are near by chance, of all that are returned."""
-_BATCH = 1_024
+_BATCH = 256
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -47,31 +46,22 @@ class Neighbors:
     rows: Rows
 
     @classmethod
-    def search(cls, images: Floats, others: Iterable[Floats], k: int = NEIGHBORS) -> Neighbors:
-        """Compare features [N, D] with those of the other sample, which are read in batches [B, D]."""
-        queries, start = normalize(images), 0
-        neighbors = cls(np.full((len(images), k), -1, np.float32), np.full((len(images), k), -1, np.int64))
-        for batch in others:
-            for first in range(0, len(batch), _BATCH):
-                part = batch[first : first + _BATCH]
-                neighbors = neighbors._merge(queries @ normalize(part).T, start)
-                start += len(part)
-        return neighbors
-
-    def _merge(self, cosines: Floats, start: int) -> Neighbors:
-        """Return the k nearest of these and of further images: cosines [N, B] of the rows from `start` on."""
-        k = self.cosines.shape[1]
-        best = np.argpartition(-cosines, k - 1, axis=1)[:, :k] if k < cosines.shape[1] else None
-        rows = best if best is not None else np.broadcast_to(np.arange(cosines.shape[1]), cosines.shape)
-        candidates = np.hstack([self.cosines, np.take_along_axis(cosines, rows, 1)])
-        all_rows = np.hstack([self.rows, rows + start])
-        nearest = np.argsort(-candidates, axis=1, kind="stable")[:, :k]
-        return Neighbors(np.take_along_axis(candidates, nearest, 1), np.take_along_axis(all_rows, nearest, 1))
+    def search(cls, images: Floats, others: Floats, k: int = NEIGHBORS) -> Neighbors:
+        """Compare features [N, D] with those of the other sample, [M, D]; no rows where it has fewer than k."""
+        cosines, rows = [np.empty((0, k), np.float32)], [np.empty((0, k), np.int64)]
+        bank = normalize(others)
+        for start in range(0, len(images) if len(others) >= k else 0, _BATCH):
+            batch = normalize(images[start : start + _BATCH]) @ bank.T
+            nearest = np.argpartition(-batch, k - 1, axis=1)[:, :k]
+            order = np.argsort(-np.take_along_axis(batch, nearest, 1), axis=1, kind="stable")
+            rows.append(np.take_along_axis(nearest, order, 1))
+            cosines.append(np.take_along_axis(batch, rows[-1], 1))
+        return cls(np.concatenate(cosines), np.concatenate(rows))
 
     def find_near_copies(self) -> Rows:
         """Return the images [M] whose nearest neighbor is a near copy, the nearest first; by chance alone
         `FALSE_PAIRS` are expected. None below `MIN_IMAGES` images or k neighbors."""
-        if len(self.rows) < MIN_IMAGES or (self.rows < 0).any():
+        if len(self.rows) < MIN_IMAGES:
             return np.empty(0, np.int64)
         probabilities = self.compute_probabilities()
         order = np.lexsort((np.arange(len(probabilities)), -self.cosines[:, 0]))
@@ -98,7 +88,7 @@ def find_near_pairs(model: Dataset, tensors: Dataset, clean: Dataset) -> NearPai
         return None
     test, test_labels = read_features(features, "test", MAX_TEST)
     train, train_labels = read_features(features, "train", MAX_TRAIN)
-    neighbors = Neighbors.search(test, [train])
+    neighbors = Neighbors.search(test, train)
     rows = neighbors.find_near_copies()
     test_ids, train_ids = (read_image_ids(features, (split,)) if len(rows) else [] for split in ("test", "train"))
     names = clean.manifest.classes
