@@ -101,7 +101,7 @@ def test_raw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
                "planted": [{"path": "a", "kind": "broken", "detail": "", "reason": "corrupt"}] * 9},
     )  # fmt: skip
     text = printed(capsys, dataset.uri)
-    for line in ("s3://pictures", "splits as declared   train 90, undeclared 10", "without a label      3", "label-39",
+    for line in ("s3://pictures", "splits as declared  train 90, undeclared 10", "without a label     3", "label-39",
                   "files that are no images: 12, 8 of them shown", "notes-0\\x1b.txt",
                   "masks that are not there: 1", "Planted faults", "broken  9  100.0%"):  # fmt: skip
         assert line in text
