@@ -122,16 +122,13 @@ def compare_features(
     The method is "multiple univariate tests after dimension reduction" of Rabanser, Günnemann and Lipton, "Failing
     Loudly: An Empirical Study of Methods for Detecting Dataset Shift", 2019. `level`: of all tests together.
     """
-    pooled = np.concatenate([then, samples[ALL]])
-    center = pooled.mean(0)
+    pooled = np.concatenate([then, samples.get(NEW, samples[ALL])])  # each row once, so that chance treats both alike
     _, eigenvectors = np.linalg.eigh(np.cov(pooled, rowvar=False))  # the variances ascend
     axes = eigenvectors.T[-components:]
     test_level = level / len(axes) / len(samples)
     changes = []
     for scope, sample in samples.items():
-        tests = [
-            compare_numbers(name, scope, (then - center) @ axis, (sample - center) @ axis, test_level) for axis in axes
-        ]
+        tests = [compare_numbers(name, scope, then @ axis, sample @ axis, test_level) for axis in axes]
         worst = max(tests, key=lambda test: (test.is_significant, test.distance))
         changes.append(Change(name, scope, worst.distance, worst.is_significant))
     return changes
