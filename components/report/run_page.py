@@ -126,7 +126,7 @@ def make_page(
         Section("slices", "Slices", describe_slices(extra)),
         Section("mistakes", "Worst mistakes" if is_multi else "Surest mistakes", describe_mistakes(evaluation, clean)),
         Section("near-pairs", "Test images that training has nearly seen", describe_near_pairs(near_pairs, clean)),
-        Section("suspects", "Labels to look at: mislabeled?", describe_suspects(evaluation, clean)),
+        Section("suspects", "Labels to look at", describe_suspects(evaluation, clean)),
         Section("champion", "Against the champion", describe_comparison(comparison) if comparison else []),
         Section("provenance", "Provenance", _describe_provenance(workspace, lineage)),
     ]
