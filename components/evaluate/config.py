@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..step.config import StepConfig, device_option, drift_warning_option, option
+from ..step.config import StepConfig, device_option, option
 
 VERSION = 6
 """Raised when the same model and images must give other predictions, metrics or suspects."""
@@ -51,4 +51,3 @@ class EvaluateConfig(StepConfig):
         low=0,
         high=24,
     )
-    drift_warning: float = drift_warning_option()

@@ -65,7 +65,7 @@ def _evaluate_champion(
         return "", True, {}
     title = f"the champion (promotion {promotion.n})"
     evaluation, is_cached = _find_or_evaluate(champion, clean, title, config, context)
-    drift = check_feature_drift(model, champion, promotion.n, name, config.drift_warning, context)
+    drift = check_feature_drift(model, champion, promotion.n, name, context)
     return evaluation.uri, is_cached, drift
 
 

@@ -220,6 +220,6 @@ def _describe_side(
 
 
 def _write_report(workspace: Workspace, run: str, result: dict[str, Any]) -> None:
-    from .report import render_comparison
+    from ...components.report.experiments import render_comparison
 
     workspace.store.put(workspace.report_uri(run), render_comparison(result).encode("utf-8", "replace"))

@@ -72,7 +72,7 @@ def _finish_search(search: Search, confirmation: Confirmation | None, options: S
         "verdict": verdict, "reason": reason, "config": options.output, "best": best.number,
         "trials": [asdict(trial) for trial in search.study.trials], "confirmation": _to_dict(confirmation),
     }  # fmt: skip
-    from .report import render_study
+    from ...components.report.experiments import render_study
 
     runner.workspace.store.put(report, render_study(result).encode("utf-8", "replace"))
     return result

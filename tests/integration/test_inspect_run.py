@@ -8,9 +8,8 @@ from pathlib import Path
 import mill
 from conftest import Finished
 
-from imagemill.components.clean.audit_html import render
-from imagemill.components.clean.audit_layout import WIDTH, count_columns
 from imagemill.components.dataset.manifest import read_dataset
+from imagemill.components.report.terminal import WIDTH, count_columns
 
 
 def test_every_dataset_of_a_run_is_shown(finished_once: Finished) -> None:
@@ -19,10 +18,10 @@ def test_every_dataset_of_a_run_is_shown(finished_once: Finished) -> None:
         "raw": ("60 rows, 3 classes", "blue", "── Skipped"),
         "clean": (
             "60 rows in = 60 kept + 0 rejected",
-            "✓ it adds up",
+            "the manifest says",
             "brightness",
-            "darkest",
-            "near (within 3 of 64 bits",
+            "Darkest",
+            "Near-duplicates (within 3 of 64 bits",
         ),
         "tensors": ("32, 32, 3", "mean", "── Rows by split"),
         "model": ("shufflenet_v2_x0_5", "── Epochs"),
@@ -40,7 +39,7 @@ def test_audit_report_of_clean_is_reproducible(finished: Finished) -> None:
     dataset = read_dataset(str(manifest.parent), "clean")
     (page,) = dataset.files("report")
     html = Path(dataset.locate(page)).read_bytes()
-    assert html == render(dataset).encode() and str(dataset.uri).encode() not in html
+    assert str(dataset.uri).encode() not in html and b"data:image/jpeg" in html
     assert mill.run("inspect", dataset.uri, "--json").json["pages"] == [dataset.locate(page)]
     shutil.rmtree(finished.workspace / "clean")
     second = mill.run("clean", "--workspace", str(finished.workspace), "--raw", dataset.parent_uri("raw"))

@@ -293,16 +293,18 @@ def test_audit_of_the_real_sample_equals_its_manifest(pets: Cleaned) -> None:
     entries, audit = list(read_sample_manifest().values()), gather(pets.dataset)
     assert (audit.ledger.rows_in, audit.ledger.kept, audit.ledger.rejected) == (len(entries), len(entries), 0)
     assert audit.ledger.problems == () and audit.ledger.reasons == ()
-    assert {c.name: c.total for c in audit.balance.classes} == dict(Counter(entry["class"] for entry in entries))
+    assert {name: sum(splits.values()) for name, splits in audit.balance.classes.items()} == dict(
+        Counter(entry["class"] for entry in entries)
+    )
     for measure, column in (("width", "width"), ("height", "height"), ("image_bytes", "bytes")):
-        values, distribution = np.array([int(entry[column]) for entry in entries]), audit.sizes.distributions[measure]
+        values, distribution = np.array([int(entry[column]) for entry in entries]), audit.measured.sizes[measure]
         assert (distribution.minimum, distribution.quantiles["50"], distribution.maximum) == (
             values.min(),
             np.median(values),
             values.max(),
         )
-    assert audit.sizes.formats == {"JPEG": len(entries) - 2, "GIF": 1, "PNG": 1}
-    assert audit.sizes.warnings == len(audit.sizes.warned) <= 2
+    assert audit.measured.formats == {"JPEG": len(entries) - 2, "GIF": 1, "PNG": 1}
+    assert audit.measured.warned.count == len(audit.measured.warned.examples) <= 2
 
 
 def test_findings_on_the_real_sample(pets: Cleaned) -> None:

@@ -26,7 +26,6 @@ from imagemill.components.clean.final_files import write_final_files
 from imagemill.components.clean.labels import (
     LabelRules,
     compare_class_lists,
-    describe_class_changes,
     extend_class_list,
     make_label_rules,
     read_class_list,
@@ -42,6 +41,7 @@ from imagemill.components.dataset.manifest import Dataset, File, read_dataset
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.imaging.decoder import ImageRejected, decode
 from imagemill.components.imaging.standardize import standardize
+from imagemill.components.report.changes import describe_class_changes
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import UserError
 

@@ -42,7 +42,9 @@ from imagemill.components.evaluate.scores import align_classes, make_scorer
 from imagemill.components.evaluate.slices import SliceColumn, Slices, parse_columns
 from imagemill.components.metrics.calibration import ece, fit_temperature
 from imagemill.components.models.artifact import ModelSpec, Normalize, build_network, load_model
-from imagemill.components.promote import mistakes, report, score_sections
+from imagemill.components.report import mistakes
+from imagemill.components.report.page import Charts, Page, Section, render
+from imagemill.components.report.scores import describe_scores, describe_slices, list_metrics
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import DatasetError, UserError
 
@@ -379,31 +381,20 @@ def test_cutting() -> None:
 @pytest.fixture(scope="module")
 def page(trained: TrainedModel) -> str:
     evaluation = trained.evaluated(slices="size,label")
-    with pytest.MonkeyPatch.context() as patch:
-        lineage = report.Lineage(
-            trained.clean, trained.clean, trained.tensors, trained.model, evaluation
-        )  # there is no raw dataset here
-        patch.setattr(report.Lineage, "read", lambda _: lineage)
-        patch.setattr(report, "count_source_files", lambda _: EMPTY)
-        patch.setattr(report, "read_rejects", lambda *_: [])
-        facts = report.gather_facts(trained.workspace, "r", evaluation, {"verdict": "first", "challenger": 0.5}, None)
-    return report.render_page(facts)
-
-
-EMPTY = {"found": 0, "skipped": 0, "skipped_files": [], "rows": 0, "bytes": 0, "reasons": [], "rejected": 0, "kept": 0,
-         "by_split": {}, "warnings": 0, "adds_up": True}  # fmt: skip
+    extra = EvaluationExtra.of(evaluation.manifest)
+    blocks = [*describe_scores(extra), *describe_slices(extra), *mistakes.describe_test_split(evaluation)]
+    blocks += mistakes.describe_mistakes(evaluation, trained.clean)
+    return render(Page("tiny", "Run r", [Section("all", "All", blocks)]))
 
 
 def test_page_shows_scores_and_intervals_of_the_evaluation(page: str, trained: TrainedModel) -> None:
     extra = trained.evaluated(slices="size,label").manifest.extra
     low, high = extra.intervals["macro_f1"]
     for text in (f"{low:.3f} to {high:.3f}", "Balanced accuracy", "temperature of 2.500", "Precision and recall",
-                  "<h3>ROC</h3>", "Each class", "Highest losses", "significantly below",
-                  "recipe &lt;small&gt;: 3 epochs",
+                  "<h3>ROC</h3>", "Each class", "Highest losses", "significantly below", "data:image/jpeg",
                   "images/s in all", f"{extra.calibration.temperature:.3f}"):  # fmt: skip
         assert text in page, text
-    assert page.count("<svg") == page.count("</svg>") == 5  # banner, confusion, reliability, two of thresholds
-    assert "<script" not in page and "recipe <small>" not in page
+    assert page.count("<svg") == page.count("</svg>") == 4  # confusion, reliability, two of thresholds
     for slice_score in extra.slices:
         assert f'style="width:{100 * slice_score.top1:.2f}%"' in page
 
@@ -412,11 +403,9 @@ def test_highest_losses_leave_out_images_that_are_shown_already(trained: Trained
     evaluation = trained.evaluated()
     rows = sorted(rows_of(evaluation), key=lambda row: -row["loss"])
     shown_ids = {rows[0]["image_id"], rows[2]["image_id"]}
-    highest_losses = mistakes.make_highest_losses(evaluation, trained.clean, shown_ids, 4)
-    assert [m.image_id for m in highest_losses] == [rows[n]["image_id"] for n in (1, 3, 4, 5)]
-    assert highest_losses[0].note == f"loss {rows[1]['loss']:.2f}" and highest_losses[0].thumbnail.src.startswith(
-        "data:image/jpeg"
-    )
+    losses = mistakes.find_highest_losses(evaluation, shown_ids)
+    assert [m.image_id for m in losses[:4]] == [rows[n]["image_id"] for n in (1, 3, 4, 5)]
+    assert losses[0].note == f"loss {rows[1]['loss']:.2f}"
 
 
 def test_evaluation_of_an_earlier_release_is_shown_without_new_sections(trained: TrainedModel) -> None:
@@ -426,6 +415,6 @@ def test_evaluation_of_an_earlier_release_is_shown_without_new_sections(trained:
     old |= {"metrics": {"top1": 0.5, "macro_f1": 0.4, "loss": 1.0}}
     old |= {"per_class": [{k: v for k, v in c.items() if "auc" not in k} for c in body["per_class"]]}
     old = EvaluationExtra.from_dict(old, "here")
-    facts = score_sections.describe_scores(replace(evaluation, manifest=replace(evaluation.manifest, extra=old)))
-    assert facts["reliability"] is None and facts["areas"] == [] and not facts["slices"]
-    assert facts["each_class"].blocks == [] and [row.name for row in facts["measures"]] == ["Top-1", "Macro-F1"]
+    blocks = describe_scores(old)
+    assert not [block for block in blocks if isinstance(block, Charts)] and describe_slices(old) == []
+    assert [row[0] for row in list_metrics(old)] == ["Top-1", "Macro-F1"]

@@ -239,9 +239,9 @@ def test_records_take_precedence_over_the_state_of_kfp(end: str) -> None:
 
 
 def test_drift_is_in_the_summary() -> None:
-    lines = ["all 90 images: class balance PSI 0.40 ± 0.05 (<b>dog 12% to 31%)"]
+    lines = ["all 90 images: classes: <b>dog 12.0% to 31.0% (distance 0.19)"]
     text = render_summary(RunSummary("r", "w", {"clean": record(metrics={"drift": lines})}))
-    assert "## Drift since the champion's data\n\n- all 90 images: class balance PSI 0.40" in text and "<b>" not in text
+    assert "## Drift since the champion's data\n\n- all 90 images: classes: " in text and "<b>" not in text
     assert "Drift" not in render_summary(RunSummary("r", "w", {"clean": record(metrics={"drift": []})}))
     features = record(metrics={"feature_drift": ["the 20 new images: features of resnet18, distance 2.10 ± 0.60"]})
     assert "\n- the 20 new images: features of resnet18" in render_summary(RunSummary("r", "w", {"evaluate": features}))

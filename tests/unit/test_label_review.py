@@ -15,14 +15,13 @@ import pytest
 import reported
 from chain import evaluated, one_core, resized, trained
 from cleaned import Row, draft
-from html_page import Page
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.components.clean.splits import compute_shuffle_index
 from imagemill.components.dataset.kinds import CleanImage, EvaluationExtra, ImageSpec, LabelReview
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit
-from imagemill.components.dataset.shards import read_columns
+from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate import review as reviewing
 from imagemill.components.evaluate.label_issues import MIN_CLASS_IMAGES, FoldStatistics, find_label_issues
@@ -30,8 +29,8 @@ from imagemill.components.evaluate.linear_probe import FOLDS, assign_folds
 from imagemill.components.evaluate.review import MAX_FEATURES, FeatureExtractor, _pool, describe_review, review_labels
 from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.models.blocks import parameter_blocks
-from imagemill.components.promote import mistakes, report
-from imagemill.components.promote.thumbnails import Thumbnail
+from imagemill.components.report import mistakes
+from imagemill.components.report.page import Figures, Listing, Paragraph
 
 
 def clusters(
@@ -329,10 +328,12 @@ def test_the_step_finds_flipped_labels_and_the_report_shows_them(
     rest = [row["loss"] for row in rows if not row["rank"]]
     assert rest == sorted(rest, reverse=True)
 
-    shown = mistakes.describe_suspects(evaluation, clean)
-    assert shown and shown["total"] == len(ranked) and len(shown["losses"]) == mistakes.MAX_LOSSES
-    assert all(s.thumbnail.src.startswith("data:image/jpeg") for s in [*shown["rows"], *shown["losses"]])
-    assert shown["listed"][0] == "image_id,label,suggested" and len(shown["listed"]) == len(ranked) + 1
+    suspects, listing, losses = mistakes.describe_suspects(evaluation, clean)
+    assert isinstance(suspects, Figures) and isinstance(listing, Listing) and isinstance(losses, Figures)
+    assert len(suspects.figures) == len(ranked) and len(losses.figures) == mistakes.MAX_LOSSES
+    shown = [figure.pictures[0].src for figure in (*suspects.figures, *losses.figures)]
+    assert all(src.startswith("data:image/jpeg") for src in shown)
+    assert listing.lines[0] == "image_id,label,suggested" and len(listing.lines) == len(ranked) + 1
 
 
 def test_where_the_classifiers_guess_no_image_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,11 +349,10 @@ def test_where_the_classifiers_guess_no_image_is_listed(tmp_path: Path, monkeypa
     file, review = review_labels(tensors, tensors, None, spec, None, str(tmp_path), "auto", 8)  # type: ignore[arg-type]
     assert file is None and (review.images, review.suspects, review.listed) == (90, 0, 0)
     assert review.not_judged.startswith("classifiers that never saw the labels agree with ")
-    evaluation = Dataset(str(tmp_path), Manifest("evaluation", "0", extra=EvaluationExtra(review=review)), "")
-    clean = Dataset(str(tmp_path), Manifest("clean", "0"), "")
-    shown = mistakes.describe_suspects(evaluation, clean)
-    assert shown and shown["why"] == review.not_judged
-    assert not shown["rows"] and not shown["losses"] and not shown["listed"]
+    extra = EvaluationExtra(metrics={"top1": 0.5}, review=review)
+    evaluation = Dataset(str(tmp_path), Manifest("evaluation", "0", extra=extra), "")
+    shown = mistakes.describe_suspects(evaluation, Dataset(str(tmp_path), Manifest("clean", "0"), ""))
+    assert shown == [Paragraph(f"No wrong labels are looked for, since {review.not_judged}.")]
 
 
 def test_the_page_shows_suspects_and_escapes_their_names(tmp_path: Path) -> None:
@@ -360,19 +360,25 @@ def test_the_page_shows_suspects_and_escapes_their_names(tmp_path: Path) -> None
     clean = mill.clean()
     model = reported.trained(mill.workspace, clean)
     evaluation = reported.evaluated(mill.workspace, model, clean, mill.predictions(clean))
-    facts = report.gather_facts(mill.workspace, "r", evaluation, reported.FIRST, None)
-    assert facts["suspects"] is None and "Labels to look at" not in report.render_page(facts)
-    hostile = mistakes.Suspect(reported.HOSTILE, "cat", "dog", "98% against 1%", Thumbnail("x"))
-    shown = {"images": 90, "total": 1, "why": "", "losses": [hostile], "rows": [hostile]}
-    listed = ["image_id,label,suggested", f"{reported.HOSTILE},cat,dog"]
-    page = Page(report.render_page(facts | {"suspects": shown | {"listed": listed}}))
-    assert "1 training image of 90 looks mislabeled" in page.text and "98% against 1%" in page.text
-    assert listed[1] in page.text and not [tag for tag, _ in page.tags if tag == "script"]
-    for top1, is_doubted in ((0.99, False), (0.8, True)):
-        changed = facts | {"metrics": facts["metrics"] | {"top1": top1}, "suspects": shown | {"listed": listed}}
-        assert ("on 20.0% of the test images" in Page(report.render_page(changed)).text) == is_doubted
-    page = Page(report.render_page(facts | {"suspects": shown | {"rows": [], "total": 0, "listed": []}}))
-    assert "None of 90 training images looks mislabeled" in page.text
+    assert mistakes.describe_suspects(evaluation, clean) == []
+    row = {"image_id": reported.HOSTILE, "label": "cat", "suggested": "dog", "rank": 1, "label_id": 0}
+    row |= {"probability": 0.01, "suggested_probability": 0.98, "suggested_id": 1, "loss": 4.0}
+    with ShardWriter(evaluation.uri, Layout(reviewing.SUSPECTS, row_group_rows=100)) as writer:
+        writer.add({name: row.get(name) for name in reviewing.SUSPECTS.names}, 0)
+        file = writer.publish("suspects", "suspects", "train")
+    for top1, is_doubted in ((0.999, False), (0.8, True)):
+        extra = dataclasses.replace(EvaluationExtra.of(evaluation.manifest), review=LabelReview(images=90, suspects=1))
+        extra = dataclasses.replace(extra, metrics=extra.metrics | {"top1": top1})
+        manifest = dataclasses.replace(evaluation.manifest, extra=extra, files=(*evaluation.manifest.files, file))
+        page = reported.render(mill.workspace, dataclasses.replace(evaluation, manifest=manifest))
+        assert "1 training image looks mislabeled, of 90" in page.text and "→ dog 1% → 98%" in page.text
+        assert f"{reported.HOSTILE},cat,dog" in page.text and not [tag for tag, _ in page.tags if tag == "script"]
+        assert ("on 20.0% of the test images" in page.text) == is_doubted
+    manifest = dataclasses.replace(
+        manifest, extra=dataclasses.replace(extra, review=LabelReview(images=90, suspects=0))
+    )
+    blocks = mistakes.describe_suspects(dataclasses.replace(evaluation, manifest=manifest), clean)
+    assert blocks[0] == Paragraph("None of 90 training images looks mislabeled.")
 
 
 def test_planting_is_a_function_of_its_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

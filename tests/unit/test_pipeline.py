@@ -362,7 +362,7 @@ def iter_imports(path: Path, root: Path) -> Iterator[tuple[str, ...]]:
                 yield from ((*base_module, alias.name) for alias in node.names)
 
 
-SHARED = ("compat", "storage", "dataset", "imaging", "models", "metrics", "step", "engine")
+SHARED = ("compat", "storage", "dataset", "imaging", "models", "metrics", "step", "engine", "report")
 """What steps share, in the order in which it may be imported: each package by those after it."""
 ORDERING = (
     "compat", "settings", "parameters", "cluster", "docker", "kuberay", "finish", "kfp", "argo", "training",

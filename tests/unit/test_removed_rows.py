@@ -10,12 +10,11 @@ from cleaned import raw_dataset, raw_row
 from test_clean_reuse import grow
 from test_clean_rules import encoded, noise, run_clean, table_of, toy_rows
 
-from imagemill.components.clean import audit_html
 from imagemill.components.clean import slices as slicing
 from imagemill.components.dataset.kinds import RawExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, parse_manifest
 from imagemill.components.dataset.shards import read_columns, row_groups
-from imagemill.components.imaging.pictures import encode_picture, find_images
+from imagemill.components.report.pictures import encode_picture, find_images, make_thumbnails
 from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.cli.inspection import _sum_files
 
@@ -75,11 +74,8 @@ def test_pictures_of_replaced_rows_are_the_new_ones(replaced: tuple[Dataset, lis
     groups = [(file, None) for file in dataset.files()]
     images = dict(find_images(dataset, groups, {new["image_id"], "good-5.png"}, ["image"]))
     assert images == {new["image_id"]: {"image": new["image"]}}, "the replaced row's image, and none of a removed one"
-    maker = audit_html._PictureMaker(frozenset({new["image_id"], "good-5.png"}))
-    pictures = audit_html._look_up(dataset, {new["image_id"], "good-5.png"}, maker, raw=True)
-    assert {name: picture.src for name, picture in pictures.items()} == {
-        new["image_id"]: encode_picture(new["image"], audit_html.SIDE, audit_html.QUALITY)[0]
-    }
+    thumbnails = make_thumbnails(dataset, {new["image_id"], "good-5.png"})
+    assert thumbnails[new["image_id"]].src == encode_picture(new["image"])[0] and not thumbnails["good-5.png"].src
 
 
 @pytest.mark.parametrize("removed", [["a"], {"f": "a"}, {"f": [1]}, 3])

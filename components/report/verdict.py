@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..dataset.records import Guard, Verdict
+from ..dataset.records import PASSING, Guard, Verdict
 from ..step.config import METRIC_TITLES
 
 MAX_NAMED = 3
 """Classes or options that a sentence names."""
 
 
-def write_reason(verdict: Verdict, is_passing: bool) -> str:
-    """Return the sentence for people. `is_passing`: the challenger is promoted unless the policy is never."""
+def write_reason(verdict: Verdict) -> str:
+    """Return the sentence for people."""
+    is_passing = verdict.verdict in PASSING
     decision = "promoted" if verdict.promoted else "not promoted"
     if verdict.promoted and not is_passing:
         decision += " since promote is always"
