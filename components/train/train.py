@@ -160,7 +160,7 @@ def _train_and_commit(job: _Job) -> None:
     started = time.monotonic()
     features = make_features(network, job.tensors, config, device, context, comm) if comm.is_main else None
     head_is_final = config.head == "solved" and config.epochs == 1 and comm.world_size == 1
-    solution = solve_head(features, device, head_is_final, config.metric) if features else None
+    solution = solve_head(features, head_is_final, config.metric) if features else None
     if solution:
         recipe_lines.append(solution.describe())
         context.say(recipe_lines[-1])
