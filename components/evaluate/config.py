@@ -45,10 +45,4 @@ class EvaluateConfig(StepConfig):
         "test images)",
         choices=("auto", "true", "false"),
     )
-    grad_cam: int = option(
-        12,
-        "surest mistakes of which the report shows where the image spoke for the wrong class, by Grad-CAM; 0 for none",
-        low=0,
-        high=24,
-    )
     drift_warning: float = drift_warning_option()
