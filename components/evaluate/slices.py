@@ -79,8 +79,12 @@ def score_slices(
     for name, slice_name, is_in in slices:
         summary, number = _count(predicted.filter(pa.array(is_in)), classes).summary(), int(is_in.sum())
         low, high = compute_wilson_interval(round(summary["top1"] * number), number, len(slices))
-        shares = (round(share, 6) for share in (summary["top1"], low, high, summary["macro_f1"]))
-        scores.append(SliceScores(name, slice_name, number, *shares, high < top1))
+        scores.append(
+            SliceScores(
+                name, slice_name, number, round(summary["top1"], 6), round(low, 6), round(high, 6),
+                round(summary["macro_f1"], 6), below=high < top1,
+            )
+        )  # fmt: skip
     return scores
 
 
