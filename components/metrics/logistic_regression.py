@@ -47,9 +47,11 @@ class ProbeFitter:
     def __init__(self, features: Floats, labels: Labels, classes: int, metric: str = "macro_f1") -> None:
         from sklearn.linear_model import LogisticRegression
 
-        std = features.std(0)
-        self._mean, self._std = features.mean(0), np.maximum(std, MIN_RELATIVE_STD * max(float(np.median(std)), 1e-12))
-        self._inputs, self._labels, self._classes = (features - self._mean) / self._std, labels, classes
+        self._mean = features.mean(0, dtype=np.float64).astype(np.float32)
+        centered = features - self._mean
+        std = np.sqrt(np.square(centered).mean(0, dtype=np.float64)).astype(np.float32)
+        self._std = np.maximum(std, MIN_RELATIVE_STD * max(float(np.median(std)), 1e-12))
+        self._inputs, self._labels, self._classes = centered / self._std, labels, classes
         weight = None if metric == "top1" else "balanced"
         self._model = LogisticRegression(class_weight=weight, max_iter=MAX_ITERATIONS, warm_start=True)
 
@@ -60,7 +62,7 @@ class ProbeFitter:
         weight = np.zeros((self._classes, self._inputs.shape[1]), np.float32)
         bias = np.full(self._classes, ABSENT_BIAS, np.float32)
         present = np.unique(self._labels)
-        if len(present) == 1:
+        if len(present) < 2:
             bias[present] = 0
             return LinearProbe(weight, bias)
         with warnings.catch_warnings():
