@@ -45,9 +45,3 @@ class EvaluateConfig(StepConfig):
         "test images)",
         choices=("auto", "true", "false"),
     )
-    grad_cam: int = option(
-        12,
-        "surest mistakes of which the report shows where the image spoke for the wrong class, by Grad-CAM; 0 for none",
-        low=0,
-        high=24,
-    )

@@ -30,7 +30,7 @@ def test_drift_stops_the_run_before_resize_and_an_accepted_run_starts_from_the_c
     assert [len(after[kind]) - len(before[kind]) for kind in mill.PRODUCTS] == [1, 1, 0, 0, 0]
     assert workspace.latest_uri("photos", "clean") == latest  # what was not accepted is no base of later class lists
 
-    arguments = [*finished.arguments, "--start", "champion", "--shrink", "0.5", "--perturb", "0.1"]
+    arguments = [*finished.arguments, "--start", "champion"]
     accepted = mill.run(*arguments)
     assert accepted.rc == 0 and "warning: drift of all 120 images: " in accepted.stderr
     assert accepted.states["clean"] == "cached" and accepted.states["train"] == "ran"

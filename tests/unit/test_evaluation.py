@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 import torch
 from chain import clean_photos, one_core, resized
@@ -22,7 +23,14 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from imagemill.components.dataset.kinds import ClassScores, EvaluationExtra, ModelExtra, NetworkExtra, ProbeFit
+from imagemill.components.dataset.kinds import (
+    ClassScores,
+    EvaluationExtra,
+    ModelExtra,
+    NetworkExtra,
+    ProbeFit,
+    SliceScores,
+)
 from imagemill.components.dataset.labels import MULTI, SINGLE, merge_logits, translate_classes
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit, read_dataset
 from imagemill.components.dataset.shards import publish_bytes, read_columns
@@ -39,14 +47,14 @@ from imagemill.components.evaluate.inference import (
     read_test_batches,
 )
 from imagemill.components.evaluate.scores import align_classes, make_scorer
-from imagemill.components.evaluate.slices import SliceColumn, Slices, parse_columns
+from imagemill.components.evaluate.slices import cut, parse_columns, score_slices
 from imagemill.components.metrics.calibration import ece, fit_temperature
 from imagemill.components.models.artifact import ModelSpec, Normalize, build_network, load_model
 from imagemill.components.report import mistakes
 from imagemill.components.report.page import Charts, Page, Section, render
 from imagemill.components.report.scores import describe_scores, describe_slices, list_metrics
 from imagemill.components.step.step import Context
-from imagemill.components.storage.errors import DatasetError, UserError
+from imagemill.components.storage.errors import UserError
 
 SIZE, STORED, SHORT = 32, 40, 44
 NUMBERS = {"train": 12, "val": 4, "test": 48}
@@ -343,18 +351,14 @@ def test_slices_by_number_and_text_have_counts_and_scores(trained: TrainedModel)
 
 
 def test_slice_whose_interval_is_below_the_overall_score_is_marked(trained: TrainedModel) -> None:
-    slices = Slices.read(trained.clean, ("label", "width"), SINGLE, 2)
-    rows = [row | {"label_id": 0, "predicted_id": 0} for row in rows_of(trained.evaluated())]
-    bad = {image_id for image_id, row in columns_of(trained, "label").items() if row["label"] == "dog"}
-    rows = [row | {"predicted_id": int(row["image_id"] in bad)} for row in rows]
-    for part in (rows[30:], rows[:30]):
-        slices.add(part)
-    below_by_slice = {
-        slice_score.slice: slice_score.below for slice_score in slices.score(0.5) if slice_score.column == "label"
-    }
-    assert below_by_slice == {"cat": False, "dog": True}
-    with pytest.raises(DatasetError, match="not among those of the clean dataset"):
-        slices.add([rows[0] | {"image_id": "another"}])
+    def score(top1: float) -> dict[str, SliceScores]:
+        slices = score_slices(trained.evaluated(), trained.clean, ("label", "width"), SINGLE, 2, top1)
+        return {slice_score.slice: slice_score for slice_score in slices if slice_score.column == "label"}
+
+    highs = {name: slice_score.high for name, slice_score in score(0.5).items()}
+    worse, better = sorted(highs, key=highs.__getitem__)
+    below = score((highs[worse] + highs[better]) / 2)
+    assert below[worse].below and not below[better].below
 
 
 def test_unknown_slice_columns_are_rejected(trained: TrainedModel) -> None:
@@ -367,12 +371,14 @@ def test_unknown_slice_columns_are_rejected(trained: TrainedModel) -> None:
 
 
 def test_cutting() -> None:
-    column = SliceColumn("x", True, (1.0, 2.5))
-    assert column.slice_names == ["up to 1", "1 to 2.5", "above 2.5", "(unknown)"]
-    assert column.encode(np.array([0, 1, 1.1, 2.5, 3, np.nan])).tolist() == [0, 0, 1, 1, 2, 3]
-    texts = SliceColumn("x", False, values=("b", "a"))
-    assert texts.slice_names == ["b", "a", "(others)", "(unknown)"]
-    assert texts.encode(np.array(["a", "b", "c", None], object)).tolist() == [1, 0, 2, 3]
+    numbers = pa.chunked_array([[0.0, 1.0, 1.1, 2.5], [3.0, None]])
+    codes, names = cut(numbers)
+    assert names == ["up to 1", "1 to 1.1", "1.1 to 2.5", "above 2.5", "(unknown)"]
+    assert codes.tolist() == [0, 0, 1, 2, 3, 4]
+    codes, names = cut(pa.chunked_array([["a", "b", "b", None, *(f"c{n:02}" for n in range(20))]]))
+    assert names[:2] == ["b", "a"] and names[-2:] == ["(others)", "(unknown)"] and len(names) == 22
+    assert codes.tolist() == [1, 0, 0, 21, *range(2, 20), 20, 20]
+    assert cut(pa.chunked_array([[7, 7]]))[1] == ["all", "(unknown)"]
 
 
 # The report.

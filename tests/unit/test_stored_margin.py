@@ -114,12 +114,10 @@ def test_stored_pixels_and_the_manifests_image(chain: Chain) -> None:
 
 def iterate_windows(dataset: Dataset, crop_scale: float, epochs: int) -> Iterator[tuple[Pixels, Pixels]]:
     """Yield (stored pixels, pixels given to training) of each image."""
-    augmentation = Augmentation(augmented.config(seed=3, crop_scale=crop_scale), dataset.manifest.image, "cpu")
+    augmentation = Augmentation(augmented.config(seed=3, crop_scale=crop_scale), dataset.manifest.image)
     for epoch in range(epochs):
         for batch in iter_batches(dataset, "train", 8, 3, epoch):
-            inputs = augmentation.apply_on_cpu(
-                batch.images, augmentation.make_params(epoch, batch.number, len(batch.images))
-            )
+            inputs = augmentation.apply(batch.images, augmentation.make_params(epoch, batch.number, len(batch.images)))
             yield from zip(batch.images, inputs, strict=True)
 
 
@@ -139,10 +137,8 @@ def test_random_crops_include_the_margin() -> None:
     """A margin of another brightness shows in the crops, more of it than the filter alone would carry in."""
     image = np.zeros((1, STORED, STORED, 3), np.uint8)
     image[0, : (STORED - SIZE) // 2] = 255
-    augmentation = Augmentation(augmented.config(crop_scale=0.6), augmented.image(STORED, SIZE), "cpu")
-    shares = [
-        float((augmentation.apply_on_cpu(image, augmentation.make_params(0, n, 1)) > 200).mean()) for n in range(60)
-    ]
+    augmentation = Augmentation(augmented.config(crop_scale=0.6), augmented.image(STORED, SIZE))
+    shares = [float((augmentation.apply(image, augmentation.make_params(0, n, 1)) > 200).mean()) for n in range(60)]
     assert max(shares) > 0.09 and min(shares) == 0
 
 
