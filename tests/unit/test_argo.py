@@ -10,7 +10,6 @@ from typing import Any
 
 import argo_files
 import pytest
-from argo_dag import REFERENCE, names_in, resolve
 from argo_files import CLUSTERS, IMAGES, TAINT, Json, cluster_of, first, parsed, template
 from controllers import pods
 from manifests import check_custom, check_golden, check_restricted
@@ -23,7 +22,16 @@ from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
 from imagemill.pipelines.kuberay.manifest import FAILURE_CONDITION, SUCCESS_CONDITION
 from imagemill.pipelines.parameters import list_form_parameters, resolve_parameters
 
+REFERENCE = re.compile(r"\{\{([^{}]*)\}\}")
+"""A name, or after `=` an expression of expr-lang with names in it."""
+_NAME = re.compile(r"\b(?:workflow|inputs|tasks)(?:\.\w+)+")
+
 compiled = argo_files.compiled
+
+
+def names_in(reference: str) -> set[str]:
+    """Return the variable names between the braces of a reference."""
+    return set(_NAME.findall(reference)) if reference.startswith("=") else {reference}
 
 
 @pytest.fixture(params=list(CLUSTERS))
@@ -31,12 +39,9 @@ def documents(request: pytest.FixtureRequest, compiled: dict[str, str]) -> list[
     return list(parsed(compiled[request.param]))
 
 
-@pytest.mark.parametrize("name", ["argo", "argo-everything", "argo-pod", "argo-identity"])
-def test_the_file_is_the_golden_one(name: str, compiled: dict[str, str]) -> None:
-    if name == "argo":
-        check_golden("argo.yaml", compiled[name])
-    else:
-        check_golden(f"{name}.diff", compiled[name], compiled["argo"])
+def test_the_file_is_the_golden_one(compiled: dict[str, str]) -> None:
+    """That of plain values is k8s/base/pipeline.yaml, in test_k8s.py."""
+    check_golden("argo-everything.diff", compiled["argo-everything"], compiled["argo"])
 
 
 def test_the_schemas_know_every_field(documents: list[Json]) -> None:
@@ -291,21 +296,3 @@ def test_values_that_argo_rejects_are_rejected_at_compile_time(
         compile_argo(resolve_parameters(flags), tmp_path / "argo.yaml", cluster)
     assert "secret@" not in str(error.value)
     assert not (tmp_path / "argo.yaml").exists()
-
-
-@pytest.mark.parametrize(
-    ("workspace", "folder"),
-    [("s3://mill", "runs/r1"), ("s3://mill/", "runs/r1"), ("s3://mill/data/a", "data/a/runs/r1")],
-)
-def test_artifacts_are_files_of_the_runs_folder(compiled: dict[str, str], workspace: str, folder: str) -> None:
-    """Where the workspace is in the bucket of the artifact repository, nothing is stored twice, and nothing is left."""
-    values = {"workflow.parameters.workspace": workspace, "workflow.name": "r1"}
-    spec = first(compiled, "argo")["spec"]
-    keys = {
-        artifact["path"]: resolve(artifact["s3"]["key"], values)
-        for template in spec["templates"]
-        for artifact in template.get("outputs", {}).get("artifacts", ())
-    }
-    names = ("metrics.json", "report.html", "summary.md")
-    assert keys == {f"/scratch/outputs/{name}": f"{folder}/{name}" for name in names}
-    assert "artifactGC" not in spec  # it would keep a deleted workflow running

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import stat
-import tempfile
 from pathlib import Path
-from typing import TextIO
 
 import pytest
 
@@ -17,7 +14,6 @@ from imagemill.pipelines.docker.image_build import (
     BuildOptions,
     find_cli,
     find_root,
-    follow_build,
     hash_code,
     hash_inputs,
     make_command,
@@ -135,34 +131,6 @@ def test_settings_for_pip_travel_as_secrets(checkout: Path, monkeypatch: pytest.
         pass
 
 
-PROGRESS = """\
-#1 [internal] load build definition from Dockerfile
-#1 sha256:6c3d
-#1 DONE 0.1s
-
-#7 [wheels-cpu 2/2] RUN --mount=type=cache ./fetch cpu.lock
-#7 0.512 Collecting boto3==1.44.5
-#7 21.3 Collecting numpy==2.4.6
-#7 DONE 34.6s
-#8 [runtime 2/4] RUN apt-get update
-#8 CACHED
-"""
-
-
-def test_progress_shows_the_running_build_step(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(image_build, "_PROGRESS_INTERVAL_S", 0.0)
-    log = io.StringIO()
-    last = follow_build(io.StringIO(PROGRESS), log, "cpu")
-    assert log.getvalue() == PROGRESS and last[-1] == "#8 CACHED"
-    assert capsys.readouterr().err.splitlines() == [
-        "[images] cpu: wheels-cpu 2/2: 0 s: Collecting boto3==1.44.5",
-        "[images] cpu: wheels-cpu 2/2: 21 s: Collecting numpy==2.4.6",
-        "[images] cpu: wheels-cpu 2/2: done (35 s)",
-    ]
-
-
 def script(folder: Path, text: str) -> str:
     """A command named docker."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -184,34 +152,6 @@ def test_a_build_that_fails_ends_with_its_last_lines_and_its_log(tmp_path: Path)
     log.unlink()
     run_build([script(tmp_path, "echo fine")], "cpu")
     assert not log.exists()
-
-
-def test_a_build_that_is_stopped_leaves_no_process_and_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    stopped: list[str] = []
-
-    def stop(lines: TextIO, log: TextIO, target: str) -> list[str]:
-        stopped.append(lines.readline().strip())
-        (log_path,) = tmp_path.glob("imagemill-images-cpu-*.log")
-        assert stat.S_IMODE(log_path.stat().st_mode) == 0o600
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(image_build, "follow_build", stop)
-    with pytest.raises(KeyboardInterrupt):
-        run_build([script(tmp_path, "echo $$; exec sleep 60")], "cpu")
-    assert not list(tmp_path.glob("*.log"))
-    with pytest.raises(ProcessLookupError):
-        os.kill(int(stopped[0]), 0)
-
-
-def test_build_uses_the_docker_engine_of_the_sdk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command line may be set to another one, by its context or by buildx's builder; DOCKER_HOST is for both."""
-    monkeypatch.setenv("DOCKER_CONTEXT", "desktop-linux")
-    monkeypatch.setenv("BUILDX_BUILDER", "in-a-container")
-    monkeypatch.setenv("DOCKER_HOST", "tcp://127.0.0.1:2375")
-    output = tmp_path / "told"
-    run_build([script(tmp_path, f'echo "$DOCKER_CONTEXT $BUILDX_BUILDER $DOCKER_HOST" > {output}')], "cpu")
-    assert output.read_text() == "default default tcp://127.0.0.1:2375\n"
 
 
 OLD = 'case "$1" in version) echo 20.10.24; exit 1 ;; *) exit 1 ;; esac'  # exit 1: no daemon answers

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from pathlib import Path
 
-import docker_api
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER, MillError, TransientError, UserError
+from imagemill.components.storage.errors import EXIT_USER, MillError, TransientError, UserError
 from imagemill.pipelines.cli import images
 from imagemill.pipelines.cli.main import main
 from imagemill.pipelines.cluster import cluster_file as cluster
 from imagemill.pipelines.docker import image_pins
-from imagemill.pipelines.docker.client import connect_engine
-from imagemill.pipelines.docker.image_pins import format_part, set_images
+from imagemill.pipelines.docker.image_pins import set_images
 
-engine = docker_api.engine
 DIGESTS = {
     name: f"r.example:5000/mill/imagemill-{name}@sha256:{n * 64}"
     for n, name in zip("abc", ("cpu", "ray", "gpu"), strict=True)
@@ -85,22 +79,6 @@ def test_the_documented_file_keeps_every_comment() -> None:
     assert cluster.parse_cluster(yaml.safe_load(edited)).images.ray == DIGESTS["ray"]
 
 
-_WORD, _KEY = st.text("abcdefgh #:'\"{}[]-", max_size=12), st.text("abc0._-", min_size=1, max_size=12)
-_STORAGE = st.fixed_dictionaries({}, optional={"region": _WORD, "access_key": _KEY, "secret_key": _KEY})
-
-
-@settings(max_examples=60, deadline=None)
-@given(storage=_STORAGE, width=st.integers(1, 6),
-       flow=st.booleans(), image_names=st.sets(st.sampled_from(("cpu", "ray", "gpu", "tags_allowed"))))  # fmt: skip
-def test_other_fields_of_the_cluster_file_are_kept(
-    storage: dict[str, str], width: int, flow: bool, image_names: set[str]
-) -> None:
-    old = {name: True if name == "tags_allowed" else f"old@sha256:{'0' * 64}" for name in sorted(image_names)}
-    document = {"storage": storage, "images": old, "namespace": "mill"}
-    text = yaml.safe_dump(document, indent=max(2, width), default_flow_style=flow, sort_keys=False)
-    assert yaml.safe_load(set_images(text, DIGESTS, "c.yaml")) == document | {"images": old | DIGESTS}
-
-
 def test_tags_are_written_only_where_they_are_allowed() -> None:
     tags: dict[str, object] = {"cpu": "imagemill-cpu:dev"}
     with pytest.raises(UserError, match="tags_allowed"):
@@ -132,10 +110,6 @@ def test_the_file_is_written_whole_with_its_mode(tmp_path: Path) -> None:
     image_pins.update_file(str(link), DIGESTS)
     assert path.read_text() == set_images(OTHERS, DIGESTS, "") and path.stat().st_mode & 0o777 == 0o640
     assert link.is_symlink() and sorted(p.name for p in tmp_path.iterdir()) == ["cluster.yaml", "link.yaml"]
-
-
-def test_the_part_alone_is_a_cluster_file() -> None:
-    assert cluster.parse_cluster(yaml.safe_load(format_part(DIGESTS))).images.gpu == DIGESTS["gpu"]
 
 
 # What Docker 20.10 and 28 tell of a push, shortened.
@@ -210,25 +184,6 @@ def test_missing_docker_engine_is_reported_with_a_remedy(
         and "systemctl start docker" in captured.err
     )
     assert captured.out == ""
-
-
-@pytest.mark.parametrize("lost", ["/_ping", "/images/json$", "/images/imagemill-cpu:dev/json$"])
-def test_lost_connection_to_the_engine_is_transient(
-    lost: str, engine: docker_api.Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """This holds after the build, too."""
-    monkeypatch.setattr(images, "run_build", lambda arguments, target: None)
-    monkeypatch.setattr(images, "find_cli", lambda: "docker")
-    engine.fails = lost
-    assert main(["images", "build", "--no-push", "--only", "cpu", "--tag", "dev"]) == EXIT_TRANSIENT
-    assert "images: " in (stderr := capsys.readouterr().err) and "Docker engine" in stderr
-
-
-def test_interrupted_push_is_transient(engine: docker_api.Engine) -> None:
-    with closing(connect_engine("images")) as client:
-        engine.broken = "/push$"
-        with pytest.raises(TransientError, match=r"the registry did not take r\.example/imagemill-cpu:dev"):
-            images.push_image(client, images.BuiltImage("cpu", "r.example/imagemill-cpu:dev", 1))
 
 
 def test_only_some_in_their_order() -> None:
