@@ -10,7 +10,7 @@ from typing import Any
 
 import argo_files
 import pytest
-from argo_files import CLUSTERS, IMAGES, TAINT, Json, cluster_of, first, parsed, template
+from argo_files import CLUSTERS, IMAGES, TAINT, Json, first, parsed, template
 from controllers import pods
 from manifests import check_custom, check_golden, check_restricted
 
@@ -20,7 +20,7 @@ from imagemill.pipelines.argo.workflow import build_workflow_template, compile_a
 from imagemill.pipelines.cluster.cluster_file import parse_cluster, parse_cluster_json
 from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
 from imagemill.pipelines.kuberay.manifest import FAILURE_CONDITION, SUCCESS_CONDITION
-from imagemill.pipelines.parameters import list_form_parameters, resolve_parameters
+from imagemill.pipelines.parameters import resolve_parameters
 
 REFERENCE = re.compile(r"\{\{([^{}]*)\}\}")
 """A name, or after `=` an expression of expr-lang with names in it."""
@@ -126,24 +126,6 @@ def _ancestors(name: str, tasks: dict[str, Json]) -> set[str]:
     return parents.union(*(_ancestors(parent, tasks) for parent in parents))
 
 
-def test_parameters_are_those_of_the_kfp_pipeline(compiled: dict[str, str]) -> None:
-    from imagemill.pipelines.training import build_pipeline
-
-    root = build_pipeline(cluster_of("argo-pod"), resolve_parameters({})).pipeline_spec.root
-    inputs = root.input_definitions.parameters
-    parameters = {
-        parameter["name"]: parameter for parameter in first(compiled, "argo-pod")["spec"]["arguments"]["parameters"]
-    }
-    assert list(parameters) == list(list_form_parameters()) and set(parameters) == set(inputs) and len(parameters) <= 14
-    for name, parameter in parameters.items():
-        assert parameter["description"] == inputs[name].description
-        assert parameter.get("enum", []) == [choice.string_value for choice in inputs[name].literals]
-        assert parameter["value"] in parameter.get("enum", [parameter["value"]])
-        # That of the workspace comes from the cluster file, when it is compiled.
-        default = "s3://mlpipeline/imagemill" if name == "workspace" else inputs[name].default_value.string_value
-        assert parameter["value"] == default, name
-
-
 def test_steps_get_the_inputs_of_the_kfp_tasks(compiled: dict[str, str]) -> None:
     from imagemill.pipelines.training import training_pipeline
 
@@ -154,16 +136,6 @@ def test_steps_get_the_inputs_of_the_kfp_tasks(compiled: dict[str, str]) -> None
         flags = {word.partition("=")[0][2:].replace("-", "_") for word in args}
         planned = {*tasks["resize"].inputs.parameters} - {"clean"} if step == "clean" else set()
         assert flags == {*tasks[step].inputs.parameters} | planned | {"outputs"}, step
-
-
-def test_chosen_values_become_defaults(compiled: dict[str, str]) -> None:
-    defaults = {
-        parameter["name"]: parameter["value"]
-        for parameter in first(compiled, "argo-everything")["spec"]["arguments"]["parameters"]
-    }
-    assert (defaults["epochs"], defaults["dataset"], defaults["image_size"]) == ("3", "pets", "")
-    assert defaults["workspace"] == "s3://vision/mill"
-    assert json.loads(defaults["config"]) == {"train": {"weight_decay": 0.1, "batch_size": 256}}
 
 
 def test_pods_have_the_settings_of_the_cluster_file(compiled: dict[str, str]) -> None:
@@ -266,15 +238,6 @@ def test_fields_removed_in_argo_4_are_not_used(compiled: dict[str, str]) -> None
     for text in compiled.values():
         for document in parsed(text):
             assert not removed & set(names(document))
-
-
-def test_file_round_trips_through_hera(compiled: dict[str, str]) -> None:
-    from hera.workflows import CronWorkflow, WorkflowTemplate
-
-    for text in compiled.values():
-        template, cron = parsed(text)
-        assert WorkflowTemplate.from_dict(template).to_dict() == template
-        assert CronWorkflow.from_dict(cron).to_dict() == cron
 
 
 WRONG: list[tuple[dict[str, Any], dict[str, str], str]] = [

@@ -253,22 +253,6 @@ def test_the_pods_that_kfp_makes_are_valid_and_restricted(case: str, package: An
         manifests.check_restricted(f"{case} {step}", pod)
 
 
-@pytest.mark.parametrize("case", ["default", "everything"])
-def test_loading_and_compiling_again_gives_the_same(case: str, package: Any, tmp_path: Path) -> None:
-    from kfp import compiler, components
-
-    loaded = components.load_component_from_file(str(package(case)))
-    compiler.Compiler().compile(loaded, str(tmp_path / "again.yaml"))
-    assert documents(tmp_path / "again.yaml") == documents(package(case))
-    text = components.load_component_from_text(package(case).read_text())
-    assert (text.pipeline_spec, text.platform_spec) == (loaded.pipeline_spec, loaded.platform_spec)
-
-
-def test_the_same_file_gives_the_same_package(package: Any, tmp_path: Path) -> None:
-    compile_kfp(resolve_parameters({}), tmp_path / "again.yaml", cluster("default"))
-    assert (tmp_path / "again.yaml").read_bytes() == package("default").read_bytes()
-
-
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
