@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import tomllib
+from collections.abc import Mapping
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -103,9 +105,14 @@ def canonical(name: str) -> str:
     return name.lower().replace("_", "-")
 
 
+@functools.cache
+def modules_of_distributions() -> Mapping[str, list[str]]:
+    return packages_distributions()  # which reads every installed file's name: seconds
+
+
 def distributions(module: str) -> set[str]:
     special = {"kfp.kubernetes": "kfp-kubernetes", "kfp_server_api": "kfp", "tensorflow": "tensorflow-cpu"}
-    names = packages_distributions().get(module, [module])
+    names = modules_of_distributions().get(module, [module])
     return {special[module]} if module in special else {canonical(name) for name in names}
 
 
