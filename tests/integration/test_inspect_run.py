@@ -9,29 +9,6 @@ import mill
 from conftest import Finished
 
 from imagemill.components.dataset.manifest import read_dataset
-from imagemill.components.report.terminal import WIDTH, count_columns
-
-
-def test_every_dataset_of_a_run_is_shown(finished_once: Finished) -> None:
-    uris = finished_once.result.json
-    words = {
-        "raw": ("60 rows, 3 classes", "blue", "── Skipped"),
-        "clean": (
-            "60 rows in = 60 kept + 0 rejected",
-            "the manifest says",
-            "brightness",
-            "Darkest",
-            "Near-duplicates (within 3 of 64 bits",
-        ),
-        "tensors": ("32, 32, 3", "mean", "── Rows by split"),
-        "model": ("shufflenet_v2_x0_5", "── Epochs"),
-        "evaluation": ("top1", "── Classes, the hardest first"),
-    }
-    for kind, expected in words.items():
-        result = mill.run("inspect", uris[kind])
-        assert (result.rc, result.stderr) == (0, "")
-        assert [word for word in expected if word not in result.stdout] == []
-        assert all(count_columns(line) <= WIDTH for line in result.stdout.splitlines()[2:] if "/" not in line)
 
 
 def test_audit_report_of_clean_is_reproducible(finished: Finished) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import stat
-from contextlib import closing
 from pathlib import Path
 
-import docker_api
 import pytest
 import yaml
 
@@ -15,10 +13,8 @@ from imagemill.pipelines.cli import images
 from imagemill.pipelines.cli.main import main
 from imagemill.pipelines.cluster import cluster_file as cluster
 from imagemill.pipelines.docker import image_build
-from imagemill.pipelines.docker.client import connect_engine
 from imagemill.pipelines.docker.image_build import Checkout, find_root, format_part, hash_code, make_command, set_images
 
-engine = docker_api.engine
 DIGESTS = {
     name: f"r.example:5000/mill/imagemill-{name}@sha256:{n * 64}"
     for n, name in zip("abc", ("cpu", "ray", "gpu"), strict=True)
@@ -175,13 +171,6 @@ def test_missing_docker_engine_is_reported_with_a_remedy(
         and "systemctl start docker" in captured.err
     )
     assert captured.out == ""
-
-
-def test_interrupted_push_is_transient(engine: docker_api.Engine) -> None:
-    with closing(connect_engine("images")) as client:
-        engine.broken = "/push$"
-        with pytest.raises(TransientError, match=r"the registry did not take r\.example/imagemill-cpu:dev"):
-            image_build.push(client, "r.example/imagemill-cpu:dev")
 
 
 def test_only_some_in_their_order() -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -201,38 +199,6 @@ def test_terminal_without_block_characters_gets_ascii(tmp_path: Path) -> None:
         env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}, capture_output=True, timeout=60,
     )  # fmt: skip
     assert process.returncode == 0 and b"13 rows in = 12 kept" in process.stdout and process.stderr == b""
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A bucket at moto's server; it checks no credentials."""
-    import boto3
-    from conftest import forget_s3_clients
-    from moto.server import ThreadedMotoServer
-
-    monkeypatch.setattr(logging.getLogger("werkzeug"), "disabled", True)
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in (
-        ("AWS_ENDPOINT_URL", f"http://{host}:{port}"), ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"), ("AWS_DEFAULT_REGION", "us-east-1"),
-        ("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required"), ("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required"),
-    ):  # fmt: skip
-        monkeypatch.setenv(name, value)
-    forget_s3_clients()
-    boto3.client("s3").create_bucket(Bucket="mill")
-    yield "s3://mill/work"
-    forget_s3_clients()
-    server.stop()
-
-
-def test_a_dataset_in_s3(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
-    dataset = toy(bucket)
-    for path in (dataset.uri, f"{dataset.uri}/", f"{dataset.uri}/_manifest.json"):
-        assert "13 rows in = 12 kept + 1 rejected" in printed(capsys, path)
-    assert json.loads(printed(capsys, dataset.uri, "--json"))["uri"] == dataset.uri
-    assert "dataset: expected a folder with _manifest.json" in refused(capsys, f"{bucket}/clean/other")
 
 
 def test_inspect_is_among_the_commands_and_help_stays_quick(capsys: pytest.CaptureFixture[str]) -> None:

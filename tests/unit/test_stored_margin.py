@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import augmented
@@ -12,15 +11,14 @@ import numpy as np
 import photos
 import pytest
 import torch
-from chain import clean_photos, evaluated, one_core, resized, trained
+from chain import clean_photos, one_core, resized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.components.dataset.manifest import Dataset
-from imagemill.components.dataset.records import Promotion
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.evaluate.inference import find_tensors, read_test_batches
+from imagemill.components.evaluate.inference import read_test_batches
 from imagemill.components.imaging.decoder import Pixels
 from imagemill.components.imaging.geometry import Geometry, decode_and_resize
 from imagemill.components.imaging.pixel_options import INTERPOLATIONS
@@ -174,34 +172,6 @@ def test_evaluation_uses_the_center_of_tensors_and_of_clean(chain: Chain) -> Non
         images = read_inputs(tensors, chain.clean, geometry)
         assert images.keys() == expected.keys()
         assert all(np.array_equal(images[name], expected[name]) for name in expected)
-
-
-def test_champion_of_another_size_is_evaluated_at_its_input_size(chain: Chain) -> None:
-    """The challenger's input is the center of its tensors; the champion's is made anew where its tensors are gone."""
-    small = resized(chain.workspace, chain.clean, image_size=40, store_size=44)
-    champion, challenger = trained(chain.workspace, small), trained(chain.workspace, chain.stored)
-    assert champion.manifest.image.shape == (40, 40, 3) and challenger.manifest.image.shape == (SIZE, SIZE, 3)
-    assert challenger.manifest.image.encoding == "raw"
-    assert find_tensors(challenger, chain.clean) is not None
-    alone, no_champion = evaluated(chain.workspace, champion, chain.clean)
-    assert no_champion == ""
-    assert chain.workspace.append_promotion("toy", 1, Promotion(model=chain.workspace.relative(champion.uri)))
-    evaluation, champion_uri = evaluated(chain.workspace, challenger, chain.clean)
-    assert champion_uri == alone.uri and evaluation.manifest.totals.rows == 9
-    for file in small.files():  # as after a clean-up, or when tomorrow's images are cleaned anew
-        Path(small.locate(file)).unlink()
-    assert find_tensors(champion, chain.clean) is None
-    predictions = read_scores(alone)
-    Path(alone.uri, "_manifest.json").unlink()
-    second, _ = evaluated(chain.workspace, champion, chain.clean)
-    assert second.uri == alone.uri and np.allclose(read_scores(second), predictions, atol=1e-6)
-
-
-def read_scores(evaluation: Dataset) -> Any:
-    """Return every number of the predictions, in the order of the images."""
-    rows = [row for t in read_columns(evaluation, "data", None, "test") for row in t.to_pylist()]  # type: ignore[arg-type]
-    rows.sort(key=lambda row: row["image_id"])
-    return np.array([np.hstack([v for v in row.values() if not isinstance(v, str)]) for row in rows])
 
 
 @pytest.mark.parametrize(
