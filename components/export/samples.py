@@ -206,7 +206,8 @@ def _read_range(dataset: Dataset, split: str, columns: list[str], low: int, end:
 
 
 def _get_indices(table: pa.Table) -> npt.NDArray[np.int64]:
-    return table.column("shuffle_index").to_numpy().astype(np.int64)
+    indices: npt.NDArray[np.int64] = table.column("shuffle_index").to_numpy().astype(np.int64)
+    return indices
 
 
 def _sort_by_spilling(tables: Iterator[pa.Table], starts: list[int], scratch: Path) -> Iterator[dict[str, Any]]:
