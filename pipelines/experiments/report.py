@@ -42,7 +42,7 @@ def render_study(result: dict[str, Any]) -> str:
     css_class, headline = _SEARCH_HEADLINES[result["verdict"]]
     return render_page("study.html.j2", {
         "result": result, "css_class": css_class, "headline": headline, "chart": draw_search(result),
-        "trials": list_trials(result), "notes": [trial for trial in result["trials"] if trial["note"]],
+        "trials": list_trials(result), "failed": [trial for trial in result["trials"] if trial["note"]],
     })  # fmt: skip
 
 
