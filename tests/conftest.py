@@ -22,11 +22,9 @@ from rgw import CephRGW
 
 from imagemill.components.dataset.workspace import Workspace
 
-LONGEST = ("test_demo_results", "test_promotion", "test_killed", "test_changed_sources",
-           "test_source_kinds", "test_pixels", "test_splits_and_labels", "test_s3", "test_kill", "test_growth",
-           "test_race", "test_pets_run", "test_ray_cluster", "test_export", "test_ray_kill", "test_multi_label_run",
-           "test_training_stopped", "test_gpu", "test_warm_start", "test_clean_reuse", "test_gc", "test_generations",
-           "test_drift_run")  # fmt: skip
+LONGEST = ("test_demo_results", "test_promotion", "test_killed", "test_changed_sources", "test_source_kinds",
+           "test_pixels", "test_splits_and_labels", "test_ray_cluster", "test_ray_kill", "test_training_stopped",
+           "test_compare_run", "test_warm_start", "test_s3", "test_export")  # fmt: skip
 """Modules that take half a minute and more, in the order in which they begin."""
 
 # How long an example takes depends on how busy the machine is. CI takes `--hypothesis-profile=same`: the same examples

@@ -11,7 +11,6 @@ from typing import Any
 from imagemill.components.dataset.manifest import MANIFEST, Dataset, read_dataset
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.download import STEP, raw
-from imagemill.components.storage.errors import TransientError
 from imagemill.components.storage.store import get_store
 
 JPEG = b"\xff\xd8\xff\xe0"
@@ -49,18 +48,6 @@ def run(
     record: dict[str, Any] = json.loads(result.read_text())
     assert record["exit_code"] == code
     return record
-
-
-def make_failing_row(path: str) -> Any:
-    """A stand-in for `raw._make_row` that fails at one file, as if the network did."""
-    make_row: Any = raw._make_row
-
-    def fail_at_path(member: Any, labels: Any) -> Any:
-        if member.path == path:
-            raise TransientError("the network")
-        return make_row(member, labels)
-
-    return fail_at_path
 
 
 def dataset_of(record: dict[str, Any]) -> Dataset:

@@ -18,9 +18,6 @@ from pathlib import Path
 
 import docker_engine
 
-from imagemill.components.storage.errors import UserError
-from imagemill.pipelines.docker.image_build import find_cli
-
 BASE = "imagemill-test-base"
 _CERTIFICATES = Path("/usr/local/share/ca-certificates")
 _HOOK = f"mkdir -p $1{_CERTIFICATES} && cp {_CERTIFICATES}/*.crt $1{_CERTIFICATES}/ && chroot $1 update-ca-certificates"
@@ -30,10 +27,9 @@ def missing() -> str:
     """Return why the images can't be built here; empty if they can."""
     if reason := docker_engine.missing():
         return reason
-    try:
-        find_cli()
-    except UserError as error:
-        return f"no BuildKit here: {error}"
+    words, environment = ["docker", "build", "--help"], os.environ | {"DOCKER_BUILDKIT": "1"}
+    if "--secret" not in subprocess.run(words, env=environment, capture_output=True, text=True, check=False).stdout:
+        return "no BuildKit here: the first docker on PATH lacks it; install its plugin buildx"
     if os.environ.get("IMAGEMILL_TEST_BASE_IMAGE") or docker_engine.is_there(BASE):
         return ""
     if not shutil.which("mmdebstrap") or os.geteuid():

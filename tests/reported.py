@@ -23,11 +23,12 @@ from imagemill.components.dataset.kinds import (
     RawExtra,
 )
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit
-from imagemill.components.dataset.records import StepRecord
+from imagemill.components.dataset.records import StepRecord, Verdict
 from imagemill.components.dataset.shards import Layout, ShardWriter, publish_bytes
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download.raw import RAW
-from imagemill.components.promote import report
+from imagemill.components.promote.comparison import compare_with_champion
+from imagemill.components.report.run_page import Lineage, write_report
 
 HOSTILE = "<script>alert(1)</script>.jpg"
 PREDICTIONS = pa.schema(
@@ -36,10 +37,7 @@ PREDICTIONS = pa.schema(
         ("loss", pa.float32()), ("content_hash", pa.uint64()), ("seen", pa.bool_()),
     ]
 )  # fmt: skip
-FIRST = {
-    "verdict": "first", "reason": "macro_f1 0.8", "metric": "macro_f1", "challenger": 0.8, "champion": None,
-    "promoted": True,
-}  # fmt: skip
+FIRST = Verdict(verdict="first", reason="macro_f1 0.8", metric="macro_f1", challenger=0.8, promoted=True)
 
 
 def jpeg(color: tuple[int, int, int], size: tuple[int, int] = (24, 16)) -> bytes:
@@ -72,7 +70,7 @@ def clean_dataset(
     workspace: Workspace, raw: Dataset, rows: list[dict[str, Any]], rejected: list[dict[str, Any]], classes: list[str]
 ) -> Dataset:
     uri = workspace.dataset_uri("clean", "00000000000000bb")
-    by_split = {split: [r for r in rows if r["split"] == split] for split in report.SPLITS}
+    by_split = {split: [r for r in rows if r["split"] == split] for split in ("train", "val", "test")}
     files: list[File] = [
         write_rows(uri, split, split_rows, make_clean_layout(CLEAN))
         for split, split_rows in by_split.items()
@@ -186,7 +184,7 @@ class Mill:
             for i in range(n)
         ]
 
-    def page(self, verdict: dict[str, Any] = FIRST, rival: bool = False) -> Page:
+    def page(self, verdict: Verdict = FIRST, rival: bool = False) -> Page:
         clean = self.clean()
         evaluation = evaluated(
             self.workspace, trained(self.workspace, clean, self.val), clean, self.predictions(clean)
@@ -198,6 +196,14 @@ class Mill:
         record = StepRecord(state="cached", seconds=0.25)
         for step in ("download", "clean"):
             self.workspace.write_step_record("run-1", step, record)
-        uri = report.write_report(self.workspace, "run-1", evaluation, verdict, champion)
-        assert uri == self.workspace.run_file_uri("run-1", "report.html")
-        return Page(self.workspace.store.read(uri).decode())
+        return render(self.workspace, evaluation, verdict, champion)
+
+
+def render(
+    workspace: Workspace, evaluation: Dataset, verdict: Verdict = FIRST, champion: Dataset | None = None
+) -> Page:
+    """The report of the run `run-1`."""
+    comparison = compare_with_champion(evaluation, champion) if champion else None
+    uri = write_report(workspace, "run-1", "tiny", Lineage.read(evaluation), verdict, comparison)
+    assert uri == workspace.run_file_uri("run-1", "report.html")
+    return Page(workspace.store.read(uri).decode())

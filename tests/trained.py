@@ -82,7 +82,7 @@ def trainer(
     context = Context("train", Workspace.open(str(workspace)), "run", False)
     uri, device, solution = str(workspace / "model" / "01"), torch.device("cpu"), None
     if config.head == "solved" and get_linear_head(network):
-        solution = solve_head(FeatureComputer(network, tensors, {"seed": config.seed}, device, context).run(), device)
+        solution = solve_head(FeatureComputer(network, tensors, {"seed": config.seed}, device, context).run())
     return Trainer(
         network, tensors, config, device, uri, context, comm or Communicator(), solution=solution, target=target
     )

@@ -37,12 +37,11 @@ _STEPS = {
 }
 COMMANDS: dict[str, tuple[str, list[str], Message]] = {
     **{step: (CLI, [step, *words], message) for step, (words, message) in _STEPS.items()},
-    **{f"python -m {step}": (f"imagemill.components.{step}", *arguments) for step, arguments in _STEPS.items()},
+    "python -m train": ("imagemill.components.train", *_STEPS["train"]),
     "predict": (CLI, ["predict", "photo.jpg"], Message("predict", "PyTorch", "predict")),
     "run": (CLI, ["run"], Message("run", KFP, "all")),
     "compare": (CLI, ["compare", "{}", "{}"], Message("compare", "Jinja", "all")),
     "tune": (CLI, ["tune"], Message("tune", "Optuna", "tune")),
-    "run in docker": (CLI, ["run", "--runner", "docker"], Message("run", KFP, "all")),
     "compile for kfp": (
         CLI, ["compile", "--target", "kfp", *CLUSTER, "-o", "a.yaml"], Message("compile", KFP, "pipelines"),
     ),
@@ -51,7 +50,6 @@ COMMANDS: dict[str, tuple[str, list[str], Message]] = {
     ),
     "submit": (CLI, ["submit", *CLUSTER], Message("submit", KFP, "pipelines")),
     "schedule": (CLI, ["schedule", "--list", *CLUSTER], Message("schedule", KFP, "pipelines")),
-    "runs": (CLI, ["runs", *CLUSTER], Message("runs", KFP, "pipelines")),
     "doctor": (CLI, ["doctor", *CLUSTER], Message("doctor", "Kubernetes' client", "pipelines")),
     "images": (CLI, ["images", "build", "--no-push"], Message("images", "Docker's client", "pipelines")),
 }  # fmt: skip

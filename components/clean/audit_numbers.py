@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 
 from ..dataset.manifest import Dataset, File
 from ..dataset.shards import open_parquet, read_row_group, row_groups
+from ..report.audit_facts import Distribution
 from .schema import MEASURES
 
-QUANTILES = (1, 5, 25, 50, 75, 95, 99)
+QUANTILES = (1, 25, 50, 75, 99)
 """Percent."""
 BINS = 20
 WARNED = 5
@@ -32,32 +33,6 @@ COUNTED = ("format", "declared_split")
 COLUMNS = (*_DTYPES, *COUNTED, "decoder_warning")
 """Columns that a scan reads."""
 Ints = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """A histogram: `counts` of equal bins from `low` to `high`, and of the values `below` and `above` them."""
-
-    low: float
-    high: float
-    counts: tuple[int, ...]
-    below: int
-    above: int
-
-
-@dataclass(frozen=True)
-class Distribution:
-    """The distribution of a number over `count` images.
-
-    `quantiles` are by percent; the histogram's bins go from the first to the last of them, so that a few extremes
-    don't flatten it.
-    """
-
-    count: int
-    minimum: float
-    maximum: float
-    quantiles: dict[str, float]
-    histogram: Histogram
 
 
 class ImageInfo(NamedTuple):
@@ -193,12 +168,9 @@ def describe_distribution(values: npt.NDArray[Any] | None) -> Distribution | Non
     percentiles = np.percentile(finite, QUANTILES)
     low, high = float(percentiles[0]), float(percentiles[-1])
     inside = finite[(finite >= low) & (finite <= high)]
-    counts = np.histogram(inside, BINS, (low, high))[0] if high > low else np.array([len(inside)])
-    histogram = Histogram(
-        _round(low), _round(high), tuple(counts.tolist()), int((finite < low).sum()), int((finite > high).sum())
-    )
+    bins = np.histogram(inside, BINS, (low, high))[0] if high > low else np.array([len(inside)])
     quantiles = {str(percent): _round(value) for percent, value in zip(QUANTILES, percentiles.tolist(), strict=True)}
-    return Distribution(len(finite), _round(finite.min()), _round(finite.max()), quantiles, histogram)
+    return Distribution(len(finite), _round(finite.min()), _round(finite.max()), quantiles, tuple(bins.tolist()))
 
 
 def _round(value: float) -> float:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ..dataset.kinds import ClassChanges, CleanExtra, CleanImage, RawExtra
 from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, digest, find_dataset, fingerprint
-from ..dataset.shards import READ_THREADS, read_columns, read_file
+from ..dataset.shards import READ_THREADS, publish_bytes, read_columns, read_file
 from ..engine.ray_job import make_job_config
 from ..imaging.pixel_options import COLORS
+from ..report.audit import list_pictured, make_page
+from ..report.changes import describe_class_changes
+from ..report.page import render
+from ..report.pictures import Groups, Thumbnail, make_thumbnails
+from ..report.words import format_counts, join_names
 from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import MillError, UserError
-from .audit_html import Picture, find_pictures, write_audit
+from .audit import gather
 from .candidates import Candidates, read_candidates
 from .config import DECISION_FIELDS, LABEL_FIELDS, VERSION, CleanConfig
 from .decide import decide
@@ -23,7 +28,6 @@ from .drift import check_drift
 from .final_files import KeptCounts, KeptRows, write_final_files
 from .labels import (
     compare_class_lists,
-    describe_class_changes,
     find_base_classes,
     find_unknown_labels,
     make_label_rules,
@@ -88,7 +92,7 @@ class Target:
     def _print_class_list(self, dataset: Dataset, context: Context) -> None:
         rules = self.rules.labels
         if unknown := find_unknown_labels(rules.label_map, self.raw.manifest.totals.by_class, rules.separator):
-            context.say(f"map_labels: no image has the label {_format_names(unknown)}")
+            context.say(f"map_labels: no image has the label {join_names(unknown, 8)}")
         for line in describe_class_changes(self.class_changes, dataset.manifest.totals.by_class):
             context.say(f"class list: {line}")
 
@@ -160,20 +164,43 @@ def _build_dataset(target: Target, context: Context) -> Dataset:
     check_row_counts(raw, manifest)
     check_splits(manifest)
     draft = Dataset(uri, manifest, "")
-    page = write_audit(draft, kept.scan(), lambda ids: _find_pictures(draft, ids, kept, slices, cleaned_slices))
+    audit = gather(draft, kept.scan())
+    thumbnails = _make_thumbnails(raw, draft, list_pictured(audit), kept, slices, cleaned_slices)
+    html = render(make_page(audit, thumbnails)).encode("utf-8", "replace")
+    page = publish_bytes(uri, html, "audit-", ".html", role="report")
     return commit(uri, replace(manifest, files=(*manifest.files, page)))
 
 
-def _find_pictures(
-    dataset: Dataset, ids: Sequence[str], kept: KeptRows, slices: list[Slice], cleaned_slices: list[CleanedSlice]
-) -> dict[str, Picture]:
-    """Find the pictures of images in the final files, or in raw where their rows were dropped."""
+def _make_thumbnails(
+    raw: Dataset,
+    dataset: Dataset,
+    ids: Sequence[str],
+    kept: KeptRows,
+    slices: list[Slice],
+    cleaned_slices: list[CleanedSlice],
+) -> dict[str, Thumbnail]:
+    """Make thumbnails of images in the final files, or in raw where their rows were dropped."""
     rows = kept.candidates.find_rows(ids)
-    final_places = kept.locate(dataset, rows.items())
+    places = kept.locate(dataset, rows.items())
     with_candidates = [slice_ for slice_, part in zip(slices, cleaned_slices, strict=True) if part.candidates]
-    own_slices = {image_id: with_candidates[kept.candidates.find_candidate_file(row)] for image_id, row in rows.items()}
+    own_slices = {
+        image_id: with_candidates[kept.candidates.find_candidate_file(row)]
+        for image_id, row in rows.items()
+        if image_id not in places
+    }
     raw_places = {image_id: (slice_.file, range(slice_.first, slice_.last)) for image_id, slice_ in own_slices.items()}
-    return find_pictures(dataset, ids, final_places, raw_places)
+    no_limit = float("inf")
+    return make_thumbnails(dataset, places, groups=_list_groups(dataset, places), max_read=no_limit) | make_thumbnails(
+        raw, raw_places, groups=_list_groups(raw, raw_places), max_read=no_limit
+    )
+
+
+def _list_groups(dataset: Dataset, places: Mapping[str, tuple[File, range]]) -> Groups:
+    """Yield the data files that hold images, in their order, and the row groups to look into."""
+    groups: dict[str, set[int]] = {}
+    for file, numbers in places.values():
+        groups.setdefault(file.uri, set()).update(numbers)
+    return ((file, sorted(groups[file.uri])) for file in dataset.files() if file.uri in groups)
 
 
 def _read_candidates(
@@ -261,7 +288,7 @@ def check_splits(manifest: Manifest) -> None:
     """Raise UserError unless there are training images of two classes, and test images."""
     totals = manifest.totals
     if not totals.rows:
-        reasons = _format_counts(totals.by_reason)
+        reasons = format_counts(totals.by_reason)
         raise UserError(f"source: expected images that decode and have labels, found none; rejected: {reasons}")
     for split, hint in (("train", "val_fraction and test_fraction"), ("test", "test_fraction or the declared splits")):
         if not totals.by_split[split]:
@@ -270,7 +297,7 @@ def check_splits(manifest: Manifest) -> None:
     if len(train_classes) < 2:
         raise UserError(
             f"label: expected training images of at least two classes, found only {train_classes[0]!r} after cleaning; "
-            f"rejected: {_format_counts(totals.by_reason)}"
+            f"rejected: {format_counts(totals.by_reason)}"
         )
 
 
@@ -282,12 +309,12 @@ def print_summary(dataset: Dataset, context: Context) -> None:
         + " · ".join(f"{split} {number:,}" for split, number in totals.by_split.items())
     )
     if totals.by_reason:
-        context.say(f"rejected: {_format_counts(totals.by_reason)}")
+        context.say(f"rejected: {format_counts(totals.by_reason)}")
     if empty := [name for name, number in totals.by_class.items() if not number]:
-        context.say(f"no image at all of: {_format_names(empty)}")
+        context.say(f"no image at all of: {join_names(empty, 8)}")
     for split, numbers in extra.by_class_and_split.items():
         if missing := [name for name, number in numbers.items() if not number and totals.by_class[name]]:
-            context.say(f"no {split} image of: {_format_names(missing)}")
+            context.say(f"no {split} image of: {join_names(missing, 8)}")
     _print_findings(extra.found, context)
     for page in dataset.files("report"):
         context.say(f"audit: {dataset.locate(page)}")
@@ -313,12 +340,4 @@ def _print_findings(findings: dict[str, Any], context: Context) -> None:
     if conflicts := findings["duplicates"]["conflicts"] + (near["conflicts"] if near else 0):
         context.say(f"labels: {conflicts:,} groups or pairs of equal or almost equal images have different labels")
     if outliers := {name: outlier["count"] for name, outlier in findings["outliers"].items()}:
-        context.say(f"outliers: {_format_counts(outliers)}")
-
-
-def _format_names(names: list[str]) -> str:
-    return ", ".join(names[:8]) + (f" and {len(names) - 8:,} more" if len(names) > 8 else "")
-
-
-def _format_counts(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {number:,}" for name, number in counts.items()) or "none"
+        context.say(f"outliers: {format_counts(outliers)}")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from ..engine.tasks import EXECUTOR_HELP, EXECUTORS, RAY_ADDRESS_HELP
 from ..imaging.pixel_options import CHOICES, DecodeLimits, PixelOptions
-from ..step.config import StepConfig, drift_warning_option, option, preset_option
+from ..step.config import StepConfig, option, preset_option
 from ..storage.errors import wrong
 
 VERSION = 3
@@ -175,9 +175,12 @@ class CleanConfig(StepConfig, PixelOptions):
     )
 
     # Drift: the data against that which the champion was trained on.
-    drift_warning: float = drift_warning_option()
     max_drift: float = option(
-        0.25, "PSI above which stop_on_drift ends the run, if it is more than chance gives", in_fingerprint=False, low=0
+        0.2,
+        "distance of distributions (0 to 1) above which stop_on_drift ends the run, if it is more than chance gives",
+        in_fingerprint=False,
+        low=0.1,
+        high=1,
     )
     stop_on_drift: str = option(
         "false", "end the run with exit code 2, before resize and training, where all images have changed by more than "
@@ -207,8 +210,6 @@ class CleanConfig(StepConfig, PixelOptions):
                 raise wrong(name, "an odd number", getattr(self, name))
         if self.binarize != "off" and self.color in ("ycbcr", "lab"):
             raise wrong("color", "one channel or rgb where binarize makes black and white", self.color)
-        if self.max_drift < self.drift_warning:
-            raise wrong("max_drift", f"at least drift_warning ({self.drift_warning:g})", self.max_drift)
         if not self.other_class.strip():
             raise wrong("other_class", "the name of a class", self.other_class)
         if not self.measures and (self.min_contrast or self.outliers == "drop" or self.near_duplicates == "drop"):

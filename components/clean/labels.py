@@ -198,32 +198,3 @@ def compare_class_lists(base: Sequence[str], classes: Sequence[str], label_map: 
         renamed={olds[0]: name for name, olds in living.items() if olds != [name] and len(olds) == 1},
         merged={name: tuple(olds) for name, olds in living.items() if len(olds) > 1},
     )
-
-
-MAX_CHANGES = 8
-"""Classes of each kind of change that are named; the others are counted."""
-
-
-def describe_class_changes(
-    changes: ClassChanges, images: Mapping[str, int], earlier: Mapping[str, int] = MappingProxyType({})
-) -> list[str]:
-    """Return a sentence for each change. `images`, `earlier`: images of each class, now and, if known, then."""
-    then = {name: f": {_count_images(earlier[name])} then" for name in changes.removed if name in earlier}
-    sentences = {
-        "new": [f"class {name!r} is new: {_count_images(images.get(name, 0))}" for name in changes.added],
-        "gone": [f"class {name!r} is gone{then.get(name, '')}" for name in changes.removed],
-        "renamed": [f"class {old!r} is called {new!r} now" for old, new in changes.renamed.items()],
-        "merged": [
-            f"classes {', '.join(map(repr, olds))} are one now: {new!r}" for new, olds in changes.merged.items()
-        ],
-    }
-    lines = []
-    for kind, texts in sentences.items():
-        lines += texts[:MAX_CHANGES]
-        if len(texts) > MAX_CHANGES:
-            lines.append(f"{len(texts) - MAX_CHANGES:,} more classes are {kind}")
-    return lines
-
-
-def _count_images(number: int) -> str:
-    return "1 image" if number == 1 else f"{number:,} images"

@@ -50,6 +50,13 @@ class ChangedOption(JsonObject):
     challenger: Any = field(default=None, metadata=AS_NULL)
 
 
+BETTER, NOT_WORSE, NOT_BETTER, WORSE = "better", "not_worse", "not_better", "worse"
+REFUSED, NOT_COMPARABLE, FIRST, NO_BETTER_THAN_CHANCE = "refused", "not_comparable", "first", "no_better_than_chance"
+ALREADY_CHAMPION, ROLLED_BACK = "already_champion", "rolled_back"
+PASSING = (BETTER, NOT_WORSE, FIRST)
+"""Results with which a challenger is promoted."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Verdict(OpenJsonObject):
     """A verdict on a challenger, as it is stored.

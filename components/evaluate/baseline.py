@@ -1,9 +1,9 @@
 """Score a linear model on the test images: the baseline that a trained network has to beat.
 
 Where training started from pretrained weights it is the probe on their frozen features, which train has solved. Else it
-is scikit-learn's logistic regression on small pixels: the mean colors of `SIDE` x `SIDE` cells, standardized, on their
-first principal components. It takes seconds whatever the dataset's size, because `MAX_IMAGES` bound what it is fitted
-to. Classes weigh alike where they do in the metric that the model was kept for.
+is scikit-learn's logistic regression on small pixels (`imaging.tensors.shrink`), standardized, on their first principal
+components. It takes seconds whatever the dataset's size, because `MAX_IMAGES` bound what it is fitted to. Classes weigh
+alike where they do in the metric that the model was kept for.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy.typing as npt
 from ..dataset.kinds import Baseline, ModelExtra
 from ..dataset.labels import MULTI, THRESHOLD
 from ..dataset.manifest import Dataset
+from ..imaging.tensors import SMALL_SIDE, shrink
 from ..metrics.classification import ConfusionCounts, LabelCounts
 from ..models.features import LinearProbe, find_features, iter_features
 from ..step.config import METRIC_TITLES
 from ..step.progress import format_scores
 from .inference import find_tensors, read_tensor_batches
 
-SIDE = 16
 MAX_IMAGES, MAX_LABELS = 10_000, 1_000_000
 """Training images that are fitted to, and their number times that of the classes: the first ones as they are stored, in
 random order."""
@@ -120,7 +120,7 @@ def _score_pixels(tensors: Dataset, is_balanced: bool) -> Baseline | None:
             counts.add(batch_labels, scores >= THRESHOLD, scores.argmax(1))
         else:
             counts.add(batch_labels, scores.argmax(1))
-    return _make_baseline(f"logistic regression on {SIDE}x{SIDE} pixels", counts)
+    return _make_baseline(f"logistic regression on {SMALL_SIDE}x{SMALL_SIDE} pixels", counts)
 
 
 def _make_baseline(name: str, counts: ConfusionCounts | LabelCounts, has_features: bool = False) -> Baseline:
@@ -141,10 +141,5 @@ def _read_train_pixels(tensors: Dataset, limit: int) -> tuple[Floats, npt.NDArra
 
 def _read_pixels(tensors: Dataset, split: str) -> Iterator[tuple[Floats, npt.NDArray[Any]]]:
     """Yield (mean values of the cells, [B, C * cells], labels) of a split."""
-    import torch
-    from torch.nn.functional import adaptive_avg_pool2d
-
     for batch in read_tensor_batches(tensors, split, _BATCH):
-        images = torch.from_numpy(batch.images).permute(0, 3, 1, 2).float()
-        side = min(SIDE, images.shape[-1])
-        yield adaptive_avg_pool2d(images, (side, side)).flatten(1).numpy(), batch.labels
+        yield shrink(batch.images), batch.labels

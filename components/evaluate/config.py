@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..step.config import StepConfig, device_option, drift_warning_option, option
+from ..step.config import StepConfig, device_option, option
 
 VERSION = 6
 """Raised when the same model and images must give other predictions, metrics or suspects."""
@@ -45,10 +45,3 @@ class EvaluateConfig(StepConfig):
         "test images)",
         choices=("auto", "true", "false"),
     )
-    grad_cam: int = option(
-        12,
-        "surest mistakes of which the report shows where the image spoke for the wrong class, by Grad-CAM; 0 for none",
-        low=0,
-        high=24,
-    )
-    drift_warning: float = drift_warning_option()

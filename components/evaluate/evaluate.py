@@ -26,7 +26,7 @@ from .linear_probe import cross_validate_probe, describe_cross_validation
 from .overlap import TrainingOverlap
 from .review import describe_review, review_labels
 from .scores import Scorer, align_classes, has_roc_curve, make_scorer
-from .slices import Slices, parse_columns
+from .slices import parse_columns, score_slices
 
 
 def evaluate(config: EvaluateConfig, context: Context) -> Outcome:
@@ -65,7 +65,7 @@ def _evaluate_champion(
         return "", True, {}
     title = f"the champion (promotion {promotion.n})"
     evaluation, is_cached = _find_or_evaluate(champion, clean, title, config, context)
-    drift = check_feature_drift(model, champion, promotion.n, name, config.drift_warning, context)
+    drift = check_feature_drift(model, champion, promotion.n, name, context)
     return evaluation.uri, is_cached, drift
 
 
@@ -140,21 +140,19 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
     model_classes, class_ids = translate_classes(spec.classes, CleanExtra.of(clean.manifest).label_map)
     classes = align_classes(clean.manifest.classes, model_classes)
     scorer = make_scorer(clean.manifest.task, spec.task, classes)
-    slices = Slices.read(clean, slice_columns, clean.manifest.task, len(classes.names))
     overlap = TrainingOverlap.find(model, clean)
     if config.tta == FLIP and model.manifest.config.get("flip") == "false":
         context.say("warning: tta is flip, and this model was trained without mirrored images (flip false)")
     detector = OodDetector.read(model)
     runner = InferenceRunner(network, spec, device, config.tta, detector)
     images = clean.manifest.totals.by_split["test"]
-    progress, mistakes = Progress("evaluate", total=images), MostConfidentMistakes(config.grad_cam, spec.image.side)
+    progress, mistakes = Progress("evaluate", total=images), MostConfidentMistakes(spec.image.side)
     with ShardWriter(uri, Layout(scorer.SCHEMA, row_group_rows=100_000)) as writer, torch.inference_mode():
         if config.tta != NONE and (problem := runner.fit_temperature(model, config.eval_batch_size)):
             context.say(f"warning: probabilities with tta {config.tta} are calibrated for one view: {problem}")
         for batch in runner.read_batches(model, clean, config.eval_batch_size):
             logits, calibrated = (merge_logits(values, class_ids, spec.task) for values in runner.predict(batch))
             rows = scorer.add(logits, batch, calibrated)
-            slices.add(rows)
             mistakes.add(rows, batch)
             for row, (content_hash, is_seen) in zip(rows, overlap.look_up(batch.ids), strict=True):
                 writer.add(row | {"content_hash": content_hash, "seen": is_seen}, 0)
@@ -183,10 +181,13 @@ def _evaluate_model(model: Dataset, clean: Dataset, uri: str, config: EvaluateCo
         seen=overlap.summarize(),
         cross_validation=cross_validate_probe(features if tensors else None, clean, config.cross_validate),
         model_classes=list(model_classes),
+        slices=score_slices(
+            predictions, clean, slice_columns, scorer.TASK, len(classes.names), scorer.summarize_predictions()["top1"]
+        ),
         unlike=UnlikeImages(runner.num_unlike, detector.rate) if detector else None,
     )
     files = (file, *(other for other in (suspects, overlays) if other))
-    return commit(uri, _build_manifest(model, clean, uri, config, scorer, slices, files, extra))
+    return commit(uri, _build_manifest(model, clean, uri, config, scorer, files, extra))
 
 
 def _build_manifest(
@@ -195,7 +196,6 @@ def _build_manifest(
     uri: str,
     config: EvaluateConfig,
     scorer: Scorer,
-    slices: Slices,
     files: tuple[File, ...],
     extra: EvaluationExtra,
 ) -> Manifest:
@@ -242,7 +242,6 @@ def _build_manifest(
             ],
             curves=describe_curves(curves, names),
             roc=scorer.classifier_scores.compute_roc(1) if has_roc_curve(scorer, curves) else None,
-            slices=slices.score(metrics["top1"]),
         ),
     )
 

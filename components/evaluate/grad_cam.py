@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -22,20 +21,16 @@ from ..dataset.shards import Layout, ShardWriter
 from ..imaging.decoder import Pixels
 from ..imaging.tensors import center_crop
 from ..storage.errors import first_line
-from .inference import InputBatch
+from .inference import InferenceRunner, InputBatch
 
 if TYPE_CHECKING:
     import torch
 
-    from .inference import InferenceRunner
-
 ROLE = "grad_cam"
 """The role of the file of overlays in an evaluation."""
-SIDE = 128
-"""Pixels of an overlay's side at most, as of the report's other thumbnails."""
+MISTAKES, SIDE = 12, 128
+"""Overlays, and pixels of an overlay's side, at most."""
 SCHEMA = pa.schema([("image_id", pa.string()), ("predicted_id", pa.int32()), ("overlay", pa.binary())])
-_BATCH = 4
-"""Images that have gradients in memory at a time."""
 _QUALITY = 82
 
 
@@ -44,35 +39,25 @@ class NoFeatureMap(Exception):
 
 
 @dataclass
-class _Mistake:
-    confidence: float
-    image_id: str
-    predicted_id: int
-    image: Pixels
-
-
-@dataclass
 class MostConfidentMistakes:
-    """The `limit` wrong predictions of highest confidence with their images, collected batch by batch.
+    """The `limit` wrong predictions of highest confidence, each (its row, its image uint8 [side, side, C]).
 
     Images with several labels are left out: none of their classes is the one that was predicted.
     """
 
-    limit: int
     side: int
-    mistakes: list[_Mistake] = field(default_factory=list)
+    limit: int = MISTAKES
+    mistakes: list[tuple[Mapping[str, Any], Pixels]] = field(default_factory=list)
 
     def add(self, rows: Sequence[Mapping[str, Any]], batch: InputBatch) -> None:
         """Add predictions with `label_id`, `predicted_id` and `confidence`, row by row of the batch."""
-        wrong = [
-            _Mistake(row["confidence"], row["image_id"], row["predicted_id"], image)
-            for row, image in zip(rows, batch.images, strict=True)
-            if self.limit and "label_id" in row and row["label_id"] != row["predicted_id"]
-        ]
-        kept = heapq.nsmallest(self.limit, [*self.mistakes, *wrong], key=lambda m: (-m.confidence, m.image_id))
-        for mistake in kept:  # a copy: a view would keep its batch in memory
-            mistake.image = np.array(center_crop(mistake.image[None], self.side)[0])
-        self.mistakes = kept
+        pairs = zip(rows, batch.images, strict=True)
+        wrong = [(row, image) for row, image in pairs if row.get("label_id") not in (None, row.get("predicted_id"))]
+        surest = heapq.nsmallest(
+            self.limit, [*self.mistakes, *wrong], key=lambda pair: (-pair[0]["confidence"], pair[0]["image_id"])
+        )
+        # Copies: a view would keep its batch in memory.
+        self.mistakes = [(row, np.array(center_crop(image[None], self.side)[0])) for row, image in surest]
 
 
 def write_overlays(
@@ -88,14 +73,11 @@ def write_overlays(
 
     try:
         with ShardWriter(uri, Layout(SCHEMA, row_group_rows=100)) as writer:
-            for start in range(0, len(mistakes.mistakes), _BATCH):
-                group = mistakes.mistakes[start : start + _BATCH]
-                images = np.stack([mistake.image for mistake in group])
-                inputs = runner.normalize(torch.from_numpy(images).to(runner.device))
-                targets = torch.tensor([predicted_ids.index(mistake.predicted_id) for mistake in group])
-                for mistake, heat in zip(group, compute_grad_cam(runner.network, inputs, targets), strict=True):
-                    row = {"image_id": mistake.image_id, "predicted_id": mistake.predicted_id}
-                    writer.add(row | {"overlay": draw_overlay(mistake.image, heat)}, 0)
+            for row, image in mistakes.mistakes:
+                inputs = runner.normalize(torch.from_numpy(image[None]).to(runner.device))
+                target = torch.tensor([predicted_ids.index(row["predicted_id"])])
+                overlay = draw_overlay(image, compute_grad_cam(runner.network, inputs, target)[0])
+                writer.add({name: row[name] for name in ("image_id", "predicted_id")} | {"overlay": overlay}, 0)
             return writer.publish(ROLE, ROLE, "test"), ""
     except (NoFeatureMap, RuntimeError) as error:  # RuntimeError: a network that autograd can't follow, or memory
         return None, first_line(error)
@@ -110,24 +92,27 @@ def compute_grad_cam(network: torch.nn.Module, inputs: torch.Tensor, targets: to
     import torch
     from torch.nn import functional
 
-    layer = find_feature_layer(network, inputs[:1])
-    maps: list[torch.Tensor] = []
+    outputs: list[torch.Tensor] = []
 
-    def keep_map(module: torch.nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-        maps.append(output if output.requires_grad else output.requires_grad_())
+    def keep_output(module: torch.nn.Module, args: Any, output: Any) -> Any:
+        if not isinstance(output, torch.Tensor) or not output.is_floating_point():
+            return output
+        outputs.append(output if output.requires_grad else output.requires_grad_())
         return output.clone()  # what follows may change it in place, as DenseNet's ReLU does
 
-    handle = layer.register_forward_hook(keep_map)
+    handles = [module.register_forward_hook(keep_output) for module in network.modules() if module is not network]
     try:
         with torch.enable_grad():
             logits = network(inputs).float()
             score = logits.gather(1, targets.to(logits.device)[:, None]).sum()
-            (gradient,) = torch.autograd.grad(score, maps[-1:])
+            has_channels_last = getattr(network, "output_fmt", None) == "NHWC"  # timm's Swin
+            feature_map = find_feature_map(outputs, has_channels_last)
+            (gradient,) = torch.autograd.grad(score, [feature_map])
     finally:
-        handle.remove()
-    feature_map = maps[-1].detach().float()
-    gradient = gradient.float()
-    if getattr(network, "output_fmt", None) == "NHWC":  # timm's Swin
+        for handle in handles:
+            handle.remove()
+    feature_map, gradient = feature_map.detach().float(), gradient.float()
+    if has_channels_last:
         feature_map, gradient = feature_map.permute(0, 3, 1, 2), gradient.permute(0, 3, 1, 2)
     heat = (gradient.mean((2, 3), keepdim=True) * feature_map).sum(1, keepdim=True).relu()
     heat = functional.interpolate(heat, size=inputs.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
@@ -136,33 +121,18 @@ def compute_grad_cam(network: torch.nn.Module, inputs: torch.Tensor, targets: to
     return values
 
 
-def find_feature_layer(network: torch.nn.Module, example: torch.Tensor) -> torch.nn.Module:
-    """Return the module with the last feature map, [B, C, H, W] with more than one place, in the order of execution.
+def find_feature_map(outputs: Sequence[torch.Tensor], has_channels_last: bool) -> torch.Tensor:
+    """Return the last feature map, [B, C, H, W] with more than one place, of modules' outputs in their order.
 
     Raises NoFeatureMap for networks that go on with tokens, [B, T, C]: a map of them is not what decides.
     """
-    import torch
-
-    outputs: list[tuple[torch.nn.Module, torch.Size]] = []
-
-    def note_shape(child: torch.nn.Module, module: torch.nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, torch.Tensor):
-            outputs.append((child, output.shape))
-
-    children = [module for module in network.modules() if module is not network]
-    handles = [module.register_forward_hook(partial(note_shape, module)) for module in children]
-    try:
-        with torch.no_grad():
-            network(example)
-    finally:
-        for handle in handles:
-            handle.remove()
-    height = 1 if getattr(network, "output_fmt", None) == "NHWC" else 2
-    for module, shape in reversed(outputs):
+    height = 1 if has_channels_last else 2
+    for output in reversed(outputs):
+        shape = output.shape
         if len(shape) == 3 and shape[1] > 1:
             raise NoFeatureMap("a transformer's tokens are no feature map")
         if len(shape) == 4 and shape[height] * shape[height + 1] > 1:
-            return module
+            return output
     raise NoFeatureMap("the network has no feature map of more than one place")
 
 

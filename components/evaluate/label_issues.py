@@ -1,19 +1,17 @@
 """Find labels that are probably wrong by confident learning on features (Northcutt, Jiang and Chuang, "Confident
-Learning: Estimating Uncertainty in Dataset Labels", 2021), with cleanlab's thresholds, counts and scores.
+Learning: Estimating Uncertainty in Dataset Labels", 2021), with cleanlab's counts and scores.
 
-Confident learning needs out-of-sample probabilities. The network was trained on the labels, so a linear discriminant
-with a shrunk common covariance (Friedman, "Regularized Discriminant Analysis", 1989) is cross-validated on its
-features. Folds keep groups and near-duplicates together, since these often have the same wrong label. They are
-stored as counts, sums and products of features, so that fitting reads the images once. The issues of a first round
-are removed, the discriminants fitted again and all labels judged again: wrong labels widen the classes and hide one
-another.
+Confident learning needs out-of-sample probabilities. The network was trained on the labels, so scikit-learn's linear
+discriminant with a shrunk common covariance (Friedman, "Regularized Discriminant Analysis", 1989) is cross-validated on
+its features. Folds keep groups and near-duplicates together, since these often have the same wrong label. The issues of
+a first round are removed, the discriminants fitted again and all labels judged again: wrong labels widen the classes
+and hide one another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Any
+import warnings
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +20,7 @@ from ..dataset.labels import SINGLE
 from ..metrics.calibration import fit_temperature
 from ..metrics.classification import ConfusionCounts
 from .intervals import ChanceTest, ClassTotals
-from .linear_probe import FOLDS, assign_folds
+from .linear_probe import assign_folds
 
 MIN_CLASS_IMAGES = 10
 """Training images that a class must have for its labels to be judged: two in each fold."""
@@ -35,57 +33,12 @@ MIN_AGREEMENT, MANY_SUSPECTS, MIN_AGREEMENT_OF_MANY = 0.75, 0.1, 0.9
 tenth of all, with nine in ten, as classifiers that know the classes do however many labels are wrong."""
 CHANCE_COMPARISONS = 20
 """Bonferroni's factor of the test against chance, for the folds share images, and so their luck."""
-_CHUNK = 1 << 21
-"""Probabilities in memory at a time: 16 MB as float64, some four times over."""
+MIN_LOGIT = -1000.0
+"""Of a class that a classifier was not fitted to."""
 
 Features = npt.NDArray[np.float16]
 Labels = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-
-
-@dataclass
-class FoldStatistics:
-    """Sufficient statistics of the discriminants by fold: `counts` [F, K], `sums` [F, K, D], `products` [F, D, D],
-    float64."""
-
-    classes: int
-    dimensions: int
-    counts: Floats = field(init=False)
-    sums: Floats = field(init=False)
-    products: Floats = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.counts = np.zeros((FOLDS, self.classes))
-        self.sums = np.zeros((FOLDS, self.classes, self.dimensions))
-        self.products = np.zeros((FOLDS, self.dimensions, self.dimensions))
-
-    def add(self, features: Features, labels: Labels, folds: npt.NDArray[np.int8], sign: int = 1) -> None:
-        """Add images with `features` [B, D], or with `sign` -1 remove them."""
-        for fold in np.unique(folds):
-            in_fold = folds == fold
-            x, y = features[in_fold].astype(np.float64), labels[in_fold]
-            np.add.at(self.counts[fold], y, sign)
-            np.add.at(self.sums[fold], y, sign * x)
-            self.products[fold] += sign * (x.T @ x)
-
-    def fit_without(self, fold: int) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
-        """Return (weights [D, K], bias [K], is_fitted [K]) of the discriminant of all folds but `fold`.
-
-        Logits are `x @ weights + bias`: those of Gaussian classes with one covariance, divided by the square root of
-        D, since correlated dimensions are counted as if they were independent.
-        """
-        others = [other for other in range(FOLDS) if other != fold]
-        counts, sums = self.counts[others].sum(0), self.sums[others].sum(0)
-        is_fitted, total = counts > 0, max(1.0, counts.sum())
-        means = sums / np.maximum(counts, 1)[:, None]
-        covariance = (self.products[others].sum(0) - (means * counts[:, None]).T @ means) / total
-        variance = max(float(np.trace(covariance)) / self.dimensions, 1e-12)
-        covariance *= 1 - SHRINKAGE
-        covariance[np.diag_indices(self.dimensions)] += SHRINKAGE * variance
-        weights = np.linalg.solve(covariance, means.T)
-        bias = np.log(np.maximum(counts, 1) / total) - 0.5 * (means * weights.T).sum(1)
-        scale = 1 / np.sqrt(self.dimensions)
-        return weights * scale, bias * scale, is_fitted
+Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -110,34 +63,23 @@ class LabelIssues:
 
     def withdraw(self, problem: str) -> LabelIssues:
         """Return a result without issues."""
-        none = slice(0)
-        return LabelIssues(
-            self.rows[none], self.suggested[none], self.label_probability[none], self.suggested_probability[none],
-            self.quality[none], self.agreement, self.num_judged, problem,
-        )  # fmt: skip
+        names = ("rows", "suggested", "label_probability", "suggested_probability", "quality")
+        return replace(self, problem=problem, **{name: getattr(self, name)[:0] for name in names})
 
 
-def find_label_issues(features: Features, labels: Labels, classes: int, folds: Labels | None = None) -> LabelIssues:
+def find_label_issues(features: Features, labels: Labels, folds: Labels | None = None) -> LabelIssues:
     """Judge the labels int64 [N] of images with `features` [N, D]; the same input gives the same result.
 
-    `folds`: [N], 0 to 4 (default: by class alone).
-
-    Needs some 40 bytes an image beside its input, and 100 MB of working memory. At least two classes must have
-    `MIN_CLASS_IMAGES` images.
+    `folds`: [N], 0 to 4 (default: by class alone). At least two classes must have `MIN_CLASS_IMAGES` images. Takes some
+    20 bytes for each image and class.
     """
-    in_fold = (assign_folds(labels, np.arange(len(labels))) if folds is None else folds).astype(np.int8)
-    statistics = FoldStatistics(classes, features.shape[1])
-    for part in _split_rows(len(labels), features.shape[1]):
-        statistics.add(features[part], labels[part], in_fold[part])
-    is_kept = np.ones(len(labels), np.bool_)
-    issues = _CrossValidation(statistics, in_fold, features, labels, is_kept).find_issues()
+    folds = assign_folds(labels, np.arange(len(labels))) if folds is None else folds
+    ids, encoded = np.unique(labels, return_inverse=True)
+    issues = _judge(features, encoded, folds, np.ones(len(labels), np.bool_))
     if issues.problem:  # without the labels that they disagree with, any classifiers would agree with the rest
         return issues
-    for part in _split_rows(len(issues.rows), features.shape[1]):
-        rows = issues.rows[part]
-        statistics.add(features[rows], labels[rows], in_fold[rows], -1)
-    is_kept[issues.rows] = False
-    issues = _CrossValidation(statistics, in_fold, features, labels, is_kept).find_issues()
+    issues = _judge(features, encoded, folds, ~np.isin(np.arange(len(labels)), issues.rows))
+    issues = replace(issues, suggested=ids[issues.suggested])
     share = len(issues.rows) / max(1, len(labels))
     agreement = issues.agreement / max(1e-9, 1 - share)  # suspected labels are those that they disagree with
     if issues.problem or agreement >= (MIN_AGREEMENT_OF_MANY if share > MANY_SUSPECTS else MIN_AGREEMENT):
@@ -148,97 +90,76 @@ def find_label_issues(features: Features, labels: Labels, classes: int, folds: L
     )
 
 
-class _CrossValidation:
-    """The five classifiers, with the temperature that calibrates them on the labels of the rows that are kept."""
+def _judge(features: Features, labels: Labels, folds: Labels, is_kept: npt.NDArray[np.bool_]) -> LabelIssues:
+    """Estimate the number of issues, and take as many with the lowest label quality, except where the most probable
+    class is the label, or the class has too few images. `is_kept`: bool [N], the images that are fitted to."""
+    from cleanlab.rank import get_label_quality_scores
 
-    def __init__(
-        self,
-        statistics: FoldStatistics,
-        folds: npt.NDArray[np.int8],
-        features: Features,
-        labels: Labels,
-        is_kept: npt.NDArray[np.bool_],
-    ) -> None:
-        self.classifiers = [statistics.fit_without(fold) for fold in range(FOLDS)]
-        self.folds, self.features, self.labels, self.classes = folds, features, labels, statistics.classes
-        rows = np.flatnonzero(is_kept)
-        rows = rows[:: max(1, -(-len(rows) * self.classes // _CHUNK))]
-        self.temperature = fit_temperature(self.compute_logits(rows).astype(np.float32), labels[rows])
+    probabilities = _cross_validate(features, labels, folds, is_kept)
+    quality = get_label_quality_scores(labels, probabilities, method="normalized_margin")
+    predicted, rows = probabilities.argmax(1), np.arange(len(labels))
+    is_judged = np.bincount(labels)[labels] >= MIN_CLASS_IMAGES
+    number = _count_issues(labels, probabilities)
+    lowest = np.lexsort((rows, quality))[:number]
+    suspects = lowest[(predicted != labels)[lowest] & is_judged[lowest]]
+    suspects = suspects[probabilities[suspects, predicted[suspects]] > MIN_SUGGESTED_PROBABILITY]
+    issues = LabelIssues(
+        suspects, predicted[suspects], probabilities[suspects, labels[suspects]],
+        probabilities[suspects, predicted[suspects]], quality[suspects].astype(np.float32),
+        float((predicted == labels).mean()), int(is_judged.sum()),
+    )  # fmt: skip
+    if _is_better_than_chance(labels, predicted):
+        return issues
+    return issues.withdraw(
+        f"classifiers that never saw the labels agree with {issues.agreement:.1%} of them, no better than chance: "
+        "what they doubt says nothing"
+    )
 
-    def compute_logits(self, rows: Labels) -> Floats:
-        """Return float64 [B, K]; a class that a classifier was not fitted to has the lowest logit of the others."""
-        logits = np.empty((len(rows), self.classes))
-        for fold, (weights, bias, is_fitted) in enumerate(self.classifiers):
-            in_fold = np.flatnonzero(self.folds[rows] == fold)
-            values = self.features[rows[in_fold]].astype(np.float64) @ weights + bias
-            if not is_fitted.all():
-                values[:, ~is_fitted] = values[:, is_fitted].min(axis=1, keepdims=True)
-            logits[in_fold] = values
-        return logits
 
-    def compute_probabilities(self, rows: Labels) -> Floats:
-        """Return the softmax of the calibrated logits, float64 [B, K]."""
-        z = self.compute_logits(rows) / self.temperature
-        p = np.exp(z - z.max(axis=1, keepdims=True))
-        return np.asarray(p / p.sum(axis=1, keepdims=True))
+def _count_issues(labels: Labels, probabilities: Floats) -> int:
+    """Return confident learning's estimate of the number of issues, calibrated to the images of each class.
 
-    def find_issues(self) -> LabelIssues:
-        """Estimate the number of issues from all images, and take as many with the lowest label quality, except where
-        the most probable class is the label, or the class has too few images."""
-        from cleanlab.experimental.label_issues_batched import LabelInspector
-        from cleanlab.rank import find_top_issues
+    An image counts where its most probable class is at least as probable as it is on average of the images that have
+    its label; of a class, the share of counted images whose most probable class is another.
+    """
+    predicted, images = probabilities.argmax(1), np.bincount(labels)
+    rows = np.arange(len(labels))
+    thresholds = np.bincount(labels, probabilities[rows, labels]) / images
+    is_confident = probabilities[rows, predicted] >= thresholds[predicted] - 1e-6
+    confident, others = (
+        np.bincount(labels[chosen], minlength=len(images))
+        for chosen in (is_confident, is_confident & (predicted != labels))
+    )
+    return round(float((others * images / np.maximum(1, confident)).sum()))
 
-        chunks = [np.arange(len(self.labels))[part] for part in _split_rows(len(self.labels), self.classes)]
-        inspector = LabelInspector(
-            num_class=self.classes,
-            store_results=False,
-            verbose=False,
-            quality_score_kwargs={"method": "normalized_margin"},
-            num_issue_kwargs={"estimation_method": "off_diagonal_calibrated"},
-        )
-        for rows in chunks:
-            inspector.update_confident_thresholds(self.labels[rows], self.compute_probabilities(rows))
-        quality, agrees = np.empty(len(self.labels), np.float32), np.zeros(len(self.labels), np.bool_)
-        pairs = ConfusionCounts(self.classes)
-        for rows in chunks:
-            probabilities = self.compute_probabilities(rows)
-            quality[rows] = inspector.score_label_quality(self.labels[rows], probabilities)
-            predicted = probabilities.argmax(1)
-            pairs.add(self.labels[rows], predicted)
-            agrees[rows] = predicted == self.labels[rows]
-        is_judged = np.bincount(self.labels, minlength=self.classes)[self.labels] >= MIN_CLASS_IMAGES
-        number = min(len(quality), int(inspector.get_num_issues()))
-        lowest = np.asarray(find_top_issues(quality, top=number)) if number else np.zeros(0, np.int64)
-        rows = lowest[~agrees[lowest] & is_judged[lowest]]
-        rows = rows[np.lexsort((rows, quality[rows]))]
-        suggested = np.empty(len(rows), np.int64)
-        label_probability, suggested_probability = (np.empty(len(rows), np.float32) for _ in range(2))
-        for part in _split_rows(len(rows), self.classes):
-            probabilities = self.compute_probabilities(rows[part])
-            suggested[part], suggested_probability[part] = probabilities.argmax(1), probabilities.max(1)
-            label_probability[part] = probabilities[np.arange(len(probabilities)), self.labels[rows[part]]]
-        is_likely = suggested_probability > MIN_SUGGESTED_PROBABILITY
-        issues = LabelIssues(
-            rows[is_likely], suggested[is_likely], label_probability[is_likely], suggested_probability[is_likely],
-            quality[rows[is_likely]], float(agrees.mean()), int(is_judged.sum()),
+
+def _cross_validate(features: Features, labels: Labels, folds: Labels, is_kept: npt.NDArray[np.bool_]) -> Floats:
+    """Return probabilities float32 [N, K] by discriminants of the other folds, calibrated on the labels that are kept.
+
+    Logits are divided by the square root of D before, since correlated dimensions are counted as if they were
+    independent.
+    """
+    from scipy.special import softmax
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.model_selection import cross_val_predict
+
+    splits = [(np.flatnonzero(is_kept & (folds != fold)), np.flatnonzero(folds == fold)) for fold in np.unique(folds)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of classes of one image, or that a fold lacks
+        logits = cross_val_predict(
+            LinearDiscriminantAnalysis("lsqr", SHRINKAGE), features.astype(np.float32), labels, cv=splits,
+            method="predict_log_proba",
         )  # fmt: skip
-        if _is_better_than_chance(pairs):
-            return issues
-        return issues.withdraw(
-            f"classifiers that never saw the labels agree with {issues.agreement:.1%} of them, no better than chance: "
-            "what they doubt says nothing"
-        )
+    logits = np.maximum(logits, MIN_LOGIT).astype(np.float32) / np.float32(np.sqrt(features.shape[1]))
+    probabilities: Floats = softmax(logits / fit_temperature(logits[is_kept], labels[is_kept]), axis=1)
+    return probabilities
 
 
-def _is_better_than_chance(pairs: ConfusionCounts) -> bool:
-    labels, predicted, counts = pairs.cells()
-    support, num_predicted = (np.bincount(ids, counts, pairs.classes) for ids in (labels, predicted))
-    totals = ClassTotals(support, num_predicted, int(counts.sum()))
-    result = ChanceTest.run(totals, SINGLE, pairs.summary(), CHANCE_COMPARISONS)
+def _is_better_than_chance(labels: Labels, predicted: Labels) -> bool:
+    pairs = ConfusionCounts(int(labels.max()) + 1)
+    pairs.add(labels, predicted)
+    support, num_predicted = (np.bincount(ids, minlength=pairs.classes) for ids in (labels, predicted))
+    result = ChanceTest.run(
+        ClassTotals(support, num_predicted, len(labels)), SINGLE, pairs.summary(), CHANCE_COMPARISONS
+    )
     return result is not None and result.is_better
-
-
-def _split_rows(rows: int, width: int) -> Iterator[slice[int, int, Any]]:
-    """Return slices of rows with at most `_CHUNK` numbers each."""
-    step = max(1, _CHUNK // width)
-    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))

@@ -56,17 +56,15 @@ def cross_validate_probe(features: Dataset | None, clean: Dataset, mode: str) ->
     if mode == "false" or (mode == "auto" and not is_small):
         return None
 
-    import torch
-
     parts = [read_features(features, split) for split in ("train", "val", "test")]
     matrix, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     folds = assign_folds(labels, find_units(clean, read_image_ids(features)))
     if folds.max() + 1 < FOLDS:
         return None
     classes = len(features.manifest.classes)
-    logits = predict_out_of_fold(torch.from_numpy(matrix), torch.from_numpy(labels), folds, classes)
+    logits = predict_out_of_fold(matrix, labels, folds, classes)
     counts = ConfusionCounts(classes)
-    counts.add(labels, logits.argmax(1).numpy())
+    counts.add(labels, logits.argmax(1))
     summary, intervals = counts.summary(), compute_single_label_intervals(counts)
     scores = {name: round(float(summary[name]), 6) for name in SCORES}
     widened = {name: widen(scores[name], intervals[name]) for name in SCORES}

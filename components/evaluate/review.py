@@ -102,7 +102,7 @@ def review_labels(
         reason = "each class has too few images"
     else:
         folds = assign_folds(outputs.labels, find_units(clean, read_image_ids(tensors, ("train",))))
-        issues = find_label_issues(outputs.features, outputs.labels, len(spec.classes), folds)
+        issues = find_label_issues(outputs.features, outputs.labels, folds)
         if issues.problem:
             return None, LabelReview(images=images, suspects=0, listed=0, not_judged=issues.problem)
     file = _write_suspects(tensors, outputs, issues, uri)

@@ -9,6 +9,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import simplejpeg
 
 from ..dataset.kinds import ImageSpec
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 JPEGS_PER_TASK = 16
 """JPEGs that a thread decodes in one task."""
+SMALL_SIDE = 16
+"""Pixels of a side at most, of images for models that know pixels alone."""
 
 
 def decode_column(column: pa.ChunkedArray, image: ImageSpec) -> Pixels:
@@ -71,3 +74,13 @@ def center_crop(images: Pixels, size: int) -> Pixels:
     """Return a view of the center square of `size` of uint8 [..., H, W, C]: the model's input of stored images."""
     top, left = (images.shape[-3] - size) // 2, (images.shape[-2] - size) // 2
     return images[..., top : top + size, left : left + size, :]
+
+
+def shrink(images: Pixels) -> npt.NDArray[np.float32]:
+    """Return uint8 [N, H, W, C] as the means of at most `SMALL_SIDE` x `SMALL_SIDE` cells, float32 [N, C · cells]."""
+    import torch
+
+    planes = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
+    side = min(SMALL_SIDE, *images.shape[1:3])
+    cells: npt.NDArray[np.float32] = torch.nn.functional.adaptive_avg_pool2d(planes, side).flatten(1).numpy()
+    return cells

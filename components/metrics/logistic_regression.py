@@ -1,19 +1,20 @@
-"""Logistic regression on features, by which a head is solved and a probe is cross-validated.
+"""scikit-learn's logistic regression on frozen features, by which a head is solved and a probe is cross-validated.
 
-Classes weigh alike, however many images they have, unless all images do. Features are standardized, the loss is a mean.
+Classes weigh alike, however many images they have, unless the metric is top1. Features are standardized. A penalty is
+a factor of half the squared norm of the weights beside the mean loss: 1 / (C · images) in scikit-learn's terms.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ..models.features import Floats, Labels, LinearProbe
 from .classification import summarize_predictions
-
-if TYPE_CHECKING:
-    import torch
 
 PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4)
 """Tried in this order, each from the solution of the one before."""
@@ -22,127 +23,97 @@ DEFAULT_PENALTY = 0.03
 MAX_ITERATIONS = 100
 MIN_RELATIVE_STD = 1e-3
 """Of the median feature's standard deviation: features that vary less are noise, or no feature at all."""
-Weights = npt.NDArray[np.float64]
+ABSENT_BIAS = -20.0
+"""Of a class without images: others' logits add up to 0, so that one of them is higher."""
+
+Rows = npt.NDArray[np.int64]
+Split = tuple[Rows, Rows]
+"""Rows that are fitted to, and rows that are held out."""
 
 
-def compute_scales(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (mean, standard deviation) of features [N, D], by which they are standardized."""
-    mean, std = features.mean(0), features.std(0)
-    return mean, std.clamp_min(MIN_RELATIVE_STD * float(std.median().clamp_min(1e-12)))
+class Selection(NamedTuple):
+    """The chosen penalty; `loss`, `top1`, `macro_f1` and `balanced_accuracy` of all held-out rows with it, and their
+    `logits` float32 [held out, classes] and `labels`."""
+
+    penalty: float
+    scores: dict[str, float]
+    logits: Floats
+    labels: Labels
 
 
-def compute_inverse_frequencies(counts: npt.NDArray[np.int64]) -> Weights:
-    """Return a weight for each class in inverse proportion to its images, float64 [classes].
+class ProbeFitter:
+    """Fits linear probes to features float32 [N, D] and labels int64 [N], each from the solution of the one before."""
 
-    1 on average of the images; 0 for a class without images.
-    """
-    present = counts > 0
-    inverses: Weights = np.divide(1.0, counts, out=np.zeros(len(counts)), where=present)
-    weights: Weights = inverses * (counts.sum() / max(1, int(present.sum())))
-    return weights
+    def __init__(self, features: Floats, labels: Labels, classes: int, metric: str = "macro_f1") -> None:
+        from sklearn.linear_model import LogisticRegression
 
+        self._mean = features.mean(0, dtype=np.float64).astype(np.float32)
+        centered = features - self._mean
+        std = np.sqrt(np.square(centered).mean(0, dtype=np.float64)).astype(np.float32)
+        self._std = np.maximum(std, MIN_RELATIVE_STD * max(float(np.median(std)), 1e-12))
+        self._inputs, self._labels, self._classes = centered / self._std, labels, classes
+        weight = None if metric == "top1" else "balanced"
+        self._model = LogisticRegression(class_weight=weight, max_iter=MAX_ITERATIONS, warm_start=True)
 
-def fit_classes(
-    features: torch.Tensor, labels: torch.Tensor, penalty: float, start: torch.Tensor, metric: str = "macro_f1"
-) -> torch.Tensor:
-    """Return `fit_logistic_regression` with classes that weigh alike, as in `metric`, or for top1 images that do.
+    def fit(self, penalty: float) -> LinearProbe:
+        """Return the probe with a penalty, for features as they are."""
+        from sklearn.exceptions import ConvergenceWarning
 
-    A class without images is left out.
-    """
-    import torch
-
-    counts = np.bincount(labels.cpu().numpy(), minlength=len(start))
-    weights = (counts > 0).astype(np.float64) if metric == "top1" else compute_inverse_frequencies(counts)
-    class_weights = torch.tensor(weights, dtype=torch.float32, device=features.device)
-    return fit_logistic_regression(features, labels, class_weights, penalty, start)
-
-
-def score_logits(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    """Return `loss`, `top1`, `macro_f1` and `balanced_accuracy` of logits [N, classes]."""
-    import torch
-
-    scores = summarize_predictions(labels.cpu().numpy(), logits.argmax(1).cpu().numpy(), logits.shape[1])
-    loss = float(torch.nn.functional.cross_entropy(logits, labels))
-    return {"loss": loss, **scores}
+        weight = np.zeros((self._classes, self._inputs.shape[1]), np.float32)
+        bias = np.full(self._classes, ABSENT_BIAS, np.float32)
+        present = np.unique(self._labels)
+        if len(present) < 2:
+            bias[present] = 0
+            return LinearProbe(weight, bias)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # near the optimum is as good
+            self._model.set_params(C=1 / (penalty * len(self._labels))).fit(self._inputs, self._labels)
+        coefficients, intercept = self._model.coef_, self._model.intercept_
+        if len(present) == 2:  # of the second class against the first
+            coefficients, intercept = (np.concatenate([-array, array]) / 2 for array in (coefficients, intercept))
+        weight[present] = coefficients / self._std
+        bias[present] = intercept - weight[present] @ self._mean
+        return LinearProbe(weight, bias)
 
 
 def select_penalty(
-    features: torch.Tensor,
-    labels: torch.Tensor,
-    held_out: tuple[torch.Tensor, torch.Tensor] | None,
-    classes: int,
-    metric: str = "macro_f1",
-) -> tuple[torch.Tensor, float, float | None]:
-    """Return (weights float32 [classes, D + 1] with the biases last, penalty, macro-F1) with the best `metric` on
-    `held_out` features and labels; of several the one with the lowest loss."""
-    import torch
-
-    weights = torch.zeros(classes, features.shape[1] + 1, device=features.device)
-    if held_out is None:
-        return fit_classes(features, labels, DEFAULT_PENALTY, weights, metric), DEFAULT_PENALTY, None
-    best: tuple[float, float] | None = None
-    best_weights, best_penalty, macro_f1 = weights, DEFAULT_PENALTY, 0.0
+    features: Floats, labels: Labels, splits: Sequence[Split], classes: int, metric: str = "macro_f1"
+) -> Selection:
+    """Return the penalty with the best `metric` on the held-out rows of all splits; of several the lowest loss."""
+    fitters = [ProbeFitter(features[fitted], labels[fitted], classes, metric) for fitted, _ in splits]
+    held_out = np.concatenate([rows for _, rows in splits])
+    best: tuple[tuple[float, float], Selection] | None = None
     for penalty in PENALTIES:
-        weights = fit_classes(features, labels, penalty, weights, metric)
-        scores = score_logits(held_out[0] @ weights[:, :-1].T + weights[:, -1], held_out[1])
+        logits = np.concatenate(
+            [fitter.fit(penalty)(features[rows]) for fitter, (_, rows) in zip(fitters, splits, strict=True)]
+        )
+        scores = score_logits(logits, labels[held_out])
         rank = scores[metric], -scores["loss"]
-        if best is None or rank > best:
-            best, best_weights, best_penalty, macro_f1 = rank, weights, penalty, scores["macro_f1"]
-    return best_weights, best_penalty, macro_f1
+        if best is None or rank > best[0]:
+            best = rank, Selection(penalty, scores, logits, labels[held_out])
+    assert best is not None
+    return best[1]
 
 
-def predict_out_of_fold(
-    features: torch.Tensor, labels: torch.Tensor, folds: npt.NDArray[np.int64], classes: int
-) -> torch.Tensor:
-    """Return logits float32 [N, classes] of each image by weights that were fitted to the other folds, from 0, without
+def score_logits(logits: Floats, labels: Labels) -> dict[str, float]:
+    """Return `loss`, `top1`, `macro_f1` and `balanced_accuracy` of logits [N, classes]."""
+    from scipy.special import log_softmax
+
+    loss = -float(log_softmax(logits, axis=1)[np.arange(len(labels)), labels].mean())
+    return {"loss": loss, **summarize_predictions(labels, logits.argmax(1), logits.shape[1])}
+
+
+def predict_out_of_fold(features: Floats, labels: Labels, folds: Rows, classes: int) -> Floats:
+    """Return logits float32 [N, classes] of each image by a probe that was fitted to the other folds, from 0, without
     gaps.
 
     The penalty is chosen among these by the fold that follows, so that an image has no part in it either.
     """
-    import torch
-
     numbers = int(folds.max()) + 1
-    logits = torch.empty(len(labels), classes, device=features.device)
+    logits = np.empty((len(labels), classes), np.float32)
     for fold in range(numbers):
-        out, tuning = (torch.from_numpy(folds == n).to(features.device) for n in (fold, (fold + 1) % numbers))
-        mean, std = compute_scales(features[~out])
-        x, fitted = (features - mean) / std, ~(out | tuning)
-        _, penalty, _ = select_penalty(x[fitted], labels[fitted], (x[tuning], labels[tuning]), classes)
-        start = torch.zeros(classes, features.shape[1] + 1, device=features.device)
-        weights = fit_classes(x[~out], labels[~out], penalty, start)
-        logits[out] = x[out] @ weights[:, :-1].T + weights[:, -1]
+        is_out, is_tuning = folds == fold, folds == (fold + 1) % numbers
+        split = np.flatnonzero(~(is_out | is_tuning)), np.flatnonzero(is_tuning)
+        penalty = select_penalty(features, labels, [split], classes).penalty
+        logits[is_out] = ProbeFitter(features[~is_out], labels[~is_out], classes).fit(penalty)(features[is_out])
     return logits
-
-
-def fit_logistic_regression(
-    features: torch.Tensor, labels: torch.Tensor, class_weights: torch.Tensor, penalty: float, start: torch.Tensor
-) -> torch.Tensor:
-    """Minimize the weighted mean cross-entropy plus penalty/2 · the squared norm of the weights, biases left out.
-
-    Args:
-        features: float32 [N, D].
-        labels: int64 [N].
-        class_weights: float32 [classes], the weight of an image of each class, 1 on average of the images.
-        start: float32 [classes, D + 1], with the biases last; not changed.
-
-    Returns:
-        float32 [classes, D + 1].
-    """
-    import torch
-
-    weights = start.clone().requires_grad_(True)
-    optimizer = torch.optim.LBFGS(
-        [weights], max_iter=MAX_ITERATIONS, tolerance_grad=1e-5, tolerance_change=1e-7, line_search_fn="strong_wolfe"
-    )
-
-    def compute_loss() -> torch.Tensor:
-        optimizer.zero_grad()
-        logits = features @ weights[:, :-1].T + weights[:, -1]
-        terms = torch.nn.functional.cross_entropy(logits, labels, class_weights, reduction="sum") / len(labels)
-        loss: torch.Tensor = terms + penalty / 2 * weights[:, :-1].square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    with torch.enable_grad():
-        optimizer.step(compute_loss)  # type: ignore[arg-type, no-untyped-call]
-    return weights.detach()

@@ -27,19 +27,26 @@ import numpy as np
 
 from ..dataset.kinds import EvaluationExtra
 from ..dataset.manifest import Dataset
-from ..dataset.records import GainEstimate, Guard, Verdict
+from ..dataset.records import (
+    BETTER,
+    FIRST,
+    NO_BETTER_THAN_CHANCE,
+    NOT_BETTER,
+    NOT_COMPARABLE,
+    NOT_WORSE,
+    PASSING,
+    REFUSED,
+    WORSE,
+    GainEstimate,
+    Guard,
+    Verdict,
+)
 from ..metrics.calibration import ece
 from .config import ALWAYS, NEVER, SIGNIFICANTLY_BETTER, PromoteConfig
 from .pairs import PairedPredictions
 from .score_difference import ClassCounts, ScoreDifference, compute_difference
 from .trainings import Training, compare_validation, list_changed_options
-from .verdict_text import write_reason
 
-BETTER, NOT_WORSE, NOT_BETTER, WORSE = "better", "not_worse", "not_better", "worse"
-REFUSED, NOT_COMPARABLE, FIRST, NO_BETTER_THAN_CHANCE = "refused", "not_comparable", "first", "no_better_than_chance"
-ALREADY_CHAMPION, ROLLED_BACK = "already_champion", "rolled_back"
-PASSING = (BETTER, NOT_WORSE, FIRST)
-"""Results with which a challenger is promoted."""
 USUAL_LIMITS = {"max_class_drop": 0.1, "max_ece_rise": 0.05, "max_slowdown": 2.0}
 """Limits of which a challenger beyond them is warned, where the user has set none."""
 GUARD_LEVEL = 0.05
@@ -133,15 +140,13 @@ def decide(verdict: Verdict, test: GainEstimate | None, config: PromoteConfig) -
 
 def make_verdict(result: str, note: str, challenger: Dataset, config: PromoteConfig) -> Verdict:
     """Return a verdict without a comparison, by which nothing is promoted."""
-    verdict = replace(_begin_verdict(challenger, config), verdict=result, note=note)
-    return replace(verdict, reason=write_reason(verdict, is_passing=False))
+    return replace(_begin_verdict(challenger, config), verdict=result, note=note)
 
 
 def finish_verdict(verdict: Verdict, result: str, config: PromoteConfig, note: str = "") -> Verdict:
-    """Return the verdict with its result, whether the challenger is promoted, and the reason in words."""
+    """Return the verdict with its result, and whether the challenger is promoted."""
     promoted = config.promote == ALWAYS or (result in PASSING and config.promote != NEVER)
-    verdict = replace(verdict, verdict=result, promoted=promoted, note=note)
-    return replace(verdict, reason=write_reason(verdict, is_passing=result in PASSING))
+    return replace(verdict, verdict=result, promoted=promoted, note=note)
 
 
 def _begin_verdict(challenger: Dataset, config: PromoteConfig) -> Verdict:

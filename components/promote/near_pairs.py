@@ -1,4 +1,4 @@
-"""Report section on test images that are nearly the same picture as a training image, by their frozen features.
+"""Find test images that are nearly the same picture as a training image, by their frozen features.
 
 Clean drops near-duplicates by perceptual hash from train. These are near by meaning, such as another photograph of the
 same scene, are only listed, and make scores look better than they are.
@@ -13,16 +13,14 @@ estimated without the nearest: (r5 / r10)^m is Beta(5, 5) distributed, with a me
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..dataset.manifest import Dataset
-from ..models.features import find_features, iter_features, read_features, read_image_ids
-from .thumbnails import make_thumbnails
+from ..models.features import find_features, normalize, read_features, read_image_ids
+from ..report.mistakes import NearPair, NearPairs
 
 NEIGHBORS = 10
 """k, which is even: an image may have fewer copies than that without hiding them."""
@@ -30,7 +28,7 @@ MIN_IMAGES = 30
 """Images below which m is not estimated."""
 FALSE_PAIRS = 0.05
 """Expected number of pairs that are near by chance, of all that are returned."""
-_BATCH = 1_024
+_BATCH = 256
 
 Floats = npt.NDArray[np.float32]
 Rows = npt.NDArray[np.int64]
@@ -48,31 +46,22 @@ class Neighbors:
     rows: Rows
 
     @classmethod
-    def search(cls, images: Floats, others: Iterable[Floats], k: int = NEIGHBORS) -> Neighbors:
-        """Compare features [N, D] with those of the other sample, which are read in batches [B, D]."""
-        queries, start = _normalize(images), 0
-        neighbors = cls(np.full((len(images), k), -1, np.float32), np.full((len(images), k), -1, np.int64))
-        for batch in others:
-            for first in range(0, len(batch), _BATCH):
-                part = batch[first : first + _BATCH]
-                neighbors = neighbors._merge(queries @ _normalize(part).T, start)
-                start += len(part)
-        return neighbors
-
-    def _merge(self, cosines: Floats, start: int) -> Neighbors:
-        """Return the k nearest of these and of further images: cosines [N, B] of the rows from `start` on."""
-        k = self.cosines.shape[1]
-        best = np.argpartition(-cosines, k - 1, axis=1)[:, :k] if k < cosines.shape[1] else None
-        rows = best if best is not None else np.broadcast_to(np.arange(cosines.shape[1]), cosines.shape)
-        candidates = np.hstack([self.cosines, np.take_along_axis(cosines, rows, 1)])
-        all_rows = np.hstack([self.rows, rows + start])
-        nearest = np.argsort(-candidates, axis=1, kind="stable")[:, :k]
-        return Neighbors(np.take_along_axis(candidates, nearest, 1), np.take_along_axis(all_rows, nearest, 1))
+    def search(cls, images: Floats, others: Floats, k: int = NEIGHBORS) -> Neighbors:
+        """Compare features [N, D] with those of the other sample, [M, D]; no rows where it has fewer than k."""
+        cosines, rows = [np.empty((0, k), np.float32)], [np.empty((0, k), np.int64)]
+        bank = normalize(others)
+        for start in range(0, len(images) if len(others) >= k else 0, _BATCH):
+            batch = normalize(images[start : start + _BATCH]) @ bank.T
+            nearest = np.argpartition(-batch, k - 1, axis=1)[:, :k]
+            order = np.argsort(-np.take_along_axis(batch, nearest, 1), axis=1, kind="stable")
+            rows.append(np.take_along_axis(nearest, order, 1))
+            cosines.append(np.take_along_axis(batch, rows[-1], 1))
+        return cls(np.concatenate(cosines), np.concatenate(rows))
 
     def find_near_copies(self) -> Rows:
         """Return the images [M] whose nearest neighbor is a near copy, the nearest first; by chance alone
         `FALSE_PAIRS` are expected. None below `MIN_IMAGES` images or k neighbors."""
-        if len(self.rows) < MIN_IMAGES or (self.rows < 0).any():
+        if len(self.rows) < MIN_IMAGES:
             return np.empty(0, np.int64)
         probabilities = self.compute_probabilities()
         order = np.lexsort((np.arange(len(probabilities)), -self.cosines[:, 0]))
@@ -88,53 +77,24 @@ class Neighbors:
         return np.asarray(-np.expm1((k - 1) * np.log1p(-np.exp(np.minimum(dimension * log_ratios, -1e-12)))))
 
 
-def _normalize(features: Floats) -> Floats:
-    """Return features [N, D] of length 1; those of length 0 as they are."""
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    return np.asarray(features / np.where(lengths > 0, lengths, 1), np.float32)
-
-
-def describe_near_pairs(model: Dataset, tensors: Dataset, clean: Dataset) -> dict[str, Any] | None:
-    """Return the template's variables; None where the model has no features of these images, or tensors hold further
-    copies of them, which would be nearer than any other image."""
+def find_near_pairs(model: Dataset, tensors: Dataset, clean: Dataset) -> NearPairs | None:
+    """Return the near pairs; None where the model has no features of these images, or tensors hold further copies of
+    them, which would be nearer than any other image."""
     features = find_features(model)
     if features is None or features.parent_uri("tensors") != tensors.uri or tensors.parent_uri("clean") != clean.uri:
         return None
-    if features.manifest.totals.by_split != clean.manifest.totals.by_split:
+    by_split = clean.manifest.totals.by_split
+    if features.manifest.totals.by_split != by_split:
         return None
     test, test_labels = read_features(features, "test", MAX_TEST)
-    neighbors = Neighbors.search(test, _iter_train(features))
+    train, train_labels = read_features(features, "train", MAX_TRAIN)
+    neighbors = Neighbors.search(test, train)
     rows = neighbors.find_near_copies()
-    shown = [(row, int(neighbors.rows[row, 0]), float(neighbors.cosines[row, 0])) for row in rows[:MAX_PAIRS].tolist()]
-    test_ids, train_ids = (read_image_ids(features, (split,)) if shown else [] for split in ("test", "train"))
-    train_labels = _read_labels(features) if shown else np.empty(0, np.int64)
-    tests = make_thumbnails(clean, clean.files("data", "test"), [test_ids[row] for row, _, _ in shown])
-    trains = make_thumbnails(clean, clean.files("data", "train"), [train_ids[other] for _, other, _ in shown])
+    test_ids, train_ids = (read_image_ids(features, (split,)) if len(rows) else [] for split in ("test", "train"))
     names = clean.manifest.classes
-    return {
-        "number": len(rows),
-        "test_images": len(test),
-        "train_images": min(MAX_TRAIN, clean.manifest.totals.by_split.get("train", 0)),
-        "expected": FALSE_PAIRS,
-        "pairs": [
-            {
-                "test": tests[test_ids[row]], "train": trains[train_ids[other]], "cosine": cosine,
-                "test_label": names[test_labels[row]], "train_label": names[train_labels[other]],
-            }
-            for row, other, cosine in shown
-        ],
-    }  # fmt: skip
-
-
-def _iter_train(features: Dataset) -> Iterator[Floats]:
-    """Yield the features of the first `MAX_TRAIN` training images."""
-    left = MAX_TRAIN
-    for batch, _ in iter_features(features, "train"):
-        yield batch[:left]
-        left -= len(batch)
-        if left <= 0:
-            return
-
-
-def _read_labels(features: Dataset) -> Any:
-    return np.concatenate([labels for _, labels in iter_features(features, "train")])
+    pairs = [
+        NearPair(test_ids[row], names[test_labels[row]], train_ids[other], names[train_labels[other]], cosine)
+        for row in rows[:MAX_PAIRS].tolist()
+        for other, cosine in [(int(neighbors.rows[row, 0]), float(neighbors.cosines[row, 0]))]
+    ]
+    return NearPairs(len(rows), len(test), len(train), FALSE_PAIRS, tuple(pairs))

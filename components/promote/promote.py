@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
 
 from ..dataset.manifest import Dataset, digest, find_dataset, find_intact_dataset
-from ..dataset.records import Promotion, Verdict
+from ..dataset.records import ALREADY_CHAMPION, ROLLED_BACK, Promotion, Verdict
 from ..dataset.workspace import Workspace
+from ..report.verdict import write_reason
 from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, MillError, TransientError, UserError, wrong
 from .config import ALWAYS, NEVER, PromoteConfig
-from .gate import ALREADY_CHAMPION, ROLLED_BACK, judge, judge_first, make_verdict
+from .gate import judge, judge_first, make_verdict
 from .registry import read_version, register, resolve_registry
 
 RULE_VERSION = 3
@@ -47,7 +47,7 @@ def promote(config: PromoteConfig, context: Context) -> Outcome:
         report = _find_report(name, evaluation, champion_model, context)
     else:
         _register(name, number, config.registry, context)
-        report = _write_report(evaluation, verdict.to_dict() | {"name": name}, decision.compared_with, context)
+        report = _write_report(name, evaluation, verdict, decision.compared_with, context)
     keys = ("verdict", "reason", "challenger", "champion", "promoted")
     metrics = {key: getattr(verdict, key) for key in keys} | {"name": name, "n": number, "report": report}
     return Outcome(champion_model, uris.basename(champion_model), decision.state, metrics)
@@ -85,15 +85,23 @@ def _find_report(name: str, evaluation: Dataset, champion_model: str, context: C
     return report
 
 
-def _write_report(evaluation: Dataset, record: dict[str, Any], compared_with: Dataset | None, context: Context) -> str:
+def _write_report(
+    name: str, evaluation: Dataset, verdict: Verdict, compared_with: Dataset | None, context: Context
+) -> str:
     """Write the report and return its URI; empty where an ancestor was removed: the verdict stands.
 
     `compared_with`: the champion's evaluation.
     """
-    from .report import write_report
+    from ..report.run_page import Lineage, write_report
+    from .comparison import compare_with_champion
+    from .near_pairs import find_near_pairs
 
     try:
-        report = write_report(context.workspace, context.run, evaluation, record, compared_with)
+        lineage = Lineage.read(evaluation)
+        is_other = compared_with is not None and compared_with.uri != evaluation.uri
+        comparison = compare_with_champion(evaluation, compared_with) if compared_with and is_other else None
+        near_pairs = find_near_pairs(lineage.model, lineage.tensors, lineage.clean)
+        report = write_report(context.workspace, context.run, name, lineage, verdict, comparison, near_pairs)
     except (UserError, DatasetError) as error:
         context.say(f"no report: {error}")
         return ""
@@ -138,7 +146,7 @@ def _decide_once(
             return Decision(promotion, promotion, RAN, champion_evaluation)
         note = f"this model has been champion since promotion {promotion.n}"
         verdict = make_verdict(ALREADY_CHAMPION, note, evaluation, config)
-        return Decision(verdict, promotion, CACHED, champion_evaluation)
+        return Decision(_add_reason(verdict), promotion, CACHED, champion_evaluation)
     if (
         promotion
         and config.promote not in (ALWAYS, NEVER)
@@ -146,7 +154,7 @@ def _decide_once(
     ):
         note = f"this model was taken back by promotion {promotion.n}, and is not promoted again by itself"
         verdict = make_verdict(ROLLED_BACK, note, evaluation, config)
-        return Decision(verdict, promotion, CACHED, champion_evaluation)
+        return Decision(_add_reason(verdict), promotion, CACHED, champion_evaluation)
     opponent = _find_champion_evaluation(promotion, evaluation, champion_evaluation, config, context)
     champion_model = opponent.parent_uri("model").rpartition("/")[2] if opponent else "none"
     key = f"{champion_model}-{_digest_comparison(evaluation, opponent, config)}"
@@ -182,7 +190,11 @@ def _judge(
     else:
         verdict = judge(evaluation, opponent, config)
     model = evaluation.parent_uri("model").rpartition("/")[2]
-    return replace(verdict, challenger_model=model, run=context.run, created=_format_now())
+    return replace(_add_reason(verdict), challenger_model=model, run=context.run, created=_format_now())
+
+
+def _add_reason(verdict: Verdict) -> Verdict:
+    return replace(verdict, reason=write_reason(verdict))
 
 
 def _find_champion_evaluation(

@@ -70,17 +70,6 @@ def device_option() -> Any:
     )
 
 
-def drift_warning_option() -> Any:
-    """Declare `drift_warning`, which several steps have."""
-    return option(
-        0.1,
-        "PSI, or distance of features, above which a change since the champion's data is named, if it is more than "
-        "chance gives",
-        in_fingerprint=False,
-        low=0,
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class StepConfig:
     """The fields every step has. Subclasses add theirs, name the `PARENTS` and may extend `check`.

@@ -8,5 +8,5 @@ STEP = Step(
     TrainConfig,
     "imagemill.components.train.train:train",
     "Train a torchvision backbone on tensors and keep the epoch with the best validation macro-F1.",
-    needs=("torch", "torchvision", "safetensors", "tensorboard", "scipy"),
+    needs=("torch", "torchvision", "safetensors", "tensorboard", "sklearn", "scipy"),
 )

@@ -63,12 +63,6 @@ class TrainConfig(StepConfig):
         in_fingerprint=False,  # counts by the champion's weights, see `warm_start.find_start`
         choices=(WEIGHTS, CHAMPION),
     )
-    shrink: float = option(
-        None, "the champion's weights are multiplied by this (default: 1, which leaves them)", low=0.01, high=1
-    )
-    perturb: float = option(
-        None, "so much of a new, random network is added to the champion's weights (default: 0)", low=0, high=1
-    )
     recipe: str = option(
         "auto",
         "a way to train that is known to work: plain (crops and flips alone), probe (the head alone is solved, on "
@@ -97,8 +91,7 @@ class TrainConfig(StepConfig):
     seed: int = option(0, "what everything random in training is drawn from", low=0, high=2**31 - 1)
 
     # the optimizer and its schedule
-    optimizer: str = option(None, f"adamw or sgd, with Nesterov's momentum {_RECIPE}", choices=("adamw", "sgd"))
-    momentum: float = option(0.9, "of sgd", low=0, high=0.999)
+    optimizer: str = option(None, f"adamw or sgd, with Nesterov's momentum of 0.9 {_RECIPE}", choices=("adamw", "sgd"))
     weight_decay: float = option(
         None, f"decoupled for adamw, plain for sgd; not of biases and norms {_RECIPE}", low=0, high=10
     )
@@ -129,10 +122,6 @@ class TrainConfig(StepConfig):
         "frozen network makes of the images, in which classes weigh alike unless --metric is top1), or trained as the "
         "rest is (default: solved with the recipes probe, finetune, small and standard)",
         choices=HEADS,
-    )  # fmt: skip
-    head_margin: float | None = option(
-        None, "what a later epoch must gain on a solved head to be kept, in standard errors of its validation score "
-        "(default: 1 with the recipe finetune, else 0)", low=0, high=10,
     )  # fmt: skip
     early_stopping: int = option(
         None, f"epochs without a better validation after which training ends; 0 never {_RECIPE}", low=0
@@ -289,16 +278,20 @@ class TrainConfig(StepConfig):
             name, value = ("recipe", "probe") if self.recipe == "probe" else ("head", "solved")
             raise wrong(name, "another one with domain_adversarial, which needs layers that are trained", value)
 
-        for name in ("shrink", "perturb"):
-            if (value := getattr(self, name)) is not None and self.start != CHAMPION:
-                raise wrong(name, f"no value without --start {CHAMPION}, to whose weights it applies", value)
-
         parse_time(self.time)
         if self.mlflow not in ("", "none") and uris.scheme(self.mlflow) not in ("http", "https"):
             raise wrong("mlflow", "http(s)://… or none", uris.redact(self.mlflow))
 
     def fingerprint_values(self) -> dict[str, Scalar]:
-        return {name: value for name, value in super().fingerprint_values().items() if name != "metric"}
+        values = {name: value for name, value in super().fingerprint_values().items() if name != "metric"}
+        return values | ({"head_margin": True} if self.has_head_margin else {})
+
+    @property
+    def has_head_margin(self) -> bool:
+        """Return whether an epoch after the solved head must gain a standard error on it to be kept: the best of 20
+        epochs is better by luck otherwise, and the simplest model within one is to be preferred (Breiman et al.,
+        "Classification and Regression Trees", 1984)."""
+        return self.recipe == "finetune" and self.head == "solved"
 
     @property
     def seconds(self) -> float:

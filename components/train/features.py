@@ -64,7 +64,7 @@ def identify_features(config: TrainConfig, tensors: Manifest) -> dict[str, Any]:
         return {}
     identity: dict[str, Any] = {"backbone": config.backbone, **identify_weights(config)}
     if is_champion:
-        identity |= {name: getattr(config, name) for name in ("start", "shrink", "perturb", "seed")}
+        identity["start"] = config.start
     return identity | describe_conversion(config, tensors.image_spec)
 
 

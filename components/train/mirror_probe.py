@@ -9,16 +9,17 @@ they are where pixels tell the classes too badly for an answer, as in most photo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..dataset.labels import MULTI
 from ..dataset.manifest import Dataset
+from ..imaging.decoder import Pixels
+from ..imaging.tensors import shrink
 from .data.batches import iter_batches
 
-MAX_IMAGES, SIDE, FOLDS = 600, 16, 3
+MAX_IMAGES, FOLDS = 600, 3
 MIN_IMAGES = 60
 MIN_LOSS = 0.1
 """Share of the images that have to be known less when mirrored, for flips to be off."""
@@ -26,7 +27,6 @@ MIN_ERRORS = 4.0
 """Standard errors that they have to be fewer by (McNemar, "Note on the Sampling Error of the Difference Between
 Correlated Proportions or Percentages", 1947)."""
 
-Pixels = npt.NDArray[np.uint8]
 Ids = npt.NDArray[np.int64]
 
 
@@ -64,7 +64,7 @@ def compare_mirrored(images: Pixels, labels: Ids) -> MirrorTest | None:
     images, labels = images[has_enough], labels[has_enough]
     if len(images) < MIN_IMAGES or len(np.unique(labels)) < 2:
         return None
-    pixels, mirrored = (_shrink(array) for array in (images, images[:, :, ::-1]))
+    pixels, mirrored = (shrink(array) for array in (images, images[:, :, ::-1]))
     known, known_mirrored = np.zeros(len(labels), bool), np.zeros(len(labels), bool)
     for fitted, held_out in StratifiedKFold(FOLDS, shuffle=True, random_state=0).split(pixels, labels):
         classifier = make_pipeline(StandardScaler(), SVC()).fit(pixels[fitted], labels[fitted])
@@ -72,16 +72,6 @@ def compare_mirrored(images: Pixels, labels: Ids) -> MirrorTest | None:
         known_mirrored[held_out] = classifier.predict(mirrored[held_out]) == labels[held_out]
     discordant = int((known != known_mirrored).sum())
     return MirrorTest(len(labels), int(known.sum()), int(known_mirrored.sum()), discordant)
-
-
-def _shrink(images: Pixels) -> npt.NDArray[np.float32]:
-    """Return images of `SIDE` a side at most, means of areas, as float32 [N, D]."""
-    import torch
-
-    pixels: Any = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
-    side = min(SIDE, *images.shape[1:3])
-    small: npt.NDArray[np.float32] = torch.nn.functional.adaptive_avg_pool2d(pixels, side).flatten(1).numpy()
-    return small
 
 
 def probe_flips(tensors: Dataset) -> MirrorTest | None:

@@ -7,8 +7,7 @@ dataset give no warning.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from ..dataset.kinds import StoredCopies, TensorsExtra
@@ -91,39 +90,20 @@ def _check_mixing(training: _Training) -> Iterator[str]:
 
 
 def _check_flips(training: _Training) -> Iterator[str]:
-    config, names = training.config, training.spec.classes
-    if config.flips:
-        if config.preset == "ocr":
-            yield "flip: a mirrored b is a d, and half of the images are mirrored in a preset for text (--flip false)"
-        elif pair := find_mirrored(names):
-            yield (
-                f"flip: half of the images are mirrored, and {pair[0]!r} is {pair[1]!r} in a mirror: their labels "
-                "would be wrong (--flip false)"
-            )
-    turns_upside_down = config.vertical_flip == "true" or config.rotate >= 90
-    if turns_upside_down and (pair := find_upended(names)):
-        flag = "--vertical-flip false" if config.vertical_flip == "true" else "--rotate 15"
-        yield (
-            f"{flag[2:].split()[0].replace('-', '_')}: images are turned upside down, and {pair[0]!r} may be "
-            f"{pair[1]!r} then: their labels would be wrong ({flag})"
-        )
+    if training.config.flips and training.config.preset == "ocr":
+        yield "flip: a mirrored b is a d, and half of the images are mirrored in a preset for text (--flip false)"
 
 
 def _check_color(training: _Training) -> Iterator[str]:
-    """Hue and grayscale change which color a thing has; saturation, which matters for fashion, how much of it."""
     config = training.config
-    changed = [name for name, value in (("hue", config.hue), ("grayscale", config.grayscale)) if value]
-    if config.preset == "fashion":
-        changed += ["saturation"] if config.saturation else []
-    if not changed or config.augment_pipeline or COLORS[training.spec.image.color] != 3:
-        return
-    flags = " ".join(f"--{name} 0" for name in changed)
-    if pair := find_recolored(training.spec.classes):
-        yield (
-            f"{', '.join(changed)}: {pair[0]!r} and {pair[1]!r} differ in color, which is changed at random: their "
-            f"labels would be wrong ({flags})"
-        )
-    elif config.preset == "fashion":
+    changed = [name for name in ("hue", "grayscale", "saturation") if getattr(config, name)]
+    if (
+        config.preset == "fashion"
+        and changed
+        and not config.augment_pipeline
+        and COLORS[training.spec.image.color] == 3
+    ):
+        flags = " ".join(f"--{name} 0" for name in changed)
         yield f"{', '.join(changed)}: color is a property of a product, and is changed at random ({flags})"
 
 
@@ -239,7 +219,7 @@ def _check_options_without_effect(training: _Training) -> Iterator[str]:
         if not probability and alpha not in (0, {"mixup": 0.2, "cutmix": 1.0}[name]):
             yield f"{name}: {alpha:g} has no effect while no batch is mixed by it (--{name}-probability 0.2)"
     requirements = (("policy_ops", "policy", "randaugment"), ("policy_magnitude", "policy", "randaugment"),
-             ("policy_set", "policy", "autoaugment"), ("momentum", "optimizer", "sgd"))  # fmt: skip
+             ("policy_set", "policy", "autoaugment"))  # fmt: skip
     for name, other, needed in requirements:
         value, actual = getattr(config, name), getattr(config, other)
         if value != defaults[name] and actual != needed:
@@ -254,66 +234,3 @@ def _check_options_without_effect(training: _Training) -> Iterator[str]:
             f"backbone_rate: layers from scratch learn at {config.backbone_rate:g} of the head's rate, though they "
             "have everything to learn (--backbone-rate 1, or --weights DEFAULT)"
         )
-
-
-ClassPair = tuple[str, str]
-_SIDES = {"left": "right", "leftward": "rightward", "leftwards": "rightwards", "clockwise": "counterclockwise",
-          "west": "east"}  # fmt: skip
-_ENDS = {"up": "down", "upward": "downward", "upwards": "downwards", "top": "bottom", "upper": "lower",
-         "north": "south", "above": "below"}  # fmt: skip
-_UPENDED = {"6": "9", "n": "u", "m": "w", "p": "d", "b": "q", "↑": "↓", "^": "v"}
-_COLORS = {
-    "red", "green", "blue", "yellow", "orange", "purple", "violet", "pink", "brown", "black", "white", "grey", "gray",
-    "beige", "cyan", "magenta", "turquoise", "maroon", "navy", "olive", "teal", "gold", "silver", "crimson", "scarlet",
-    "amber", "indigo", "lime",
-}  # fmt: skip
-
-
-def find_mirrored(names: Sequence[str]) -> ClassPair | None:
-    """Return two classes that a horizontal flip swaps by their words: turn-left and turn-right. `mirror_probe` looks
-    at the pixels."""
-    return _find_swapped(names, _SIDES, {})
-
-
-def find_upended(names: Sequence[str]) -> ClassPair | None:
-    """Return two classes that a vertical flip or half a turn swaps: arrow_up and arrow_down, 6 and 9."""
-    return _find_swapped(names, _ENDS, _UPENDED)
-
-
-def find_recolored(names: Sequence[str]) -> ClassPair | None:
-    """Return two classes that differ in a color alone: red_car and blue_car, ripe green and ripe yellow."""
-    by_colorless: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
-    for name in names:
-        by_colorless[_remove_colors(name)].append(name)
-    for name in names:
-        if _remove_colors(name) == _split_words(name):
-            continue
-        for other in by_colorless[_remove_colors(name)]:
-            if _split_words(other) != _split_words(name):
-                return name, other
-    return None
-
-
-def _find_swapped(names: Sequence[str], words: dict[str, str], signs: dict[str, str]) -> ClassPair | None:
-    """Return the first pair that comes of one another by exchanging words, or a single letter or sign."""
-    counterparts = words | {second: first for first, second in words.items()}
-    by_words = {_split_words(name): name for name in names}
-    by_sign = {name.strip().lower(): name for name in names}
-    for name in names:
-        swapped = tuple(counterparts.get(word, word) for word in _split_words(name))
-        if swapped != _split_words(name) and swapped in by_words:
-            return name, by_words[swapped]
-        sign = name.strip().lower()
-        if sign in signs and signs[sign] in by_sign:
-            return name, by_sign[signs[sign]]
-    return None
-
-
-def _remove_colors(name: str) -> tuple[str, ...]:
-    return tuple("" if word in _COLORS else word for word in _split_words(name))
-
-
-def _split_words(name: str) -> tuple[str, ...]:
-    """Return a name's words in lower case: TurnLeft, turn_left and turn-left are the same."""
-    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)
-    return tuple(re.findall(r"[^\W_]+", spaced.lower()))

@@ -153,7 +153,7 @@ def load_pretrained(
     origin, notes = f"from {config.weights}", _describe_channels(source_channels, target_channels)
     if config.start == CHAMPION:
         origin, champion = f"from the champion {uris.basename(config.weights)}", read_dataset(config.weights, "model")
-        fitting, adaptations = adapt_champion(state, fitting, network, spec, champion.manifest, config, label_map)
+        fitting, adaptations = adapt_champion(state, fitting, network, spec, champion.manifest, label_map)
         notes = adaptations + notes
     network.load_state_dict({**target, **fitting})
     parts = [origin, f"{len(fitting)} of {len(target)} tensors", *notes]

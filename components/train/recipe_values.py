@@ -111,15 +111,10 @@ WARM: dict[str, Values] = {
 }
 """Values that a start from the champion changes: about a third of the epochs (O; of `standard` a third of
 `MIN_EPOCHS`), little weight decay as above."""
-SHRINK: Values = {"shrink": 1.0, "perturb": 0.0}
-"""The champion's weights are taken as they are."""
 
 SOLVED_HEADS = ("probe", "finetune", "small", "standard")
 """Recipes that begin with a solved head where there are pretrained weights; 100,000 images soon leave such a start."""
 
-HEAD_MARGIN = 1.0
-"""Standard errors that fine-tuning must gain on the solved head (Breiman et al., "Classification and Regression Trees",
-1984, choose the simplest model within one): the best of 20 epochs is better by luck otherwise."""
 SGD_DECAY = 1e-4
 """Weight decay of sgd in every recipe (T, H): it is part of the gradient, unlike adamw's."""
 

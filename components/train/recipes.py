@@ -128,13 +128,9 @@ def resolve(config: TrainConfig, tensors: Manifest) -> TrainConfig:
     if balances_classes(config, traits):
         values["class_balance"] = "weights"
     config = replace(config, recipe=name, **{option: values[option] for option in unset})
-    if config.start == CHAMPION:
-        config = replace(config, **{key: value for key, value in tables.SHRINK.items() if getattr(config, key) is None})
     solves_head = name in tables.SOLVED_HEADS if config.start != CHAMPION else name == "probe"
     if config.head is None and config.weights and solves_head and not config.domain_adversarial:
         config = replace(config, head="solved")
-    if config.head_margin is None and config.head == "solved" and name == "finetune":
-        config = replace(config, head_margin=tables.HEAD_MARGIN)
     rows = tensors.totals.by_split.get("train", 0)
     rates: Values = {
         "learning_rate": choose_learning_rate(config),
@@ -255,7 +251,7 @@ def _list_optimization(config: TrainConfig) -> list[str]:
         "the head solved first": solves_head,
         f"the head alone for {head_epochs} epochs": config.weights and head_epochs > 0,
         f"then unfreezing over {config.unfreeze_epochs}": config.weights and config.unfreeze_epochs,
-        f"kept where it gains {config.head_margin or 0:g} standard errors on the head": config.head_margin,
+        "kept where it gains a standard error on the head": config.has_head_margin,
         f"up to {config.time}": config.time,
         f"stopping after {config.early_stopping} epochs without a better validation": config.early_stopping,
     }

@@ -28,11 +28,12 @@ from .config import AUTO, CPU_SECONDS, VERSION, WEIGHTS, TrainConfig
 from .expected_input import describe_conversion
 from .features import make_features
 from .loop.checkpoint import TrainingState, discard_checkpoints
-from .loop.distributed import Communicator, StopRequest, choose_processes, count_processes, run_processes
+from .loop.distributed import Communicator, StopRequest
 from .loop.domain_adversary import describe_target, open_target
 from .loop.head_solver import VERSION as SOLVER_VERSION
 from .loop.head_solver import HeadSolution, solve_head
 from .loop.history import diagnose, publish_history
+from .loop.processes import choose_processes, count_processes, run_processes
 from .loop.validation import Validator, fit_detector
 from .mirror_probe import probe_flips
 from .mlflow_run import NONE, MlflowRun, choose_experiment, open_run
@@ -160,7 +161,7 @@ def _train_and_commit(job: _Job) -> None:
     started = time.monotonic()
     features = make_features(network, job.tensors, config, device, context, comm) if comm.is_main else None
     head_is_final = config.head == "solved" and config.epochs == 1 and comm.world_size == 1
-    solution = solve_head(features, device, head_is_final, config.metric) if features else None
+    solution = solve_head(features, head_is_final, config.metric) if features else None
     if solution:
         recipe_lines.append(solution.describe())
         context.say(recipe_lines[-1])

@@ -1,4 +1,4 @@
-"""Warm start: find the champion whose weights a training starts from, and shrink and perturb them.
+"""Warm start: find the champion whose weights a training starts from, and fit them to today's classes.
 
 The champion is looked up once for a name, tensors and config, and recorded below the name: every later attempt, and a
 run that has not changed, starts from that model and so finds its checkpoint or its result, whoever was promoted since.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..dataset.kinds import CleanExtra, ModelExtra, WarmStart
 from ..dataset.manifest import Dataset, Manifest, digest, find_dataset, find_intact_dataset
@@ -61,8 +61,7 @@ def apply_start(config: TrainConfig, start: WarmStart | None, context: Context) 
     without `--start champion`."""
     if start is not None:
         return replace(config, weights=context.workspace.absolute(start.model))
-    unset: dict[str, Any] = {"shrink": None, "perturb": None}
-    return replace(config, start=WEIGHTS, **unset)
+    return replace(config, start=WEIGHTS)
 
 
 def _make_key(config: TrainConfig, tensors: Dataset, context: Context) -> str:
@@ -116,12 +115,11 @@ def adapt_champion(
     network: torch.nn.Module,
     spec: ModelSpec,
     champion: Manifest,
-    config: TrainConfig,
     label_map: Mapping[str, str],
 ) -> tuple[State, list[str]]:
     """Return the tensors to load into the network, and notes on them.
 
-    All parameters are shrunk and perturbed. The head gets the champion's rows of the classes that both know, by the new
+    The head gets the champion's rows of the classes that both know, by the new
     names of `label_map`; rows of new classes stay as they are initialized, and so does the head of a model for another
     task (single, multi).
 
@@ -135,33 +133,19 @@ def adapt_champion(
     old_classes = [label_map.get(name, name) for name in champion.classes] if champion.task == spec.task else []
     adapted: State = {name: value for name, value in fitting.items() if old_classes or not name.startswith(heads)}
     for name, _ in network.named_parameters():
-        if name in adapted:
-            adapted[name] = shrink_and_perturb(adapted[name], fresh[name], config)
-        elif name in state and name.startswith(heads):
-            rows = match_head_rows(state[name], fresh[name], old_classes, spec.classes, config)
+        if name not in adapted and name in state and name.startswith(heads):
+            rows = match_head_rows(state[name], fresh[name], old_classes, spec.classes)
             adapted |= {name: rows} if rows is not None else {}
     known = len(set(old_classes).intersection(spec.classes))
     notes = [f"the head knows {known} of {len(spec.classes)} classes"] if known < len(spec.classes) else []
-    if (config.shrink, config.perturb) != (1, 0):
-        notes.append(f"shrunk to {config.shrink:g}, with {config.perturb:g} of a new network added")
     return adapted, notes
 
 
-def shrink_and_perturb(value: torch.Tensor, fresh: torch.Tensor, config: TrainConfig) -> torch.Tensor:
-    """Return shrink · value + perturb · fresh (Ash and Adams, "On Warm-Starting Neural Network Training", 2020).
-
-    `fresh` is the same parameter of a network as it is initialized, which is noise of the size that each kind of
-    parameter has, as in the authors' code.
-    """
-    return value * config.shrink + fresh * config.perturb
-
-
 def match_head_rows(
-    value: torch.Tensor, fresh: torch.Tensor, old_classes: Sequence[str], classes: Sequence[str], config: TrainConfig
+    value: torch.Tensor, fresh: torch.Tensor, old_classes: Sequence[str], classes: Sequence[str]
 ) -> torch.Tensor | None:
-    """Return a head's tensor for `classes`, [classes, …]: known classes have their rows of `value`, shrunk and
-    perturbed, new ones those of `fresh`; several old classes of one name their mean. None for tensors that do not have
-    a row for each class."""
+    """Return a head's tensor for `classes`, [classes, …]: known classes have their rows of `value`, new ones
+    those of `fresh`; several old classes of one name their mean. None for tensors without a row for each class."""
     if len(value) != len(old_classes) or len(fresh) != len(classes) or value.shape[1:] != fresh.shape[1:]:
         return None
     sources: dict[str, list[int]] = {}
@@ -170,5 +154,5 @@ def match_head_rows(
     matched = fresh.clone()
     for row, name in enumerate(classes):
         if name in sources:
-            matched[row] = shrink_and_perturb(value[sources[name]].mean(0), fresh[row], config)
+            matched[row] = value[sources[name]].mean(0)
     return matched

@@ -68,13 +68,13 @@ def parse_folds(text: str) -> int:
 
 def format_result(result: dict[str, Any]) -> str:
     """Return the table of scores, costs and differing parameters, and the verdict."""
-    from ..experiments.report import list_costs, list_scores
+    from ...components.report.experiments import list_costs, list_scores
 
     sides = result["configurations"]
     seeds = len(result["seeds"])
     title = f"{result['name']}: {result['images']:,} test images, {seeds} seed{'s' if seeds > 1 else ''}"
     title += f", {result['folds']} folds" if result["folds"] else ""
-    rows = [(title, f"A: {sides['A']['config']}", f"B: {sides['B']['config']}", "B less A")]
+    rows: list[tuple[str, ...]] = [(title, f"A: {sides['A']['config']}", f"B: {sides['B']['config']}", "B less A")]
     rows += [*list_scores(result), *list_costs(result)]
     lines = ["", align_columns([tuple(cell if len(cell) <= 60 else f"{cell[:59]}…" for cell in row) for row in rows])]
     if differing := [f"{row['name']} ({row['A']} | {row['B']})" for row in result["parameters"]]:

@@ -7,21 +7,8 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Callable
 from typing import Any
 
-from ...components.clean.audit_layout import (
-    draw_bar,
-    escape_unprintable,
-    format_heading,
-    format_number,
-    format_percent,
-    format_table,
-    join_names,
-    pluralize,
-    shorten,
-    wrap_text,
-)
 from ...components.dataset.kinds import EvaluationExtra, FeaturesExtra, FileList, ModelExtra, RawExtra, TensorsExtra
 from ...components.dataset.manifest import (
     MANIFEST,
@@ -32,6 +19,16 @@ from ...components.dataset.manifest import (
     normalize_dataset_uri,
 )
 from ...components.dataset.workspace import MARKER
+from ...components.report.page import Bar, Block, Paragraph, Row, Section, Table, take_ends
+from ...components.report.terminal import escape_unprintable, format_sections, shorten
+from ...components.report.words import (
+    format_counts,
+    format_number,
+    format_percent,
+    join_names,
+    pluralize,
+    replace_underscores,
+)
 from ...components.step.progress import format_duration, format_size
 from ...components.storage import uri as uris
 from ...components.storage.errors import wrong
@@ -95,11 +92,12 @@ def _format_title(dataset: Dataset) -> list[str]:
 
 def _inspect_clean(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
     from ...components.clean.audit import gather
-    from ...components.clean.audit_text import format_audit
+    from ...components.report.audit import describe
 
     audit = gather(dataset)
     pages = [dataset.locate(file) for file in dataset.files("report")]
-    lines = [format_audit(audit), *(f"\nThe same with pictures: {escape_unprintable(page)}" for page in pages)]
+    lines = format_sections(describe(audit))
+    lines += [f"\nThe same with pictures: {escape_unprintable(page)}" for page in pages]
     return dataclasses.asdict(audit) | {"pages": pages}, lines
 
 
@@ -110,11 +108,12 @@ def _inspect_manifest(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
     for name in ("format", "version", "kind", "files", "extra"):
         facts.pop(name, None)
     facts["files"] = _sum_files(dataset)
-    formats: dict[str, Callable[[Manifest], list[str]]] = {
-        "raw": _format_raw, "tensors": _format_tensors, "features": _format_features, "model": _format_model,
-        "evaluation": _format_evaluation,
+    sections = {
+        "raw": _describe_raw, "tensors": _describe_tensors, "features": _describe_features, "model": _describe_model,
+        "evaluation": _describe_evaluation,
     }  # fmt: skip
-    return facts, formats[manifest.kind](manifest)
+    titled = [Section("", title, blocks) for title, blocks in sections[manifest.kind](manifest).items() if blocks]
+    return facts, format_sections(titled)
 
 
 def _sum_files(dataset: Dataset) -> list[dict[str, Any]]:
@@ -128,48 +127,40 @@ def _sum_files(dataset: Dataset) -> list[dict[str, Any]]:
     return list(sums.values())
 
 
-def _format_raw(manifest: Manifest) -> list[str]:
+def _describe_raw(manifest: Manifest) -> dict[str, list[Block]]:
     totals, extra = manifest.totals, RawExtra.of(manifest)
-    labels = {name: count for name, count in totals.by_class.items() if name}
-    lines = [
-        *format_table([["source", extra.source or "not recorded"]], "ll"),
-        *format_table([["images", f"{totals.rows:,}, {format_size(totals.bytes)}"]], "ll"),
-        *wrap_text("splits as declared: " + (_format_counts(totals.by_split) or "none")),
-        *wrap_text(f"without a label: {totals.by_class.get('', 0):,}"),
-    ]
-    lines += ["", format_heading("Labels"), *_format_bars(labels)]
-    lines += [
-        "",
-        format_heading("Skipped"),
-        *_format_examples(extra.skipped, ("path", "why"), "files that are no images"),
-    ]
+    facts = {
+        "source": extra.source or "not recorded",
+        "images": f"{totals.rows:,}, {format_size(totals.bytes)}",
+        "splits as declared": format_counts(totals.by_split),
+        "without a label": totals.by_class.get("", 0),
+    }
+    skipped: list[Block] = [_list_files(extra.skipped, ("path", "why"), "files that are no images")]
     if extra.missing_masks:
-        lines += _format_examples(extra.missing_masks, ("mask", "why"), "masks that are not there")
-    if extra.planted:
-        lines += [
-            "",
-            format_heading("Planted faults"),
-            *_format_bars(count_values(str(fault.get("kind", "")) for fault in extra.planted)),
-        ]
-    return lines
+        skipped.append(_list_files(extra.missing_masks, ("mask", "why"), "masks that are not there"))
+    planted = count_values(str(fault.get("kind", "")) for fault in extra.planted or ())
+    return {
+        "Images": [_list_values(facts)],
+        "Labels": [_draw_bars({name: count for name, count in totals.by_class.items() if name})],
+        "Skipped": skipped,
+        "Planted faults": [_draw_bars(planted)] if planted else [],
+    }
 
 
-def _format_tensors(manifest: Manifest) -> list[str]:
+def _describe_tensors(manifest: Manifest) -> dict[str, list[Block]]:
     totals = manifest.totals
-    image = _list_image(manifest)
-    lines = [
-        format_heading("Tensors"),
-        *_format_values(image | {"task": manifest.task, "pixels": format_size(totals.bytes)}),
-    ]
-    lines += ["", format_heading("Rows by split"), *_format_bars(totals.by_split)]
     generations: dict[str, int] = {}
     for file in manifest.files:
         number = TensorsExtra.of(manifest).generation(file.uri)
         name = f"added {number}" if number else "built"
         generations[name] = generations.get(name, 0) + file.rows
-    if len(generations) > 1:
-        lines += ["", format_heading("Rows by generation"), *_format_bars(generations)]
-    return [*lines, "", format_heading("Rows by class"), *_format_bars(totals.by_class)]
+    values = _list_image(manifest) | {"task": manifest.task, "pixels": format_size(totals.bytes)}
+    return {
+        "Tensors": [_list_values(values)],
+        "Rows by split": [_draw_bars(totals.by_split)],
+        "Rows by generation": [_draw_bars(generations)] if len(generations) > 1 else [],
+        "Rows by class": [_draw_bars(totals.by_class)],
+    }
 
 
 def _list_image(manifest: Manifest) -> dict[str, Any]:
@@ -178,11 +169,11 @@ def _list_image(manifest: Manifest) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value not in ("", [], None)}
 
 
-def _format_features(manifest: Manifest) -> list[str]:
+def _describe_features(manifest: Manifest) -> dict[str, list[Block]]:
     totals, numbers = manifest.totals, {"dimensions": FeaturesExtra.of(manifest).dimensions}
     values = manifest.config | numbers | {"size": format_size(totals.bytes)}
-    heading = format_heading("Features of a frozen network")
-    return [heading, *_format_values(values), "", format_heading("Rows by split"), *_format_bars(totals.by_split)]
+    bars = _draw_bars(totals.by_split)
+    return {"Features of a frozen network": [_list_values(values)], "Rows by split": [bars]}
 
 
 _EPOCH_COLUMNS = {
@@ -192,90 +183,68 @@ _EPOCH_COLUMNS = {
 """The values of an epoch that are printed, and their titles; the others are in the manifest."""
 
 
-def _format_model(manifest: Manifest) -> list[str]:
+def _describe_model(manifest: Manifest) -> dict[str, list[Block]]:
     extra = ModelExtra.of(manifest)
     facts, history = extra.to_dict(), extra.history
     for name in ("metrics", "history", "recipe"):
         del facts[name]
     if extra.seconds is not None:
         facts["seconds"] = format_duration(extra.seconds)
-    lines = [format_heading("Model"), *_format_values({name: value for name, value in facts.items() if value != ""})]
-    lines += ["", format_heading("Recipe"), *(part for line in extra.recipe for part in wrap_text(line))]
-    lines += [
-        "",
-        format_heading("Validation"),
-        *(_format_values(extra.metrics) or ["  none: there were no validation images"]),
-    ]
-    lines += ["", format_heading("Input"), *_format_values(_list_image(manifest))]
-    if history:
-        names = [name for name in _EPOCH_COLUMNS if name in history[-1]] or list(history[-1])
-        titles = [_EPOCH_COLUMNS.get(name, name) for name in names]
-        rows = [titles, *([_format_value(epoch.get(name, "")) for name in names] for epoch in history[-MAX_ROWS:])]
-        lines += ["", format_heading("Epochs"), *format_table(rows, "r" * len(names))]
-    return [*lines, "", format_heading("Classes"), *wrap_text(join_names(manifest.classes, MAX_ROWS))]
+    names = [name for name in _EPOCH_COLUMNS if name in history[-1]] or list(history[-1]) if history else []
+    epochs = [[_format_value(epoch.get(name, "")) for name in names] for epoch in history[-MAX_ROWS:]]
+    head = [_EPOCH_COLUMNS.get(name, name) for name in names]
+    no_scores = Paragraph("none: there were no validation images")
+    return {
+        "Model": [_list_values({name: value for name, value in facts.items() if value != ""})],
+        "Recipe": [Paragraph(line) for line in extra.recipe],
+        "Validation": [_list_values(extra.metrics) if extra.metrics else no_scores],
+        "Input": [_list_values(_list_image(manifest))],
+        "Epochs": [Table(epochs, head, "r" * len(names))] if history else [],
+        "Classes": [Paragraph(join_names(manifest.classes, MAX_ROWS))],
+    }
 
 
-def _format_evaluation(manifest: Manifest) -> list[str]:
+def _describe_evaluation(manifest: Manifest) -> dict[str, list[Block]]:
     extra = EvaluationExtra.of(manifest)
-    lines = [format_heading("Metrics"), *_format_values(extra.metrics)]
-    tested = sorted(
-        (scores for scores in extra.per_class if scores.support), key=lambda scores: (scores.f1, scores.name)
-    )
-    rows = [["class", "images", "precision", "recall", "F1", ""]]
-    for scores in tested[:MAX_ROWS]:
-        numbers = [f"{value:.3f}" for value in (scores.precision, scores.recall, scores.f1)]
-        rows.append([scores.name, f"{scores.support:,}", *numbers, draw_bar(scores.f1, 24)])
-    lines += [
-        "",
-        format_heading("Classes, the hardest first"),
-        *format_table(rows, "lrrrrl"),
-        *_format_rest(len(tested)),
-    ]
+    tested = sorted((scores for scores in extra.per_class if scores.support), key=lambda s: (s.f1, s.name))
+    rows: list[Row] = [
+        (scores.name, f"{scores.support:,}", f"{scores.precision:.3f}", f"{scores.recall:.3f}", f"{scores.f1:.3f}",
+         Bar(((scores.f1, "train"),)))
+        for scores in tested
+    ]  # fmt: skip
+    head = ("class", "images", "precision", "recall", "F1", "")
+    classes: list[Block] = [Table(take_ends(rows, "classes"), head, "lrrrrl")]
     if untested := [scores.name for scores in extra.per_class if not scores.support]:
-        lines += wrap_text(f"without a test image: {join_names(untested, MAX_ROWS)}")
-    return lines
+        classes.append(Paragraph(f"without a test image: {join_names(untested, MAX_ROWS)}"))
+    return {"Metrics": [_list_values(extra.metrics)], "Classes, the hardest first": classes}
 
 
-def _format_bars(counts: dict[str, int]) -> list[str]:
+def _draw_bars(counts: dict[str, int]) -> Table:
     """Return a table of counts with bars, the largest first."""
-    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     largest, total = max([*counts.values(), 1]), sum(counts.values())
-    rows = [
-        [name, f"{value:,}", format_percent(value, total), draw_bar(value / largest, 30)]
-        for name, value in ordered[:MAX_ROWS]
+    rows: list[Row] = [
+        (name, f"{count:,}", format_percent(count, total), Bar(((count / largest, "train"),)))
+        for name, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
-    if len(ordered) > MAX_ROWS:
-        name, smallest = ordered[-1]
-        rest = [*_format_rest(len(ordered)), *wrap_text(f"the smallest: {shorten(name, 40)} {smallest:,}")]
-        return [*format_table(rows, "lrrl"), *rest]
-    return format_table(rows, "lrrl") or ["  none"]
+    return Table(take_ends(rows, "rows"), alignment="lrrl")
 
 
-def _format_rest(total: int) -> list[str]:
-    return [f"  and {total - MAX_ROWS:,} more"] if total > MAX_ROWS else []
-
-
-def _format_examples(group: FileList, keys: tuple[str, str], title: str) -> list[str]:
-    """Return the count of a group of files, and a table of its examples."""
-    total = group.count
+def _list_files(group: FileList, keys: tuple[str, str], title: str) -> Table:
+    """Return a table of the first files of a group."""
     rows = [[file.get(key, "") for key in keys] for file in group.files[:MAX_SKIPPED]]
-    lines = [f"  {title}: {total:,}", *format_table(rows, "ll", 4)]
-    return [*lines, f"    and {total - len(rows):,} more"] if total > len(rows) else lines
+    more = f", {len(rows)} of them shown" if group.count > len(rows) else ""
+    return Table(rows, title=f"{title}: {group.count:,}{more}")
 
 
-def _format_values(values: dict[str, Any]) -> list[str]:
-    return format_table([[name.replace("_", " "), _format_value(value)] for name, value in values.items()], "ll")
+def _list_values(values: dict[str, Any]) -> Table:
+    return Table([(replace_underscores(name), _format_value(value)) for name, value in values.items()])
 
 
 def _format_value(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float | list | dict):
         return str(value)
     if isinstance(value, dict):
-        return _format_counts(value)
+        return ", ".join(f"{name} {_format_value(part)}" for name, part in value.items())
     if isinstance(value, list):
         return join_names([_format_value(element) for element in value], 12)
     return format_number(value)
-
-
-def _format_counts(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {_format_value(value)}" for name, value in values.items())

@@ -70,7 +70,7 @@ def run(flags: dict[str, Any]) -> int:
 
 def format_result(result: dict[str, Any]) -> str:
     """Return the table of the best trials, and the verdict."""
-    from ..experiments.report import list_trials
+    from ...components.report.experiments import list_trials
 
     rows = list_trials(result)
     head = ("trial", "state", "validation", "time", "values")

@@ -72,7 +72,7 @@ def compare(first: Configuration, second: Configuration, seeds: int, folds: int 
         "parameters": list_parameter_differences(first, second),
         "changes": comparison.find_changes(MAX_CHANGES),
     }  # fmt: skip
-    from .report import render_comparison
+    from ...components.report.experiments import render_comparison
 
     workspace.store.put(workspace.report_uri(run), render_comparison(result).encode("utf-8", "replace"))
     return result

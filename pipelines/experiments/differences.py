@@ -156,7 +156,7 @@ class Comparison:
                 "B": self.right[1, row],
             }
             for row in sorted(rows, key=lambda row: (-change[row], self.image_ids[row]))
-        ]
+        ]  # fmt: skip
 
 
 def compare_evaluations(first: Sequence[Dataset], second: Sequence[Dataset], folds: int = 0) -> Comparison:

@@ -83,7 +83,7 @@ def _finish_search(search: Search, confirmation: Confirmation | None, options: S
         "trials": [asdict(trial) for trial in trials],
         "confirmation": asdict(confirmation) if confirmation else None,
     }  # fmt: skip
-    from .report import render_study
+    from ...components.report.experiments import render_study
 
     runner.workspace.store.put(report, render_study(result).encode("utf-8", "replace"))
     return result

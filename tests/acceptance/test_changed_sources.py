@@ -116,9 +116,12 @@ def add_broken(source: Path) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Path], None], ...]] = {
-    "grown": (grow,), "shrunk": (shrink,), "relabeled": (relabel,), "class renamed": (rename_class,),
-    "images replaced, copies and broken files added": (replace_images, add_copies, add_broken),
+    "relabeled": (relabel,),
+    "class renamed, images replaced, copies and broken files added": (
+        rename_class, replace_images, add_copies, add_broken,
+    ),
 }  # fmt: skip
+"""What grows and shrinks is a history of weeks, below."""
 
 
 @pytest.mark.parametrize("name", CHANGES)

@@ -32,7 +32,7 @@ from commands import (
 )
 
 LONGER = ["--epochs", "3"]
-MOMENTS = {"download": 3, "clean": 3, "resize": 2, "train": 1, "evaluate": 1}
+MOMENTS = {"download": 2, "clean": 2, "resize": 2, "train": 1, "evaluate": 1}
 """How often each step is killed; what it costs to start decides."""
 
 

@@ -20,7 +20,8 @@ from commands import FROM_SCRATCH, PROMOTE_ALWAYS, PROMOTE_NEVER, Finished, Work
 LABELS = ("blue", "green", "red")
 SIZES = {"train": 30, "val": 8, "test": 24}
 """Pictures of each class and split."""
-LEARNER = ["--image-size", "32", "--backbone", "resnet18", "--recipe", "plain", "--batch-size", "16", *FROM_SCRATCH]
+LEARNER = ["--image-size", "32", "--backbone", "resnet18", "--recipe", "plain", "--batch-size", "16", *FROM_SCRATCH,
+           "--review", "false"]  # fmt: skip
 UNTRAINED = ["--epochs", "1", "--learning-rate", "0.00000001"]
 TRAINED = ["--epochs", "5", "--learning-rate", "0.001"]
 

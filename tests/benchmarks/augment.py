@@ -4,9 +4,9 @@
         [--photos FOLDER_OR_TAR] [--json FILE]
 
 Images are uint8 of 224 pixels a side (photograph-like, or those of --photos). Everything runs in this process on one
-thread; what counts is that thread's CPU time, so that a busy machine says about the same as a quiet one (wall time for
-the GPU, where there is one). Rounds are interleaved, the median is told. Cells: augment_cells.py. The last table says
-what the order of operations costs. Libraries that are missing are left out, and that is said.
+thread; what counts is that thread's CPU time, so that a busy machine says about the same as a quiet one. Rounds are
+interleaved, the median is told. Cells: augment_cells.py. The last table says what the order of operations costs.
+Libraries that are missing are left out, and that is said.
 """
 
 from __future__ import annotations
@@ -41,27 +41,22 @@ def pictures(number: int, photos: str) -> Any:
 
 
 def available(names: list[str]) -> list[str]:
-    import torch
-
     kept = []
     for name in names:
         if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None:
             print(f"{name} is left out: {NEEDS[name]} is not installed")
-        elif "GPU" in name and not torch.cuda.is_available():
-            print(f"{name} is left out: no GPU here")
         else:
             kept.append(name)
     return kept
 
 
-def timed(cell: Cell, on_gpu: bool) -> float:
+def timed(cell: Cell) -> float:
     """Seconds a call."""
-    clock = time.perf_counter if on_gpu else time.thread_time
-    started, calls = clock(), 0
-    while not calls or clock() - started < SHORTEST:
+    started, calls = time.thread_time(), 0
+    while not calls or time.thread_time() - started < SHORTEST:
         cell()
         calls += 1
-    return (clock() - started) / calls
+    return (time.thread_time() - started) / calls
 
 
 def measured(cells: dict[str, Cell | None], images: int, rounds: int) -> dict[str, float | None]:
@@ -70,15 +65,15 @@ def measured(cells: dict[str, Cell | None], images: int, rounds: int) -> dict[st
     for turn in range(rounds + 1):
         for name, cell in cells.items():
             if cell is not None:
-                seconds = timed(cell, "GPU" in name)
+                seconds = timed(cell)
                 found[name] += [images / seconds] if turn else []
     return {name: statistics.median(rates) if rates else None for name, rates in found.items()}
 
 
 def table(title: str, rows: dict[str, dict[str, float | None]]) -> None:
-    """Markdown; `ours is` against the best other of the same hardware."""
+    """Markdown; `ours is` against the best other."""
     names = list(next(iter(rows.values())))
-    others = [name for name in names if name != "ours" and "GPU" not in name]
+    others = [name for name in names if name != "ours"]
     print(f"\n| {title} | {' | '.join(names)} | ours is |\n|---|{'---:|' * (len(names) + 1)}")
     for task, rates in rows.items():
         best = max((rates[name] or 0.0 for name in others), default=0.0)

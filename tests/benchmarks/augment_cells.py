@@ -88,26 +88,10 @@ def ours(task: str, images: Any) -> Cell:
     from imagemill.components.train.augment.augmentation import Augmentation
 
     if task in OPERATIONS:
-        augmentation, what = Augmentation(config(), IMAGE, "cpu"), drawn(task, len(images))
-        return lambda: augmentation.apply_on_cpu(images, what)
-    augmentation, number = Augmentation(_config_of(task), IMAGE, "cpu"), iter(range(10**9))
-    return lambda: augmentation.apply_on_cpu(images, augmentation.make_params(0, next(number), len(images)))
-
-
-def ours_on_gpu(task: str, images: Any) -> Cell:
-    import torch
-
-    from imagemill.components.train.augment.augmentation import Augmentation
-
-    there, number = torch.from_numpy(images).cuda(), iter(range(10**9))
-    augmentation = Augmentation(config() if task in OPERATIONS else _config_of(task), IMAGE, "cuda")
-    same = drawn(task, len(images)) if task in OPERATIONS else None
-
-    def run() -> None:
-        augmentation.apply_on_device(there, same or augmentation.make_params(0, next(number), len(images)))
-        torch.cuda.synchronize()
-
-    return run
+        augmentation, what = Augmentation(config(), IMAGE), drawn(task, len(images))
+        return lambda: augmentation.apply(images, what)
+    augmentation, number = Augmentation(_config_of(task), IMAGE), iter(range(10**9))
+    return lambda: augmentation.apply(images, augmentation.make_params(0, next(number), len(images)))
 
 
 def torchvision(task: str, images: Any) -> Cell:
@@ -201,7 +185,7 @@ def albumentations(task: str, images: Any) -> Cell | None:
     return lambda: [pipeline(image=image)["image"] for image in images]
 
 
-def kornia(task: str, images: Any, device: str = "cpu") -> Cell | None:
+def kornia(task: str, images: Any) -> Cell | None:
     import kornia.augmentation as k
     import torch
     from kornia.augmentation import auto
@@ -228,7 +212,7 @@ def kornia(task: str, images: Any, device: str = "cpu") -> Cell | None:
         "TrivialAugmentWide": lambda: [*crop, auto.TrivialAugment()],
         "AutoAugment ImageNet": lambda: [*crop, auto.AutoAugment("imagenet")],
     }  # fmt: skip
-    batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float().div_(255).to(device)
+    batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy()).float().div_(255)
     steps = made[task]()
 
     def run() -> None:
@@ -236,21 +220,14 @@ def kornia(task: str, images: Any, device: str = "cpu") -> Cell | None:
         with torch.no_grad():
             for step in steps:
                 found = step(found)
-        if device == "cuda":
-            torch.cuda.synchronize()
 
     return run
 
 
-def kornia_on_gpu(task: str, images: Any) -> Cell | None:
-    return kornia(task, images, "cuda")
-
-
 LIBRARIES: dict[str, Callable[[str, Any], Cell | None]] = {
     "ours": ours, "torchvision": torchvision, "pillow": pillow, "albumentations": albumentations, "kornia": kornia,
-    "ours (GPU)": ours_on_gpu, "kornia (GPU)": kornia_on_gpu,
 }  # fmt: skip
-NEEDS = {"kornia": "kornia", "kornia (GPU)": "kornia", "albumentations": "albumentations"}
+NEEDS = {"kornia": "kornia", "albumentations": "albumentations"}
 
 
 def orders(images: Any) -> dict[str, Cell]:

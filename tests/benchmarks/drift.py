@@ -22,56 +22,52 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from drifting import draw_features, draw_week
 
-from imagemill.components.clean.drift import Finding, find_drift
-from imagemill.components.clean.drift_numbers import Comparison
-from imagemill.components.evaluate.feature_drift import LEVEL, compare_means, whiten
-from imagemill.components.metrics.two_sample import ALL, NEW
+from imagemill.components.evaluate.feature_drift import COMPONENTS
+from imagemill.components.metrics.drift import ALL, LEVEL, NEW, Change, Comparison, compare_features
 
-WARNING, MAX_DRIFT = 0.1, 0.25
+MAX_DRIFT = 0.2
 SIZES = ((560, 20), (560, 200), (5_000, 50), (5_000, 500), (12_000, 120))
 DARKER = (0.25, 0.5, 1.0, 2.0)
 MORE = (0.05, 0.1, 0.2, 0.4)
 SHIFTS = (0.0, 0.5, 1.0, 2.0)
 TRUE_FACTOR = 60
-"""A week with so many times the images has the true PSI."""
+"""A week with so many times the images has the true distance."""
 
 
 def measure_equal(weeks: int) -> None:
-    print("| images, new ones | beyond chance | and PSI above 0.1 | above 0.25 | above 0.25, all images |")
+    print("| images, new ones | beyond chance | and distance above 0.1 | above 0.2 | above 0.2, all images |")
     print("|---|---|---|---|---|")
     sums = np.zeros(4)
+    rules: tuple[Callable[[Change], bool], ...] = (
+        lambda change: change.is_significant,
+        lambda change: change.is_drift,
+        lambda change: change.is_drift and change.distance > MAX_DRIFT,
+        lambda change: change.is_drift and change.distance > MAX_DRIFT and change.scope == ALL,
+    )
     for rows, new in SIZES:
         rng = np.random.default_rng([rows, new])
         counts = np.zeros(4)
         for _ in range(weeks):
-            findings = list(find_drift(draw_week(rng, rows, new), 0.0))
-            rules: tuple[Callable[[Finding], bool], ...] = (
-                lambda finding: True,
-                lambda finding: finding.psi > WARNING,
-                lambda finding: finding.psi > MAX_DRIFT,
-                lambda finding: finding.psi > MAX_DRIFT and finding.scope == "all",
-            )
-            counts += [any(map(rule, findings)) for rule in rules]
+            changes = draw_week(rng, rows, new).changes
+            counts += [any(map(rule, changes)) for rule in rules]
         sums += counts
         print(f"| {rows:,} + {new:,} | {' | '.join(f'{count / weeks:.3f}' for count in counts)} |", flush=True)
     print(f"| together | {' | '.join(f'{total / weeks / len(SIZES):.4f}' for total in sums)} |")
 
 
 def measure_changed(weeks: int) -> None:
-    print("| images, new ones | change of the new images | true PSI | mean PSI | in ± | named | PSI above 0.25 |")
-    print("|---|---|---|---|---|---|---|")
+    print("| images, new ones | change of the new images | true distance | mean distance | named | above 0.2 |")
+    print("|---|---|---|---|---|---|")
     changes = [("brightness", f"darker by {by:g} spreads", by, 0.0) for by in DARKER]
-    changes += [("class balance", f"a class of 12% has {12 + 100 * by:.0f}%", 0.0, by) for by in MORE]
+    changes += [("classes", f"a class of 12% has {12 + 100 * by:.0f}%", 0.0, by) for by in MORE]
     for rows, new in ((560, 20), (560, 200), (12_000, 120)):
-        for title, words, darker, more in changes:
+        for name, words, darker, more in changes:
             rng = np.random.default_rng([rows, new, int(100 * darker), int(100 * more)])
-            true = read_psi(draw_week(rng, TRUE_FACTOR * rows, TRUE_FACTOR * new, darker, more), title)[0]
+            true = find_change(draw_week(rng, TRUE_FACTOR * rows, TRUE_FACTOR * new, darker, more), name).distance
             results = []
             for _ in range(weeks):
-                comparison = draw_week(rng, rows, new, darker, more)
-                psi, error = read_psi(comparison, title)
-                is_named = any(f.title == title and f.scope == "new" for f in find_drift(comparison, WARNING))
-                results.append((psi, abs(psi - true) <= error, is_named, is_named and psi > MAX_DRIFT))
+                change = find_change(draw_week(rng, rows, new, darker, more), name)
+                results.append((change.distance, change.is_drift, change.is_drift and change.distance > MAX_DRIFT))
             numbers = " | ".join(f"{value:.2f}" for value in (true, *np.mean(results, 0)))
             print(f"| {rows:,} + {new:,} | {words} | {numbers} |", flush=True)
 
@@ -82,23 +78,20 @@ def measure_features(weeks: int) -> None:
     for rows, new in SIZES:
         for shift in SHIFTS:
             rng = np.random.default_rng([rows, new, int(100 * shift)])
-            number = weeks if not shift else max(1, weeks // 10)
             results = []
-            for _ in range(number):
-                matrix = np.concatenate([draw_features(rng, rows), draw_features(rng, new, shift)])
-                white = whiten(lambda matrix=matrix: [matrix])  # type: ignore[misc]
-                shifts = compare_means(white, (rows, 0, new), (ALL, NEW), LEVEL / 2)
-                is_drift = [s.is_significant and s.psi > WARNING for s in shifts.values()]
-                is_beyond = any(s.is_significant for s in shifts.values())
-                results.append((shifts[NEW].psi, is_beyond, any(is_drift)))
+            for _ in range(weeks if not shift else max(1, weeks // 10)):
+                then, added = draw_features(rng, rows), draw_features(rng, new, shift)
+                samples = {ALL: np.concatenate([then, added]), NEW: added}
+                changes = compare_features("features", then, samples, COMPONENTS, LEVEL)
+                is_beyond = any(change.is_significant for change in changes)
+                results.append((changes[1].distance, is_beyond, any(change.is_drift for change in changes)))
             numbers = [f"{value:.3f}" for value in np.mean(results, 0)]
             print(f"| {rows:,} + {new:,} | {shift:g} | {' | '.join(numbers)} |", flush=True)
 
 
-def read_psi(comparison: Comparison, title: str) -> tuple[float, float]:
-    """Return PSI of the new images, and its error."""
-    numbers = comparison["classes"] if title == "class balance" else comparison["measures"][title]
-    return numbers["new"]["psi"], numbers["new"]["error"]
+def find_change(comparison: Comparison, name: str) -> Change:
+    """Return the change of the new images."""
+    return next(change for change in comparison.changes if (change.name, change.scope) == (name, NEW))
 
 
 def main() -> None:

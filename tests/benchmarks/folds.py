@@ -20,7 +20,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-import torch
 from scipy import stats
 from simulated import Floats, Ids, equal_counts, labels_of, pair_of, zipf_counts
 
@@ -28,12 +27,7 @@ from imagemill.components.clean.splits import choose_exact_splits, choose_split
 from imagemill.components.evaluate.intervals import compute_single_label_intervals
 from imagemill.components.evaluate.linear_probe import FOLDS, SCORES, assign_folds, widen
 from imagemill.components.metrics.classification import ConfusionCounts, summarize_predictions
-from imagemill.components.metrics.logistic_regression import (
-    compute_scales,
-    fit_classes,
-    predict_out_of_fold,
-    select_penalty,
-)
+from imagemill.components.metrics.logistic_regression import ProbeFitter, predict_out_of_fold, select_penalty
 from imagemill.components.promote.score_difference import compute_difference
 from imagemill.pipelines.experiments.differences import combine_differences
 
@@ -73,17 +67,10 @@ def folds_of(labels: Ids, random: np.random.Generator) -> Ids:
 
 def fit_probe(features: Floats, labels: Ids, classes: int) -> Classifier:
     """As in a fold: the penalty by a part, the weights by all."""
-    x, y = torch.from_numpy(features.astype(np.float32)), torch.from_numpy(labels)
-    mean, std = compute_scales(x)
-    z, held = (x - mean) / std, torch.from_numpy(assign_folds(labels, np.arange(len(labels)), FOLDS - 1) == 0)
-    _, penalty, _ = select_penalty(z[~held], y[~held], (z[held], y[held]), classes)
-    weights = fit_classes(z, y, penalty, torch.zeros(classes, x.shape[1] + 1))
-
-    def classify(points: Floats) -> Ids:
-        logits = (torch.from_numpy(points.astype(np.float32)) - mean) / std @ weights[:, :-1].T + weights[:, -1]
-        return logits.argmax(1).numpy()
-
-    return classify
+    x, is_held = features.astype(np.float32), assign_folds(labels, np.arange(len(labels)), FOLDS - 1) == 0
+    penalty = select_penalty(x, labels, [(np.flatnonzero(~is_held), np.flatnonzero(is_held))], classes).penalty
+    probe = ProbeFitter(x, labels, classes).fit(penalty)
+    return lambda points: probe(points.astype(np.float32)).argmax(1)
 
 
 def measure_probe(samples: int, seed: int) -> None:
@@ -105,10 +92,10 @@ def measure_probe(samples: int, seed: int) -> None:
             truth = np.mean(scores, axis=0)
             covered = np.zeros((2, len(SCORES)))
             for _ in range(samples):
-                features = torch.from_numpy(images.draw(labels, random).astype(np.float32))
-                logits = predict_out_of_fold(features, torch.from_numpy(labels), folds_of(labels, random), classes)
+                features = images.draw(labels, random).astype(np.float32)
+                logits = predict_out_of_fold(features, labels, folds_of(labels, random), classes)
                 pairs = ConfusionCounts(classes)
-                pairs.add(labels, logits.argmax(1).numpy())
+                pairs.add(labels, logits.argmax(1))
                 summary, intervals = pairs.summary(), compute_single_label_intervals(pairs)
                 for number, score in enumerate(SCORES):
                     plain = intervals[score]
@@ -219,7 +206,6 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
-    torch.set_num_threads(1)
     {"probe": measure_probe, "compare": measure_compare, "splits": measure_splits}[given.subject](
         given.samples, given.seed
     )

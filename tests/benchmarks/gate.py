@@ -30,10 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from simulated import NEAR, Floats, Ids, pair_of
 
-from imagemill.components.dataset.records import GainEstimate, Verdict
+from imagemill.components.dataset.records import PASSING, GainEstimate, Verdict
 from imagemill.components.metrics.classification import compute_scores
 from imagemill.components.promote.config import PromoteConfig
-from imagemill.components.promote.gate import PASSING, combine_estimates, decide, estimate_gain
+from imagemill.components.promote.gate import combine_estimates, decide, estimate_gain
 from imagemill.components.promote.score_difference import compute_difference
 from imagemill.components.promote.trainings import Training, compare_validation
 

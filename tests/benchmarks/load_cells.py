@@ -246,13 +246,13 @@ def ours_augmented(encoding: str) -> Callable[[Place, int], Epoch]:
         values = {"tensors": dataset.uri, "workspace": str(place.folder), "seed": SEED, "recipe": "plain"}
         chosen = {"crop_scale": CROP_SCALE, "flip": "true", "policy": "randaugment", "policy_ops": OPERATIONS}
         config = resolve(TrainConfig.from_values({**values, **chosen, "policy_magnitude": MAGNITUDE}), dataset.manifest)
-        augmentation = Augmentation(config, dataset.manifest.image, "cpu")
+        augmentation = Augmentation(config, dataset.manifest.image)
         more = {"threads": threads} if threads else {}
 
         def epoch(number: int) -> Iterator[tuple[Any, Any]]:
             def work(batch: Any) -> tuple[Any, Any]:
                 drawn = augmentation.make_params(number, batch.number, len(batch.labels))
-                return augmentation.apply_on_cpu(batch.images, drawn), batch.labels
+                return augmentation.apply(batch.images, drawn), batch.labels
 
             yield from iter_batches(dataset, "train", BATCH, SEED, number, transform=work, **more)
 

@@ -81,7 +81,7 @@ def measure(features: Features, changed: Features | None, splits: int) -> tuple[
         order = rng.permutation(len(features))
         test, train = np.split(order, [len(order) // 5])
         others = features[train] if changed is None else np.vstack([features[train], changed[test[:1]]])
-        neighbors = Neighbors.search(features[test], [others])
+        neighbors = Neighbors.search(features[test], others)
         named = neighbors.find_near_copies()
         planted = (neighbors.rows[named, 0] == len(train)) & (named == 0)
         wrong.append(len(named) - int(planted.sum()))

@@ -67,13 +67,11 @@ def feed_imagemill(wanted: Wanted) -> Callable[[int], Iterator[int]]:
     from imagemill.components.train.data.loader import Batch, iter_batches
 
     dataset, config = read_dataset(wanted.tensors), config_of(wanted)
-    augmentation = Augmentation(config, dataset.manifest.image, "cpu")
+    augmentation = Augmentation(config, dataset.manifest.image)
 
     def epoch(number: int) -> Iterator[int]:
         def work(batch: Batch) -> int:
-            images = augmentation.apply_on_cpu(
-                batch.images, augmentation.make_params(number, batch.number, len(batch.labels))
-            )
+            images = augmentation.apply(batch.images, augmentation.make_params(number, batch.number, len(batch.labels)))
             assert images.shape[1:] == (wanted.size, wanted.size, 3)
             return len(images)
 

@@ -35,11 +35,7 @@ from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.download.demo import draw
 from imagemill.components.step.step import Step
 
-VARIANTS = {
-    "from nothing": "",
-    "champion": "--start champion",
-    "champion, shrunk": "--start champion --shrink 0.4 --perturb 0.1",
-}
+VARIANTS = {"from nothing": "", "champion": "--start champion"}
 
 
 @dataclass(frozen=True)

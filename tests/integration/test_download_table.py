@@ -2,50 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from downloading import ANNOTATED, annotated, dataset_of, images, photograph, rows_of, run, write
+from downloading import ANNOTATED, annotated, dataset_of, images, rows_of, run, write
 
 from imagemill.components.download import raw
-
-
-def digest_row(*values: Any) -> bytes:
-    return hashlib.sha256(json.dumps(values, separators=(",", ":")).encode()).digest()
-
-
-def digest_values(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()[:16]
-
-
-def compute_fingerprint(*digests: bytes) -> str:
-    """Return the fingerprint of raw: a hash of kind, version and the sorted rows."""
-    joined = hashlib.sha256(b"".join(sorted(digests))).hexdigest()
-    return digest_values({"kind": "raw", "version": 2, "rows": joined})
-
-
-def sha(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def test_rows_and_fingerprint_of_a_table_without_optional_columns(tmp_path: Path) -> None:
-    folder = write(tmp_path / "in", images(2))
-    (folder / "t.csv").write_text("path,label,split\ndog/000.jpg,a,test\nnone.jpg,b,\ncat/001.jpg,,train\n")
-    record = run(tmp_path / "ws", folder / "t.csv", tmp_path, dataset="csv")
-    hashes = [sha(photograph(0)), None, sha(photograph(1))]
-    names, labels, splits = ("dog/000.jpg", "none.jpg", "cat/001.jpg"), ("a", "b", None), ("test", None, "train")
-    rows = list(zip(names, (photograph(0), None, photograph(1)), hashes, labels, splits, strict=True))
-    columns = ("image_id", "image", "sha256", "label", "split")
-    assert list(rows_of(dataset_of(record)).values()) == [
-        dict(zip(columns, row, strict=True)) | {"group": None, "boxes": [], "mask": None} for row in rows
-    ]
-    digests = [digest_row(name, sha256, label, split, "") for name, _, sha256, label, split in rows]
-    assert record["fingerprint"] == compute_fingerprint(*digests)
-    assert sorted(dataset_of(record).manifest.extra.to_dict()) == ["dataset_name", "skipped", "source"]
 
 
 def test_rows_and_fingerprint_of_groups_boxes_and_masks(tmp_path: Path) -> None:
@@ -59,13 +22,6 @@ def test_rows_and_fingerprint_of_groups_boxes_and_masks(tmp_path: Path) -> None:
         "dog/002.jpg": ("dog", None, "p2", [], None),
     }
     assert all(row["image"] == images()[name] for name, row in rows.items())
-    with_all = digest_values({"boxes": [head, tail], "mask": sha(b"mask of 0")})
-    with_mask = digest_values({"boxes": [], "mask": sha(b"mask of 1")})
-    assert record["fingerprint"] == compute_fingerprint(
-        digest_row("dog/000.jpg", sha(photograph(0)), "dog|brown", "train", with_all, "p1"),
-        digest_row("cat/001.jpg", sha(photograph(1)), "cat", "train", with_mask),
-        digest_row("dog/002.jpg", sha(photograph(2)), "dog", None, "", "p2"),
-    )
     assert dataset_of(record).manifest.extra.missing_masks is None
     assert run(tmp_path / "ws", tmp_path / "in" / "t.csv", tmp_path, dataset="csv")["state"] == "cached"
 
@@ -134,13 +90,3 @@ def test_file_under_two_spellings_is_refused(tmp_path: Path) -> None:
     table = annotated(tmp_path / "in", "cat/001.jpg,cat,,,,1,2,3,4,", "./cat/001.jpg,dog,,,,1,2,3,4,")
     record = run(tmp_path / "ws", table, tmp_path, dataset="csv")
     assert record["exit_code"] == 2 and "found 'cat/001.jpg' 2 times" in record["error"]
-
-
-def test_masks_count_in_the_size_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is buffered is bounded by bytes: a mask may be larger than its image."""
-    monkeypatch.setattr(raw, "SHARD_BYTES", 50_000)
-    files = images(4) | {f"{n}.png": bytes(60_000) for n in range(4)}
-    table = annotated(write(tmp_path / "in", files), *(f"{p},{p[:3]},,,{n}.png,,,,," for n, p in enumerate(images(4))))
-    dataset = dataset_of(run(tmp_path / "ws", table, tmp_path, dataset="csv"))
-    assert [file.rows for file in dataset.manifest.files] == [1, 1, 1, 1]
-    assert dataset.manifest.totals.bytes == 4 * 2004, "totals count the images"

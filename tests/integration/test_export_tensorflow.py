@@ -111,36 +111,6 @@ def test_shuffling_depends_on_seed_and_epoch(tmp_path: Path) -> None:
     assert set(arrays["5-0-sizes"].tolist()) == {16} and len(arrays["5-0-ids"]) == 480
 
 
-def test_multi_label_jpeg_tensors(tmp_path: Path) -> None:
-    source = exports.tensors(str(tmp_path / "t" / "tensors" / "01"), encoding="jpeg", multi=True, rows=30)
-    exports.run(source, "tfrecord", tmp_path / "out")
-    exports.run(source, "imagefolder", tmp_path / "folder")
-    arrays = read_in_tensorflow(tmp_path / "out", {"split": "val", "batch_size": 7, "with_ids": True})
-    for image, label, name in zip(arrays["0-0-images"], arrays["0-0-labels"], arrays["0-0-ids"], strict=True):
-        number = int(name.rpartition("/")[2].partition(".")[0])
-        assert label.tolist() == [number >> bit & 1 for bit in range(3)]
-        decoded = np.asarray(Image.open(tmp_path / "folder" / "val" / f"val__{number}.jpg"))
-        assert np.abs(image.astype(int) - decoded).max() <= 1
-
-
-def test_clean_files_of_every_kind_are_decoded(tmp_path: Path) -> None:
-    import cleaned
-
-    files = exports.odd_files()
-    rows = [cleaned.Row(name, data=data) for name, data in files.items()]
-    source = cleaned.cleaned(str(tmp_path / "t" / "clean" / "01"), rows)
-    exports.run(source, "tfrecord", tmp_path / "out")
-    arrays = read_in_tensorflow(
-        tmp_path / "out", {"split": "train", "batch_size": 4, "with_ids": True, "image_size": 24}
-    )
-    assert len(arrays["0-0-ids"]) == len(files)
-    for image, name in zip(arrays["0-0-images"], arrays["0-0-ids"], strict=True):
-        decoded = exports.render_rgb(files[name])
-        top, left = (decoded.shape[0] - 24) // 2, (decoded.shape[1] - 24) // 2
-        expected = decoded[top : top + 24, left : left + 24].astype(int)  # the short side is 24: nothing is resampled
-        assert np.abs(image - expected).max() <= (4 if name.endswith(".jpg") else 0), name
-
-
 def test_resized_photographs_are_close_to_pillows(tmp_path: Path) -> None:
     import cleaned
 

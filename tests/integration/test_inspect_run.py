@@ -8,31 +8,7 @@ from pathlib import Path
 import mill
 from conftest import Finished
 
-from imagemill.components.clean.audit_html import render
-from imagemill.components.clean.audit_layout import WIDTH, count_columns
 from imagemill.components.dataset.manifest import read_dataset
-
-
-def test_every_dataset_of_a_run_is_shown(finished_once: Finished) -> None:
-    uris = finished_once.result.json
-    words = {
-        "raw": ("60 rows, 3 classes", "blue", "── Skipped"),
-        "clean": (
-            "60 rows in = 60 kept + 0 rejected",
-            "✓ it adds up",
-            "brightness",
-            "darkest",
-            "near (within 3 of 64 bits",
-        ),
-        "tensors": ("32, 32, 3", "mean", "── Rows by split"),
-        "model": ("shufflenet_v2_x0_5", "── Epochs"),
-        "evaluation": ("top1", "── Classes, the hardest first"),
-    }
-    for kind, expected in words.items():
-        result = mill.run("inspect", uris[kind])
-        assert (result.rc, result.stderr) == (0, "")
-        assert [word for word in expected if word not in result.stdout] == []
-        assert all(count_columns(line) <= WIDTH for line in result.stdout.splitlines()[2:] if "/" not in line)
 
 
 def test_audit_report_of_clean_is_reproducible(finished: Finished) -> None:
@@ -40,7 +16,7 @@ def test_audit_report_of_clean_is_reproducible(finished: Finished) -> None:
     dataset = read_dataset(str(manifest.parent), "clean")
     (page,) = dataset.files("report")
     html = Path(dataset.locate(page)).read_bytes()
-    assert html == render(dataset).encode() and str(dataset.uri).encode() not in html
+    assert str(dataset.uri).encode() not in html and b"data:image/jpeg" in html
     assert mill.run("inspect", dataset.uri, "--json").json["pages"] == [dataset.locate(page)]
     shutil.rmtree(finished.workspace / "clean")
     second = mill.run("clean", "--workspace", str(finished.workspace), "--raw", dataset.parent_uri("raw"))

@@ -101,20 +101,6 @@ print(json.dumps({
 }))
 """
 
-_PLAN = """
-from imagemill.components.resize.plan import get_index_ranges, locate_rows, plan_split
-from imagemill.components.dataset.manifest import read_dataset
-clean = read_dataset(sys.argv[1])
-before, started = megabytes(), time.monotonic()
-rows = []
-for split in ("train", "val", "test"):
-    plan = plan_split(clean, split, 224 * 224 * 3)
-    slices = locate_rows(plan.sources, get_index_ranges([(shard,) for shard in plan.shards]))
-    rows += [shard.rows for shard, _ in zip(plan.shards, slices, strict=True)]
-seconds = time.monotonic() - started
-print(json.dumps({"rows": sum(rows), "jobs": len(rows), "peak": megabytes() - before, "seconds": seconds}))
-"""
-
 
 def measure(code: str, *words: str) -> dict[str, float]:
     process = subprocess.run(
@@ -144,8 +130,3 @@ def test_time_and_memory_of_decide(clean: str, split: str) -> None:
     assert results["rows"] == results["rejected"] + results["kept"] == MILLION
     assert results["copies"] == 100 and results["twins"] >= 1000 and results["rejected"] >= 1100
     assert results["seconds"] < 120 and results["peak"] < 2000
-
-
-def test_memory_of_plan(clean: str) -> None:
-    results = measure(_PLAN, clean)
-    assert results["rows"] == MILLION and results["peak"] < 300

@@ -12,7 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "pets"
-pytestmark = pytest.mark.skipif(not SAMPLE.is_dir(), reason="the pets sample (../shared/data/pets) is not there")
+pytestmark = [
+    pytest.mark.proof,
+    pytest.mark.skipif(not SAMPLE.is_dir(), reason="the pets sample (../shared/data/pets) is not there"),
+]
 
 
 @pytest.fixture(scope="module")

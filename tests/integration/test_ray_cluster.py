@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -26,13 +25,10 @@ from trained import commit_model
 
 from imagemill.components.dataset.kinds import CleanImage
 from imagemill.components.dataset.manifest import Dataset, read_dataset
-from imagemill.components.engine import ray_connection, ray_job, tasks
-from imagemill.components.engine.ray_session import open_ray_session
+from imagemill.components.engine import ray_connection, ray_job
 from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.models.artifact import ModelSpec
-from imagemill.components.resize import STEP
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.step.command_line import Parser, add_flag
 from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER, TransientError, UserError
 from imagemill.pipelines.cli.main import main
 
@@ -123,22 +119,6 @@ def test_signal_stops_the_job(cluster: RayCluster, slow: Slow, tmp_path: Path, n
     assert not list(copy.workspace.glob("tensors/*/_manifest.json"))
 
 
-@pytest.mark.proof
-def test_retry_of_a_stopped_job_submits_another(cluster: RayCluster, tmp_path: Path) -> None:
-    """STOPPED from elsewhere is 75, and the same run's next try submits a second job."""
-    copy = slow_clean(tmp_path, rows=120)
-    job = ["--ray-address", cluster.jobs, "--run", "elsewhere"]
-    process = start_resize(copy, *job, env=cluster.login)
-    name = mill.wait_for_line(process, "submitted to").split()[3]
-    mill.wait_for_line(process, "[resize] Ray with")
-    assert cluster.request("POST", f"/api/jobs/{name}/stop")["stopped"]
-    stopped = mill.finish(process, time.monotonic())
-    assert stopped.rc == EXIT_TRANSIENT and f"{name} was stopped" in stopped.error
-    result = resize(copy, *job, env=cluster.login)
-    content(copy, result)
-    assert name.removesuffix("-1") + "-2" in result.stderr
-
-
 def test_command_line_of_a_job_has_no_secret(tmp_path: Path) -> None:
     slow = slow_clean(tmp_path, rows=2)
     with pytest.raises(UserError, match="backgrounds: expected an address without login") as caught:
@@ -146,29 +126,6 @@ def test_command_line_of_a_job_has_no_secret(tmp_path: Path) -> None:
     assert "hunter2" not in str(caught.value)
     result = resize(slow, "--ray-address", "http://me:hunter2@127.0.0.1:1")
     assert result.rc == EXIT_USER and "ray_address" in result.error and "hunter2" not in result.stderr
-
-
-@pytest.mark.parametrize(
-    "values",
-    [
-        {},
-        {"workspace": ODD_RUN, "clean": "-x", "run": "a\nb"},
-        {"image_size": 64, "copy_flip": True, "gpu_share": 0.25, "rerun": "resize", "jpeg_quality": 75},
-        {"model_preset": "vit_b_16", "preset": "ocr", "resize_mode": "crop"},
-    ],
-)
-def test_config_round_trips_through_a_jobs_command_line(values: dict[str, Any]) -> None:
-    """Through a real shell: the words, and the config that they give, are those that were meant."""
-    config = ResizeConfig.resolve(**values)
-    line = "printf '%s\\0' " + shlex.join(ray_job.build_command("resize", config)[3:])
-    words = subprocess.run(["sh", "-c", line], capture_output=True, check=True).stdout.decode().split("\0")[:-1]
-    parser = Parser()
-    for name, field in ResizeConfig.__dataclass_fields__.items():
-        if name != "PARENTS":
-            add_flag(parser, name, field.default, "", ())
-    assert STEP.name == "resize"
-    values = {name: value for name, value in vars(parser.parse_args(words)).items() if value is not None}
-    assert ResizeConfig.from_values(values) == config
 
 
 def test_job_without_access_to_the_workspace_fails_before_the_step(tmp_path: Path) -> None:
@@ -284,19 +241,6 @@ def test_clean_on_ray_equals_local_clean(
         cluster.nodes.remove(node)
 
 
-@pytest.mark.proof
-def test_lost_node_does_not_change_clean(cluster: RayCluster, cleaned_locally: Dataset, tmp_path: Path) -> None:
-    """Both nodes work; one is killed in the middle; the files are those of processes."""
-    raw = copy_raw(cleaned_locally, tmp_path)
-    node = cluster.add(cpus=2)
-    address = ["--ray-address", cluster.client]
-    process = start_clean(tmp_path, raw, *address, env=cluster.login, seconds=1)
-    mill.wait_until(cluster.runs_tasks_on_all_nodes, "tasks on both nodes", every=0.01)
-    node.kill()
-    cluster.nodes.remove(node)
-    assert_same_clean(finish_clean(process, "[clean] Ray with 4 cores", "rows are done again"), cleaned_locally)
-
-
 @pytest.fixture(scope="module")
 def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, a folder of 40 pictures, a broken one, other files among them, and what is predicted of these here."""
@@ -318,18 +262,13 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-PREDICT_SLOWLY = """
-import sys, time
+PREDICT_IN_SMALL_TASKS = """
+import sys
 from imagemill.components.predict import predict
 from imagemill.pipelines.cli.main import main
-predict.TASK_IMAGES, seconds = 4, float(sys.argv.pop())
-def predict_task(*arguments, work=predict.predict_task):
-    time.sleep(seconds)
-    return work(*arguments)
-predict.predict_task = predict_task if seconds else predict.predict_task
-sys.exit(main(sys.argv[1:]))
+predict.TASK_IMAGES = 4
+sys.exit(main())
 """
-"""The command with small tasks, each of which lasts some seconds longer."""
 
 
 def build_predict_command(album: Path, output: str) -> list[str]:
@@ -338,12 +277,10 @@ def build_predict_command(album: Path, output: str) -> list[str]:
     return [*command, "in", "no-such.jpg", "in/deep/07.jpg", "in/deep/03.jpg"]
 
 
-def start_predict(
-    album: Path, output: str, *more: str, env: Mapping[str, str] | None = None, seconds: float = 0
-) -> subprocess.Popen[str]:
+def start_predict(album: Path, output: str, *more: str, env: Mapping[str, str] | None = None) -> subprocess.Popen[str]:
     command = build_predict_command(album, output)
     return subprocess.Popen(
-        [sys.executable, "-c", PREDICT_SLOWLY, *command, *more, str(seconds)], cwd=album, stdin=subprocess.DEVNULL,
+        [sys.executable, "-c", PREDICT_IN_SMALL_TASKS, *command, *more], cwd=album, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | dict(env or {}),
         start_new_session=True,
     )  # fmt: skip
@@ -357,6 +294,7 @@ def assert_same_predictions(album: Path, process: subprocess.Popen[str], output:
     assert (album / output).read_bytes() == (album / "here.parquet").read_bytes()
 
 
+@pytest.mark.proof
 def test_predict_on_two_raylets_equals_local_predict(cluster: RayCluster, album: Path) -> None:
     node = cluster.add(cpus=1)
     try:
@@ -365,18 +303,6 @@ def test_predict_on_two_raylets_equals_local_predict(cluster: RayCluster, album:
     finally:
         node.kill()
         cluster.nodes.remove(node)
-
-
-@pytest.mark.proof
-def test_lost_node_does_not_change_predictions(cluster: RayCluster, album: Path) -> None:
-    """Both nodes work; one is killed in the middle."""
-    node = cluster.add(cpus=2)
-    address = ["--ray-address", cluster.client]
-    process = start_predict(album, "lost.parquet", *address, env=cluster.login, seconds=2)
-    mill.wait_until(cluster.runs_tasks_on_all_nodes, "tasks on both nodes", every=0.01)
-    node.kill()
-    cluster.nodes.remove(node)
-    assert_same_predictions(album, process, "lost.parquet", "[predict] Ray with 4 cores", "rows are done again")
 
 
 @pytest.mark.proof
@@ -405,19 +331,6 @@ def test_node_without_the_workspace_is_refused(cluster: RayCluster) -> None:
 
 
 # Wrong addresses
-
-
-@pytest.mark.parametrize("kind", ["client", "gcs"])
-@pytest.mark.parametrize("token", ["", "0" * 64])
-def test_refused_token_is_detected_on_connecting(
-    kind: str, token: str, cluster: RayCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "HOME": str(tmp_path)}.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=f"^ray_address: .*{'that it refuses' if token else 'found none'}"):
-        ray_connection.check_port(getattr(cluster, kind))
-    monkeypatch.setenv("RAY_AUTH_TOKEN", cluster.token.read_text())
-    ray_connection.check_port(getattr(cluster, kind))
 
 
 @pytest.mark.parametrize("kind", ["jobs", "client"])
@@ -449,13 +362,6 @@ def test_unreachable_cluster_is_transient(address: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_unreachable_dashboard_is_transient(tmp_path: Path) -> None:
-    slow = slow_clean(tmp_path, rows=4)
-    result = resize(slow, "--ray-address", "http://127.0.0.1:1")
-    assert result.rc == EXIT_TRANSIENT
-    assert_one_error(result, "ray_address: expected a Ray cluster at http://127.0.0.1:1")
-
-
 @pytest.mark.parametrize("address", ["garbage", "foo://x:1", "127.0.0.1:99999", "host:0", "ray://host", "a b:1"])
 def test_invalid_address_is_refused(address: str) -> None:
     with pytest.raises(UserError, match=r"^ray_address: expected auto, host:6379"):
@@ -467,151 +373,8 @@ def test_valid_address_is_accepted(address: str) -> None:
     ray_connection.check_address(address)
 
 
-def test_wrong_port_is_refused(cluster: RayCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in cluster.login.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match=r"expected the port of Ray Client at .*host:6379"):
-        ray_connection.check_port(f"ray://{cluster.gcs}")
-    with pytest.raises(UserError, match=r"expected a GCS at .*ray://host:10001"):
-        ray_connection.check_port(cluster.client.removeprefix("ray://"))
-
-
-MISMATCH = """Version mismatch: The cluster was started with:
-    Ray: 2.55.0
-    Python: 3.12.1
-This process on Ray Client was started with:
-    Ray: 2.60.0
-    Python: 3.11.7
-"""
-
-
-@pytest.mark.proof  # Ray Client's proxy waits a minute for the server
-def test_connection_is_tried_again_when_the_client_server_dies(
-    cluster: RayCluster, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in cluster.login.items():
-        monkeypatch.setenv(name, value)
-    killed: list[int] = []
-
-    def kill_first_server() -> None:
-        mill.wait_until(
-            lambda: bool(cluster.nodes[0].pids("specific-server")), "a server for the client", 60, every=0.01
-        )
-        killed.extend(cluster.nodes[0].pids("specific-server"))
-        for pid in killed:
-            os.kill(pid, signal.SIGKILL)
-
-    with ThreadPoolExecutor(1) as executor:
-        future = executor.submit(kill_first_server)
-        with open_ray_session("resize", cluster.client, None) as session:
-            assert session.cores == 2
-        future.result()
-    assert killed
-
-
-@pytest.mark.parametrize(
-    "error, code, parts",
-    [
-        (RuntimeError(MISMATCH), EXIT_USER, ("found Ray 2.55.0 and Python 3.12.1",)),
-        (
-            ConnectionAbortedError("Initialization failure from server:\nTraceback\n  x\nAttributeError: 'a' has no b"),
-            EXIT_USER,
-            ("expected a cluster of Ray", "AttributeError: 'a' has no b"),
-        ),
-        (
-            ConnectionAbortedError(
-                "Initialization failure from server:\nTraceback\n  x\npsutil.ZombieProcess: PID (pid=2)"
-            ),
-            EXIT_TRANSIENT,
-            ("start a server for this client", "psutil.ZombieProcess"),
-        ),
-        (ConnectionError("ray client connection timeout"), EXIT_TRANSIENT, ("none that answers",)),
-        (ValueError("so not\nand so on"), EXIT_USER, ("so not",)),
-    ],
-)
-def test_errors_of_ray_are_classified(error: Exception, code: int, parts: tuple[str, ...]) -> None:
-    """Texts that Ray 2.55 and 2.60 gave (tests of mixed versions need environments of their own)."""
-    user_error = ray_connection.connection_error("ray://head:10001", error)
-    assert user_error.exit_code == code and "\n" not in str(user_error)
-    assert str(user_error).startswith("ray_address: expected") and all(part in str(user_error) for part in parts), (
-        user_error
-    )
-
-
-@pytest.mark.proof
-def test_cluster_without_imagemill_is_refused(slow: Slow, tmp_path: Path) -> None:
-    shadow = tmp_path / "imagemill"
-    shadow.mkdir()
-    (shadow / "__init__.py").write_text("raise ModuleNotFoundError(\"No module named 'imagemill'\")\n")
-    with RayCluster(cpus=1, environment={"PYTHONPATH": str(tmp_path)}) as empty:
-        result = resize(slow, "--ray-address", empty.jobs, "--run", "without", env=empty.login)
-        assert result.rc == EXIT_USER
-        assert_one_error(result, "ray_address", "expected a cluster with imagemill", "No module named")
-        for address in (empty.client, empty.gcs):
-            result = resize(slow, "--ray-address", address, env=empty.login)
-            assert result.rc == EXIT_USER, result.stderr
-            assert "ray_address: expected the imagemill of this command" in result.error
-            assert "No module named" in result.error and "Traceback" not in result.stderr
-
-
-@pytest.mark.proof
-def test_module_that_nodes_lack_is_named(album: Path, tmp_path: Path) -> None:
-    (tmp_path / "safetensors.py").write_text("raise ModuleNotFoundError(\"No module named 'safetensors'\")\n")
-    with RayCluster(cpus=1, environment={"PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}) as lacking:
-        process = start_predict(album, "out.csv", "--ray-address", lacking.client, env=lacking.login)
-        result = mill.finish(process, time.monotonic())
-    assert result.rc == EXIT_USER and "Traceback" not in result.stderr, result.stderr
-    assert "ray_address: expected the imagemill of this command on the nodes" in result.error
-    assert "No module named 'safetensors'" in result.error
-
-
-@pytest.mark.proof
-def test_cluster_that_grows_is_used(slow: Slow, tmp_path: Path) -> None:
-    """None of its cores is there at first: the step waits, not for ever, and uses those that come later, too."""
-    copy = slow_clean(tmp_path, rows=600)
-    with RayCluster(cpus=0) as growing:
-        impatient = (
-            "import sys; from imagemill.components.engine import ray_session\n"
-            "from imagemill.components.resize import STEP\n"
-            "ray_session.NO_CORES_TIMEOUT_S, ray_session.CORES_INTERVAL_S = 3, 0.5\nsys.exit(STEP.main())"
-        )
-        result = resize_by(impatient, slow, "--ray-address", growing.client, env=growing.login)
-        assert result.rc == EXIT_TRANSIENT
-        assert_one_error(result, "ray_address", "expected CPU cores", "found none")
-        process = start_resize(copy, "--ray-address", growing.client, env=growing.login, file_rows=10)
-        time.sleep(6)
-        assert process.poll() is None
-        growing.add(cpus=1)
-        mill.wait_for_line(process, "[resize] Ray with 1 cores")
-        late = growing.add(cpus=2)
-        mill.wait_until(
-            lambda: sum("ray::_run_on_node" in line for line in late.lines()) > 0, "work on the late node", every=0.01
-        )
-        content(copy, mill.finish(process, time.monotonic()))
-
-
-def resize_by(script: str, slow: Slow, *more: str, env: Mapping[str, str]) -> mill.Result:
-    started = time.monotonic()
-    return mill.finish(start_resize(slow, *more, env=env, script=script), started)
-
-
 def read_record(slow: Slow, run: str) -> dict[str, Any]:
     import json
 
     record: dict[str, Any] = json.loads((slow.workspace / "runs" / run / "resize.json").read_text())
     return record
-
-
-def test_lost_workers_are_counted_by_job() -> None:
-    """Twenty lost workers are an error that names the job; whose it is depends on whether others were finished."""
-    from imagemill.components.resize.plan import ShardPlan
-    from imagemill.components.storage.errors import MillError, TransientError
-
-    job, other = ShardPlan("train-0-9", "train", 12), ShardPlan("train-9-f", "train", 7)
-    for finished, kind in ((0, TransientError), (5, MillError)):
-        losses = tasks.WorkerFailureCounter("resize", finished=finished)
-        for _ in range(tasks.MAX_WORKER_FAILURES - 1):
-            losses.add(job, "its worker was lost")
-            losses.add(other, "its node was lost")
-        with pytest.raises(kind, match=r"train-0-9: its 12 rows .* 20 times"):
-            losses.add(job, "its worker was lost")

@@ -79,27 +79,6 @@ def test_three_of_four_workers_are_killed(slow: Slow, expected: Content, tmp_pat
     assert 1 <= result.stderr.count("rows are done again") <= 3  # a worker may die between two tasks
 
 
-@pytest.mark.proof
-@pytest.mark.parametrize("seed", [1, 2, 3])
-def test_twenty_workers_are_killed(seed: int, tmp_path: Path) -> None:
-    """Of two at a time, and more often than any of them would be in a day on preemptible machines."""
-    copy = slow_clean(tmp_path / "disturbed", rows=1000)
-    expected = without_ray(copy, tmp_path / "plain", file_rows=10)
-    result, killer = resize_with_kills(copy, 25, 0.3, seed)
-    print(f"seed {seed}: {len(killer.killed)} kills, {result.stderr.count('rows are done again')} jobs lost, "
-          f"{result.seconds:.0f} s, {len(expected)} files")  # fmt: skip
-    assert content(copy, result) == expected
-    assert len(killer.killed) >= 20
-
-
-@pytest.mark.proof
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_fewer_and_more_workers(workers: int, slow: Slow, expected: Content, tmp_path: Path) -> None:
-    copy = slow.copy(tmp_path / "work")
-    process = start_resize(copy, "--resize-workers", str(workers), file_rows=10)
-    assert content(copy, mill.finish(process, time.monotonic())) == expected
-
-
 CRASHES = """
 import os, sys
 from imagemill.components.engine import tasks

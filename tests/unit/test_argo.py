@@ -10,8 +10,7 @@ from typing import Any
 
 import argo_files
 import pytest
-from argo_dag import REFERENCE, names_in, resolve
-from argo_files import CLUSTERS, IMAGES, TAINT, Json, cluster_of, first, parsed, template
+from argo_files import CLUSTERS, IMAGES, TAINT, Json, first, parsed, template
 from controllers import pods
 from manifests import check_custom, check_golden, check_restricted
 
@@ -21,9 +20,18 @@ from imagemill.pipelines.argo.workflow import build_workflow_template, compile_a
 from imagemill.pipelines.cluster.cluster_file import parse_cluster, parse_cluster_json
 from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
 from imagemill.pipelines.kuberay.manifest import FAILURE_CONDITION, SUCCESS_CONDITION
-from imagemill.pipelines.parameters import list_form_parameters, resolve_parameters
+from imagemill.pipelines.parameters import resolve_parameters
+
+REFERENCE = re.compile(r"\{\{([^{}]*)\}\}")
+"""A name, or after `=` an expression of expr-lang with names in it."""
+_NAME = re.compile(r"\b(?:workflow|inputs|tasks)(?:\.\w+)+")
 
 compiled = argo_files.compiled
+
+
+def names_in(reference: str) -> set[str]:
+    """Return the variable names between the braces of a reference."""
+    return set(_NAME.findall(reference)) if reference.startswith("=") else {reference}
 
 
 @pytest.fixture(params=list(CLUSTERS))
@@ -31,12 +39,9 @@ def documents(request: pytest.FixtureRequest, compiled: dict[str, str]) -> list[
     return list(parsed(compiled[request.param]))
 
 
-@pytest.mark.parametrize("name", ["argo", "argo-everything", "argo-pod", "argo-identity"])
-def test_the_file_is_the_golden_one(name: str, compiled: dict[str, str]) -> None:
-    if name == "argo":
-        check_golden("argo.yaml", compiled[name])
-    else:
-        check_golden(f"{name}.diff", compiled[name], compiled["argo"])
+def test_the_file_is_the_golden_one(compiled: dict[str, str]) -> None:
+    """That of plain values is k8s/base/pipeline.yaml, in test_k8s.py."""
+    check_golden("argo-everything.diff", compiled["argo-everything"], compiled["argo"])
 
 
 def test_the_schemas_know_every_field(documents: list[Json]) -> None:
@@ -121,24 +126,6 @@ def _ancestors(name: str, tasks: dict[str, Json]) -> set[str]:
     return parents.union(*(_ancestors(parent, tasks) for parent in parents))
 
 
-def test_parameters_are_those_of_the_kfp_pipeline(compiled: dict[str, str]) -> None:
-    from imagemill.pipelines.training import build_pipeline
-
-    root = build_pipeline(cluster_of("argo-pod"), resolve_parameters({})).pipeline_spec.root
-    inputs = root.input_definitions.parameters
-    parameters = {
-        parameter["name"]: parameter for parameter in first(compiled, "argo-pod")["spec"]["arguments"]["parameters"]
-    }
-    assert list(parameters) == list(list_form_parameters()) and set(parameters) == set(inputs) and len(parameters) <= 14
-    for name, parameter in parameters.items():
-        assert parameter["description"] == inputs[name].description
-        assert parameter.get("enum", []) == [choice.string_value for choice in inputs[name].literals]
-        assert parameter["value"] in parameter.get("enum", [parameter["value"]])
-        # That of the workspace comes from the cluster file, when it is compiled.
-        default = "s3://mlpipeline/imagemill" if name == "workspace" else inputs[name].default_value.string_value
-        assert parameter["value"] == default, name
-
-
 def test_steps_get_the_inputs_of_the_kfp_tasks(compiled: dict[str, str]) -> None:
     from imagemill.pipelines.training import training_pipeline
 
@@ -149,16 +136,6 @@ def test_steps_get_the_inputs_of_the_kfp_tasks(compiled: dict[str, str]) -> None
         flags = {word.partition("=")[0][2:].replace("-", "_") for word in args}
         planned = {*tasks["resize"].inputs.parameters} - {"clean"} if step == "clean" else set()
         assert flags == {*tasks[step].inputs.parameters} | planned | {"outputs"}, step
-
-
-def test_chosen_values_become_defaults(compiled: dict[str, str]) -> None:
-    defaults = {
-        parameter["name"]: parameter["value"]
-        for parameter in first(compiled, "argo-everything")["spec"]["arguments"]["parameters"]
-    }
-    assert (defaults["epochs"], defaults["dataset"], defaults["image_size"]) == ("3", "pets", "")
-    assert defaults["workspace"] == "s3://vision/mill"
-    assert json.loads(defaults["config"]) == {"train": {"weight_decay": 0.1, "batch_size": 256}}
 
 
 def test_pods_have_the_settings_of_the_cluster_file(compiled: dict[str, str]) -> None:
@@ -263,15 +240,6 @@ def test_fields_removed_in_argo_4_are_not_used(compiled: dict[str, str]) -> None
             assert not removed & set(names(document))
 
 
-def test_file_round_trips_through_hera(compiled: dict[str, str]) -> None:
-    from hera.workflows import CronWorkflow, WorkflowTemplate
-
-    for text in compiled.values():
-        template, cron = parsed(text)
-        assert WorkflowTemplate.from_dict(template).to_dict() == template
-        assert CronWorkflow.from_dict(cron).to_dict() == cron
-
-
 WRONG: list[tuple[dict[str, Any], dict[str, str], str]] = [
     ({}, {"workspace": "./here"}, "workspace: expected s3://"),
     ({"images": {"gpu": ""}}, {}, r"images.gpu"),
@@ -291,21 +259,3 @@ def test_values_that_argo_rejects_are_rejected_at_compile_time(
         compile_argo(resolve_parameters(flags), tmp_path / "argo.yaml", cluster)
     assert "secret@" not in str(error.value)
     assert not (tmp_path / "argo.yaml").exists()
-
-
-@pytest.mark.parametrize(
-    ("workspace", "folder"),
-    [("s3://mill", "runs/r1"), ("s3://mill/", "runs/r1"), ("s3://mill/data/a", "data/a/runs/r1")],
-)
-def test_artifacts_are_files_of_the_runs_folder(compiled: dict[str, str], workspace: str, folder: str) -> None:
-    """Where the workspace is in the bucket of the artifact repository, nothing is stored twice, and nothing is left."""
-    values = {"workflow.parameters.workspace": workspace, "workflow.name": "r1"}
-    spec = first(compiled, "argo")["spec"]
-    keys = {
-        artifact["path"]: resolve(artifact["s3"]["key"], values)
-        for template in spec["templates"]
-        for artifact in template.get("outputs", {}).get("artifacts", ())
-    }
-    names = ("metrics.json", "report.html", "summary.md")
-    assert keys == {f"/scratch/outputs/{name}": f"{folder}/{name}" for name in names}
-    assert "artifactGC" not in spec  # it would keep a deleted workflow running

@@ -175,7 +175,7 @@ def test_operations_for_rgb_are_left_out_of_other_color_spaces(color: str) -> No
 def make_augmentation(
     side: int = 48, size: int = 40, channels: int = 3, color: str = "rgb", **options: Any
 ) -> Augmentation:
-    return Augmentation(augmented.config(**options), augmented.image(side, size, channels, color), "cpu")
+    return Augmentation(augmented.config(**options), augmented.image(side, size, channels, color))
 
 
 def make_images(count: int, side: int = 48, channels: int = 3) -> Any:
@@ -191,25 +191,25 @@ def test_augmentation_of_any_channels_is_the_same_by_any_number_of_threads(chann
     before = stored.copy()
     augmentation = make_augmentation(channels=channels, color=color, **FULL)
     params = augmentation.make_params(3, 4, 24)
-    augmented_images = augmentation.apply_on_cpu(stored, params)
+    augmented_images = augmentation.apply(stored, params)
     assert augmented_images.shape == (24, 40, 40, channels) and augmented_images.dtype == np.uint8
-    assert augmentation.size == 40 and not augmentation.runs_on_device
+    assert augmentation.size == 40
     np.testing.assert_array_equal(stored, before)
     assert len({image.tobytes() for image in augmented_images}) == 24
     with ThreadPoolExecutor(4) as pool:
         parts = [slice(start, start + 3) for start in range(0, 24, 3)]
-        by_threads = pool.map(lambda part: augmentation.apply_on_cpu(stored[part], params.select_rows(part)), parts)
+        by_threads = pool.map(lambda part: augmentation.apply(stored[part], params.select_rows(part)), parts)
         np.testing.assert_array_equal(np.concatenate(list(by_threads)), augmented_images)
     second = make_augmentation(channels=channels, color=color, **FULL)
-    np.testing.assert_array_equal(second.apply_on_cpu(stored, second.make_params(3, 4, 24)), augmented_images)
+    np.testing.assert_array_equal(second.apply(stored, second.make_params(3, 4, 24)), augmented_images)
 
 
 def test_off_changes_nothing_and_a_flip_mirrors_half() -> None:
     stored = np.random.default_rng(0).integers(0, 256, (400, 4, 4, 3)).astype(np.uint8)
     off = make_augmentation(4, 4)
-    np.testing.assert_array_equal(off.apply_on_cpu(stored, off.make_params(0, 0, 400)), stored)
+    np.testing.assert_array_equal(off.apply(stored, off.make_params(0, 0, 400)), stored)
     flips = make_augmentation(4, 4, flip="true")
-    flipped = flips.apply_on_cpu(stored, flips.make_params(0, 0, 400))
+    flipped = flips.apply(stored, flips.make_params(0, 0, 400))
     mirrored = (flipped == stored[:, :, ::-1]).all((1, 2, 3))
     assert (mirrored | (flipped == stored).all((1, 2, 3))).all() and 150 < mirrored.sum() < 250
 
@@ -217,23 +217,6 @@ def test_off_changes_nothing_and_a_flip_mirrors_half() -> None:
 def test_erased_boxes_have_the_mean_color() -> None:
     eraser = make_augmentation(40, 40, erasing=1.0)
     params = eraser.make_params(0, 0, 8)
-    erased = eraser.apply_on_cpu(make_images(8, 40), params)
+    erased = eraser.apply(make_images(8, 40), params)
     for image, (top, left, height, width) in zip(erased, params.erase, strict=True):
         assert (image[top : top + height, left : left + width] == (124, 116, 104)).all()  # 255 times ImageNet's mean
-
-
-def test_only_the_batch_engine_runs_on_a_gpu() -> None:
-    image_spec = augmented.image(48, 40)
-    assert Augmentation(augmented.config(), image_spec, "cuda").runs_on_device
-    assert not Augmentation(augmented.config(augment_pipeline="light"), image_spec, "cuda").runs_on_device
-
-
-def test_device_engine_gives_the_pixels_of_the_cpu_engine() -> None:
-    import torch
-
-    augmenter = make_augmentation(**{**FULL, "noise": 0.0, "jpeg_artifacts": 0.0, "perspective": 0.0, "zoom": 0.0})
-    params, stored = augmenter.make_params(0, 0, 16), make_images(16)
-    on_device = augmenter.apply_on_device(torch.from_numpy(stored), params).numpy().astype(int)
-    assert on_device.shape == (16, 40, 40, 3)
-    same, others = (np.abs(on_device - augmenter.apply_on_cpu(x, params)).mean() for x in (stored, stored[::-1]))
-    assert same < 4 < others

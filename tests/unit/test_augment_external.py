@@ -40,8 +40,8 @@ def saved(path: Path, body: Any) -> str:
 def make_augmentation(pipeline: Any, side: int = 40, size: int = 40, channels: int = 3, seed: int = 0) -> Augmentation:
     image_spec = augmented.image(side, size, channels, "rgb" if channels == 3 else "gray")
     if isinstance(pipeline, str):
-        return Augmentation(augmented.config(augment_pipeline=pipeline, seed=seed), image_spec, "cpu")
-    return Augmentation(augmented.config(seed=seed), image_spec, "cpu", pipeline)
+        return Augmentation(augmented.config(augment_pipeline=pipeline, seed=seed), image_spec)
+    return Augmentation(augmented.config(seed=seed), image_spec, pipeline)
 
 
 def rolled(image: Any, random: np.random.Generator) -> Any:
@@ -62,22 +62,22 @@ def test_pixels_depend_on_the_seed_only(kind: str, tmp_path: Path) -> None:
     augmentation = make_augmentation(pipeline)
     params = augmentation.make_params(2, 3, 12)
     state = torch.get_rng_state()
-    augmented_images = augmentation.apply_on_cpu(stored, params)
+    augmented_images = augmentation.apply(stored, params)
     assert torch.equal(torch.get_rng_state(), state), "training's own random numbers are left alone"
     assert augmented_images.shape == stored.shape and (augmented_images != stored).any((1, 2, 3)).mean() > 0.5
     np.testing.assert_array_equal(stored, before)
     torch.manual_seed(99)
     with ThreadPoolExecutor(4) as pool:
         by_threads = pool.map(
-            lambda start: make_augmentation(pipeline).apply_on_cpu(
+            lambda start: make_augmentation(pipeline).apply(
                 stored[start : start + 2], params.select_rows(slice(start, start + 2))
             ),
             range(0, 12, 2),
         )
     np.testing.assert_array_equal(np.concatenate(list(by_threads)), augmented_images)
     other = make_augmentation(pipeline, seed=1)
-    assert not np.array_equal(other.apply_on_cpu(stored, other.make_params(2, 3, 12)), augmented_images)
-    copies = augmentation.apply_on_cpu(np.stack([stored[0]] * 12), params)
+    assert not np.array_equal(other.apply(stored, other.make_params(2, 3, 12)), augmented_images)
+    copies = augmentation.apply(np.stack([stored[0]] * 12), params)
     assert len({image.tobytes() for image in copies}) > 3  # every image has a seed of its own
 
 
@@ -100,20 +100,20 @@ def test_every_supported_torchvision_transform_depends_on_the_seed_only() -> Non
         augmentation = make_augmentation(getattr(v2, name)(**arguments), 48)
         params = augmentation.make_params(0, 0, 3)
         torch.manual_seed(3)
-        augmented_images = augmentation.apply_on_cpu(stored, params)
+        augmented_images = augmentation.apply(stored, params)
         torch.manual_seed(4)
-        np.testing.assert_array_equal(augmentation.apply_on_cpu(stored, params), augmented_images, name)
+        np.testing.assert_array_equal(augmentation.apply(stored, params), augmented_images, name)
         assert torch.equal(torch.get_rng_state(), torch.manual_seed(4).get_state()), name
 
 
 def test_larger_results_are_cropped_at_random_and_smaller_ones_rejected(tmp_path: Path) -> None:
     stored = images(1, 44)
     identity = make_augmentation(lambda image, _: image, 44, 40)
-    augmented_images = identity.apply_on_cpu(np.repeat(stored, 300, 0), identity.make_params(0, 0, 300))
+    augmented_images = identity.apply(np.repeat(stored, 300, 0), identity.make_params(0, 0, 300))
     windows = {stored[0, y : y + 40, x : x + 40].tobytes() for x in range(5) for y in range(5)}
     assert {image.tobytes() for image in augmented_images} == windows
     crop = make_augmentation(saved(tmp_path / "c.json", [{"RandomResizedCrop": {"size": 40}}]), 64, 40)
-    assert crop.apply_on_cpu(images(2, 64), crop.make_params(0, 0, 2)).shape == (2, 40, 40, 3)
+    assert crop.apply(images(2, 64), crop.make_params(0, 0, 2)).shape == (2, 40, 40, 3)
     for bad, message in (
         (lambda image, _: image[:39], r"makes uint8 \[40, 40, 3\] or larger of uint8 \[40, 40, 3\], found uint8 \[39"),
         (lambda image, _: image.astype(np.float32), "found float32"),
@@ -131,7 +131,7 @@ def test_larger_results_are_cropped_at_random_and_smaller_ones_rejected(tmp_path
 
 def test_pipeline_that_does_not_support_one_channel_is_rejected_at_once() -> None:
     augmentation = make_augmentation("light", channels=1)
-    assert augmentation.apply_on_cpu(images(3, channels=1), augmentation.make_params(0, 0, 3)).shape == (3, 40, 40, 1)
+    assert augmentation.apply(images(3, channels=1), augmentation.make_params(0, 0, 3)).shape == (3, 40, 40, 1)
     with pytest.raises(UserError, match=r"^augment_pipeline: fails on uint8 \[40, 40, 1\]"):
         make_augmentation("weather", channels=1)
 

@@ -47,10 +47,9 @@ def test_auto_balances_classes_that_differ_where_the_metric_does() -> None:
 
 def test_fine_tuning_goes_as_far_as_validation_gains() -> None:
     config = resolved(recipe="finetune", weights="DEFAULT")
-    assert (config.head, config.head_margin, config.probe_epochs, config.early_stopping) == ("solved", 1.0, 1, 4)
-    assert resolved(recipe="finetune", weights="DEFAULT", head_margin=0.0).head_margin == 0
+    assert (config.head, config.has_head_margin, config.probe_epochs, config.early_stopping) == ("solved", True, 1, 4)
     standard = resolved(recipe="standard", weights="DEFAULT")
-    assert standard.head_margin is None and "head_margin" not in standard.fingerprint_values()
+    assert not standard.has_head_margin and "head_margin" not in standard.fingerprint_values()
     with pytest.raises(UserError, match="recipe: expected another one with --weights none"):
         TrainConfig.from_values({"recipe": "finetune", "weights": "none"})
 
@@ -93,7 +92,7 @@ def test_the_schedule_ends_with_the_epochs_that_fit(small: Dataset, tmp_path: Pa
 
 
 def test_little_more_than_the_solved_head_is_no_gain(small: Dataset, tmp_path: Path) -> None:
-    training = trainer(small, tmp_path, settings(small, **SOLVED, epochs=2, head_margin=1.0))
+    training = trainer(small, tmp_path, settings(small, **SOLVED, epochs=2, recipe="finetune"))
     state = training._resume()
     state.history = [{"val_macro_f1": 0.8, "val_loss": 0.5}]
     state.best_epoch = 1

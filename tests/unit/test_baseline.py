@@ -11,10 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from chain import evaluated, one_core, resized, trained
-from html_page import Page
-from reported import FIRST, Mill
-from reported import evaluated as make_evaluation
-from reported import trained as make_model
 from safetensors.torch import save_file
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
@@ -33,9 +29,10 @@ from imagemill.components.evaluate.inference import read_tensor_batches
 from imagemill.components.evaluate.linear_probe import cross_validate_probe, describe_cross_validation, find_units
 from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.models.features import LinearProbe, find_features, read_image_ids
-from imagemill.components.promote import report
-from imagemill.components.promote.near_pairs import Neighbors, describe_near_pairs
-from imagemill.components.promote.score_sections import list_metrics
+from imagemill.components.promote.near_pairs import Neighbors, find_near_pairs
+from imagemill.components.report.mistakes import NearPairs, describe_near_pairs
+from imagemill.components.report.page import Figures
+from imagemill.components.report.scores import list_metrics
 
 
 class Probed(NamedTuple):
@@ -95,7 +92,7 @@ def test_the_baseline_is_scored_on_the_test_images(probed: Probed) -> None:
     for name, score in baseline.scores.items():
         assert score == pytest.approx(extra.metrics[name], abs=1e-5)
     assert f"macro-F1 {baseline.scores['macro_f1']:.3f} on the same images" in describe_baseline(baseline)
-    words = {row.name: row.words for row in list_metrics(extra)}
+    words = {row[0]: str(row[-1]) for row in list_metrics(extra)}
     expected = f"mean F1 of the classes; of the baseline, {baseline.name}, {baseline.scores['macro_f1']:.3f};"
     assert words["Macro-F1"].startswith(expected)
 
@@ -120,7 +117,7 @@ def test_all_images_are_cross_validated_beside_few_test_images(probed: Probed) -
     assert line.startswith(
         "beside 16 test images, the probe on frozen features is cross-validated on all 152 in 5 folds"
     )
-    words = {row.name: row.words for row in list_metrics(extra)}
+    words = {row[0]: str(row[-1]) for row in list_metrics(extra)}
     assert f"cross-validated on all 152 images, {result.scores['top1']:.3f} (" in words["Top-1"]
     features = find_features(probed.model)
     assert cross_validate_probe(features, probed.clean, "auto") == result
@@ -184,21 +181,16 @@ def test_without_features_the_baseline_is_on_pixels(probed: Probed, tmp_path: Pa
 
 
 def test_the_report_shows_test_images_that_are_near_training_images(
-    probed: Probed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    probed: Probed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 16 test images none is looked for; here two are taken for near, whatever they are."""
-    empty = describe_near_pairs(probed.model, probed.tensors, probed.clean)
-    assert empty is not None and (empty["number"], empty["pairs"], empty["test_images"]) == (0, [], 16)
+    train, test = (read_image_ids(probed.tensors, (split,)) for split in ("train", "test"))
+    empty = find_near_pairs(probed.model, probed.tensors, probed.clean)
+    assert empty == NearPairs(0, 16, len(train), 0.05, ()) and describe_near_pairs(empty, probed.clean) == []
     monkeypatch.setattr(Neighbors, "find_near_copies", lambda neighbors: np.array([4, 2]))
-    facts = describe_near_pairs(probed.model, probed.tensors, probed.clean)
-    assert facts is not None and [pair["test"].src[:5] for pair in facts["pairs"]] == ["data:"] * 2
-    train, test = (set(read_image_ids(probed.tensors, (split,))) for split in ("train", "test"))
-    for pair in facts["pairs"]:
-        assert pair["test"].image_id in test and pair["train"].image_id in train and -1 <= pair["cosine"] <= 1
-    mill = Mill(Workspace(str(tmp_path)), ["cat", "dog"])
-    clean = mill.clean()
-    evaluation = make_evaluation(mill.workspace, make_model(mill.workspace, clean), clean, mill.predictions(clean))
-    plain = report.gather_facts(mill.workspace, "r", evaluation, FIRST, None)
-    assert plain["near_pairs"] is None and "nearly seen" not in report.render_page(plain)
-    text = Page(report.render_page(plain | {"near_pairs": facts})).text
-    assert "Test images that training has nearly seen" in text and "2 test images of 16 have a training image" in text
+    near = find_near_pairs(probed.model, probed.tensors, probed.clean)
+    assert near is not None and [pair.test_id for pair in near.pairs] == [test[4], test[2]]
+    assert all(pair.train_id in train and -1 <= pair.cosine <= 1 for pair in near.pairs)
+    [block] = describe_near_pairs(near, probed.clean)
+    assert isinstance(block, Figures) and block.note.startswith("2 test images have (of 16) a training image")
+    assert [picture.src[:5] for figure in block.figures for picture in figure.pictures] == ["data:"] * 4

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from cleaned import raw_dataset, raw_row
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -26,7 +24,6 @@ from imagemill.components.clean.final_files import write_final_files
 from imagemill.components.clean.labels import (
     LabelRules,
     compare_class_lists,
-    describe_class_changes,
     extend_class_list,
     make_label_rules,
     read_class_list,
@@ -34,14 +31,14 @@ from imagemill.components.clean.labels import (
     split_labels,
 )
 from imagemill.components.clean.reuse import FinishedWork
-from imagemill.components.clean.schema import CLEAN, REJECTED, make_clean_layout
-from imagemill.components.clean.slices import RowRules, hash_pixels, plan_slices, write_rows
+from imagemill.components.clean.schema import CLEAN, make_clean_layout
+from imagemill.components.clean.slices import hash_pixels, write_rows
 from imagemill.components.clean.splits import SPLITS, choose_split, compute_shuffle_index, compute_split_position
 from imagemill.components.dataset.kinds import ClassChanges
 from imagemill.components.dataset.manifest import Dataset, File, read_dataset
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.imaging.decoder import ImageRejected, decode
-from imagemill.components.imaging.standardize import standardize
+from imagemill.components.report.changes import describe_class_changes
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import UserError
 
@@ -266,37 +263,6 @@ def noise(seed: int, shape: tuple[int, ...] = (16, 20, 3)) -> Any:
     return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
 
 
-GRAY = CleanConfig(color="gray")
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "TIFF"])
-def test_bytes_pass_through_where_no_operation_applies(kind: str) -> None:
-    color, gray = encoded(noise(1), kind), encoded(noise(1)[:, :, 0], kind)
-    assert standardize(color, CleanConfig()).data == color
-    assert standardize(gray, CleanConfig()).data == gray
-    assert standardize(gray, GRAY).data == gray
-
-
-@pytest.mark.parametrize(
-    ("kind", "stored"), [("PNG", "PNG"), ("BMP", "PNG"), ("TIFF", "PNG"), ("JPEG", "JPEG"), ("WEBP", "JPEG")]
-)
-def test_color_becomes_gray_bytes_that_hold_the_same_pixels(kind: str, stored: str) -> None:
-    smooth = np.asarray(Image.fromarray(noise(2, (4, 5, 3))).resize((60, 48), Image.Resampling.BICUBIC))
-    standardized = standardize(encoded(smooth, kind), GRAY)
-    decoded = decode(standardized.data, "gray")
-    assert decoded.format == stored and decoded.as_stored and standardized.pixels.shape == (48, 60, 1)
-    assert np.abs(decoded.pixels.astype(int) - standardized.pixels).max() <= (0 if stored == "PNG" else 6)
-
-
-def test_a_turned_gray_picture_is_stored_upright() -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    for kind in ("PNG", "JPEG", "TIFF"):
-        standardized = standardize(encoded(noise(3)[:, :, 0], kind, exif=exif), GRAY)
-        assert Image.open(io.BytesIO(standardized.data)).getexif().get(0x0112, 1) == 1
-        assert decode(standardized.data, "gray").pixels.shape == standardized.pixels.shape == (20, 16, 1)
-
-
 def test_pixel_hashes_see_pixels_and_shape_only() -> None:
     pixels = noise(4)
     assert hash_pixels(decode(encoded(pixels, "PNG")).pixels) == hash_pixels(decode(encoded(pixels, "BMP")).pixels)
@@ -346,110 +312,7 @@ def test_of_exact_copies_test_is_kept_before_val_and_then_the_smallest_id(tmp_pa
     assert table.schema.equals(CLEAN, check_metadata=True)
 
 
-def test_files_are_rewritten_only_where_rows_are_dropped_or_change_splits(tmp_path: Path) -> None:
-    rows = [clean_row(f"{n}", SPLITS[n % 3], encoded(noise(n))) for n in range(30)]
-    decisions, finished, files = decide_on(tmp_path, rows)
-    assert write_final_files(decisions, finished, LAYOUT).files == files
-    decisions.is_kept[:10] = False
-    assert write_final_files(decisions, finished, LAYOUT).files == files[1:]
-    decisions.is_kept[:] = True
-    decisions.splits[::2] = 0
-    moved = write_final_files(decisions, finished, LAYOUT).files
-    rows_by_split = [(f.split, row) for f in moved for row in pq.read_table(f"{finished.uri}/{f.uri}").to_pylist()]
-    assert sorted(row["image_id"] for _, row in rows_by_split) == sorted(row["image_id"] for row in rows)
-    assert all(row["split"] == split for split, row in rows_by_split)
-    assert Counter(split for split, _ in rows_by_split) == {"train": 20, "val": 5, "test": 5}
-    for file in moved:
-        order = pq.read_table(f"{finished.uri}/{file.uri}").column("shuffle_index").to_pylist()
-        assert order == sorted(order)
-
-
-def toy_rows(number: int = 120) -> list[dict[str, Any]]:
-    """Good pictures of two classes, each split declared or not, and one of every fault."""
-    rows = [raw_row(f"good-{n}.png", encoded(noise(n)), "ab"[n % 2]) for n in range(number)]
-    data = encoded(noise(500))
-    faults = [(None, "a"), (b"", "a"), (b"text, not an image", "a"), (data[:200], "b")]
-    faults += [(encoded(noise(600)), None), (encoded(noise(601)), "")]
-    faults += [(encoded(noise(0)), "b"), (encoded(noise(1), "BMP"), "b")]
-    return rows + [raw_row(f"fault-{n}.png", data, label) for n, (data, label) in enumerate(faults)]
-
-
 def run_clean(workspace: Path, raw: Dataset, workers: int = 2, **options: Any) -> Dataset:
     config = CleanConfig(raw=raw.uri, workspace=str(workspace), clean_workers=workers, **options)
     outcome = clean(config, Context("clean", Workspace.open(str(workspace)), "run", False))
     return read_dataset(outcome.uri, "clean")
-
-
-def table_of(dataset: Dataset, role: str) -> pa.Table:
-    tables = [pq.read_table(dataset.locate(f)) for f in dataset.files(role)]
-    return pa.concat_tables(tables) if role == "data" else pa.concat_tables([t.cast(REJECTED) for t in tables])
-
-
-def test_every_raw_row_is_either_kept_or_rejected(tmp_path: Path) -> None:
-    rows = toy_rows()
-    dataset = run_clean(tmp_path, raw_dataset(tmp_path, rows))
-    accepted, rejected = (table_of(dataset, role).to_pylist() for role in ("data", "rejected"))
-    ids = [r["image_id"] for r in accepted] + [r["image_id"] for r in rejected]
-    assert sorted(ids) == sorted(r["image_id"] for r in rows)
-    reasons = Counter(r["reason"] for r in rejected)
-    assert set(reasons) <= set(REASONS)
-    expected = {"missing_file": 1, "empty_file": 1, "not_an_image": 1, "corrupt": 1, "no_label": 2}
-    assert reasons == expected | {"duplicate_bytes": 1, "duplicate_pixels": 1}
-    totals = dataset.manifest.totals
-    assert (totals.rows, totals.rejected) == (len(accepted), len(rejected))
-    assert totals.by_reason == dict(sorted(reasons.items()))
-    assert totals.by_split == {s: sum(r["split"] == s for r in accepted) for s in SPLITS}
-    assert totals.by_class == {c: sum(r["label"] == c for r in accepted) for c in "ab"}
-    for row in accepted:
-        assert row["label_id"] == "ab".index(row["label"]) and row["image_bytes"] == len(row["image"]["bytes"])
-    for file in dataset.files("data"):
-        indices = pq.read_table(dataset.locate(file)).column("shuffle_index").to_pylist()
-        assert indices == sorted(indices)
-
-
-def test_growing_a_dataset_moves_no_image_and_renumbers_no_class(tmp_path: Path) -> None:
-    rows = toy_rows()
-    first = run_clean(tmp_path, raw_dataset(tmp_path, rows))
-    new = [raw_row(f"new-{n}.png", encoded(noise(1000 + n)), "AB"[n % 2]) for n in range(30)]
-    second = run_clean(tmp_path, raw_dataset(tmp_path, new + rows, shards=3, name="01"))
-    assert second.manifest.classes == ("a", "b", "A", "B")
-    before, after = ({r["image_id"]: r for r in table_of(d, "data").to_pylist()} for d in (first, second))
-    # The smaller id of two copies wins, whatever was there first: nothing new here is a copy.
-    assert {i: after[i] for i in before} == before
-    assert len(after) == len(before) + 30
-
-
-def test_killed_clean_continues_only_from_existing_files(tmp_path: Path) -> None:
-    raw = raw_dataset(tmp_path, toy_rows())
-    dataset = run_clean(tmp_path, raw)
-    folder, finished = tmp_path / "clean", FinishedWork(Workspace.open(str(tmp_path)))
-    expected = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.parquet")}
-    (folder / dataset.fingerprint / "_manifest.json").unlink()  # as if killed just before the commit
-    rules = RowRules(CleanConfig(), LabelRules({"a": 0, "b": 1}))
-    shards = list(finished.find_slices(plan_slices(raw), rules).values())
-    assert len(shards) == 2
-    (folder / "_shards" / shards[0].candidates[0].uri).unlink()
-    cut = folder / "_shards" / shards[1].rejected[0].uri
-    cut.write_bytes(cut.read_bytes()[:100])
-    repeated = run_clean(tmp_path, raw)
-    assert repeated.manifest.files == dataset.manifest.files and not repeated.missing()
-    assert {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*.parquet")} == expected
-
-
-def test_a_source_whose_images_are_all_broken_is_the_users_error(tmp_path: Path) -> None:
-    rows = [raw_row(f"{n}.png", b"broken", "ab"[n % 2]) for n in range(4)]
-    with pytest.raises(UserError, match="not_an_image 4"):
-        run_clean(tmp_path, raw_dataset(tmp_path, rows))
-
-
-def test_one_class_is_the_users_error(tmp_path: Path) -> None:
-    rows = [raw_row(f"{n}.png", encoded(noise(n)), "a") for n in range(4)]
-    with pytest.raises(UserError, match=r"^label: expected images of at least two classes, found only 'a' in here"):
-        run_clean(tmp_path, raw_dataset(tmp_path, rows))
-
-
-def test_files_of_clean_are_listed_by_split(tmp_path: Path) -> None:
-    dataset = run_clean(tmp_path, raw_dataset(tmp_path, toy_rows()))
-    files: list[File] = dataset.files()
-    assert [f.split for f in files] == sorted((f.split for f in files), key=SPLITS.index)
-    assert all(f.uri.startswith(f"../_shards/data/{f.split}/part-") for f in files)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
-from pathlib import Path
-
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -17,18 +13,9 @@ from photos import exif, max_difference, saved
 from PIL import Image
 from test_resample import make_noise as noise
 
-from imagemill.components.clean import STEP as CLEAN
-from imagemill.components.dataset.manifest import Dataset, read_dataset
-from imagemill.components.dataset.shards import read_columns
-from imagemill.components.download import STEP as DOWNLOAD
-from imagemill.components.evaluate import STEP as EVALUATE
 from imagemill.components.imaging.decoder import ImageRejected, convert_color, decode
 from imagemill.components.imaging.geometry import Geometry, decode_and_resize
-from imagemill.components.imaging.pixel_options import COLORS, EDGES, MODES
-from imagemill.components.models.artifact import find_first_convolution, load_model
-from imagemill.components.resize import STEP as RESIZE
-from imagemill.components.step.step import Step
-from imagemill.components.train import STEP as TRAIN
+from imagemill.components.imaging.pixel_options import COLORS, MODES
 
 Pixels = npt.NDArray[np.uint8]
 CHANNELS = {"red": 0, "green": 1, "blue": 2}
@@ -153,42 +140,3 @@ def test_a_single_channel_is_resampled_alone() -> None:
 
 
 # Through every step.
-
-
-def run_step(step: Step, workspace: Path, **values: str) -> Dataset:
-    """Run a step by its command line and return the dataset that it commits."""
-    config = step.config.from_values({"workspace": str(workspace), "run": "r", "name": "x", **values})
-    result = workspace.parent / "result.json"
-    assert step.execute(config, str(result)) == 0, result.read_text()
-    return read_dataset(json.loads(result.read_text())["uri"])
-
-
-@pytest.mark.usefixtures("without_ray")
-@pytest.mark.parametrize(("color", "edges"), [("gray", "off"), ("red", "both"), ("lab", "sobel")])
-def test_from_the_source_to_the_evaluation(tmp_path: Path, color: str, edges: str) -> None:
-    """Two classes that differ in brightness, so that one channel tells them apart."""
-    for number in range(16):
-        name = ("dark", "light")[number % 2]
-        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
-        pixels = noise(40 + number, 50) // 3 + (number % 2) * 160
-        (tmp_path / "photos" / name / f"{number}.jpg").write_bytes(saved(pixels.astype(np.uint8), "JPEG"))
-    work = tmp_path / "work"
-    raw = run_step(DOWNLOAD, work, dataset="folder", source=str(tmp_path / "photos"))
-    cleaned = run_step(CLEAN, work, raw=raw.uri, color=color, val_fraction="0.2", test_fraction="0.3",
-                       near_duplicates="off", leakage="report")  # fmt: skip
-    tensors = run_step(RESIZE, work, clean=cleaned.uri, image_size="32", edges=edges)
-    model = run_step(TRAIN, work, tensors=tensors.uri, backbone="shufflenet_v2_x0_5", epochs="1", batch_size="8",
-                     device="cpu")  # fmt: skip
-    evaluation = run_step(EVALUATE, work, model=model.uri, clean=cleaned.uri, device="cpu")
-    channels = COLORS[color] + len(EDGES[edges])
-    shape = (32, 32, channels)
-    assert tensors.manifest.image.shape == model.manifest.image.shape == shape
-    assert tensors.manifest.totals.bytes == 32 * 32 * channels * tensors.manifest.totals.rows
-    for table in read_columns(cleaned, "data", ["image"]):
-        for row in table.to_pylist():
-            assert Image.open(io.BytesIO(row["image"]["bytes"])).mode == ("L" if COLORS[color] == 1 else "RGB")
-    network, spec = load_model(model)
-    assert spec.geometry.shape == (32, 32, channels)
-    first = network.get_submodule(find_first_convolution(network, channels))
-    assert first.weight.shape[1] == channels
-    assert evaluation.manifest.totals.rows == cleaned.manifest.totals.by_split["test"] > 0

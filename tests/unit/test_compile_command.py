@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from packages import IMAGES, documents
+from packages import IMAGES
 
 from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.cli.main import main
@@ -111,23 +111,6 @@ def cluster_file(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "cluster.yaml"
     path.write_text(yaml.safe_dump({"images": IMAGES, "storage": {"workspace": "s3://here/mill"}}))
     yield path
-
-
-def test_the_command_compiles_by_the_clusters_file(cluster_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    output = cluster_file.with_name("training.yaml")
-    arguments = ["compile", "--target", "kfp", "--cluster", str(cluster_file), "-o", str(output), "--epochs", "3"]
-    assert main(arguments) == 0 and capsys.readouterr().out == f"wrote {output}\n"
-    parameters = documents(output)[0]["root"]["inputDefinitions"]["parameters"]
-    assert parameters["workspace"]["defaultValue"] == "s3://here/mill" and parameters["epochs"]["defaultValue"] == "3"
-
-
-def test_the_command_compiles_for_argo(cluster_file: Path) -> None:
-    output = cluster_file.with_name("argo.yaml")
-    assert main(["compile", "--target", "argo", "--cluster", str(cluster_file), "-o", str(output)]) == 0
-    assert [document["kind"] for document in yaml.safe_load_all(output.read_text())] == [
-        "WorkflowTemplate",
-        "CronWorkflow",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -22,31 +22,6 @@ from imagemill.pipelines.parameters import RunParameters, list_parameters, resol
 
 ROOT = Path(__file__).parents[2]
 VALIDATOR = jsonschema.Draft202012Validator(build_config_schema())
-VALID = {
-    "nothing": "{}",
-    "values": "epochs: 3\nimage_size: 64\nlearning_rate: 1.0e-3\ntensorboard: false\nname: 2026\nweights: DEFAULT",
-    "null is unset": "seed:\nepochs: null\nflip: ~\nclean:",
-    "sections": "seed: 7\ntrain:\n  seed: 8\n  ema: 0.99\nresize: {device: cpu}",
-    "promote is a parameter and a step": "promote: never",
-    "promote as a step": "promote: {min_gain: 0.01, promote: always}",
-    "words that yaml reads as booleans": "trim: on\ndenoise: off\nflip: true\nstop_on_drift: new\nbackground: off",
-    "numbers as choices": "jpeg_subsampling: 420\nencoding: jpeg",
-    "a section for a parameter of the form": "train: {epochs: 3}",
-}
-INVALID = {
-    "an unknown name": ("epoch: 3", r"\(epoch\): expected a parameter or a step; is it epochs\?"),
-    "another step's parameter": ("train: {trim: on}", r"\(train.trim\): expected a parameter of train"),
-    "out of range": ("epochs: 0", r"\(epochs\): expected a number of at least 1"),
-    "above its range": ("train: {ema: 2}", r"\(train.ema\): expected a number of at most 0.99999"),
-    "another type": ("epochs: many", r"\(epochs\): expected a whole number, found 'many'"),
-    "a fraction": ("epochs: 2.5", r"\(epochs\): expected a whole number"),
-    "blank": ('epochs: ""', r"\(epochs\): expected a whole number, found ''"),
-    "no choice": ("encoding: png", r"\(encoding\): expected one of raw, jpeg"),
-    "a list": ("name: [a]", r"\(name\): expected a text"),
-    "no section": ("train: 5", r"\(train\): expected names and values"),
-    "what the pipeline fills in": ("train: {tensors: x}", r"\(train.tensors\): expected a parameter of train"),
-    "no names": ("- a", "--config: expected names and values"),
-}
 
 
 @pytest.fixture
@@ -59,19 +34,6 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
 def read(text: str, folder: Path) -> RunParameters:
     (folder / "mill.yaml").write_text(text)
     return resolve_parameters({}, str(folder / "mill.yaml"), {})
-
-
-@pytest.mark.parametrize("text", VALID.values(), ids=VALID)
-def test_a_valid_file_is_valid_by_the_schema(text: str, tmp_path: Path) -> None:
-    VALIDATOR.validate(yaml.safe_load(text))
-    read(text, tmp_path)
-
-
-@pytest.mark.parametrize(("text", "message"), INVALID.values(), ids=INVALID)
-def test_an_invalid_file_is_invalid_by_the_schema(text: str, message: str, tmp_path: Path) -> None:
-    assert list(VALIDATOR.iter_errors(yaml.safe_load(text)))
-    with pytest.raises(UserError, match=message):
-        read(text, tmp_path)
 
 
 def test_the_command_prints_the_schema_of_every_parameter(capsys: pytest.CaptureFixture[str]) -> None:

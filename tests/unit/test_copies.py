@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pickle
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,20 +19,14 @@ from imagemill.components.evaluate.inference import read_test_batches
 from imagemill.components.imaging.decoder import convert_color
 from imagemill.components.imaging.geometry import Geometry, compute_edges, decode_and_resize
 from imagemill.components.imaging.rand_augment import Operation, apply_operations
-from imagemill.components.resize import copies as module
 from imagemill.components.resize import plan
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.copies import (
     CopyPlan,
     CopyPolicy,
-    assign_position,
     decode_with_copies,
     flip_horizontally,
-    make_generator,
-    plan_copies,
 )
-from imagemill.components.resize.tensor_shards import TensorSpec
-from imagemill.components.storage.errors import MillError, UserError
 from imagemill.components.train.data.loader import iter_batches
 
 RAND = CopyPolicy(3, "randaugment", seed=7, flip=True)
@@ -100,13 +93,6 @@ def test_copies_are_shuffled_and_originals_keep_their_order(tmp_path: Path) -> N
     assert [f.sha256 for f in second.manifest.files] == [f.sha256 for f in tensors.manifest.files]
 
 
-def test_positions_of_copies_are_spread_over_the_range_of_the_task() -> None:
-    low, high = 2**62 + 3, 2**62 + 11
-    counts = Counter(assign_position(low, f"{n}", 1, low, high) for n in range(4000))
-    assert set(counts) == set(range(low, high)) and max(counts.values()) < 600
-    assert assign_position(low + 5, "x", 0, low, high) == low + 5
-
-
 def test_pixels_depend_on_the_image_and_the_policy_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files of 3 images or of all, among other images, with fewer copies: the same copies."""
     expected = by_copy(resized(clean_of(tmp_path / "a", make_images(12)), copies=3, copy_flip=True))
@@ -131,17 +117,6 @@ def test_copies_are_the_same_by_any_number_of_threads() -> None:
     expected = [make(number) for number in range(24)]
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(make, range(24))) == expected
-
-
-def test_random_generator_depends_on_seed_version_image_and_copy_number() -> None:
-    def numbers(*key: Any) -> tuple[int, ...]:
-        return tuple(make_generator(*key).integers(2**62, size=2).tolist())
-
-    keys = [(0, 1, "a", 1), (1, 1, "a", 1), (0, 2, "a", 1), (0, 1, "b", 1), (0, 1, "a", 2), (1, 1, "a", 2)]
-    assert len({numbers(*key) for key in keys}) == len(keys)
-    assert numbers(*keys[0]) == numbers(*keys[0])
-    descriptions = [[text for _, text in make_copies(dataclasses.replace(RAND, seed=seed))] for seed in (7, 7, 8)]
-    assert descriptions[0] == descriptions[1] != descriptions[2]
 
 
 def test_recorded_operations_reproduce_the_pixels_of_a_copy() -> None:
@@ -202,17 +177,6 @@ def test_a_letterbox_is_padded_after_the_augmentation() -> None:
     assert sum(p[top : top + height].mean() > 40 for p, _ in images) == 13
 
 
-def test_an_image_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-
-    def counted(*args: Any, **options: Any) -> Any:
-        calls.append(1)
-        return decode_and_resize(*args, **options)
-
-    monkeypatch.setattr(module, "decode_and_resize", counted)
-    assert len(make_copies(dataclasses.replace(RAND, per_image=9))) == 10 and len(calls) == 1
-
-
 def test_jpeg_multi_label_and_gray(tmp_path: Path) -> None:
     tensors = resized(clean_of(tmp_path, make_images(5), "gray", multi=True), copies=2, encoding="jpeg")
     rows = rows_of(tensors)
@@ -251,17 +215,3 @@ def test_fingerprint_depends_on_the_copy_options() -> None:
     full = {"copies": 2, "copy_ops": 5, "copy_magnitude": 3, "copy_flip": True, "copy_seed": 9, "image_size": 32}
     assert counting(**full) == full
     assert counting(copies=1, copy_policy="background", copy_ops=5) == {"copies": 1, "copy_policy": "background"}
-
-
-def test_a_spec_travels(tmp_path: Path) -> None:
-    spec = TensorSpec(Geometry(24), copies=RAND)
-    assert pickle.loads(pickle.dumps(spec)) == spec
-    plan = plan_copies(ResizeConfig(copies=2), clean_of(tmp_path, make_images(3)))
-    assert plan.policy == CopyPolicy(2, "randaugment")
-
-
-def test_an_image_that_does_not_decode_is_our_error(tmp_path: Path) -> None:
-    images = [*make_images(4), Image(9, data=b"\x89PNG\r\n\x1a\nno more")]
-    with pytest.raises(MillError, match=r"train/009\.png: clean passed this image") as raised:
-        resized(clean_of(tmp_path, images), copies=2)
-    assert not isinstance(raised.value, UserError)

@@ -23,7 +23,6 @@ from imagemill.components.resize.backgrounds import (
     decode_foreground,
     list_backgrounds,
     make_color_field,
-    resize_to_cover,
 )
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.copies import CopyPolicy, decode_with_copies, flip_horizontally, plan_copies
@@ -114,24 +113,6 @@ def test_composite_blends_by_the_share() -> None:
     np.testing.assert_array_equal(composite(foreground, share * 0, background), background)
 
 
-def test_cover_shows_the_largest_center() -> None:
-    picture = np.zeros((40, 100, 3), np.uint8)
-    picture[:, 30:70] = 200
-    for size in ((20, 20), (40, 40), (80, 80)):
-        assert (resize_to_cover(picture, *size) == 200).all() and resize_to_cover(picture, *size).shape == (*size, 3)
-    wide = resize_to_cover(picture, 20, 50)
-    assert (wide[:, 15:35] == 200).all() and not wide[:, :14].any()
-    assert resize_to_cover(picture[:, :, :1], 7, 90).shape == (7, 90, 1)
-
-
-def test_fields_are_smooth_and_of_the_right_color() -> None:
-    field = make_color_field(5, "rgb", 90, 120)
-    assert field.shape == (90, 120, 3) and field.std() > 10
-    assert max(np.abs(np.diff(field.astype(int), axis=axis)).max() for axis in (0, 1)) < 25
-    np.testing.assert_array_equal(make_color_field(5, "gray", 90, 120), convert_color(field, "gray"))
-    assert make_color_field(6, "rgb", 90, 120).tobytes() != field.tobytes()
-
-
 def test_images_without_a_mask_have_no_copies_and_are_counted(tmp_path: Path) -> None:
     empty = photos.saved(np.zeros(Image(9).pixels.shape[:2], np.uint8))
     images = [*masked(range(1, 6)), Image(7), Image(8), Image(9, mask=empty), *make_images(0)]
@@ -179,25 +160,6 @@ def test_backgrounds_are_taken_from_a_folder(tmp_path: Path) -> None:
             assert pixels.shape == (24, 24, 1) and (pixels[:, 13:] == convert_color(color, "gray")).all()
 
 
-def test_background_does_not_depend_on_the_order_of_reads(tmp_path: Path) -> None:
-    (tmp_path / "a.jpg").write_bytes(photos.saved(photos.made(4, 900, 700), "JPEG"))
-    [picture] = list_backgrounds(str(tmp_path))
-    sizes = [(40, 40), (300, 200), (41, 63), (500, 900)]
-    pictures = []
-    for order in (sizes, sizes[::-1]):
-        backgrounds._cache = backgrounds._PictureCache(backgrounds.CACHE_BYTES)
-        pictures.append(
-            {size: backgrounds.read_picture(str(tmp_path), picture, "rgb", *size).tobytes() for size in order}
-        )
-    assert pictures[0] == pictures[1]
-    cache = backgrounds._PictureCache(1000)
-    for number in range(9):
-        cache.put((str(number), "", 0), np.zeros(300, np.uint8))
-    assert [cache.get((str(n), "", 0)) is not None for n in range(9)] == [False] * 6 + [True] * 3
-    cache.put(("large", "", 0), np.zeros(2000, np.uint8))
-    assert cache.get(("large", "", 0)) is None and cache.get(("8", "", 0)) is not None
-
-
 def test_fingerprint_depends_on_names_and_content_of_backgrounds(tmp_path: Path) -> None:
     clean = clean_of(tmp_path / "w", masked([1]), masks=True)
 
@@ -235,21 +197,3 @@ def test_invalid_backgrounds_are_rejected(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "bg" / "a.png").unlink()
     with pytest.raises(UserError, match="or none"):
         backgrounds.read_picture(folder, old[0], "rgb", 8, 8)
-
-
-def test_a_known_photograph_in_front_of_another() -> None:
-    """The trimap of Oxford-IIIT Pet, through clean's `keep_masks`: the cat stays, its room goes."""
-    from imagemill.components.clean.config import CleanConfig
-    from imagemill.components.imaging.standardize import standardize
-
-    standardized = standardize(
-        photos.pet("Abyssinian_101"), CleanConfig(keep_masks=True), None, photos.trimap("Abyssinian_101")
-    )
-    row = {"image_id": "a", "image": {"bytes": standardized.data}, "shuffle_index": STEP, "mask": standardized.mask}
-    images = list(decode_with_copies(row, Geometry(128, "letterbox"), FIELDS))
-    small = cv2.resize(
-        cv2.imdecode(np.frombuffer(standardized.mask or b"", np.uint8), 0), (128, 89), interpolation=cv2.INTER_AREA
-    )
-    same = np.stack([np.abs(image.astype(int) - images[0][0]).max(axis=2)[19:108] for image, _ in images[1:]])
-    inside = cv2.erode(small, np.ones((3, 3), np.uint8)) == 255  # the filter reaches a pixel further
-    assert inside.sum() > 2000 and same[:, inside].max() <= 1 and np.median(same[:, small == 0]) > 30

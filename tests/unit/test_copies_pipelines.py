@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from imagemill.components.imaging.albumentations_pipelines import (
     import_albumentations,
 )
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.resize.copies import make_paths_absolute, plan_copies
+from imagemill.components.resize.copies import plan_copies
 from imagemill.components.storage.errors import UserError
 
 ALB: dict[str, Any] = {"copy_policy": "albumentations"}
@@ -136,14 +135,6 @@ def test_fingerprint_depends_on_the_content_of_the_pipeline_file(tmp_path: Path)
     assert "copy_pipeline" not in names[3] and names[4]["copy_pipeline"] == "ocr"
 
 
-def test_relative_places_are_made_absolute_for_other_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    absolute = make_paths_absolute(config(copy_pipeline="mine.json", backgrounds="bg"))
-    assert (absolute.copy_pipeline, absolute.backgrounds) == (f"{tmp_path}/mine.json", f"{tmp_path}/bg")
-    named = make_paths_absolute(config(copy_pipeline="strong"))
-    assert (named.copy_pipeline, named.backgrounds) == ("strong", "")
-
-
 def test_invalid_pipelines_are_rejected(tmp_path: Path) -> None:
     a = import_albumentations()
     (tmp_path / "text.json").write_text("not: [a pipeline")
@@ -181,22 +172,3 @@ def test_a_pipeline_that_changes_shape_or_type_fails_before_the_work(tmp_path: P
     gray = clean_of(tmp_path / "gray", make_images(2), "gray")
     with pytest.raises(UserError, match=r"^copy_pipeline: fails on uint8 \[24, 24, 1\]: .*3-channel"):
         plan_copies(config(copy_pipeline="weather"), gray)
-
-
-@pytest.mark.usefixtures("without_ray")
-def test_step_makes_and_records_copies_by_a_pipeline(tmp_path: Path) -> None:
-    options = {"copy_pipeline": "strong", "copy_flip": True, **ALB}
-    rows = by_copy(resized(clean_of(tmp_path, make_images(4)), copies=2, **options))
-    fewer = by_copy(resized(clean_of(tmp_path / "b", make_images(4)[:2]), copies=1, **options))
-    assert len(rows) == 12 and len(fewer) == 4
-    for key, (pixels, description) in fewer.items():
-        np.testing.assert_array_equal(pixels, rows[key][0])
-        assert description == rows[key][1]
-    descriptions = [json.loads(description) for (_, copy), (_, description) in rows.items() if copy]
-    assert {description["policy"] for description in descriptions} == {"albumentations"}
-    assert any(description["operations"] for description in descriptions)
-
-
-def test_albumentations_does_not_check_for_updates() -> None:
-    import_albumentations()
-    assert os.environ["NO_ALBUMENTATIONS_UPDATE"] == "1"

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import conftest
-import docker_api
 import mill
 import pytest
 
-from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.step.runner_exit import boot_id
-from imagemill.components.storage.errors import TransientError, UserError
-from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster
+from imagemill.components.storage.errors import UserError
+from imagemill.pipelines.cluster.cluster_file import Cluster
 from imagemill.pipelines.docker import environment as docker_environment
 from imagemill.pipelines.docker import environment as docker_mounts
 from imagemill.pipelines.docker import runner as in_docker
 from imagemill.pipelines.docker.environment import RequiredAccess
-from imagemill.pipelines.docker.image_build import CODE_LABEL, hash_code
 from imagemill.pipelines.parameters import resolve_parameters
 
 ROOT = {"SecurityOptions": ["name=seccomp,profile=default"], "MemTotal": 8 * 2**30, "Runtimes": {"runc": {}}}
@@ -66,15 +61,6 @@ def test_a_container_has_no_rights_and_writes_only_workspace_and_scratch(tmp_pat
         and "privileged" not in container_arguments
         and "cap_add" not in container_arguments
     )
-
-
-def test_kfp_takes_all_arguments(tmp_path: Path) -> None:
-    from kfp import local
-
-    container_arguments = arguments(
-        {**ROOT, "SecurityOptions": ["name=userns", "name=selinux"]}, required_access(tmp_path, source="s3://b/c")
-    )
-    assert local.DockerRunner(**container_arguments).container_run_args == container_arguments
 
 
 def test_nothing_of_a_run_on_s3_is_mounted(tmp_path: Path) -> None:
@@ -262,119 +248,11 @@ def test_a_line_may_come_in_pieces() -> None:
     assert list(in_docker._split_lines(pieces)) == ["[clean] grö", "next", "� last"]
 
 
-def test_kfp_runs_its_tasks_by_our_runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """KFP looks for its handler by name: should it once look elsewhere, containers would be started as it likes."""
-    from kfp.local.config import LocalExecutionConfig
-
-    from imagemill.pipelines import training
-    from imagemill.pipelines.local import run as local
-
-    monkeypatch.setattr(LocalExecutionConfig, "instance", None)
-    monkeypatch.setattr(training, "training_pipeline", training.build_pipeline(None))  # a run takes its retries away
-    calls: list[tuple[str, str, Any]] = []
-
-    class Refusing:
-        engine = SimpleNamespace(client=SimpleNamespace(info=lambda: ROOT))
-
-        def make_runner(self) -> Any:
-            from kfp import local
-
-            return local.DockerRunner(environment={"IMAGEMILL_RUN": "run-1"}, read_only=True)
-
-        def execute(self, step: str, command: list[str], volumes: dict[str, Any], options: dict[str, Any]) -> int:
-            calls.append((step, options["environment"]["IMAGEMILL_RUN"], options["read_only"]))
-            assert "--executor_input" in command and next(iter(volumes)) == f"{tmp_path}/kfp"
-            # SIGTERM is the step's, for no shell is in front of it: KFP's own is left as soon as it has done its part.
-            assert command[:2] == ["sh", "-ec"] and "; exec python3 -m kfp.dsl.executor_main" in command[2]
-            return 75
-
-    refusing: Any = Refusing()
-    with (tmp_path / "log").open("w") as log, in_docker._use_for_kfp_tasks(refusing):
-        assert not local._run_kfp({"workspace": str(tmp_path / "work")}, str(tmp_path), log, refusing)
-    assert calls == [("download", "run-1", True)]
-
-
-engine = docker_api.engine
-
-
-def test_missing_images_are_reported_with_the_build_command(engine: docker_api.Engine) -> None:
-    engine.images.update({"imagemill-cpu:1", "imagemill-gpu:1"})
-    cluster = parse_cluster({"images": {t: f"imagemill-{t}:1" for t in ("cpu", "ray", "gpu")} | {"tags_allowed": True}})
-    with pytest.raises(UserError) as error:
-        in_docker.open_engine(cluster)
-    assert "expected the images imagemill-ray:1, found none" in str(error.value)
-    assert "imagemill images build --no-push" in str(error.value)
-    engine.images.add("imagemill-ray:1")
-    opened = in_docker.open_engine(cluster)
-    assert opened.images["resize"] == "imagemill-ray:1" and opened.images["evaluate"] == "imagemill-gpu:1"
-    assert "imagemill-ray:1" in opened.without_init
-
-
-def test_images_of_other_code_are_reported(engine: docker_api.Engine, capsys: pytest.CaptureFixture[str]) -> None:
-    names = {t: f"imagemill-{t}:1" for t in ("cpu", "ray", "gpu")}
-    engine.images.update(names.values())
-    cluster = parse_cluster({"images": names | {"tags_allowed": True}})
-    for label, is_reported in (
-        ({}, False),
-        ({CODE_LABEL: hash_code(Path(in_docker.__file__).parents[2])}, False),
-        ({CODE_LABEL: "0" * 16}, True),
-    ):
-        engine.labels = label
-        in_docker.open_engine(cluster)
-        assert ("imagemill-ray:1" in capsys.readouterr().err) == is_reported
-
-
-def test_images_by_digest_are_pulled(engine: docker_api.Engine) -> None:
-    image = f"registry.example/mill-cpu@sha256:{'0' * 64}"
-    with pytest.raises(UserError, match=f"docker pull {image}"):
-        in_docker.open_engine(parse_cluster({"images": dict.fromkeys(("cpu", "ray", "gpu"), image)}))
-
-
 def test_missing_docker_engine_is_an_error_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", host := f"unix://{tmp_path}/docker.sock")
     with pytest.raises(UserError) as error:
         in_docker.open_engine(Cluster())
     assert f"expected a Docker engine at {host}" in str(error.value) and "systemctl start docker" in str(error.value)
-
-
-def test_an_engine_that_does_not_answer_may_do_so_later(
-    engine: docker_api.Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine.fails = "/_ping|/info"
-    with pytest.raises(TransientError, match="expected a Docker engine at tcp://"):
-        in_docker.open_engine(Cluster())
-    engine.fails = "/info"
-    with pytest.raises(TransientError, match="--runner docker: the Docker engine does not answer"):
-        in_docker.open_engine(Cluster())
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        monkeypatch.setenv("DOCKER_HOST", f"tcp://127.0.0.1:{free.getsockname()[1]}")
-    with pytest.raises(TransientError, match="found none that answers"):
-        in_docker.open_engine(Cluster())
-
-
-@pytest.mark.parametrize("lost", ["/containers/create$", "/attach$|/wait$", "/start$"])
-def test_lost_connection_to_the_engine_during_a_step_is_transient(
-    engine: docker_api.Engine, lost: str, tmp_path: Path
-) -> None:
-    containers = _containers(engine, tmp_path)
-    engine.fails = lost
-    with pytest.raises(TransientError, match=r"^clean: the Docker engine does not answer"):
-        containers.execute("clean", ["true"], {}, {"environment": {}})
-
-
-def test_a_container_that_the_engine_refuses_is_the_users(engine: docker_api.Engine, tmp_path: Path) -> None:
-    containers = _containers(engine, tmp_path)
-    engine.fails, engine.status = "/containers/create$", 400
-    with pytest.raises(UserError, match=r"^clean: the Docker engine refuses it: no"):
-        containers.execute("clean", ["true"], {}, {"environment": {}})
-
-
-def _containers(engine: docker_api.Engine, folder: Path) -> in_docker.Containers:
-    names = {t: f"imagemill-{t}:1" for t in ("cpu", "ray", "gpu")}
-    engine.images.update(names.values())
-    opened = in_docker.open_engine(parse_cluster({"images": names | {"tags_allowed": True}}))
-    return in_docker.Containers(opened, "run-1", Workspace(str(folder)), {}, folder, dict)
 
 
 def test_the_commands_own_mistakes(capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,7 +75,7 @@ def check_imagemill(arguments: list[str]) -> None:
             {name: value for name, value in values.items() if name in parameters and value not in (None, "")}
         )
     if values["command"] == "images":
-        images.make_namer(values["registry"], values["tag"], not values["no_push"])
+        images.make_prefix(values["registry"], values["tag"], not values["no_push"])
     if values.get("cron"):
         check_cron("--cron", values["cron"])
 

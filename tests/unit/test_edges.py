@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,17 @@ from hypothesis import strategies as st
 from test_resample import make_decoded as decoded
 from test_resample import make_noise as noise
 
-from imagemill.components.dataset.kinds import ImageSpec
-from imagemill.components.dataset.manifest import Dataset, File
-from imagemill.components.evaluate.inference import read_test_batches
+from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.imaging.decoder import convert_color
 from imagemill.components.imaging.geometry import (
     SOBEL_SCALE,
     Geometry,
     compute_edges,
-    decode_and_resize,
     resample,
     resize_image,
 )
 from imagemill.components.imaging.pixel_options import COLORS, EDGES, MODES
-from imagemill.components.resize import plan, resize, statistics
+from imagemill.components.resize import statistics
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.statistics import STD_FLOOR, ChannelSums, add_histogram, compute_normalization
 from imagemill.components.resize.statistics import mean_and_std as named
@@ -135,21 +131,6 @@ def test_five_channels_are_resampled_like_one() -> None:
         )
 
 
-@pytest.mark.parametrize("edges", EDGES)
-@pytest.mark.parametrize("color", COLORS)
-def test_a_geometry_survives_its_manifest(edges: str, color: str) -> None:
-    config = ResizeConfig(image_size=24, resize_mode="squash", edges=edges, canny_high=150 if "b" in edges else 200)
-    geometry = config.geometry(color)
-    image = json.loads(geometry.describe("raw", (), ()).to_json())
-    assert image["shape"] == list(geometry.shape) and image["edges"] == list(EDGES[edges])
-    assert Geometry.of(ImageSpec.from_dict(image, "here")) == geometry
-
-
-def test_manifest_of_an_earlier_release_has_no_edges() -> None:
-    image = {"shape": [32, 32, 3], "dtype": "uint8", "color": "rgb", "mode": "crop", "mean": [0.5], "std": [0.5]}
-    assert Geometry.of(ImageSpec.from_dict(image, "here")) == Geometry(32)
-
-
 def test_thresholds_in_the_wrong_order_are_refused() -> None:
     with pytest.raises(UserError, match="canny_low: expected at most canny_high, 50"):
         ResizeConfig(edges="canny", canny_low=60, canny_high=50).check()
@@ -223,30 +204,6 @@ def clean_dataset(folder: Path, color: str, images_by_split: dict[str, int]) -> 
     return clean_of(folder, images, color)
 
 
-def images_in(tensors: Dataset, split: str) -> dict[str, Pixels]:
-    return {row["image_id"]: row["image"] for row in rows_of(tensors, split)}
-
-
-@pytest.mark.usefixtures("without_ray")
-@pytest.mark.parametrize("edges", ["off", "both"])
-@pytest.mark.parametrize("color", COLORS)
-def test_evaluate_computes_the_pixels_of_the_tensors(tmp_path: Path, color: str, edges: str) -> None:
-    clean = clean_dataset(tmp_path, color, {"train": 6, "test": 9})
-    tensors = resized(clean, edges=edges, resize_mode="letterbox", canny_low=30, canny_high=60)
-    image = tensors.manifest.image
-    channels = COLORS[color] + len(EDGES[edges])
-    assert image.shape == (24, 24, channels) and image.color == color and image.edges == EDGES[edges]
-    assert len(image.mean) == len(image.std) == channels
-    stored = images_in(tensors, "test")
-    decoded_batches = list(read_test_batches(None, clean, Geometry.of(image), 4))
-    stored_batches = list(read_test_batches(tensors, clean, Geometry.of(image), 4))
-    assert [b.ids for b in decoded_batches] == [b.ids for b in stored_batches]
-    assert sum(len(b.ids) for b in decoded_batches) == 9
-    for expected_batch, batch in zip(decoded_batches, stored_batches, strict=True):
-        np.testing.assert_array_equal(expected_batch.images, batch.images)
-        np.testing.assert_array_equal(expected_batch.images, np.stack([stored[i] for i in expected_batch.ids]))
-
-
 @pytest.mark.usefixtures("without_ray")
 @pytest.mark.parametrize(
     ("color", "edges", "normalization"),
@@ -276,61 +233,3 @@ def test_a_plain_manifest_holds_imagenets_numbers(tmp_path: Path) -> None:
 
 def records(tensors: Dataset) -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in sorted(Path(tensors.uri, "_work").glob("*.json"))]
-
-
-@pytest.mark.usefixtures("without_ray")
-def test_channel_sums_of_finished_tasks_are_kept_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same numbers whether one task does all, or many do, or a second try only the rest."""
-    images_by_split = {"train": 12, "val": 2, "test": 2}
-    expected = resized(clean_dataset(tmp_path / "whole", "lab", images_by_split), edges="both").manifest.image
-    monkeypatch.setattr(plan, "MAX_SHARD_ROWS", 5)
-    many = resized(clean_dataset(tmp_path / "many", "lab", images_by_split), edges="both")
-    assert len(many.files("data", "train")) > 2 and many.manifest.image == expected
-
-    worked: list[str] = []
-    dies_after = [2, 1]
-
-    class Killed(Exception):
-        pass
-
-    def dying(jobs: Iterable[Any], *arguments: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
-        end = dies_after.pop(0) if dies_after else -1
-        for number, result in enumerate(run_in_this_process(jobs, *arguments)):
-            if number == end:
-                raise Killed
-            worked.extend(shard.key for shard in result[0].shards)
-            yield result
-
-    monkeypatch.setattr(resize, "run_tasks", dying)
-    clean = clean_dataset(tmp_path / "killed", "lab", images_by_split)
-    for _ in (2, 1):
-        with pytest.raises(Killed):
-            resized(clean, edges="both")
-    resumed = resized(clean, edges="both")
-    assert len(worked) == len(set(worked)) == len(resumed.manifest.files)
-    assert resumed.manifest.image == expected and resumed.manifest.files == many.manifest.files
-
-
-@pytest.mark.usefixtures("without_ray")
-def test_record_without_channel_sums_is_built_again_if_needed(tmp_path: Path) -> None:
-    clean = clean_dataset(tmp_path, "rgb", {"train": 4})
-    tensors = resized(clean, normalization="dataset")
-    expected = tensors.manifest.image
-    for path in Path(tensors.uri, "_work").glob("*.json"):
-        record = json.loads(path.read_text())
-        record.pop("sums", None)  # another record names the tensors that are continued
-        path.write_text(json.dumps(record))
-    Path(tensors.uri, "_manifest.json").unlink()
-    assert resized(clean, normalization="dataset").manifest.image == expected
-
-
-def test_files_of_a_manifest_keep_their_form() -> None:
-    record = {"file": vars(File("a", "data", "val", 1, 2, "x")), "image_bytes": 1}
-    assert resize.FinishedShard.from_record(record).sums is None
-
-
-@pytest.mark.parametrize("edges", EDGES)
-def test_bytes_become_the_shape_with_edges(edges: str) -> None:
-    geometry = Geometry(32, "crop", "rgb", EDGES[edges])
-    pixels = decode_and_resize(photos.saved(noise(90, 40), "JPEG"), geometry)
-    assert pixels.shape == geometry.shape == (32, 32, 3 + len(EDGES[edges]))

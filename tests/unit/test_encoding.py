@@ -12,16 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from chain import NUMBERS, clean_photos, evaluated, one_core, resized, trained
+from chain import NUMBERS, clean_photos, one_core, resized, trained
 from PIL import Image, JpegImagePlugin
 
 from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.evaluate.inference import find_tensors, read_test_batches
 from imagemill.components.imaging import tensors as store_tensors
 from imagemill.components.imaging.decoder import Pixels
-from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.imaging.tensors import decode_column, encode_jpeg
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.storage.errors import UserError
@@ -105,42 +103,6 @@ def test_decoded_jpegs_equal_those_of_pillow(chain: Chain) -> None:
     assert np.array_equal(decode_column(chunks, image), np.concatenate([expected[20:], expected[:3]]))
 
 
-def test_the_loader_gives_every_image_once_an_epoch(chain: Chain) -> None:
-    table = tables(chain.jpeg, "train")
-    pixels = decode_column(table.column("image"), chain.jpeg.manifest.image)
-    labels = table.column("label_id").to_pylist()
-    expected = sorted((label, image_pixels.tobytes()) for label, image_pixels in zip(labels, pixels, strict=True))
-    orders = []
-    for epoch in (0, 1):
-        batches = list(iter_batches(chain.jpeg, "train", 7, 0, epoch))
-        assert batches[0].images.shape[1:] == tuple(chain.jpeg.manifest.image.shape)
-        rows = [
-            (int(n), image_pixels.tobytes())
-            for b in batches
-            for n, image_pixels in zip(b.labels, b.images, strict=True)
-        ]
-        assert sorted(rows) == expected
-        orders.append(rows)
-    assert orders[0] != orders[1]
-
-
-@pytest.mark.parametrize("chain", ["rgb420", "gray"], indirect=True)
-def test_an_epoch_of_training_and_an_evaluation(chain: Chain) -> None:
-    model = trained(chain.workspace, chain.jpeg)
-    assert model.manifest.image.encoding == "raw" and model.manifest.image.shape[:2] == (SIZE, SIZE)
-    assert model.manifest.extra.history[0]["train_loss"] > 0 and "top1" in model.manifest.extra.metrics
-    tensors = find_tensors(model, chain.clean)
-    assert tensors is not None and tensors.uri == chain.jpeg.uri
-    geometry = Geometry.of(model.manifest.image)
-    images_by_id = {i: image_pixels for b in read_test_batches(tensors, chain.clean, geometry, 4)
-            for i, image_pixels in zip(b.ids, b.images, strict=True)}  # fmt: skip
-    stored = tables(chain.jpeg, "test").to_pylist()
-    assert len(images_by_id) == len(stored) == NUMBERS["test"]
-    assert all(np.array_equal(images_by_id[row["image_id"]], by_pillow(row["image"])) for row in stored)
-    evaluation, _ = evaluated(chain.workspace, model, chain.clean)
-    assert evaluation.manifest.totals.rows == NUMBERS["test"]
-
-
 @pytest.fixture(scope="module")
 def colored(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
     with one_core():
@@ -156,12 +118,6 @@ def test_quality_and_subsampling_change_the_size_only(colored: Chain) -> None:
     full = stored(jpeg_subsampling="444")
     assert full.manifest.totals.bytes > colored.jpeg.manifest.totals.bytes
     assert full.fingerprint != colored.jpeg.fingerprint != colored.raw.fingerprint
-
-
-def test_the_same_images_give_the_same_bytes(colored: Chain, tmp_path: Path) -> None:
-    repeated = chain_of(tmp_path, "rgb", "420").jpeg
-    assert [f.sha256 for f in repeated.manifest.files] == [f.sha256 for f in colored.jpeg.manifest.files]
-    assert repeated.fingerprint == colored.jpeg.fingerprint
 
 
 def test_jpeg_with_a_stored_margin_is_read_with_the_margin(colored: Chain) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pytest
 import torch
 from chain import clean_photos, one_core, resized
@@ -22,7 +23,14 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from imagemill.components.dataset.kinds import ClassScores, EvaluationExtra, ModelExtra, NetworkExtra, ProbeFit
+from imagemill.components.dataset.kinds import (
+    ClassScores,
+    EvaluationExtra,
+    ModelExtra,
+    NetworkExtra,
+    ProbeFit,
+    SliceScores,
+)
 from imagemill.components.dataset.labels import MULTI, SINGLE, merge_logits, translate_classes
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit, read_dataset
 from imagemill.components.dataset.shards import publish_bytes, read_columns
@@ -39,12 +47,14 @@ from imagemill.components.evaluate.inference import (
     read_test_batches,
 )
 from imagemill.components.evaluate.scores import align_classes, make_scorer
-from imagemill.components.evaluate.slices import SliceColumn, Slices, parse_columns
+from imagemill.components.evaluate.slices import cut, parse_columns, score_slices
 from imagemill.components.metrics.calibration import ece, fit_temperature
 from imagemill.components.models.artifact import ModelSpec, Normalize, build_network, load_model
-from imagemill.components.promote import mistakes, report, score_sections
+from imagemill.components.report import mistakes
+from imagemill.components.report.page import Charts, Page, Section, render
+from imagemill.components.report.scores import describe_scores, describe_slices, list_metrics
 from imagemill.components.step.step import Context
-from imagemill.components.storage.errors import DatasetError, UserError
+from imagemill.components.storage.errors import UserError
 
 SIZE, STORED, SHORT = 32, 40, 44
 NUMBERS = {"train": 12, "val": 4, "test": 48}
@@ -341,18 +351,14 @@ def test_slices_by_number_and_text_have_counts_and_scores(trained: TrainedModel)
 
 
 def test_slice_whose_interval_is_below_the_overall_score_is_marked(trained: TrainedModel) -> None:
-    slices = Slices.read(trained.clean, ("label", "width"), SINGLE, 2)
-    rows = [row | {"label_id": 0, "predicted_id": 0} for row in rows_of(trained.evaluated())]
-    bad = {image_id for image_id, row in columns_of(trained, "label").items() if row["label"] == "dog"}
-    rows = [row | {"predicted_id": int(row["image_id"] in bad)} for row in rows]
-    for part in (rows[30:], rows[:30]):
-        slices.add(part)
-    below_by_slice = {
-        slice_score.slice: slice_score.below for slice_score in slices.score(0.5) if slice_score.column == "label"
-    }
-    assert below_by_slice == {"cat": False, "dog": True}
-    with pytest.raises(DatasetError, match="not among those of the clean dataset"):
-        slices.add([rows[0] | {"image_id": "another"}])
+    def score(top1: float) -> dict[str, SliceScores]:
+        slices = score_slices(trained.evaluated(), trained.clean, ("label", "width"), SINGLE, 2, top1)
+        return {slice_score.slice: slice_score for slice_score in slices if slice_score.column == "label"}
+
+    highs = {name: slice_score.high for name, slice_score in score(0.5).items()}
+    worse, better = sorted(highs, key=highs.__getitem__)
+    below = score((highs[worse] + highs[better]) / 2)
+    assert below[worse].below and not below[better].below
 
 
 def test_unknown_slice_columns_are_rejected(trained: TrainedModel) -> None:
@@ -365,12 +371,14 @@ def test_unknown_slice_columns_are_rejected(trained: TrainedModel) -> None:
 
 
 def test_cutting() -> None:
-    column = SliceColumn("x", True, (1.0, 2.5))
-    assert column.slice_names == ["up to 1", "1 to 2.5", "above 2.5", "(unknown)"]
-    assert column.encode(np.array([0, 1, 1.1, 2.5, 3, np.nan])).tolist() == [0, 0, 1, 1, 2, 3]
-    texts = SliceColumn("x", False, values=("b", "a"))
-    assert texts.slice_names == ["b", "a", "(others)", "(unknown)"]
-    assert texts.encode(np.array(["a", "b", "c", None], object)).tolist() == [1, 0, 2, 3]
+    numbers = pa.chunked_array([[0.0, 1.0, 1.1, 2.5], [3.0, None]])
+    codes, names = cut(numbers)
+    assert names == ["up to 1", "1 to 1.1", "1.1 to 2.5", "above 2.5", "(unknown)"]
+    assert codes.tolist() == [0, 0, 1, 2, 3, 4]
+    codes, names = cut(pa.chunked_array([["a", "b", "b", None, *(f"c{n:02}" for n in range(20))]]))
+    assert names[:2] == ["b", "a"] and names[-2:] == ["(others)", "(unknown)"] and len(names) == 22
+    assert codes.tolist() == [1, 0, 0, 21, *range(2, 20), 20, 20]
+    assert cut(pa.chunked_array([[7, 7]]))[1] == ["all", "(unknown)"]
 
 
 # The report.
@@ -379,31 +387,20 @@ def test_cutting() -> None:
 @pytest.fixture(scope="module")
 def page(trained: TrainedModel) -> str:
     evaluation = trained.evaluated(slices="size,label")
-    with pytest.MonkeyPatch.context() as patch:
-        lineage = report.Lineage(
-            trained.clean, trained.clean, trained.tensors, trained.model, evaluation
-        )  # there is no raw dataset here
-        patch.setattr(report.Lineage, "read", lambda _: lineage)
-        patch.setattr(report, "count_source_files", lambda _: EMPTY)
-        patch.setattr(report, "read_rejects", lambda *_: [])
-        facts = report.gather_facts(trained.workspace, "r", evaluation, {"verdict": "first", "challenger": 0.5}, None)
-    return report.render_page(facts)
-
-
-EMPTY = {"found": 0, "skipped": 0, "skipped_files": [], "rows": 0, "bytes": 0, "reasons": [], "rejected": 0, "kept": 0,
-         "by_split": {}, "warnings": 0, "adds_up": True}  # fmt: skip
+    extra = EvaluationExtra.of(evaluation.manifest)
+    blocks = [*describe_scores(extra), *describe_slices(extra), *mistakes.describe_test_split(evaluation)]
+    blocks += mistakes.describe_mistakes(evaluation, trained.clean)
+    return render(Page("tiny", "Run r", [Section("all", "All", blocks)]))
 
 
 def test_page_shows_scores_and_intervals_of_the_evaluation(page: str, trained: TrainedModel) -> None:
     extra = trained.evaluated(slices="size,label").manifest.extra
     low, high = extra.intervals["macro_f1"]
     for text in (f"{low:.3f} to {high:.3f}", "Balanced accuracy", "temperature of 2.500", "Precision and recall",
-                  "<h3>ROC</h3>", "Each class", "Highest losses", "significantly below",
-                  "recipe &lt;small&gt;: 3 epochs",
+                  "<h3>ROC</h3>", "Each class", "Highest losses", "significantly below", "data:image/jpeg",
                   "images/s in all", f"{extra.calibration.temperature:.3f}"):  # fmt: skip
         assert text in page, text
-    assert page.count("<svg") == page.count("</svg>") == 5  # banner, confusion, reliability, two of thresholds
-    assert "<script" not in page and "recipe <small>" not in page
+    assert page.count("<svg") == page.count("</svg>") == 4  # confusion, reliability, two of thresholds
     for slice_score in extra.slices:
         assert f'style="width:{100 * slice_score.top1:.2f}%"' in page
 
@@ -412,11 +409,9 @@ def test_highest_losses_leave_out_images_that_are_shown_already(trained: Trained
     evaluation = trained.evaluated()
     rows = sorted(rows_of(evaluation), key=lambda row: -row["loss"])
     shown_ids = {rows[0]["image_id"], rows[2]["image_id"]}
-    highest_losses = mistakes.make_highest_losses(evaluation, trained.clean, shown_ids, 4)
-    assert [m.image_id for m in highest_losses] == [rows[n]["image_id"] for n in (1, 3, 4, 5)]
-    assert highest_losses[0].note == f"loss {rows[1]['loss']:.2f}" and highest_losses[0].thumbnail.src.startswith(
-        "data:image/jpeg"
-    )
+    losses = mistakes.find_highest_losses(evaluation, shown_ids)
+    assert [m.image_id for m in losses[:4]] == [rows[n]["image_id"] for n in (1, 3, 4, 5)]
+    assert losses[0].note == f"loss {rows[1]['loss']:.2f}"
 
 
 def test_evaluation_of_an_earlier_release_is_shown_without_new_sections(trained: TrainedModel) -> None:
@@ -426,6 +421,6 @@ def test_evaluation_of_an_earlier_release_is_shown_without_new_sections(trained:
     old |= {"metrics": {"top1": 0.5, "macro_f1": 0.4, "loss": 1.0}}
     old |= {"per_class": [{k: v for k, v in c.items() if "auc" not in k} for c in body["per_class"]]}
     old = EvaluationExtra.from_dict(old, "here")
-    facts = score_sections.describe_scores(replace(evaluation, manifest=replace(evaluation.manifest, extra=old)))
-    assert facts["reliability"] is None and facts["areas"] == [] and not facts["slices"]
-    assert facts["each_class"].blocks == [] and [row.name for row in facts["measures"]] == ["Top-1", "Macro-F1"]
+    blocks = describe_scores(old)
+    assert not [block for block in blocks if isinstance(block, Charts)] and describe_slices(old) == []
+    assert [row[0] for row in list_metrics(old)] == ["Top-1", "Macro-F1"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -33,38 +31,6 @@ def read_originals(source: Dataset) -> dict[str, tuple[bytes, str, Any]]:
 def table(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-def test_clean_keeps_every_byte_in_a_folder_of_its_class(tmp_path: Path) -> None:
-    source = exports.clean_single(str(tmp_path / "clean" / "01"))
-    result = exports.run(source, "imagefolder", tmp_path / "out")
-    listed, expected = table(tmp_path / "out" / "labels.csv"), read_originals(source)
-    assert {row["image_id"] for row in listed} == set(expected) and len(listed) == len(expected)
-    for row in listed:
-        data, split, label = expected[row["image_id"]]
-        assert (tmp_path / "out" / row["file_name"]).read_bytes() == data
-        assert (row["split"], int(row["label_id"])) == (split, label)
-        assert row["file_name"].startswith(f"{split}/{row['label']}/")
-        kind = {"jpg": "JPEG", "tif": "TIFF"}.get(ending := row["file_name"].rpartition(".")[2], ending.upper())
-        assert Image.open(io.BytesIO(data)).format == kind
-        assert (int(row["bytes"]), row["sha256"]) == (len(data), hashlib.sha256(data).hexdigest())
-    files = [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
-    assert len(files) == len(expected) + 2 and result["totals"]["files"] == len(expected) + 1
-    assert result["notes"]["gif"] == 1
-    assert [row["split"] for row in listed] == sorted((r["split"] for r in listed), key=["train", "val", "test"].index)
-
-
-def test_torchvision_reads_tensors_pixel_by_pixel(tmp_path: Path) -> None:
-    shape = (16, 16, 3)
-    source = exports.tensors(str(tmp_path / "tensors" / "01"), shape, rows=30)
-    exports.run(source, "imagefolder", tmp_path / "out")
-    for split in ("train", "val"):
-        read = ImageFolder(str(tmp_path / "out" / split))
-        assert read.classes == ["a", "b", "c"] and len(read) == 30
-        for (image, label), (path, _) in zip(read, read.samples, strict=True):
-            number = int(Path(path).stem.rpartition("__")[2])
-            assert label == number % 3
-            assert np.array_equal(np.asarray(image), exports.pixels_of(shape, split, number))
 
 
 @pytest.mark.parametrize("color", ["gray", "green"])

@@ -16,8 +16,7 @@ from imagemill.components.dataset.manifest import Dataset, Manifest, commit
 from imagemill.components.export import output_folder
 from imagemill.components.export.config import ExportConfig
 from imagemill.components.export.output_folder import MARKER, STARTED
-from imagemill.components.storage.errors import DatasetError, TransientError, UserError
-from imagemill.components.storage.store import LocalStore
+from imagemill.components.storage.errors import DatasetError, UserError
 
 FORMATS = ("imagefolder", "tfrecord", "webdataset", "huggingface")
 
@@ -41,16 +40,6 @@ def test_second_run_is_cached_and_another_folder_gets_the_same_bytes(
     assert marker["totals"]["rows"] == 40 and marker["identity"]["manifest_sha256"] == source.manifest_sha256
     for file in marker["files"]:
         assert len((tmp_path / "one" / file["path"]).read_bytes()) == file["bytes"]
-
-
-@pytest.mark.parametrize("form", FORMATS)
-def test_lost_file_is_written_again(source: Dataset, tmp_path: Path, form: str) -> None:
-    exports.run(source, form, tmp_path / "out", 4000)
-    expected = exports.tree(tmp_path / "out")
-    name = sorted(n for n in expected if n.endswith((".png", ".tfrecord", ".tar", ".parquet")))[1]
-    (tmp_path / "out" / name).unlink()
-    assert exports.run(source, form, tmp_path / "out", 4000)["state"] == "ran"
-    assert exports.tree(tmp_path / "out") == expected
 
 
 def run_unfinished(source: Dataset, form: str, output: Path, shard_bytes: int) -> None:
@@ -104,31 +93,11 @@ def test_another_export_is_not_mixed_with(source: Dataset, tmp_path: Path, run: 
     assert exports.tree(tmp_path / "out") == before
 
 
-def test_concurrent_exports_are_rejected(source: Dataset, tmp_path: Path) -> None:
-    place = output_folder.OutputFolder(str(tmp_path / "out"), {})
-    with place.scratch(), pytest.raises(TransientError, match="another export is writing there"), place.scratch():
-        pass
-    assert list((tmp_path / "out").iterdir()) == []
-
-
 @pytest.mark.parametrize("output", ["{source}", "{source}/export", "{parent}", ""])
 def test_the_output_is_apart_from_the_dataset(source: Dataset, output: str) -> None:
     path = output.format(source=source.uri, parent=source.uri.rpartition("/")[0])
     with pytest.raises(UserError, match="--output: expected"):
         exports.run(source, "imagefolder", path)
-
-
-@pytest.mark.parametrize("form", ["imagefolder", "huggingface"])
-@pytest.mark.parametrize(
-    ("channels", "color", "edges"), [(5, "rgb", ["sobel", "canny"]), (3, "lab", []), (2, "gray", ["canny"])]
-)
-def test_pixels_that_are_no_picture_are_refused_by_picture_formats(
-    tmp_path: Path, form: str, channels: int, color: str, edges: list[str]
-) -> None:
-    odd = exports.tensors(str(tmp_path / "tensors" / "01"), (8, 8, channels), color=color, edges=edges)
-    with pytest.raises(UserError, match=f"tfrecord or webdataset.*{form} of {channels} channels \\({color}"):
-        exports.run(odd, form, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
 
 
 def test_datasets_without_images_are_rejected(tmp_path: Path) -> None:
@@ -157,37 +126,3 @@ def test_a_label_that_is_none_of_the_classes_is_an_error(tmp_path: Path) -> None
     commit(uri, replace(tensors.manifest, classes=("a", "b"), fingerprint="02"))
     with pytest.raises(DatasetError, match="expected labels of 2 classes, found 2"):
         exports.run(tensors, "webdataset", tmp_path / "out")
-
-
-def test_rows_that_the_manifest_does_not_know_of_are_an_error(source: Dataset, tmp_path: Path) -> None:
-    files = tuple(replace(file, rows=file.rows + 1) for file in source.manifest.files)
-    (Path(source.uri) / "_manifest.json").unlink()
-    commit(source.uri, replace(source.manifest, files=files))
-    for form in FORMATS:
-        with pytest.raises(DatasetError, match="the manifest lists 22 rows of train, found 20"):
-            exports.run(source, form, tmp_path / form)
-        assert not (tmp_path / form / MARKER).exists()
-
-
-def test_up_to_ten_files_are_written_at_a_time(
-    source: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import threading
-    import time
-
-    running, max_running, changed, put = [0], [0], threading.Condition(), LocalStore.put
-
-    def put_counted(self: LocalStore, uri: str, data: bytes) -> None:
-        with changed:
-            running[0] += 1
-            max_running[0] = max(max_running[0], running[0])
-            changed.notify_all()
-            assert changed.wait_for(lambda: max_running[0] >= 5, 60)
-        time.sleep(0.01)  # for more than ten, were they let in
-        put(self, uri, data)
-        with changed:
-            running[0] -= 1
-
-    monkeypatch.setattr(LocalStore, "put", put_counted)
-    exports.run(source, "imagefolder", tmp_path / "out")
-    assert 5 <= max_running[0] <= 10

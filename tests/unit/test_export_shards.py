@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from pathlib import Path
@@ -13,7 +12,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from PIL import Image
 
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.shards import read_columns
@@ -28,35 +26,6 @@ def stored(source: Dataset, split: str) -> list[dict[str, Any]]:
     columns = ["image_id", "image.bytes", label, "shuffle_index"]
     rows = [row for part in read_columns(source, "data", columns, split) for row in part.to_pylist()]
     return sorted(rows, key=lambda row: (row["shuffle_index"], row["image_id"]))
-
-
-def read_members(folder: Path, split: str) -> list[tuple[tarfile.TarInfo, bytes]]:
-    samples = []
-    for path in sorted(folder.glob(f"{split}-*.tar")):
-        with tarfile.open(path) as tar:
-            samples += [(member, (tar.extractfile(member) or io.BytesIO()).read()) for member in tar]
-    return samples
-
-
-def test_tars_hold_the_stored_bytes_in_stored_order(tmp_path: Path) -> None:
-    source = exports.clean_single(str(tmp_path / "clean" / "01"))
-    exports.run(source, "webdataset", tmp_path / "out", SIZE)
-    endings = {"JPEG": "jpg", "PNG": "png", "GIF": "gif", "BMP": "bmp", "TIFF": "tif", "WEBP": "webp"}
-    for split in ("train", "val", "test"):
-        rows, samples = stored(source, split), read_members(tmp_path / "out", split)
-        assert len(samples) == 3 * len(rows)
-        for number, row in enumerate(rows):
-            (image, data), (cls, label), (info, text) = samples[3 * number : 3 * number + 3]
-            assert data == row["image"]["bytes"] and int(label) == row["label_id"]
-            key = f"{split}-{number:09d}"
-            kind = endings[str(Image.open(io.BytesIO(data)).format)]
-            assert [member.name for member in (image, cls, info)] == [f"{key}.{kind}", f"{key}.cls", f"{key}.json"]
-            label_name = source.manifest.classes[row["label_id"]]
-            expected = {"image_id": row["image_id"], "split": split, "label": label_name, "label_id": row["label_id"]}
-            assert json.loads(text) == expected
-        assert {(m.mtime, m.uid, m.gid, m.uname, m.gname, m.mode, m.isreg()) for m, _ in samples} == {
-            (0, 0, 0, "", "", 0o644, True)
-        }
 
 
 def test_tars_are_bounded_and_indexed(tmp_path: Path) -> None:
@@ -82,18 +51,6 @@ def web(folder: Path, split: str) -> list[dict[str, Any]]:
 
     urls = [str(p) for p in sorted(folder.glob(f"{split}-*.tar"))]
     return list(webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).decode("pil"))
-
-
-def test_webdataset_reads_tensors_pixel_by_pixel(tmp_path: Path) -> None:
-    shape = (16, 16, 3)
-    source = exports.tensors(str(tmp_path / "tensors" / "01"), shape)
-    exports.run(source, "webdataset", tmp_path / "out", SIZE)
-    for split in ("train", "val"):
-        rows = web(tmp_path / "out", split)
-        assert [row["__key__"] for row in rows] == [f"{split}-{n:09d}" for n in range(20)]
-        for number, row in enumerate(rows):
-            assert np.array_equal(np.asarray(row["png"]), exports.pixels_of(shape, split, number))
-            assert row["cls"] == number % 3 and row["json"]["image_id"] == f"{split}/{number}.jpg"
 
 
 @pytest.mark.parametrize(("channels", "color"), [(5, "rgb"), (3, "lab")])
@@ -123,29 +80,6 @@ def test_webdataset_has_several_labels_and_copies_in_json(tmp_path: Path) -> Non
 def load(folder: Path, cache: Path) -> Any:
     datasets = pytest.importorskip("datasets")
     return datasets.load_dataset(str(folder), cache_dir=str(cache))
-
-
-def test_hugging_face_loads_splits_class_names_and_images(tmp_path: Path) -> None:
-    import datasets
-
-    classes = ("on", "1", "a: b", "ünï # x", "'q\"")  # YAML has other ideas of these
-    source = exports.clean_single(str(tmp_path / "clean" / "01"), classes, each=8)
-    exports.run(source, "huggingface", tmp_path / "out", SIZE)
-    loaded = load(tmp_path / "out", tmp_path / "cache")
-    assert list(loaded) == ["train", "val", "test"]
-    for split, split_dataset in loaded.items():
-        rows = stored(source, split)
-        assert isinstance(split_dataset.features["image"], datasets.Image)
-        assert split_dataset.features["label"].names == list(classes)
-        assert [row["image_id"] for row in split_dataset] == [row["image_id"] for row in rows]
-        for example, row in zip(split_dataset, rows, strict=True):
-            assert example["label"] == row["label_id"]
-            data = io.BytesIO()
-            if example["image"].mode == "RGB":
-                assert np.array_equal(np.asarray(example["image"]), exports.render_rgb(row["image"]["bytes"]))
-            else:
-                example["image"].save(data, "PNG" if example["image"].mode != "CMYK" else "TIFF")
-                assert np.array_equal(exports.render_rgb(data.getvalue()), exports.render_rgb(row["image"]["bytes"]))
 
 
 def test_parquet_has_the_stored_bytes_and_hugging_face_features(tmp_path: Path) -> None:

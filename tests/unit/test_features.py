@@ -123,9 +123,9 @@ def test_features_are_identified_by_backbone_and_weights(tmp_path: Path) -> None
     config = settings(tensors, weights="IMAGENET1K_V1", backbone="resnet18")
     assert identify_features(config, tensors.manifest) == {"backbone": "resnet18", "weights": "IMAGENET1K_V1"}
     assert identify_features(settings(tensors), tensors.manifest) == {}, "from scratch"
-    champion = replace(config, start="champion", shrink=1.0, perturb=0.0)
+    champion = replace(config, start="champion")
     assert identify_features(champion, tensors.manifest) == {}, "it has seen the labels"
     solved = identify_features(replace(champion, head="solved"), tensors.manifest)
-    assert solved["start"] == "champion" and solved["perturb"] == 0
+    assert solved["start"] == "champion"
     assert identify_features(config, replace(tensors.manifest, task="multi")) == {}
     assert find_features(tensors) is None

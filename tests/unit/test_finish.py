@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import logging
-import re
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import chain
-import mill
 import pytest
 
-from imagemill.components.clean import STEP as CLEAN
-from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.dataset.records import StepRecord
-from imagemill.components.dataset.workspace import STEPS, Workspace
 from imagemill.components.download import STEP as DOWNLOAD
 from imagemill.components.step.progress import format_scores
-from imagemill.components.step.step import RUN_ENV
-from imagemill.pipelines.cluster.cluster_file import Cluster, Limits, Ray, Storage
+from imagemill.pipelines.cluster.cluster_file import Cluster
 from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
 from imagemill.pipelines.finish import (
-    SUMMARY,
     RunSummary,
     finish,
     make_failed_result,
@@ -36,170 +24,9 @@ from imagemill.pipelines.finish import (
     read_run_records,
     render_summary,
 )
-from imagemill.pipelines.kfp.artifacts import RECORDS, dataset_metadata
+from imagemill.pipelines.kfp.artifacts import dataset_metadata
 from imagemill.pipelines.kuberay.ray_step import add_ray_address
 from imagemill.pipelines.local.run import _format_summary
-
-SMALL = {"image_size": "32", "epochs": "1", "backbone": "shufflenet_v2_x0_5", "promote": "always"}
-FIRST = ("first", "no_better_than_chance")
-"""What the gate may say of a first model that was trained for one epoch."""
-CONFIG = {"device": "cpu", "train": {"batch_size": 8}}
-
-
-def run_by_kfp(folder: Path, run: str, pod: str = "a-pod", **arguments: Any) -> tuple[bool, Path]:
-    """Run the cluster's pipeline in KFP's SubprocessRunner; return success and the folder of its artifacts. `pod`: the
-    name that the settings of the pods, which that runner has not, would tell."""
-    from kfp import local
-
-    from imagemill.pipelines import training
-    from imagemill.pipelines.kfp import pods as kfp_pods
-
-    cluster = Cluster(ray=Ray(mode="pod"), limits=Limits(lost_pod_retries=0), storage=Storage(endpoint="", secret=""))
-    root = folder / "kfp"
-    local.init(runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
-    logging.getLogger("kfp").setLevel(logging.ERROR)
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        patch.setenv(RUN_ENV, run)
-        # Here all steps share the machine's folders.
-        patch.setattr(kfp_pods, "build_plain_storage_variables", lambda cluster: {})
-        # KFP's local runners know a Python component by its command, and take a condition on a named output for false.
-        patch.setattr(training, "replace_executor", lambda spec: None)
-        patch.setattr(kfp_pods.ClusterPlacement, "build_changed_group", lambda self, download: contextlib.nullcontext())
-        if pod:
-            patch.setenv("POD_NAME", pod)
-        pipeline = training.build_pipeline(cluster)
-        try:
-            pipeline(**arguments)
-        except RuntimeError:
-            return False, next(root.iterdir())
-    return True, next(root.iterdir())
-
-
-@pytest.fixture(scope="module")
-def succeeded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
-    """(workspace, folder of the artifacts) of a run by KFP; what takes long, Ray and torch, is there beforehand."""
-    folder = tmp_path_factory.mktemp("succeeded")
-    workspace = Workspace.open(str(folder / "work"))
-    photos = str(mill.make_photos(folder / "photos", classes=("blue", "red"), each=40))
-    source = {"workspace": workspace.uri, "dataset": "folder", "source": photos, "name": "photos"}
-    raw = DOWNLOAD.component("", "", **source).uri
-    clean = read_dataset(CLEAN.component("", "", raw=raw, **source).uri, "clean")
-    with chain.one_core():
-        tensors = chain.resized(workspace, clean, image_size=32)
-        chain.evaluated(workspace, chain.trained(workspace, tensors), clean)
-    is_successful, artifacts = run_by_kfp(folder, "good", **source, **SMALL, config=json.dumps(CONFIG))
-    assert is_successful
-    yield folder / "work", artifacts
-
-
-def test_summary_of_a_successful_run(succeeded: tuple[Path, Path]) -> None:
-    workspace, artifacts = succeeded
-    text = (artifacts / "finish" / "summary").read_text()
-    assert text == (workspace / "runs" / "good" / SUMMARY).read_text()
-    assert text.startswith("# photos: done\n\nRun `good` in ")
-    for step in ("download", "clean", "resize", "train", "evaluate"):
-        assert f"| {step} | cached | " in text
-    assert "80 rows in, " in text and "| top1 | " in text and "report.html" in text
-    assert re.search(r"promoted( since promote is always)?: macro-F1 ", text) and "- champion: none" not in text
-    assert text == (artifacts / "promote" / "summary").read_text()  # the artifact that every runner has
-
-
-def read_executor_output(artifacts: Path, step: str) -> dict[str, Any]:
-    artifacts_by_name: dict[str, Any] = json.loads((artifacts / step / "executor_output.json").read_text())["artifacts"]
-    return {name: artifact["artifacts"][0]["metadata"] for name, artifact in artifacts_by_name.items()}
-
-
-def test_artifacts_have_metadata_of_their_datasets(succeeded: tuple[Path, Path]) -> None:
-    workspace, artifacts = succeeded
-    for step, kind in {"download": "raw", "clean": "clean", "resize": "tensors", "train": "model"}.items():
-        metadata = read_executor_output(artifacts, step)["manifest"]
-        dataset = read_dataset(metadata["uri"], kind)
-        assert metadata["uri"].startswith(str(workspace)) and metadata["fingerprint"] == dataset.fingerprint
-        assert json.loads((artifacts / step / "manifest").read_text())["fingerprint"] == dataset.fingerprint
-        assert (metadata["kind"], metadata["classes"], metadata["dataset"]) == (kind, 2, "photos")
-        if kind == "model":
-            assert (metadata["framework"], metadata["backbone"], metadata["epochs"]) == (
-                "PyTorch",
-                "shufflenet_v2_x0_5",
-                1,
-            )
-            assert 0 <= metadata["macro_f1"] <= 1
-        else:
-            totals = dataset.manifest.totals
-            assert (metadata["rows"], metadata["rejected"]) == (totals.rows, totals.rejected)
-            assert metadata["by_split"] == totals.by_split
-    evaluated = read_executor_output(artifacts, "evaluate")
-    assert {"top1", "macro_f1"} <= set(evaluated["metrics"])
-    rows = [row["row"] for row in evaluated["confusion"]["confusionMatrix"]["rows"]]
-    assert sum(map(sum, rows)) == read_dataset(tensors_uri(artifacts), "tensors").manifest.totals.by_split["test"]
-    assert {"falsePositiveRate", "recall", "confidenceThreshold"} <= set(evaluated["confusion"]["confidenceMetrics"][0])
-    assert (artifacts / "promote" / "report").read_text().lstrip().lower().startswith("<!doctype html")
-
-
-def test_each_steps_record_is_in_its_metadata(succeeded: tuple[Path, Path]) -> None:
-    """`imagemill runs` reads them where the user has no keys of the store."""
-    workspace, artifacts = succeeded
-    recorded = Workspace(str(workspace)).step_records("good")
-    records_by_step = {
-        step: metadata[RECORDS]
-        for step in STEPS
-        for metadata in read_executor_output(artifacts, step).values()
-        if RECORDS in metadata
-    }
-    assert list(records_by_step) == list(STEPS)
-    for step in STEPS[:-1]:
-        [(name, record)] = json.loads(records_by_step[step]).items()
-        metrics = record.pop("metrics")
-        assert name == step and record == {key: getattr(recorded[step], key) for key in record} and "seconds" in record
-        assert metrics == {key: recorded[step].metrics[key] for key in metrics} and metrics
-    for summary in (
-        read_executor_output(artifacts, "finish")["summary"],
-        read_executor_output(artifacts, "promote")["summary"],
-    ):
-        records = json.loads(summary[RECORDS])
-        assert list(records) == list(STEPS) and records["evaluate"]["metrics"]["macro_f1"] > 0
-        assert records["promote"]["metrics"]["verdict"] in FIRST and records["clean"]["state"] == "cached"
-
-
-def tensors_uri(artifacts: Path) -> str:
-    return str(read_executor_output(artifacts, "resize")["manifest"]["uri"])
-
-
-def test_metadata_has_types_that_kubeflow_can_store(succeeded: tuple[Path, Path]) -> None:
-    """A protobuf Struct: no null, no NaN, no other types."""
-    from google.protobuf import json_format, struct_pb2
-
-    _, artifacts = succeeded
-    for step in ("download", "clean", "resize", "train", "evaluate", "promote"):
-        for metadata in read_executor_output(artifacts, step).values():
-            text = json.dumps(metadata, allow_nan=False)
-            assert "null" not in text
-            json_format.Parse(text, struct_pb2.Struct())
-
-
-def test_summary_of_a_failed_run_has_its_error(tmp_path: Path) -> None:
-    is_successful, artifacts = run_by_kfp(
-        tmp_path, "bad", workspace=str(tmp_path / "work"), dataset="folder", source=str(tmp_path / "no|where")
-    )
-    text = (artifacts / "finish" / "summary").read_text()
-    assert not is_successful and text.startswith("# Training: failed at download (exit code 2)\n")
-    row = next(line for line in text.splitlines() if line.startswith("| download |"))
-    assert "**failed**, exit code 2" in row and r"no\|where" in row and "wrong input" in row
-    assert "| clean | not reached |  |  |" in text and "## Verdict" not in text
-    assert (tmp_path / "work" / "runs" / "bad" / SUMMARY).read_text() == text
-    record = json.loads(read_executor_output(artifacts, "finish")["summary"][RECORDS])["download"]
-    assert record["exit_code"] == 2 and "no|where" in record["error"] and record["state"] == "failed"
-
-
-def test_server_that_ignores_pod_settings_is_an_error_of_the_first_step(tmp_path: Path) -> None:
-    source = str(mill.make_photos(tmp_path / "photos", each=1))
-    is_successful, artifacts = run_by_kfp(
-        tmp_path, "old", "", workspace=str(tmp_path / "work"), dataset="folder", source=source
-    )
-    text = (artifacts / "finish" / "summary").read_text()
-    assert not is_successful and "failed at download" in text and "the server is older" in text
-    assert not (tmp_path / "work" / "raw").exists()
 
 
 @pytest.mark.parametrize("workspace", ["./work", "/scratch/work", "~/work"])
@@ -239,9 +66,9 @@ def test_records_take_precedence_over_the_state_of_kfp(end: str) -> None:
 
 
 def test_drift_is_in_the_summary() -> None:
-    lines = ["all 90 images: class balance PSI 0.40 ± 0.05 (<b>dog 12% to 31%)"]
+    lines = ["all 90 images: classes: <b>dog 12.0% to 31.0% (distance 0.19)"]
     text = render_summary(RunSummary("r", "w", {"clean": record(metrics={"drift": lines})}))
-    assert "## Drift since the champion's data\n\n- all 90 images: class balance PSI 0.40" in text and "<b>" not in text
+    assert "## Drift since the champion's data\n\n- all 90 images: classes: " in text and "<b>" not in text
     assert "Drift" not in render_summary(RunSummary("r", "w", {"clean": record(metrics={"drift": []})}))
     features = record(metrics={"feature_drift": ["the 20 new images: features of resnet18, distance 2.10 ± 0.60"]})
     assert "\n- the 20 new images: features of resnet18" in render_summary(RunSummary("r", "w", {"evaluate": features}))

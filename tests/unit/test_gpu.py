@@ -2,48 +2,32 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import signal
-import subprocess
-import sys
 import tarfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import mill
 import numpy as np
 import photos
 import pytest
 import torch
 import torchvision
 from cleaned import Row, cleaned, picture
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
 from imagemill.components.dataset.manifest import Dataset, read_dataset
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.engine.ray_session import RaySession
 from imagemill.components.imaging.decoder import Pixels
 from imagemill.components.imaging.geometry import Geometry, decode_and_resize
 from imagemill.components.resize import device as devices
-from imagemill.components.resize import gpu, resize
+from imagemill.components.resize import resize
 from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.resize.device import choose_device, sample_mean_pixels
 from imagemill.components.resize.gpu import (
-    JpegInfo,
-    count_actors,
     make_kernel,
     parse_header,
-    run_on_gpus,
-    split_batches,
 )
-from imagemill.components.resize.tasks import ResizeTask, write_shards
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import TransientError
 
@@ -187,18 +171,6 @@ def test_a_device_that_is_full_or_broken_is_not_the_images_fault(monkeypatch: py
             list(make_kernel("cuda")(PHOTOS, Geometry(64)))
 
 
-@given(st.lists(st.one_of(st.none(), st.integers(1, 200)), max_size=300))
-@settings(max_examples=100, deadline=None)
-def test_batches_are_limited_in_pixels_and_images(sides: list[int | None]) -> None:
-    headers = [None if side is None else JpegInfo(side * 1000, 1000, False, 1) for side in sides]
-    batches = list(split_batches(headers))
-    assert [n for begin, end in batches for n in range(begin, end)] == list(range(len(headers)))
-    for begin, end in batches:
-        pixels = sum(h.width * h.height for h in headers[begin:end] if h)
-        alone = end - begin == 1
-        assert end - begin <= gpu.BATCH_IMAGES and (pixels <= gpu.BATCH_PIXELS or alone)
-
-
 # Which device it is.
 
 
@@ -268,66 +240,10 @@ def test_missing_gpu_is_reported_in_one_line(clean: Dataset, monkeypatch: pytest
     assert choose(clean, gpu_pixels=1) == ("cpu", [])
 
 
-def test_small_images_need_no_torch(clean: Dataset) -> None:
-    code = (
-        "import sys; from imagemill.components.resize import device\n"
-        "from imagemill.components.resize.config import ResizeConfig\n"
-        "from imagemill.components.dataset.manifest import read_dataset\n"
-        "device._DRIVERS = ('/dev/null',); config = ResizeConfig(clean=sys.argv[1])\n"
-        "print(device.choose_device(config, read_dataset(sys.argv[1]), print), 'torch' in sys.modules)"
-    )
-    process = subprocess.run([sys.executable, "-c", code, clean.uri], capture_output=True, text=True, check=True)
-    assert process.stdout.split() == ["cpu", "False"]
-
-
 # Actors on real Ray.
-
-
-def test_number_of_actors_is_limited_by_gpu_shares_and_cores() -> None:
-    assert [count_actors(2, 16, share) for share in (1, 0.5, 0.4, 0.34, 0.1)] == [2, 4, 4, 4, 16]
-    assert count_actors(1, 2, 0.1) == 2 and count_actors(0, 8, 0.5) == 1
 
 
 def resized(clean: Dataset, run: str) -> Dataset:
     workspace = Workspace.open(clean.uri.rpartition("/clean/")[0])
     config = ResizeConfig(workspace=workspace.uri, clean=clean.uri, image_size=16, resize_workers=2, device="cuda")
     return read_dataset(resize.resize(config, Context("resize", workspace, run, bool(run))).uri, "tensors")
-
-
-@contextmanager
-def no_ray(*_: Any, gpus: int) -> Iterator[RaySession]:
-    assert gpus == 1
-    yield RaySession("resize", "", "")
-
-
-def in_this_process(tasks: Iterable[ResizeTask], arguments: Any, session: RaySession, share: float) -> Iterator[Any]:
-    assert share == 0.5
-    for task in tasks:
-        yield task, write_shards(task, *arguments, kernel)
-
-
-@pytest.mark.usefixtures("a_gpu")
-def test_only_the_task_of_a_killed_actor_is_repeated(clean: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The step with `--device cuda`, its kernel on the device cpu; Ray only counts the GPU that it is told of."""
-    token = secrets.token_hex(8)
-    monkeypatch.setenv("MILL_GPU_TEST", token)
-    monkeypatch.setattr("imagemill.components.resize.plan.MAX_SHARD_ROWS", 3)
-    with monkeypatch.context() as patch:
-        patch.setattr(resize, "open_ray_session", no_ray)
-        patch.setattr(resize, "run_on_gpus", in_this_process)
-        undisturbed = resized(clean, "")
-    killed: list[int] = []
-
-    def killing(*arguments: Any) -> Iterator[Any]:
-        for part in run_on_gpus(*arguments, device="cpu"):
-            yield part
-            if not killed:
-                processes = mill.processes_with("MILL_GPU_TEST", token)
-                killed.append(next(pid for pid, line in processes.items() if "GpuActor" in line))
-                os.kill(killed[0], signal.SIGKILL)
-
-    monkeypatch.setattr(resize, "run_on_gpus", killing)
-    disturbed = resized(clean, "again")
-    assert killed and len(undisturbed.files()) > 6
-    assert mill.content(disturbed) == mill.content(undisturbed) and disturbed.uri != undisturbed.uri
-    assert undisturbed.manifest.extra.device == disturbed.manifest.extra.device == "cuda"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -94,17 +91,6 @@ def test_equal_hashes_are_all_paired(radius: int) -> None:
     assert find_hash_pairs(hashes, radius).pairs.tolist() == expected
 
 
-def test_chunk_size_does_not_change_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    hashes = make_clustered_hashes(800, seed=4)
-    hashes[::5] = hashes[0]
-    whole = [find_hash_pairs(hashes, radius).pairs for radius in (3, 10)]
-    for size in (1, 7, 4096):
-        monkeypatch.setattr(hash_pairs, "_CHUNK", max(size, 50))
-        monkeypatch.setattr(hash_pairs, "_TILE", 64 * size)
-        for radius, expected in zip((3, 10), whole, strict=True):
-            np.testing.assert_array_equal(find_hash_pairs(hashes, radius).pairs, expected)
-
-
 def test_very_many_equal_hashes_keep_one_partner_each() -> None:
     """100,000 equal hashes are five billion pairs: each row keeps one partner, and the other pairs are all there."""
     random = np.random.default_rng(0)
@@ -157,47 +143,3 @@ def test_invalid_radius_is_refused(number: int, radius: int, message: str) -> No
     with pytest.raises(UserError) as error:
         find_hash_pairs(np.zeros(number, np.uint64), radius)
     assert str(error.value) == message
-
-
-_MILLION = """
-import resource, sys, time
-import numpy as np
-from imagemill.components.clean.hash_pairs import find_hash_pairs
-number, radius, skewed = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "skewed"
-random = np.random.default_rng(0)
-hashes = random.integers(0, 2**64, number, dtype=np.uint64)
-planted = number // 20
-for _ in range(radius):
-    hashes[-planted:] ^= np.uint64(1) << random.integers(0, 64, planted, dtype=np.uint64)
-if skewed:  # every band has few values
-    hashes &= hashes >> np.uint64(1) & np.uint64(0xF0F0F0F0F0F0F0F0) | np.uint64(0x3333333333333333)
-hashes[:planted] = hashes[-planted:]
-for _ in range(radius):
-    hashes[:planted] ^= np.uint64(1) << random.integers(0, 64, planted, dtype=np.uint64)
-before = time.perf_counter()
-result = find_hash_pairs(hashes, radius)
-seconds = time.perf_counter() - before
-keys = set((result.pairs[:, 0] * number + result.pairs[:, 1]).tolist())
-missing = sum(row * number + number - planted + row not in keys for row in range(planted))
-print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, len(result.pairs), missing)
-"""
-
-
-@pytest.mark.proof
-@pytest.mark.parametrize(
-    ("number", "radius", "kind", "seconds"),
-    [
-        (1_000_000, 3, "uniform", 60),
-        (1_000_000, 3, "skewed", 60),
-        (1_000_000, 5, "uniform", 60),
-        (200_000, 10, "uniform", 120),
-    ],
-)
-def test_a_million_hashes_in_a_minute_and_a_gigabyte(number: int, radius: int, kind: str, seconds: float) -> None:
-    process = subprocess.run(
-        [sys.executable, "-c", _MILLION, str(number), str(radius), kind], capture_output=True, text=True
-    )
-    assert process.returncode == 0, process.stderr
-    elapsed, peak, pairs, missing = (float(v) for v in process.stdout.split())
-    print(f"{number:,} hashes at radius {radius} ({kind}): {elapsed:.1f} s, {peak / 2**20:.0f} MB, {pairs:,.0f} pairs")
-    assert missing == 0 and elapsed < seconds and peak < 1e9

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+import stat
 from pathlib import Path
 
-import docker_api
 import pytest
 import yaml
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from imagemill.components.storage.errors import EXIT_TRANSIENT, EXIT_USER, MillError, TransientError, UserError
+from imagemill.components.storage.errors import EXIT_USER, MillError, TransientError, UserError
 from imagemill.pipelines.cli import images
 from imagemill.pipelines.cli.main import main
 from imagemill.pipelines.cluster import cluster_file as cluster
-from imagemill.pipelines.docker import image_pins
-from imagemill.pipelines.docker.client import connect_engine
-from imagemill.pipelines.docker.image_pins import format_part, set_images
+from imagemill.pipelines.docker import image_build
+from imagemill.pipelines.docker.image_build import Checkout, find_root, format_part, hash_code, make_command, set_images
 
-engine = docker_api.engine
 DIGESTS = {
     name: f"r.example:5000/mill/imagemill-{name}@sha256:{n * 64}"
     for n, name in zip("abc", ("cpu", "ray", "gpu"), strict=True)
@@ -43,8 +38,8 @@ def test_only_the_images_change_and_comments_stay() -> None:
         "# Ours.",
         "namespace: mill   # not default",
         "images:  # written by a program",
-        "  # the small one",
         f'  ray: "{DIGESTS["ray"]}"',
+        "  # the small one",
         f'  cpu: "{DIGESTS["cpu"]}"',
         "  tags_allowed: false # never",
         f'  gpu: "{DIGESTS["gpu"]}"   # the large one',
@@ -56,25 +51,10 @@ def test_only_the_images_change_and_comments_stay() -> None:
     assert set_images(edited, {"cpu": newer["cpu"]}, "c.yaml") == edited.replace(DIGESTS["cpu"], newer["cpu"])
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "# nothing yet\n",
-        "namespace: mill",
-        "images:\nnamespace: mill\n",
-        "images: {}\n",
-        "images: {cpu: '', pull_policy: Always}  # short\n",
-        "images: {pull_policy: Always}\nnamespace: mill\n",
-        "images:\n    cpu:\n    ray: ''\nnamespace: mill\n",
-        'namespace: mill\nimages:\n  gpu: "some@sha256:%s"\n...\n' % ("1" * 64),
-        "{namespace: mill, images: {cpu: ''}}\n",
-    ],
-)
-def test_images_are_set_in_any_form_of_yaml(text: str) -> None:
+@pytest.mark.parametrize("text", ["# nothing yet\n", "namespace: mill", "images:\nnamespace: mill\n"])
+def test_images_are_added(text: str) -> None:
     before = yaml.safe_load(text) or {}
-    written = yaml.safe_load(set_images(text, DIGESTS, "c.yaml"))
-    assert written == before | {"images": (before.get("images") or {}) | DIGESTS}
+    assert yaml.safe_load(set_images(text, DIGESTS, "c.yaml")) == before | {"images": DIGESTS}
 
 
 def test_the_documented_file_keeps_every_comment() -> None:
@@ -83,22 +63,6 @@ def test_the_documented_file_keeps_every_comment() -> None:
     changed = [(a, b) for a, b in zip(text.splitlines(), edited.splitlines(), strict=True) if a != b]
     assert [a.split(":")[0].strip() for a, _ in changed] == ["cpu", "ray", "gpu"]
     assert cluster.parse_cluster(yaml.safe_load(edited)).images.ray == DIGESTS["ray"]
-
-
-_WORD, _KEY = st.text("abcdefgh #:'\"{}[]-", max_size=12), st.text("abc0._-", min_size=1, max_size=12)
-_STORAGE = st.fixed_dictionaries({}, optional={"region": _WORD, "access_key": _KEY, "secret_key": _KEY})
-
-
-@settings(max_examples=60, deadline=None)
-@given(storage=_STORAGE, width=st.integers(1, 6),
-       flow=st.booleans(), image_names=st.sets(st.sampled_from(("cpu", "ray", "gpu", "tags_allowed"))))  # fmt: skip
-def test_other_fields_of_the_cluster_file_are_kept(
-    storage: dict[str, str], width: int, flow: bool, image_names: set[str]
-) -> None:
-    old = {name: True if name == "tags_allowed" else f"old@sha256:{'0' * 64}" for name in sorted(image_names)}
-    document = {"storage": storage, "images": old, "namespace": "mill"}
-    text = yaml.safe_dump(document, indent=max(2, width), default_flow_style=flow, sort_keys=False)
-    assert yaml.safe_load(set_images(text, DIGESTS, "c.yaml")) == document | {"images": old | DIGESTS}
 
 
 def test_tags_are_written_only_where_they_are_allowed() -> None:
@@ -111,11 +75,10 @@ def test_tags_are_written_only_where_they_are_allowed() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: [", "--cluster: expected YAML in c.yaml"),
-        ("- a\n", "expected names and values"),
+        ("a: [", "--cluster c.yaml: expected a part images with a line for each image"),
+        ("- a\n", "write there:\nimages:\n  cpu: "),
+        ("images: {cpu: ''}\n", "write there:\nimages:\n  cpu: "),
         ("nmespace: mill\n", "is it namespace?"),
-        ("images: &a {cpu: ''}\nlabels: {x: y}\nray: *b\n", "--cluster: expected YAML"),
-        ("images: [1]\n", "(images): expected names and values"),
     ],
 )
 def test_invalid_cluster_files_are_rejected(text: str, message: str) -> None:
@@ -129,7 +92,7 @@ def test_the_file_is_written_whole_with_its_mode(tmp_path: Path) -> None:
     path.write_text(OTHERS)
     path.chmod(0o640)
     link.symlink_to(path)
-    image_pins.update_file(str(link), DIGESTS)
+    image_build.update_file(str(link), DIGESTS)
     assert path.read_text() == set_images(OTHERS, DIGESTS, "") and path.stat().st_mode & 0o777 == 0o640
     assert link.is_symlink() and sorted(p.name for p in tmp_path.iterdir()) == ["cluster.yaml", "link.yaml"]
 
@@ -154,12 +117,9 @@ PUSHED = [
 
 
 def test_the_digest_comes_from_the_push() -> None:
-    assert images.read_digest(PUSHED, "x") == "sha256:" + "c" * 64
+    assert image_build.read_digest(PUSHED, "x") == "sha256:" + "c" * 64
     with pytest.raises(MillError, match="named no digest"):
-        images.read_digest(PUSHED[:-1], "x")
-    built = images.BuiltImage("cpu", "127.0.0.1:5000/mill/imagemill-cpu:dev", 1, "sha256:" + "c" * 64)
-    assert built.reference == "127.0.0.1:5000/mill/imagemill-cpu@sha256:" + "c" * 64
-    assert images.BuiltImage("cpu", "imagemill-cpu:dev", 1).reference == "imagemill-cpu:dev"
+        image_build.read_digest(PUSHED[:-1], "x")
 
 
 @pytest.mark.parametrize(
@@ -174,7 +134,9 @@ def test_the_digest_comes_from_the_push() -> None:
 )
 def test_errors_of_a_registry_are_user_or_transient_errors(text: str, kind: type[MillError]) -> None:
     with pytest.raises(kind) as error:
-        images.read_digest([PUSHED[0], {"errorDetail": {"message": text}, "error": text}], "r.example/imagemill-cpu:1")
+        image_build.read_digest(
+            [PUSHED[0], {"errorDetail": {"message": text}, "error": text}], "r.example/imagemill-cpu:1"
+        )
     assert type(error.value) is kind and text in str(error.value) and "r.example" in str(error.value)
 
 
@@ -187,7 +149,6 @@ def test_errors_of_a_registry_are_user_or_transient_errors(text: str, kind: type
         (["--registry", "r.example", "--tag", "latest"], "--tag: expected"),
         (["--no-push", "--tag", "a/b"], "--tag: expected"),
         (["--no-push", "--only", "cpu,gpux"], "--only: expected some of cpu, ray, gpu, found 'gpux'"),
-        (["--no-push", "--only", "cpu", "--rebuild"], "--rebuild: expected all images"),
         (["--no-push", "--source", "/"], "--source: expected a checkout"),
         (["--no-push", "--cluster", "/nowhere.yaml"], "--cluster: expected a YAML file that can be read"),
     ],
@@ -212,25 +173,6 @@ def test_missing_docker_engine_is_reported_with_a_remedy(
     assert captured.out == ""
 
 
-@pytest.mark.parametrize("lost", ["/_ping", "/images/json$", "/images/imagemill-cpu:dev/json$"])
-def test_lost_connection_to_the_engine_is_transient(
-    lost: str, engine: docker_api.Engine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """This holds after the build, too."""
-    monkeypatch.setattr(images, "run_build", lambda arguments, target: None)
-    monkeypatch.setattr(images, "find_cli", lambda: "docker")
-    engine.fails = lost
-    assert main(["images", "build", "--no-push", "--only", "cpu", "--tag", "dev"]) == EXIT_TRANSIENT
-    assert "images: " in (stderr := capsys.readouterr().err) and "Docker engine" in stderr
-
-
-def test_interrupted_push_is_transient(engine: docker_api.Engine) -> None:
-    with closing(connect_engine("images")) as client:
-        engine.broken = "/push$"
-        with pytest.raises(TransientError, match=r"the registry did not take r\.example/imagemill-cpu:dev"):
-            images.push_image(client, images.BuiltImage("cpu", "r.example/imagemill-cpu:dev", 1))
-
-
 def test_only_some_in_their_order() -> None:
     assert images.parse_targets("gpu, cpu") == ("cpu", "gpu") and images.parse_targets("") == ("cpu", "ray", "gpu")
 
@@ -247,4 +189,91 @@ def test_only_some_in_their_order() -> None:
     ],
 )
 def test_the_source_label_has_no_password(address: str, expected: str) -> None:
-    assert images.remove_login(address) == expected
+    assert image_build.remove_login(address) == expected
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    for name in ("docker/Dockerfile", "pyproject.toml", "components/a.py", "pipelines/b/c.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    return tmp_path
+
+
+def test_the_code_is_that_of_the_modules_alone(checkout: Path) -> None:
+    before = hash_code(checkout)
+    (checkout / "pipelines/b/page.html").write_text("new")
+    assert hash_code(checkout) == before and len(before) == 16
+    (checkout / "pipelines/b/c.py").write_text("new")
+    assert hash_code(checkout) != before
+
+
+def test_arguments_of_docker_build(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:password@proxy.example:3128")
+    settings = Checkout(checkout, "base:1", "https://index.example/cpu", "host")
+    words = make_command("docker", settings, "ray", "r.example/imagemill-ray:1", {"pip.conf": Path("/x")}, True)
+    text = " ".join(words)
+    for part in (
+        "--target ray", "--tag r.example/imagemill-ray:1", "--label io.imagemill.code=",
+        "--build-arg BASE_IMAGE=base:1", "--build-arg TORCH_INDEX=https://index.example/cpu",
+        "--secret id=pip.conf,src=/x", "--network host", "--no-cache",
+    ):  # fmt: skip
+        assert part in text
+    assert "--build-arg HTTPS_PROXY" in text and "password" not in text  # docker takes its value from the environment
+    assert "--pull" not in text, "a base image of this machine is in no registry"
+    assert "TORCH_INDEX" not in " ".join(make_command("docker", settings, "gpu", "t", {}, False))
+    assert words[-1] == str(checkout)
+
+
+def write_docker(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a command named docker first on PATH."""
+    (folder / "docker").write_text(f"#!/bin/sh\n{script}\n")
+    (folder / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+def test_settings_for_pip_travel_as_secrets(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So does the engine: the command line may be set to another one than the SDK's, which is DOCKER_HOST's."""
+    for name in ("SSL_CERT_FILE", "PIP_CERT", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_INDEX_URL", "https://user:password@index.example/simple")
+    monkeypatch.setenv("PIP_TRUSTED_HOST", "index.example")
+    monkeypatch.setenv("DOCKER_CONTEXT", "desktop-linux")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    copy = 'for word in "$@"; do case $word in id=pip.conf,src=*) cp -p "${word#*src=}" %s;; esac; done'
+    write_docker(folder, f"{copy % (tmp_path / 'seen')}; echo $DOCKER_BUILDKIT $DOCKER_CONTEXT > {tmp_path}/told",
+                 monkeypatch)  # fmt: skip
+    image_build.build(Checkout(checkout), "cpu", "imagemill-cpu:1")
+    assert (tmp_path / "seen").read_text().splitlines() == [
+        "[global]", "index-url = https://user:password@index.example/simple", "trusted-host = index.example"
+    ]  # fmt: skip
+    assert stat.S_IMODE((tmp_path / "seen").stat().st_mode) & 0o077 in (0, 0o044)
+    assert (tmp_path / "told").read_text() == "1 default\n"
+    with pytest.raises(UserError, match=r"--pip-config: expected .*found 'nowhere'"):
+        image_build.build(Checkout(checkout, pip_config="nowhere"), "cpu", "imagemill-cpu:1")
+
+
+def test_a_build_that_fails_is_an_error_of_ours(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    write_docker(folder, "echo why; exit 3", monkeypatch)
+    with pytest.raises(MillError, match=r"building cpu failed \(exit code 3\)") as error:
+        image_build.build(Checkout(checkout), "cpu", "imagemill-cpu:1")
+    assert error.value.exit_code == 1
+    assert capfd.readouterr() == ("", "why\n")
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match="install Docker"):
+        image_build.build(Checkout(checkout), "cpu", "imagemill-cpu:1")
+
+
+def test_the_source_is_a_checkout(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (find_root("") / "pyproject.toml").exists() and find_root(str(checkout)) == checkout
+    with pytest.raises(UserError, match=r"--source: expected a checkout of imagemill, with docker/Dockerfile, found"):
+        find_root("/nowhere")
+    installed = tmp_path / "site-packages/imagemill/pipelines/docker/image_build.py"
+    monkeypatch.setattr(image_build, "__file__", str(installed))
+    monkeypatch.chdir(checkout)
+    assert find_root("") == checkout

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,12 @@ from controllers import pods
 from imagemill.pipelines.argo.workflow import compile_argo
 from imagemill.pipelines.cluster import kube_client as kube
 from imagemill.pipelines.cluster.cluster_file import Cluster, load_cluster
+from imagemill.pipelines.doctor import checks
 from imagemill.pipelines.parameters import resolve_parameters
 
 Json = dict[str, Any]
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
-OVERLAYS = ("kind", "kubeflow", "kubeflow-profile")
 CASES = {
     "kind": ("kind", ()),
     "kubeflow": ("kubeflow", ()),
@@ -74,15 +72,6 @@ def base() -> Cluster:
     return load_cluster(str(K8S / "base" / "cluster.yaml"))
 
 
-def test_kubectl_renders_the_same_documents(case: str, rendered: list[Json], tmp_path: Path) -> None:
-    if not shutil.which("kubectl"):
-        pytest.skip("kubectl is not installed")
-    command = ["kubectl", "kustomize", str(write_case(tmp_path, *CASES[case]))]
-    stdout = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    expected = {kustomize.key(document): document for document in yaml.safe_load_all(stdout)}
-    assert expected == {kustomize.key(document): document for document in rendered}
-
-
 def test_core_documents_match_kubernetes_schemas(rendered: list[Json]) -> None:
     core = [document for document in rendered if not document["apiVersion"].startswith(CUSTOM)]
     assert core
@@ -118,23 +107,6 @@ def test_the_namespace_enforces_restricted(kind: list[Json]) -> None:
     assert {labels[f"pod-security.kubernetes.io/{mode}"] for mode in ("enforce", "warn", "audit")} == {"restricted"}
 
 
-def render(name: str) -> str:
-    """Return an overlay without what is a file of its own: the WorkflowTemplate, and the script of the store's Job."""
-    documents = sorted(
-        (document for document in overlay(name) if document["kind"] != "WorkflowTemplate"), key=kustomize.key
-    )
-    for document in documents:
-        if "setup.py" in document.get("data", {}):
-            document["data"]["setup.py"] = "(k8s/components/seaweedfs/setup.py)"
-    return manifests.dumped(*documents, sort_keys=True)
-
-
-def test_rendered_overlays_equal_golden_files() -> None:
-    for name in ("kind", "kubeflow"):
-        manifests.check_golden(f"k8s-{name}.yaml", render(name))
-    manifests.check_golden("k8s-kubeflow-profile.diff", render("kubeflow-profile"), render("kubeflow"))
-
-
 def test_stored_pipeline_equals_the_compiled_one(base: Cluster, tmp_path: Path) -> None:
     compile_argo(resolve_parameters({}), tmp_path / "pipeline.yaml", base)
     manifests.check_golden(str(K8S / "base" / "pipeline.yaml"), (tmp_path / "pipeline.yaml").read_text())
@@ -165,6 +137,17 @@ def rights_by_account(documents: list[Json]) -> dict[str, dict[tuple[str, str, s
                         for name in rule.get("resourceNames", [""]):
                             account_rights.setdefault((group, resource, name), set()).update(rule["verbs"])
     return rights_by_account
+
+
+def test_doctor_checks_the_rights_of_the_roles(kind: list[Json]) -> None:
+    roles = of_kind(kind, "Role")
+    for name, rights in (("executor", checks.EXECUTOR_RIGHTS), ("launcher", checks.LAUNCHER_RIGHTS)):
+        granted = {
+            (rule["apiGroups"][0], resource): set(rule["verbs"])
+            for rule in roles[f"imagemill-{name}"]["rules"]
+            for resource in rule["resources"]
+        }
+        assert granted == {key: set(verbs) for key, verbs in rights.items()}
 
 
 RESULTS = ("argoproj.io", "workflowtaskresults", "")
@@ -311,64 +294,3 @@ def test_istio_is_not_injected_into_any_pod(tmp_path: Path) -> None:
     for document in kustomize.render(tmp_path):
         for pod in pods(document):
             assert pod.labels["sidecar.istio.io/inject"] == "false", pod.owner
-
-
-def test_a_patch_of_another_template_is_refused() -> None:
-    operations = yaml.safe_load((K8S / "components" / "gpu" / "gpu.yaml").read_text())
-    (template,) = of_kind(overlay("kind"), "WorkflowTemplate").values()
-    template["spec"]["templates"].insert(1, {"name": "another"})
-    with pytest.raises(AssertionError, match="not train"):
-        kustomize.json_patch(template, operations)
-
-
-# --- the renderer -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "unsupported",
-    [
-        {"namePrefix": "a-"},
-        {"resources": ["two.yaml"]},
-        {"patches": [{"patch": "[]", "target": {"kind": "A", "labelSelector": "a"}}]},
-        {"kind": "Component"},
-        {"configMapGenerator": [{"name": "a", "files": ["one.yaml"], "options": {"disableNameSuffixHash": False}}]},
-    ],
-)
-def test_renderer_rejects_unsupported_fields(unsupported: Json, tmp_path: Path) -> None:
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a"}}
-    (tmp_path / "one.yaml").write_text(yaml.safe_dump(pod))
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump_all([pod, pod]))
-    kustomization: Json = {
-        "apiVersion": "kustomize.config.k8s.io/v1beta1",
-        "kind": "Kustomization",
-        "resources": ["one.yaml"],
-    }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    assert kustomize.render(tmp_path) == [pod]
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump({**kustomization, **unsupported}))
-    with pytest.raises(AssertionError):
-        kustomize.render(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("operation", "result"),
-    [
-        ({"op": "add", "path": "/a/b", "value": 1}, {"a": {"b": 1}, "l": [1]}),
-        ({"op": "add", "path": "/l/0", "value": 2}, {"a": {}, "l": [2, 1]}),
-        ({"op": "replace", "path": "/l", "value": 2}, {"a": {}, "l": 2}),
-        ({"op": "remove", "path": "/a"}, {"l": [1]}),
-        ({"op": "test", "path": "/l/0", "value": 1}, {"a": {}, "l": [1]}),
-        ({"op": "add", "path": "/a/x~1y~0z", "value": 1}, {"a": {"x/y~z": 1}, "l": [1]}),
-        ({"op": "test", "path": "/l/0", "value": 2}, None),
-        ({"op": "add", "path": "/none/b", "value": 1}, None),
-        ({"op": "replace", "path": "/none", "value": 1}, None),
-    ],
-)
-def test_json_patches(operation: Json, result: Json | None) -> None:
-    document: Json = {"a": {}, "l": [1]}
-    if result is None:
-        with pytest.raises(AssertionError):
-            kustomize.json_patch(document, [operation])
-    else:
-        assert kustomize.json_patch(document, [operation]) == result
-    assert document == {"a": {}, "l": [1]}

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import photos
-import pyarrow as pa
 import pytest
 from PIL import Image
 
 from imagemill.components.clean.config import CleanConfig
-from imagemill.components.clean.final_files import rewrite_file
 from imagemill.components.clean.labels import LabelRules
 from imagemill.components.clean.schema import make_clean_schema
-from imagemill.components.clean.slices import CleanedSlice, RowRules, Slice, clean_batch, clean_slice
-from imagemill.components.dataset.shards import Layout, ShardWriter, read_file
+from imagemill.components.clean.slices import RowRules, clean_batch
 from imagemill.components.imaging.decoder import ImageRejected, decode
 from imagemill.components.imaging.standardize import standardize
 
@@ -122,35 +118,3 @@ def test_mask_column_exists_only_with_keep_masks() -> None:
     assert "mask" not in plain and plain == {name: value for name, value in with_mask.items() if name != "mask"}
     assert rules(make_config()).layout.schema.names == [*make_clean_schema().names, "mask"]
     assert rules(CleanConfig()).layout.schema == make_clean_schema()
-
-
-def test_fingerprint_without_masks_is_unchanged() -> None:
-    assert CleanConfig().fingerprint_values() == CleanConfig(keep_masks=False).fingerprint_values() == {}
-    assert make_config().fingerprint_values() == {"keep_masks": True}
-
-
-def test_rewritten_files_keep_masks(tmp_path: Path) -> None:
-    """A raw shard goes through clean_slice and is rewritten where rows are dropped or change splits."""
-    schema = pa.schema(
-        [(name, pa.string()) for name in ("image_id", "sha256", "label", "split", "group")]
-        + [("image", pa.binary()), ("mask", pa.binary())]
-    )
-    masks = [photos.saved((np.indices((40, 60)).sum(axis=0) % (n + 2) == 0).astype(np.uint8)) for n in range(6)]
-    with ShardWriter(str(tmp_path), Layout(schema)) as writer:
-        for number in range(6):
-            values = make_row(number, None if number == 3 else masks[number], split="train")
-            writer.add({name: values[name] for name in schema.names}, 1)
-        file = writer.publish("data/raw", "data")
-    part = Slice(file, 0, 1, 6, 1)
-    config = make_config(val_fraction=0.0)
-    shard = CleanedSlice.from_record(clean_slice(part, str(tmp_path), str(tmp_path), rules(config), 1))
-    first = {r["image_id"]: r["mask"] for t in read_file(f"{tmp_path}/{shard.data[0].uri}") for r in t.to_pylist()}
-    assert len(first) == 6 and first["3.png"] is None
-    np.testing.assert_array_equal(read_mask(first["2.png"]) == 255, np.indices((40, 60)).sum(axis=0) % 4 == 0)
-    is_kept, splits = np.array([True, False, True, True, True, True]), np.array([0, 0, 1, 0, 0, 2], np.uint8)
-    rewritten = list(rewrite_file(str(tmp_path), shard.data[0], is_kept, splits, rules(config).layout))
-    assert sorted((f.split, f.rows) for f in rewritten) == [("test", 1), ("train", 3), ("val", 1)]
-    second = {
-        r["image_id"]: r["mask"] for f in rewritten for t in read_file(f"{tmp_path}/{f.uri}") for r in t.to_pylist()
-    }
-    assert len(second) == 5 and all(first[name] == mask for name, mask in second.items())

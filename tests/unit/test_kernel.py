@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import tarfile
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from PIL import Image
 from imagemill.components.imaging.decoder import Decoded, LenientDecoding, decode
 from imagemill.components.imaging.geometry import Geometry, decode_and_resize, resize_image
 from imagemill.components.imaging.headers import parse_plain_header, sniff
-from imagemill.components.imaging.pixel_options import INTERPOLATIONS, MODES
+from imagemill.components.imaging.pixel_options import INTERPOLATIONS
 from imagemill.components.imaging.resample import CropSquare, resample, resample_long
 
 PETS = Path(__file__).parents[2] / ".." / "shared" / "data" / "pets" / "images.tar.gz"
@@ -130,39 +129,6 @@ def test_fast_may_decode_smaller() -> None:
     assert 0 < compare_pixels(fast, exact).mean() < 1.5
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_results_do_not_share_the_threads_memory(mode: str) -> None:
-    """The decoder's buffer is used again: what came of it must not change with the next image."""
-    same = jpeg(64, 64, 1), jpeg(64, 64, 2)  # the size that comes out: nothing is resampled
-    geometry = Geometry(64, mode, resize=64)
-    first = decode_and_resize(same[0], geometry)
-    before = first.copy()
-    decode_and_resize(same[1], geometry)
-    np.testing.assert_array_equal(first, before)
-
-
-def test_threads_do_not_share_their_memory() -> None:
-    pictures = [jpeg(300 + 10 * n, 200 + 7 * n, n) for n in range(8)]
-    expected = [decode_and_resize(data, Geometry(64)) for data in pictures]
-    with ThreadPoolExecutor(4) as pool:
-        for number, pixels in enumerate(pool.map(lambda data: decode_and_resize(data, Geometry(64)), pictures * 20)):
-            np.testing.assert_array_equal(pixels, expected[number % len(pictures)])
-
-
-def test_hooks_see_the_decoded_image_and_the_picture() -> None:
-    data = jpeg(1600, 1200)
-
-    def before(decoded: Decoded) -> Decoded:
-        assert decoded.pixels.shape == (600, 800, 3) and (decoded.width, decoded.height) == (1600, 1200)
-        return Decoded(np.full_like(decoded.pixels, 100), 1600, 1200, "JPEG")
-
-    def after(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-        assert picture.shape == (224, 224, 3) and (picture == 100).all()
-        return picture + np.uint8(1)
-
-    assert (decode_and_resize(data, Geometry(224), before, after) == 101).all()
-
-
 RGB, GRAY = Image.fromarray(noise(31, 22)), Image.fromarray(noise(31, 22, 1)[:, :, 0])
 CLEAR = RGB.copy()
 CLEAR.putalpha(100)
@@ -198,18 +164,6 @@ def test_plain_images_are_decoded_as_by_pillow(name: str, color: str) -> None:
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_images_are_decoded_by_pillow(name: str) -> None:
     assert parse_plain_header(OTHERS[name], sniff(OTHERS[name])) is None
-
-
-def test_pillow_is_not_on_the_way_of_plain_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_pillow(*_: object, **__: object) -> None:
-        raise AssertionError("a PIL object on the hot path")
-
-    pictures = [*PLAIN.values(), jpeg(100, 80)]
-    for name in ("open", "fromarray", "new"):
-        monkeypatch.setattr(Image, name, no_pillow)
-    for data in pictures:
-        color = "gray" if data == PLAIN["gray png"] else "rgb"
-        assert decode_and_resize(data, Geometry(16, color=color)).shape[0] == 16
 
 
 @pytest.mark.parametrize(("quality", "limit"), [("exact", 0.3), ("fast", 1.5)])

@@ -15,23 +15,20 @@ import pytest
 import reported
 from chain import evaluated, one_core, resized, trained
 from cleaned import Row, draft
-from html_page import Page
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from imagemill.components.clean.splits import compute_shuffle_index
 from imagemill.components.dataset.kinds import CleanImage, EvaluationExtra, ImageSpec, LabelReview
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit
-from imagemill.components.dataset.shards import read_columns
+from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate import review as reviewing
-from imagemill.components.evaluate.label_issues import MIN_CLASS_IMAGES, FoldStatistics, find_label_issues
+from imagemill.components.evaluate.label_issues import MIN_CLASS_IMAGES, find_label_issues
 from imagemill.components.evaluate.linear_probe import FOLDS, assign_folds
 from imagemill.components.evaluate.review import MAX_FEATURES, FeatureExtractor, _pool, describe_review, review_labels
 from imagemill.components.models.artifact import ModelSpec, build_network
 from imagemill.components.models.blocks import parameter_blocks
-from imagemill.components.promote import mistakes, report
-from imagemill.components.promote.thumbnails import Thumbnail
+from imagemill.components.report import mistakes
+from imagemill.components.report.page import Figures, Listing, Paragraph
 
 
 def clusters(
@@ -51,7 +48,7 @@ def clusters(
 @pytest.mark.parametrize("wrong_share", [0.02, 0.05, 0.1])
 def test_planted_wrong_labels_are_found_and_the_right_ones_suggested(wrong_share: float) -> None:
     features, labels, true = clusters(wrong=wrong_share, apart=8)
-    issues = find_label_issues(features, labels, 6)
+    issues = find_label_issues(features, labels)
     planted = set(np.flatnonzero(labels != true).tolist())
     hits = planted & set(issues.rows.tolist())
     assert len(hits) >= 0.9 * len(planted)
@@ -74,7 +71,7 @@ def test_near_duplicates_of_a_wrong_label_are_in_its_fold() -> None:
         features, labels, true = (features[twins] + noise).astype(np.float16), labels[twins], true[twins]
         planted = set(np.flatnonzero(labels != true).tolist())
         found_rows = [
-            set(find_label_issues(features, labels, 3, folds).rows.tolist())
+            set(find_label_issues(features, labels, folds).rows.tolist())
             for folds in (assign_folds(labels, twins), None)
         ]
         recalls.append([len(planted & rows) / len(planted) for rows in found_rows])
@@ -84,9 +81,9 @@ def test_near_duplicates_of_a_wrong_label_are_in_its_fold() -> None:
 
 def test_sound_labels_are_left_alone_and_the_result_is_the_same_again() -> None:
     features, labels, _ = clusters(wrong=0, apart=10)
-    assert len(find_label_issues(features, labels, 6).rows) <= 3
+    assert len(find_label_issues(features, labels).rows) <= 3
     features, labels, _ = clusters()
-    first, second = find_label_issues(features, labels, 6), find_label_issues(features, labels, 6)
+    first, second = find_label_issues(features, labels), find_label_issues(features, labels)
     assert all(np.array_equal(getattr(first, f.name), getattr(second, f.name)) for f in dataclasses.fields(first))
 
 
@@ -96,10 +93,10 @@ def test_random_labels_have_no_suspects() -> None:
         random = np.random.default_rng(seed)
         features = random.normal(0, 1, (400, 32)).astype(np.float16)
         labels = random.integers(0, classes, 400)
-        issues = find_label_issues(features, labels, classes)
+        issues = find_label_issues(features, labels)
         assert "no better than chance" in issues.problem and not len(issues.rows)
         features[:, 0] += (3 * labels).astype(np.float16)
-        assert "no better than chance" not in find_label_issues(features, labels, classes).problem
+        assert "no better than chance" not in find_label_issues(features, labels).problem
 
 
 @pytest.mark.parametrize(("classes", "apart"), [(20, 1.5), (6, 1.5), (20, 2.0)])
@@ -107,67 +104,24 @@ def test_classifiers_that_know_little_suspect_nothing(classes: int, apart: float
     """All labels are right. The classifiers agree with 40 to 66% of them, and would suspect 10 to 25%."""
     for seed in range(3):
         features, labels, _ = clusters(600, classes, wrong=0, apart=apart, seed=seed)
-        issues = find_label_issues(features, labels, classes)
+        issues = find_label_issues(features, labels)
         assert not len(issues.rows) and issues.agreement < 0.8
         assert "they don't know the classes well enough to tell" in issues.problem
 
 
 def test_classifiers_that_know_the_classes_suspect_many_wrong_labels() -> None:
     features, labels, true = clusters(wrong=0.3, apart=6)
-    issues = find_label_issues(features, labels, 6)
+    issues = find_label_issues(features, labels)
     assert not issues.problem and (labels != true)[issues.rows].mean() > 0.95 and len(issues.rows) > 0.9 * 180
-
-
-def test_result_does_not_depend_on_the_chunk_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, labels, _ = clusters()
-    expected = find_label_issues(features, labels, 6)
-    monkeypatch.setattr("imagemill.components.evaluate.label_issues._CHUNK", 700)
-    monkeypatch.setattr(
-        "imagemill.components.evaluate.label_issues.fit_temperature", lambda *_: 1.0
-    )  # which is fitted to a sample of so many
-    parts = find_label_issues(features, labels, 6)
-    monkeypatch.setattr("imagemill.components.evaluate.label_issues._CHUNK", 1 << 21)
-    assert np.array_equal(find_label_issues(features, labels, 6).rows, parts.rows)
-    assert len(set(expected.rows) & set(parts.rows)) > 0.8 * len(expected.rows)
 
 
 def test_a_class_of_few_images_is_not_judged_and_one_of_one_image_does_no_harm() -> None:
     features, labels, _ = clusters(wrong=0, apart=10)
     labels[:3], labels[3:4] = 6, 7  # taken from anywhere, so they look like something else
-    issues = find_label_issues(features, labels, 9)  # the last class has none at all
+    issues = find_label_issues(features, labels)
     assert issues.num_judged == 600 - 4
     assert not set(issues.rows.tolist()) & {0, 1, 2, 3}
     assert MIN_CLASS_IMAGES == 2 * FOLDS
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 1000), out=st.integers(1, 40))
-def test_subtracted_images_leave_no_trace_in_fold_statistics(seed: int, out: int) -> None:
-    features, labels, _ = clusters(120, 3, seed=seed)
-    folds = (np.arange(120) % FOLDS).astype(np.int8)
-    fitted, rest = FoldStatistics(3, 16), FoldStatistics(3, 16)
-    fitted.add(features, labels, folds)
-    fitted.add(features[:out], labels[:out], folds[:out], -1)
-    rest.add(features[out:], labels[out:], folds[out:])
-    for name in ("counts", "sums", "products"):
-        np.testing.assert_allclose(getattr(fitted, name), getattr(rest, name), atol=1e-9)
-
-
-def test_discriminant_equals_that_of_scikit_learn() -> None:
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-
-    features, labels, _ = clusters(seed=3)
-    folds = (np.arange(600) % FOLDS).astype(np.int8)
-    fitted = FoldStatistics(6, 16)
-    fitted.add(features, labels, folds)
-    weights, bias, has_class = fitted.fit_without(2)
-    is_training = folds != 2
-    expected = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.1).fit(
-        features[is_training].astype(float), labels[is_training]
-    )
-    np.testing.assert_allclose(weights.T * 4, expected.coef_, rtol=1e-4)  # the square root of 16 dimensions
-    np.testing.assert_allclose(bias * 4, expected.intercept_, rtol=1e-4)
-    assert has_class.all()
 
 
 def _network(backbone: str, size: int = 64) -> Any:
@@ -329,10 +283,12 @@ def test_the_step_finds_flipped_labels_and_the_report_shows_them(
     rest = [row["loss"] for row in rows if not row["rank"]]
     assert rest == sorted(rest, reverse=True)
 
-    shown = mistakes.describe_suspects(evaluation, clean)
-    assert shown and shown["total"] == len(ranked) and len(shown["losses"]) == mistakes.MAX_LOSSES
-    assert all(s.thumbnail.src.startswith("data:image/jpeg") for s in [*shown["rows"], *shown["losses"]])
-    assert shown["listed"][0] == "image_id,label,suggested" and len(shown["listed"]) == len(ranked) + 1
+    suspects, listing, losses = mistakes.describe_suspects(evaluation, clean)
+    assert isinstance(suspects, Figures) and isinstance(listing, Listing) and isinstance(losses, Figures)
+    assert len(suspects.figures) == len(ranked) and len(losses.figures) == mistakes.MAX_LOSSES
+    shown = [figure.pictures[0].src for figure in (*suspects.figures, *losses.figures)]
+    assert all(src.startswith("data:image/jpeg") for src in shown)
+    assert listing.lines[0] == "image_id,label,suggested" and len(listing.lines) == len(ranked) + 1
 
 
 def test_where_the_classifiers_guess_no_image_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -348,11 +304,10 @@ def test_where_the_classifiers_guess_no_image_is_listed(tmp_path: Path, monkeypa
     file, review = review_labels(tensors, tensors, None, spec, None, str(tmp_path), "auto", 8)  # type: ignore[arg-type]
     assert file is None and (review.images, review.suspects, review.listed) == (90, 0, 0)
     assert review.not_judged.startswith("classifiers that never saw the labels agree with ")
-    evaluation = Dataset(str(tmp_path), Manifest("evaluation", "0", extra=EvaluationExtra(review=review)), "")
-    clean = Dataset(str(tmp_path), Manifest("clean", "0"), "")
-    shown = mistakes.describe_suspects(evaluation, clean)
-    assert shown and shown["why"] == review.not_judged
-    assert not shown["rows"] and not shown["losses"] and not shown["listed"]
+    extra = EvaluationExtra(metrics={"top1": 0.5}, review=review)
+    evaluation = Dataset(str(tmp_path), Manifest("evaluation", "0", extra=extra), "")
+    shown = mistakes.describe_suspects(evaluation, Dataset(str(tmp_path), Manifest("clean", "0"), ""))
+    assert shown == [Paragraph(f"No wrong labels are looked for, since {review.not_judged}.")]
 
 
 def test_the_page_shows_suspects_and_escapes_their_names(tmp_path: Path) -> None:
@@ -360,19 +315,25 @@ def test_the_page_shows_suspects_and_escapes_their_names(tmp_path: Path) -> None
     clean = mill.clean()
     model = reported.trained(mill.workspace, clean)
     evaluation = reported.evaluated(mill.workspace, model, clean, mill.predictions(clean))
-    facts = report.gather_facts(mill.workspace, "r", evaluation, reported.FIRST, None)
-    assert facts["suspects"] is None and "Labels to look at" not in report.render_page(facts)
-    hostile = mistakes.Suspect(reported.HOSTILE, "cat", "dog", "98% against 1%", Thumbnail("x"))
-    shown = {"images": 90, "total": 1, "why": "", "losses": [hostile], "rows": [hostile]}
-    listed = ["image_id,label,suggested", f"{reported.HOSTILE},cat,dog"]
-    page = Page(report.render_page(facts | {"suspects": shown | {"listed": listed}}))
-    assert "1 training image of 90 looks mislabeled" in page.text and "98% against 1%" in page.text
-    assert listed[1] in page.text and not [tag for tag, _ in page.tags if tag == "script"]
-    for top1, is_doubted in ((0.99, False), (0.8, True)):
-        changed = facts | {"metrics": facts["metrics"] | {"top1": top1}, "suspects": shown | {"listed": listed}}
-        assert ("on 20.0% of the test images" in Page(report.render_page(changed)).text) == is_doubted
-    page = Page(report.render_page(facts | {"suspects": shown | {"rows": [], "total": 0, "listed": []}}))
-    assert "None of 90 training images looks mislabeled" in page.text
+    assert mistakes.describe_suspects(evaluation, clean) == []
+    row = {"image_id": reported.HOSTILE, "label": "cat", "suggested": "dog", "rank": 1, "label_id": 0}
+    row |= {"probability": 0.01, "suggested_probability": 0.98, "suggested_id": 1, "loss": 4.0}
+    with ShardWriter(evaluation.uri, Layout(reviewing.SUSPECTS, row_group_rows=100)) as writer:
+        writer.add({name: row.get(name) for name in reviewing.SUSPECTS.names}, 0)
+        file = writer.publish("suspects", "suspects", "train")
+    for top1, is_doubted in ((0.999, False), (0.8, True)):
+        extra = dataclasses.replace(EvaluationExtra.of(evaluation.manifest), review=LabelReview(images=90, suspects=1))
+        extra = dataclasses.replace(extra, metrics=extra.metrics | {"top1": top1})
+        manifest = dataclasses.replace(evaluation.manifest, extra=extra, files=(*evaluation.manifest.files, file))
+        page = reported.render(mill.workspace, dataclasses.replace(evaluation, manifest=manifest))
+        assert "1 training image looks mislabeled, of 90" in page.text and "→ dog 1% → 98%" in page.text
+        assert f"{reported.HOSTILE},cat,dog" in page.text and not [tag for tag, _ in page.tags if tag == "script"]
+        assert ("on 20.0% of the test images" in page.text) == is_doubted
+    manifest = dataclasses.replace(
+        manifest, extra=dataclasses.replace(extra, review=LabelReview(images=90, suspects=0))
+    )
+    blocks = mistakes.describe_suspects(dataclasses.replace(evaluation, manifest=manifest), clean)
+    assert blocks[0] == Paragraph("None of 90 training images looks mislabeled.")
 
 
 def test_planting_is_a_function_of_its_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from imagemill.components.step.step import RANK_RECORDS, Context, Step, rank
 from imagemill.components.storage.errors import MillError, TransientError, UserError
 from imagemill.components.train import STEP
 from imagemill.components.train.config import TrainConfig
-from imagemill.components.train.loop import distributed
+from imagemill.components.train.loop import processes
 from imagemill.components.train.loop.distributed import LOST, Communicator, StopRequest, synchronize_batch_norm
 from imagemill.components.train.loop.stepper import _find_unused_parameters
 
@@ -36,12 +36,12 @@ def test_processes_get_the_config_of_the_step(tensors: Dataset, monkeypatch: pyt
     config = TrainConfig(
         tensors=tensors.uri, ema=0.99, flip="false", tensorboard=False, processes=3, rerun="train", seed=7
     )
-    flags = distributed.make_flags(config, "some-run")
+    flags = processes.make_flags(config, "some-run")
     configs: list[TrainConfig] = []
     monkeypatch.setattr(Step, "execute", lambda self, parsed, result="": configs.append(parsed) or 0)  # type: ignore[func-returns-value]
     assert STEP.main(flags) == 0
     assert asdict(configs[0]) == asdict(config) | {"run": "some-run", "processes": None}
-    assert distributed.make_flags(TrainConfig(), "r") == ["--run=r"] or all("=" in flag for flag in flags)
+    assert processes.make_flags(TrainConfig(), "r") == ["--run=r"] or all("=" in flag for flag in flags)
 
 
 def record(folder: Path, rank: int, code: int, error: str = "") -> None:
@@ -70,7 +70,7 @@ def test_error_of_the_failed_process_is_raised(
     for number, process_record in enumerate(records):
         if process_record:
             record(tmp_path, number, *process_record)
-    error = distributed._find_error(tmp_path, 2, last)
+    error = processes._find_error(tmp_path, 2, last)
     assert type(error) is kind and str(error).startswith(message)
 
 
@@ -79,7 +79,7 @@ def test_torchruns_own_account_of_an_error_is_kept_back(capsys: pytest.CaptureFi
              "E1121 19:00:00.1 12 torch/distributed/elastic/x.py:1] failed\n", "Traceback\n", "[train] error: no\n",
              "ChildFailedError\n"]  # fmt: skip
     last: deque[str] = deque(maxlen=3)
-    distributed._forward_lines(io.StringIO("".join(lines)), last)  # type: ignore[arg-type]
+    processes._forward_lines(io.StringIO("".join(lines)), last)  # type: ignore[arg-type]
     assert capsys.readouterr().err.splitlines() == ["[train] epoch 1", "a warning", "[train] error: no"]
     assert list(last)[-1] == "ChildFailedError" and len(last) == 3
 
@@ -88,8 +88,8 @@ def test_how_many_processes(monkeypatch: pytest.MonkeyPatch, tensors: Dataset) -
     def number(gpus: int = 0, **values: Any) -> int:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        monkeypatch.setattr(distributed, "_GPU_DRIVERS", ("/",) if gpus else ())
-        return distributed.choose_processes(settings(tensors, **values))
+        monkeypatch.setattr(processes, "_GPU_DRIVERS", ("/",) if gpus else ())
+        return processes.choose_processes(settings(tensors, **values))
 
     assert number() == 1 and number(processes=3) == 3
     assert number(4, device="auto") == 4 and number(4, device="cuda", processes=2) == 2

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from imagemill.components.train.mirror_probe import Ids, Pixels, compare_mirrored
+from imagemill.components.imaging.decoder import Pixels
+from imagemill.components.train.mirror_probe import Ids, compare_mirrored
 
 
 def load_digits() -> tuple[Pixels, Ids]:

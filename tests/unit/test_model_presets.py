@@ -147,18 +147,18 @@ def test_unknown_name_is_refused_with_the_nearest(name: str, nearest: str) -> No
         from_values(model_preset=name)
 
 
-@pytest.mark.parametrize("name", [*FAMILIES, *torchvision_presets()])
-def test_every_preset_gives_a_valid_config_at_any_size(name: str) -> None:
+@pytest.mark.parametrize("size", [None, 65])
+@pytest.mark.parametrize("name", [*FAMILIES, *list(torchvision_presets())[::16]])
+def test_presets_give_a_valid_config_at_any_size(name: str, size: int | None) -> None:
     chosen = find(name)
     assert chosen is not None
-    for size in (None, 8, 65, 1024):
-        config = from_values(model_preset=name, image_size=size)
-        side = size or chosen.image_size
-        geometry = config.geometry("rgb")
-        assert (geometry.size, geometry.mode) == (side, chosen.mode)
-        assert (config.interpolation, config.normalization) == (chosen.interpolation, chosen.normalization)
-        if chosen.mode == "crop":
-            assert abs(geometry.short_side - side * chosen.resize_size / chosen.image_size) <= 0.51
+    config = from_values(model_preset=name, image_size=size)
+    side = size or chosen.image_size
+    geometry = config.geometry("rgb")
+    assert (geometry.size, geometry.mode) == (side, chosen.mode)
+    assert (config.interpolation, config.normalization) == (chosen.interpolation, chosen.normalization)
+    if chosen.mode == "crop":
+        assert abs(geometry.short_side - side * chosen.resize_size / chosen.image_size) <= 0.51
 
 
 def test_explicit_values_override_the_model_preset() -> None:

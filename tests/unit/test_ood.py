@@ -21,7 +21,8 @@ from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.models.features import OodDetector
 from imagemill.components.predict.config import PredictConfig
 from imagemill.components.predict.predict import predict
-from imagemill.components.promote.score_sections import describe_scores
+from imagemill.components.report.page import Paragraph
+from imagemill.components.report.scores import describe_scores
 from imagemill.components.storage.errors import DatasetError
 
 RATE = 0.1
@@ -105,7 +106,11 @@ def test_the_evaluation_counts_the_test_images_beyond_it(
 ) -> None:  # fmt: skip
     unlike = EvaluationExtra.of(fitted.evaluation.manifest).unlike
     assert unlike is not None and unlike.rate == RATE and 0 <= unlike.images <= 9, "of 9 validation images, 1 in 10"
-    assert describe_scores(fitted.evaluation)["unlike"] == unlike
+    notes = [block.text for block in describe_scores(fitted.evaluation.manifest.extra) if isinstance(block, Paragraph)]
+    assert any(
+        "unlike the training images (ood_score above 1); of images like the validation images 10.0%" in note
+        for note in notes
+    )
     evaluated(fitted.workspace, fitted.model, fitted.clean)
     assert f"{unlike.images} of 9 test images are unlike the training images" in capsys.readouterr().err
 

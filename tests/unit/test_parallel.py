@@ -40,55 +40,6 @@ def test_results_are_in_the_order_of_items(items: list[int], workers: int, budge
     assert list(map_ordered(items, work, workers, lambda item: item, budget)) == [item * 2 for item in items]
 
 
-class Meter:
-    """Number and bytes of items in flight: taken from the source and not yet returned; their maxima."""
-
-    def __init__(self, sizes: list[int]) -> None:
-        self.sizes, self.taken, self.out, self.most_items, self.most_bytes = sizes, 0, 0, 0, 0
-
-    def items(self) -> Iterator[int]:
-        for size in self.sizes:
-            yield size
-            self.taken += 1  # reached when the item before was submitted
-            self.most_items = max(self.most_items, self.taken - self.out)
-            self.most_bytes = max(self.most_bytes, sum(self.sizes[self.out : self.taken]))
-
-
-@pytest.mark.parametrize(
-    ("sizes", "budget"), [([10] * 100, 35), ([1] * 100, 10**9), ([50, 1, 1, 90, 1, 200, 3] * 9, 100)]
-)
-def test_work_in_flight_is_limited(sizes: list[int], budget: int) -> None:
-    meter = Meter(sizes)
-    for _ in map_ordered(meter.items(), lambda size: size, 3, lambda size: size, budget):
-        meter.out += 1
-    assert meter.out == len(sizes)
-    assert meter.most_items <= 4 * 3
-    assert meter.most_bytes <= max(budget, *sizes)
-
-
-def test_item_above_the_budget_runs_alone() -> None:
-    active, max_active = 0, 0
-    lock = threading.Lock()
-
-    def work(size: int) -> int:
-        nonlocal active, max_active
-        with lock:
-            active += 1
-            max_active = max(max_active, active)
-        time.sleep(0.002)
-        with lock:
-            active -= 1
-        return size
-
-    assert list(map_ordered([100] * 10, work, 4, lambda size: size, budget=10)) == [100] * 10
-    assert max_active == 1
-
-
-def test_workers_run_concurrently() -> None:
-    barrier = threading.Barrier(4)
-    assert list(map_ordered(range(4), lambda n: barrier.wait(60) * 0 + n, 4, lambda _: 1)) == [0, 1, 2, 3]
-
-
 @pytest.mark.parametrize("failing_part", ["work", "items", "cost"])
 def test_error_stops_the_map(failing_part: str) -> None:
     finished: list[int] = []
@@ -118,13 +69,6 @@ def test_error_stops_the_map(failing_part: str) -> None:
     assert results == list(range(len(results))) and len(results) <= 20
     wait_for_threads()
     assert len(finished) <= 20 + 4 * 2, "nothing new was begun"
-
-
-def test_closing_the_iterator_stops_the_threads() -> None:
-    results = map_ordered(iter(range(10**9)), lambda item: item, 3, lambda _: 1)
-    assert [next(results) for _ in range(5)] == list(range(5))
-    results.close()  # type: ignore[attr-defined]
-    wait_for_threads()
 
 
 def test_there_is_at_least_one_core() -> None:

@@ -1,12 +1,8 @@
-"""Oxford-IIIT Pet: splits, boxes and trimaps, of a small archive pair and of a real sample."""
+"""Oxford-IIIT Pet: splits, boxes and trimaps, of a small archive pair."""
 
 from __future__ import annotations
 
-import csv
 import gzip
-import hashlib
-import io
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +19,6 @@ from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import UserError
 
 JPEG = b"\xff\xd8\xff\xe0"
-SAMPLE = Path(__file__).parents[3] / "shared" / "data" / "pets"
 
 
 def make_xml(*boxes: tuple[str, str]) -> bytes:
@@ -148,54 +143,3 @@ def test_xml_entities_are_not_expanded() -> None:
         parse_boxes(text.encode(), "x.xml")
     with pytest.raises(UserError, match="at most 1,048,576 bytes"):
         parse_boxes(bytes(2**20 + 1), "x.xml")
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory: pytest.TempPathFactory) -> tuple[Dataset, dict[str, dict[str, Any]]]:
-    if not (SAMPLE / "images.tar.gz").exists():
-        pytest.skip("the shared sample of Oxford-IIIT Pet is not beside the repository")
-    return run_download(tmp_path_factory.mktemp("sample"), source=str(SAMPLE))
-
-
-def read_annotation_files() -> dict[str, bytes]:
-    with tarfile.open(SAMPLE / "annotations.tar.gz") as archive:
-        members = [m for m in archive if m.isfile() and not m.name.rpartition("/")[2].startswith("._")]
-        return {m.name: (archive.extractfile(m) or io.BytesIO()).read() for m in members}
-
-
-def test_sample_has_all_images_unchanged(sample: tuple[Dataset, dict[str, dict[str, Any]]]) -> None:
-    dataset, rows = sample
-    with (SAMPLE / "MANIFEST.csv").open(newline="") as file:
-        listed = list(csv.DictReader(file))
-    listed_hashes = {row["sha256"] for row in listed if row["sha256"]}
-    assert len(rows) == 337 == dataset.manifest.totals.rows
-    assert len(dataset.manifest.classes) == 37
-    for row in rows.values():
-        assert hashlib.sha256(row["image"]).hexdigest() == row["sha256"]
-        assert row["sha256"] in listed_hashes
-    assert sorted(f["path"] for f in dataset.manifest.extra.skipped.files) == [
-        f"images/Abyssinian_10{n}.mat" for n in range(3)
-    ]
-
-
-def test_splits_of_the_sample_are_its_lists(sample: tuple[Dataset, dict[str, dict[str, Any]]]) -> None:
-    _, rows = sample
-    lists = {
-        stem: split
-        for split in ("trainval", "test")
-        for line in read_annotation_files()[f"annotations/{split}.txt"].decode().splitlines()
-        if (stem := line.split(" ")[0]) and not line.startswith("#")
-    }
-    assert {name: row["split"] for name, row in rows.items()} == {name: lists.get(Path(name).stem) for name in rows}
-    assert {Path(name).stem for name, row in rows.items() if row["split"] is None} == {"Abyssinian_34", "Abyssinian_82"}
-
-
-def test_boxes_and_masks_of_the_sample(sample: tuple[Dataset, dict[str, dict[str, Any]]]) -> None:
-    _, rows = sample
-    files = read_annotation_files()
-    assert len(rows["images/Bengal_105.jpg"]["boxes"]) == 2
-    for name, row in rows.items():
-        stem = Path(name).stem
-        assert bool(row["boxes"]) == (f"annotations/xmls/{stem}.xml" in files)
-        assert row["mask"] == files.get(f"annotations/trimaps/{stem}.png")
-    assert {len(row["boxes"]) for row in rows.values()} == {0, 1, 2}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,10 @@ import numpy as np
 import photos
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from trained import commit_model
 
 from imagemill.components.dataset.kinds import NetworkExtra
-from imagemill.components.dataset.manifest import Dataset, read_dataset
+from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.dataset.records import Promotion, Verdict
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.engine.processes import Threads
@@ -29,7 +26,7 @@ from imagemill.components.imaging.pixel_options import DecodeLimits
 from imagemill.components.models.artifact import ModelSpec
 from imagemill.components.predict import inputs
 from imagemill.components.predict import predict as predicting
-from imagemill.components.predict.inputs import InputFile, find_images, find_inputs
+from imagemill.components.predict.inputs import find_images, find_inputs
 from imagemill.components.predict.output import Prediction
 from imagemill.components.storage.errors import TransientError, UserError
 from imagemill.components.storage.store import LocalStore
@@ -81,16 +78,6 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return run
 
 
-def test_lines_hold_path_class_and_probability(model: str, folder: Path, command: Command) -> None:
-    code, out, err = command("--model", model, "--device", "cpu", str(folder / "b.png"), str(folder / "a.jpg"))
-    lines = [line.split("\t") for line in out.splitlines()]
-    assert code == 0 and [line[0] for line in lines] == [str(folder / "b.png")] * 5 + [str(folder / "a.jpg")] * 5
-    first = [float(line[2]) for line in lines[:5]]
-    assert first == sorted(first, reverse=True) and 0 < sum(first) <= 1
-    assert {line[1] for line in lines} <= {" ".join(name.split()) for name in CLASSES}
-    assert "shufflenet_v2_x0_5 feed, 6 classes, on cpu" in err
-
-
 def test_probabilities_are_the_softmax_of_logits_over_temperature(model: str, folder: Path, command: Command) -> None:
     _, out, _ = command("--model", model, "--top", "9", "--json", str(folder / "a.jpg"))
     probabilities = {prediction["class"]: prediction["probability"] for prediction in json.loads(out)["predictions"]}
@@ -108,30 +95,6 @@ def test_probabilities_are_the_softmax_of_logits_over_temperature(model: str, fo
     assert np.ptp(expected) > 1e-3
 
 
-def test_folder_stands_for_every_image_below_it(model: str, folder: Path, command: Command) -> None:
-    code, out, err = command("--model", f"{model}/_manifest.json", "--json", "--batch-size", "2", str(folder))
-    results = [json.loads(line) for line in out.splitlines()]
-    names = [result["image"].removeprefix(f"{folder}/") for result in results]
-    assert code == 0 and names == ["a.jpg", "b.png", "broken.jpg", "deep/c.webp", "deep/d.gif", "e"]
-    broken = results[2]
-    assert broken["error"] == "corrupt" and "predictions" not in broken
-    assert all(len(result["predictions"]) == 5 for result in results if result is not broken)
-    assert f"{folder}/broken.jpg: corrupt" in err and "6 images" in err and "1 not read" in err
-
-
-def test_rows_do_not_depend_on_batches(model: str, folder: Path, command: Command) -> None:
-    def predict(size: int) -> dict[str, Any]:
-        _, out, _ = command("--model", model, "--json", "--batch-size", str(size), str(folder))
-        return {result["image"]: result.get("predictions") for result in map(json.loads, out.splitlines())}
-
-    one_by_one, in_batches = predict(1), predict(64)
-    assert list(one_by_one) == list(in_batches)
-    for name, predictions in one_by_one.items():
-        if predictions:
-            for first, second in zip(predictions, in_batches[name], strict=True):
-                assert first == {**second, "probability": pytest.approx(second["probability"], abs=3e-6)}
-
-
 def test_paths_are_read_from_stdin(model: str, folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     stdin = "a.jpg\n\ndeep\r\n no such .png\n"
@@ -139,29 +102,6 @@ def test_paths_are_read_from_stdin(model: str, folder: Path, command: Command, m
     results = [json.loads(line) for line in out.splitlines()]
     assert [result["image"] for result in results] == ["b.png", "a.jpg", "deep/c.webp", "deep/d.gif", " no such .png"]
     assert results[-1]["error"] == "missing_file" and len(results[0]["predictions"]) == 1
-
-
-@pytest.mark.parametrize("ending", ["parquet", "csv"])
-def test_output_file_holds_predictions(model: str, folder: Path, tmp_path: Path, command: Command, ending: str) -> None:
-    output = tmp_path / f"out.{ending}"
-    output.write_text("an older one")
-    code, out, _ = command("--model", model, "--top", "2", "--output", str(output), str(folder))
-    assert code == 0 and out == f"{output}\n" and [path.name for path in tmp_path.glob("*out*")] == [output.name]
-    _, lines, _ = command("--model", model, "--top", "2", "--json", str(folder))
-    expected = [json.loads(line) for line in lines.splitlines()]
-    rows = pq.read_table(output).to_pylist() if ending == "parquet" else list(csv.DictReader(output.open(newline="")))
-    assert [row["image"] for row in rows] == [result["image"] for result in expected]
-    for row, result in zip(rows, expected, strict=True):
-        assert (row["error"] or None) == result.get("error")
-        if "error" in result:
-            continue
-        first, second = result["predictions"]
-        if ending == "parquet":
-            assert row["class"] == first["class"] and row["classes"] == [first["class"], second["class"]]
-            assert row["probabilities"] == pytest.approx([first["probability"], second["probability"]], abs=1e-6)
-        else:
-            assert (row["class_1"], row["class_2"]) == (first["class"], second["class"])
-            assert float(row["probability_2"]) == second["probability"]
 
 
 def test_failed_command_keeps_the_output_file(model: str, folder: Path, tmp_path: Path, command: Command) -> None:
@@ -293,60 +233,6 @@ def test_storage_error_is_transient(
     monkeypatch.setattr(LocalStore, "read", fail_for_one)
     code, out, err = command("--model", model, "--json", str(folder))
     assert code == 75 and "the line is down" in err and "error" not in out
-
-
-def test_endless_list_is_read_lazily(model: str, folder: Path) -> None:
-    """A list without an end is read no further than it is asked for."""
-    num_listed = 0
-
-    def list_endlessly() -> Iterator[str]:
-        nonlocal num_listed
-        while True:
-            num_listed += 1
-            yield str(folder / "a.jpg")
-
-    predictor = predicting.Predictor.load(read_dataset(model), "cpu")
-    config = predicting.PredictConfig(("-",), model=model, batch_size=4)
-    results = predicting.predict_files(predictor, find_inputs(("-",), list_endlessly()), config)
-    for _ in range(40):
-        next(results)
-    assert num_listed <= 40 + 4 + 4 * 1 + 1
-    results.close()  # type: ignore[attr-defined]
-
-
-@given(is_image=st.lists(st.booleans(), max_size=60), batch_size=st.integers(1, 9), images=st.integers(1, 20))
-def test_tasks_are_whole_batches_of_the_images(is_image: list[bool], batch_size: int, images: int) -> None:
-    """The batches of all tasks are those of the listing as a whole, so that the network computes the same."""
-    files = [InputFile(str(n), f"/{n}", 5, image) for n, image in enumerate(is_image)]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(predicting, "TASK_IMAGES", images)
-        patch.setattr(inputs, "find_inputs", lambda *_: iter(files))
-        patch.setattr(InputFile, "is_image", lambda self: self.is_expected_image)
-        tasks = list(predicting.plan_tasks(find_images((), ()), batch_size))
-    listed = [file for file in files if file.is_expected_image]
-    assert [file for task in tasks for file in task.files] == listed
-    assert all(task.rows % batch_size == 0 and images <= task.rows < images + batch_size for task in tasks[:-1])
-    numbers = [number for task in tasks for number in (task.first, task.first + task.rows - 1)]
-    assert numbers[::2] == [1, *(number + 1 for number in numbers[1::2])][: len(tasks)]
-
-
-def test_worker_process_loads_the_model_once(model: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded: list[str] = []
-
-    def load(dataset: Dataset, device: str, load: Any = predicting.Predictor.load) -> predicting.Predictor:
-        loaded.append(dataset.uri)
-        predictor: predicting.Predictor = load(dataset, device)
-        return predictor
-
-    monkeypatch.setattr(predicting.Predictor, "load", load)
-    predicting._load_predictor.cache_clear()
-    config = predicting.PredictConfig((), batch_size=2, top=3)
-    files = tuple(find_images([str(folder)], ()))
-    for task in (predicting.PredictTask(1, files), predicting.PredictTask(7, files[:1])):
-        predictions = predicting.predict_task(task, model, config)["predictions"]
-        assert [prediction.name for prediction in predictions] == [file.name for file in task.files]
-        assert {len(prediction.best) for prediction in predictions if not prediction.error} == {3}
-    assert loaded == [model]
 
 
 def test_file_that_a_node_does_not_see_is_named(folder: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,16 +9,13 @@ import pytest
 from cleaned import raw_dataset, raw_row
 from test_clean_rules import encoded, noise, run_clean
 
-from imagemill.components.dataset.manifest import Dataset, Manifest, Totals
 from imagemill.components.dataset.records import Promotion
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.evaluate.scores import align_classes
 from imagemill.components.models.torchvision_models import named_weights
-from imagemill.components.resize.plan import plan_split
 from imagemill.components.step.progress import say
 from imagemill.components.storage.errors import UserError
-from imagemill.components.storage.parallel import Budget
 from imagemill.components.train.config import TrainConfig
 from imagemill.pipelines.parameters import resolve_parameters
 
@@ -29,18 +26,6 @@ def test_class_lists_are_aligned_by_name() -> None:
     assert to_ours.tolist() == [0, 2, 1], "the model's id of b is ours of b, not of ant"
     assert to_models.tolist() == [0, 2]
     assert align_classes(("a", "new"), ("a",))[2].tolist() == [0, -1]
-
-
-def test_resize_task_is_limited_by_encoded_bytes(tmp_path: Path) -> None:
-    rows = [raw_row(f"{n}.png", encoded(noise(n)), "ab"[n % 2]) for n in range(40)]
-    clean = run_clean(tmp_path, raw_dataset(tmp_path, rows))
-    totals = clean.manifest.totals
-    heavy = Manifest(
-        **{**vars(clean.manifest), "totals": Totals(**{**vars(totals), "bytes": totals.rows * 64 * 2**20})}
-    )
-    jobs = plan_split(Dataset(clean.uri, heavy, ""), "train", 32 * 32 * 3).shards
-    assert sum(job.rows for job in jobs) == totals.by_split["train"]
-    assert max(job.rows for job in jobs) == 1, "96 MB of images of 64 MB"
 
 
 def test_class_without_a_valid_image_is_dropped(tmp_path: Path) -> None:
@@ -104,22 +89,6 @@ def test_a_linked_source_keeps_its_name(tmp_path: Path) -> None:
     (tmp_path / "photos.v1").symlink_to(tmp_path / "2026-11-21")
     assert DownloadConfig(dataset="folder", source=str(tmp_path / "photos.v1")).dataset_name() == "photos.v1"
     assert DownloadConfig(dataset="folder", source="s3://b/pets.tar.gz").dataset_name() == "pets"
-
-
-def test_budget_is_exceeded_only_by_a_single_item() -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
-    budget, held_bytes, peak = Budget(10), [0], [0]
-
-    def work(number: int) -> None:
-        with budget.hold(number):
-            held_bytes[0] += number
-            peak[0] = max(peak[0], held_bytes[0] if number <= 10 else 0)
-            held_bytes[0] -= number
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(work, [3, 5, 20, 7, 1] * 40))
-    assert peak[0] <= 10
 
 
 def test_line_break_in_a_message_is_removed(capsys: pytest.CaptureFixture[str]) -> None:

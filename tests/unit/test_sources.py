@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import http.server
 import os
 import posixpath
 import tarfile
-import threading
 import time
 import zipfile
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -138,17 +135,6 @@ def test_a_folder_and_its_tar_hold_the_same(tmp_path: Path) -> None:
     assert listed["dog/._1.jpg"] == listed[".git/x.jpg"] == "a hidden file"
 
 
-@settings(deadline=None, max_examples=20)
-@given(numbers=st.sets(st.integers(0, 5)).map(sorted))
-def test_any_listed_files_can_be_read_alone(tmp_path_factory: pytest.TempPathFactory, numbers: list[int]) -> None:
-    folder = write(tmp_path_factory.getbasetemp() / "points" / "in", FILES)
-    source = ListingSource(str(folder), 3)
-    assert source.listing()
-    files, members = source.list_files(), list(source.members())
-    assert files is not None and files.column("image_id").to_pylist() == [member.path for member in members]
-    assert list(source.members(numbers)) == [members[number] for number in numbers]
-
-
 def test_a_file_above_the_limit_is_skipped_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "MAX_FILE_BYTES", 100)
     folder = write(tmp_path / "in", {"a/big.jpg": bytes(101), "a/fits.jpg": bytes(100)})
@@ -236,20 +222,6 @@ def test_paths_of_a_table_may_be_relative_absolute_or_of_windows(tmp_path: Path)
     assert [m.path for m in items][:4] == ["1.jpg", "2.jpg", absolute[1:], "sub/1.jpg"]
 
 
-def test_listing_of_a_table_changes_with_its_files(tmp_path: Path) -> None:
-    folder = write(tmp_path / "in", {"1.jpg": JPEG})
-    source = make_table_source(str(folder / "t.csv"), "1.jpg", "gone.jpg")
-    before = source.listing()
-    assert before and source.listing() == before
-    write(folder, {"gone.jpg": JPEG})
-    assert source.listing() != before
-
-
-def test_table_with_a_file_or_mask_behind_http_is_read_each_time() -> None:
-    assert make_table_source("/t.csv", "1.jpg", "http://127.0.0.1:9/2.jpg").listing() is None
-    assert make_table_source("/t.csv", "1.jpg", masks=("http://127.0.0.1:9/1.png",)).listing() is None
-
-
 @pytest.mark.parametrize(
     ("path", "expected"),
     [
@@ -298,40 +270,6 @@ def test_missing_or_too_large_mask_is_reported(tmp_path: Path, monkeypatch: pyte
     assert missing == Member("1.jpg", JPEG, None, Skipped("none.png", "not there"))
     assert no_file == Member("1.jpg", JPEG, None, Skipped("folder", "not there"))
     assert no_image == Member("none.jpg", None), "without an image nobody misses its mask"
-
-
-@pytest.mark.parametrize("change", ["changed", "gone", "new"])
-def test_listing_of_a_table_changes_with_its_masks(tmp_path: Path, change: str) -> None:
-    folder = write(tmp_path / "in", {"1.jpg": JPEG, "2.jpg": JPEG, "1.png": b"mask"})
-    source = make_table_source(str(folder / "t.csv"), "1.jpg", "2.jpg", masks=("1.png", "2.png"))
-    before = source.listing()
-    assert before and source.listing() == before
-    if change == "gone":
-        (folder / "1.png").unlink()
-    else:
-        write(folder, {"1.png": b"another mask"} if change == "changed" else {"2.png": b"mask"})
-    assert source.listing() != before
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_: object) -> None: ...
-
-
-def test_masks_behind_http_are_read_or_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table_module, "MAX_FILE_BYTES", 4)
-    folder = write(tmp_path / "in", {"a/1.jpg": JPEG, "m/1.png": b"mask", "m/big.png": b"12345"})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        host = f"http://127.0.0.1:{server.server_port}"
-        masks = ("../m/1.png", f"{host}/m/1.png", "none.png", f"{host}/m/big.png?token=secret")
-        members = list(make_table_source(f"{host}/a/t.csv", *["1.jpg"] * 4, masks=masks).members())
-        from_disk = list(make_table_source(str(folder / "t.csv"), "a/1.jpg", masks=(f"{host}/m/1.png",)).members())
-        server.shutdown()
-    assert from_disk == [Member("a/1.jpg", JPEG, b"mask")]
-    assert members[:2] == [Member("1.jpg", JPEG, b"mask")] * 2
-    assert members[2] == Member("1.jpg", JPEG, None, Skipped("none.png", "not there"))
-    big = Skipped(f"{host}/m/big.png", "5 bytes, larger than any image may be")
-    assert members[3] == Member("1.jpg", JPEG, None, big), "and no token of it in the manifest"
 
 
 def test_invalid_mask_is_refused() -> None:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from imagemill.components.dataset.manifest import resolve_uri
 from imagemill.components.storage import uri as uris
 from imagemill.components.storage.errors import DatasetError, TransientError, UserError
-from imagemill.components.storage.store import LocalStore, get_store, map_disk_errors
+from imagemill.components.storage.store import LocalStore, map_disk_errors
 
 STORE = LocalStore()
 PAYLOAD = 200_000
@@ -155,20 +155,6 @@ def test_a_listing_has_size_and_modification_time(tmp_path: Path) -> None:
     assert STORE.stat(entry.uri) == entry
 
 
-def test_delete_removes_empty_folders(tmp_path: Path) -> None:
-    root, work = tmp_path / "root", tmp_path / "root" / "clean" / "01" / "_work"
-    work.mkdir(parents=True)
-    for name in ("clean/01/data/a", "clean/01/data/b", "clean/02/a", "other"):
-        STORE.put(str(root / name), b"x")
-    STORE.delete([str(root / "clean/01/data/a"), str(root / "clean/01/data/none"), str(root / "other/below")])
-    assert (root / "clean/01/data/b").exists() and (root / "other").exists()
-    STORE.delete([str(root / "clean/01/data/b")])
-    left = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*"))]
-    assert left == ["clean", "clean/02", "clean/02/a", "other"]
-    with pytest.raises(UserError):
-        STORE.delete([str(root / "clean")])
-
-
 def test_links_are_followed_without_cycles(tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -302,20 +288,6 @@ def test_relative_path_between_stores_is_refused(first: str, second: str) -> Non
         uris.relpath(first, second)
 
 
-@pytest.mark.parametrize(
-    ("uri", "name"),
-    [
-        ("/w/clean/0123/", "0123"),
-        ("/w/100%25 #1?.jpg", "100%25 #1?.jpg"),
-        ("s3://bucket/a#b/raw/01?23", "01?23"),
-        ("https://host/a%20b.tar.gz?sig=1#top", "a b.tar.gz"),
-        ("file:///d/a%20b", "a b"),
-    ],
-)
-def test_last_part(uri: str, name: str) -> None:
-    assert uris.basename(uri) == name
-
-
 SECRET = st.text(min_size=6, max_size=20).map(lambda text: "S3CR3T" + text)
 KINDS = st.sampled_from(["http", "https", "HTTPS", "ftp", "s3", "gs"])
 
@@ -350,10 +322,6 @@ def test_redact_keeps_other_uris(uri: str) -> None:
 def test_uri_outside_the_workspace_is_refused(escape: str) -> None:
     with pytest.raises(DatasetError, match="not a relative URI"):
         resolve_uri("/w/clean/01", escape, up=1)
-
-
-def test_store_is_cached() -> None:
-    assert get_store("/a") is get_store("/b")
 
 
 def test_scratch_of_a_killed_step_is_deleted(tmp_path: Path) -> None:

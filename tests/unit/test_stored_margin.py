@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import augmented
@@ -12,15 +11,14 @@ import numpy as np
 import photos
 import pytest
 import torch
-from chain import clean_photos, evaluated, one_core, resized, trained
+from chain import clean_photos, one_core, resized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imagemill.components.dataset.manifest import Dataset
-from imagemill.components.dataset.records import Promotion
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.evaluate.inference import find_tensors, read_test_batches
+from imagemill.components.evaluate.inference import read_test_batches
 from imagemill.components.imaging.decoder import Pixels
 from imagemill.components.imaging.geometry import Geometry, decode_and_resize
 from imagemill.components.imaging.pixel_options import INTERPOLATIONS
@@ -114,12 +112,10 @@ def test_stored_pixels_and_the_manifests_image(chain: Chain) -> None:
 
 def iterate_windows(dataset: Dataset, crop_scale: float, epochs: int) -> Iterator[tuple[Pixels, Pixels]]:
     """Yield (stored pixels, pixels given to training) of each image."""
-    augmentation = Augmentation(augmented.config(seed=3, crop_scale=crop_scale), dataset.manifest.image, "cpu")
+    augmentation = Augmentation(augmented.config(seed=3, crop_scale=crop_scale), dataset.manifest.image)
     for epoch in range(epochs):
         for batch in iter_batches(dataset, "train", 8, 3, epoch):
-            inputs = augmentation.apply_on_cpu(
-                batch.images, augmentation.make_params(epoch, batch.number, len(batch.images))
-            )
+            inputs = augmentation.apply(batch.images, augmentation.make_params(epoch, batch.number, len(batch.images)))
             yield from zip(batch.images, inputs, strict=True)
 
 
@@ -139,10 +135,8 @@ def test_random_crops_include_the_margin() -> None:
     """A margin of another brightness shows in the crops, more of it than the filter alone would carry in."""
     image = np.zeros((1, STORED, STORED, 3), np.uint8)
     image[0, : (STORED - SIZE) // 2] = 255
-    augmentation = Augmentation(augmented.config(crop_scale=0.6), augmented.image(STORED, SIZE), "cpu")
-    shares = [
-        float((augmentation.apply_on_cpu(image, augmentation.make_params(0, n, 1)) > 200).mean()) for n in range(60)
-    ]
+    augmentation = Augmentation(augmented.config(crop_scale=0.6), augmented.image(STORED, SIZE))
+    shares = [float((augmentation.apply(image, augmentation.make_params(0, n, 1)) > 200).mean()) for n in range(60)]
     assert max(shares) > 0.09 and min(shares) == 0
 
 
@@ -178,34 +172,6 @@ def test_evaluation_uses_the_center_of_tensors_and_of_clean(chain: Chain) -> Non
         images = read_inputs(tensors, chain.clean, geometry)
         assert images.keys() == expected.keys()
         assert all(np.array_equal(images[name], expected[name]) for name in expected)
-
-
-def test_champion_of_another_size_is_evaluated_at_its_input_size(chain: Chain) -> None:
-    """The challenger's input is the center of its tensors; the champion's is made anew where its tensors are gone."""
-    small = resized(chain.workspace, chain.clean, image_size=40, store_size=44)
-    champion, challenger = trained(chain.workspace, small), trained(chain.workspace, chain.stored)
-    assert champion.manifest.image.shape == (40, 40, 3) and challenger.manifest.image.shape == (SIZE, SIZE, 3)
-    assert challenger.manifest.image.encoding == "raw"
-    assert find_tensors(challenger, chain.clean) is not None
-    alone, no_champion = evaluated(chain.workspace, champion, chain.clean)
-    assert no_champion == ""
-    assert chain.workspace.append_promotion("toy", 1, Promotion(model=chain.workspace.relative(champion.uri)))
-    evaluation, champion_uri = evaluated(chain.workspace, challenger, chain.clean)
-    assert champion_uri == alone.uri and evaluation.manifest.totals.rows == 9
-    for file in small.files():  # as after a clean-up, or when tomorrow's images are cleaned anew
-        Path(small.locate(file)).unlink()
-    assert find_tensors(champion, chain.clean) is None
-    predictions = read_scores(alone)
-    Path(alone.uri, "_manifest.json").unlink()
-    second, _ = evaluated(chain.workspace, champion, chain.clean)
-    assert second.uri == alone.uri and np.allclose(read_scores(second), predictions, atol=1e-6)
-
-
-def read_scores(evaluation: Dataset) -> Any:
-    """Return every number of the predictions, in the order of the images."""
-    rows = [row for t in read_columns(evaluation, "data", None, "test") for row in t.to_pylist()]  # type: ignore[arg-type]
-    rows.sort(key=lambda row: row["image_id"])
-    return np.array([np.hstack([v for v in row.values() if not isinstance(v, str)]) for row in rows])
 
 
 @pytest.mark.parametrize(

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from imagemill.components.download.columns import SIDES, read_table
 from imagemill.components.storage.errors import UserError
@@ -149,49 +145,6 @@ def test_repeated_path_without_a_box_is_refused() -> None:
         )
 
 
-LINES = st.lists(
-    st.tuples(st.integers(0, 5), st.one_of(st.none(), st.tuples(st.integers(0, 9), st.integers(0, 9)))), min_size=1
-)
-
-
-@settings(deadline=None)
-@given(LINES)
-def test_merging_agrees_with_a_plain_loop(lines: list[tuple[int, tuple[int, int] | None]]) -> None:
-    expected: dict[str, list[dict[str, Any]]] = {}
-    several = {n for n, _ in lines if sum(n == m for m, _ in lines) > 1}
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["path", "label", *SIDES, "box_name"])
-    for number, (n, corner) in enumerate(lines):
-        sides = [*corner, corner[0] + 1, corner[1] + 2] if corner else [""] * 4
-        writer.writerow([f"p{n}", f"l{n}", *sides, f"b{number}"])
-        boxes = expected.setdefault(f"p{n}", [])
-        if corner:
-            boxes.append(make_box(*corner, corner[0] + 1, corner[1] + 2, name=f"b{number}"))
-    if any(n in several and corner is None for n, corner in lines):
-        assert "a box in every line of it" in read_error(text.getvalue())
-    else:
-        rows = read_rows(text.getvalue())
-        assert [(row["path"], row["label"], row["boxes"]) for row in rows] == [
-            (path, f"l{path[1:]}", boxes) for path, boxes in expected.items()
-        ]
-
-
-def test_a_table_of_many_blocks_is_merged_across_them() -> None:
-    """Arrow reads a table in blocks of 1 MB: the lines of one path lie in all of them."""
-    number = 20_000
-    order = np.random.default_rng(0).permutation(np.repeat(np.arange(number), 3))
-    text = BOX + "".join(f"images/{n:060d}.jpg,l{n % 7},{k},0,{k + 1},1\n" for k, n in enumerate(order.tolist()))
-    assert len(text) > 4 * 2**20
-    table = read_table(text.encode(), "t.csv")
-    _, first = np.unique(order, return_index=True)
-    assert table.column("path").to_pylist() == [f"images/{order[k]:060d}.jpg" for k in sorted(first.tolist())]
-    for row in table.slice(0, 50).to_pylist():
-        n = int(row["path"][7:67])
-        assert row["label"] == f"l{n % 7}"
-        assert [b["xmin"] for b in row["boxes"]] == np.flatnonzero(order == n).tolist()
-
-
 @pytest.mark.parametrize(
     ("header", "unused"),
     [
@@ -208,7 +161,3 @@ def test_unused_columns_are_logged(header: str, unused: str, capsys: pytest.Capt
     assert (f"columns of the table that are not used: {unused}\n" in stderr) if unused else ("not used" not in stderr)
     assert set(columns) <= {"path", "label", "split", "group", "mask", "boxes"}
     assert ("boxes" in columns) == ("xmin" in header)
-
-
-def test_unused_column_may_hold_any_bytes() -> None:
-    assert read_table(b"path,label,notes\na,b,caf\xe9\n", "t.csv").to_pylist() == [{"path": "a", "label": "b"}]

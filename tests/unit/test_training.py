@@ -330,6 +330,6 @@ def test_error_in_a_batch_is_raised_by_the_training(tensors: Dataset, tmp_path: 
     def fail(*_: Any) -> Any:
         raise MillError("broken")
 
-    training.batches.augmentation.apply_on_cpu = fail  # type: ignore[method-assign]
+    training.batches.augmentation.apply = fail  # type: ignore[method-assign]
     with pytest.raises(MillError, match="broken"):
         training.run()

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from test_recipes import make_manifest
 from trained import IMAGE, command, finish, make_tensors, start, weights_sha256
 
@@ -99,11 +98,11 @@ def list_modification_times(folder: Path) -> dict[str, int]:
 
 def test_training_without_a_champion_starts_from_scratch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = make_tensors(tmp_path)
-    first = train(tensors, **CHAMPION, shrink=0.4, perturb=0.1)
+    first = train(tensors, **CHAMPION)
     assert "small has no champion yet: training starts from nothing" in capsys.readouterr().err
     assert first == train(tensors, **QUICK), "the same model as without the option"
     promote(tensors, first)
-    assert train(tensors, **CHAMPION, shrink=0.4, perturb=0.1) == first, "nothing has changed but the champion"
+    assert train(tensors, **CHAMPION) == first, "nothing has changed but the champion"
     assert "there already" in capsys.readouterr().err
     assert read_model(tensors, first).manifest.extra.start is None
 
@@ -162,7 +161,7 @@ def test_resumed_training_keeps_its_champion(first_week: Path, tmp_path: Path) -
     for folder in (tmp_path / "whole", tmp_path / "stopped"):
         tensors, _ = after_first_week(first_week, folder)
         later = next_week(tensors)
-        values = CHAMPION | {"epochs": 6, "checkpoint_minutes": 0.001, "shrink": 0.5, "perturb": 0.1, "ema": 0.9}
+        values = CHAMPION | {"epochs": 6, "checkpoint_minutes": 0.001, "ema": 0.9}
         if folder.name == "stopped":
             process = start(command(later, **values, run="r1"))
             assert process.stderr
@@ -233,32 +232,28 @@ def test_head_rows_are_mapped_by_class_name(backbone: str) -> None:
     old, new = ("a", "b", "c"), ("c", "new", "a")
     champion, network = make_network(old, 0, backbone), make_network(new, 1, backbone)
     state, fresh = champion.state_dict(), network.state_dict()
-    config = TrainConfig(backbone=backbone, start="champion", shrink=0.4, perturb=0.1)
     *_, (name, _) = network.named_parameters()
     head = f"{name.rpartition('.')[0]}."
     body = {name: value for name, value in state.items() if not name.startswith(head)}
     spec = ModelSpec(backbone, new, IMAGE)
-    adapted, notes = adapt_champion(state, body, network, spec, Manifest("model", "0", classes=old), config, {})
+    adapted, notes = adapt_champion(state, body, network, spec, Manifest("model", "0", classes=old), {})
     assert adapted.keys() == state.keys()
-    parameters = dict(network.named_parameters())
     for name, value in adapted.items():
         if name.startswith(head):
             for row, source in ((0, 2), (2, 0)):
-                torch.testing.assert_close(value[row], 0.4 * state[name][source] + 0.1 * fresh[name][row])
+                torch.testing.assert_close(value[row], state[name][source])
             assert torch.equal(value[1], fresh[name][1])
         else:
-            expected = 0.4 * state[name] + 0.1 * fresh[name] if name in parameters else state[name]
-            torch.testing.assert_close(value, expected)
-    assert notes == ["the head knows 2 of 3 classes", "shrunk to 0.4, with 0.1 of a new network added"]
+            torch.testing.assert_close(value, state[name])
+    assert notes == ["the head knows 2 of 3 classes"]
 
 
 def test_head_rows_of_renamed_classes_are_kept_and_those_of_merged_ones_averaged() -> None:
     old, new, backbone = ("ant", "cat", "bee"), ("insect", "new", "feline"), "shufflenet_v2_x0_5"
     champion, network = make_network(old, 0, backbone), make_network(new, 1, backbone)
     state, spec = champion.state_dict(), ModelSpec(backbone, new, IMAGE)
-    config = TrainConfig(backbone=backbone, start="champion", shrink=1.0, perturb=0.0)
     names = {"ant": "insect", "bee": "insect", "cat": "feline"}
-    adapted, notes = adapt_champion(state, {}, network, spec, Manifest("model", "0", classes=old), config, names)
+    adapted, notes = adapt_champion(state, {}, network, spec, Manifest("model", "0", classes=old), names)
     for name in ("fc.weight", "fc.bias"):
         torch.testing.assert_close(adapted[name][0], (state[name][0] + state[name][2]) / 2)
         assert torch.equal(adapted[name][2], state[name][1])
@@ -271,11 +266,10 @@ def test_weights_are_unchanged_by_default_and_the_head_of_another_task_is_droppe
     champion, network = make_network(classes, 0, backbone), make_network(classes, 1, backbone)
     state = champion.state_dict()
     spec = ModelSpec(backbone, classes, IMAGE)
-    config = resolve(TrainConfig(backbone=backbone, start="champion", weights="/w/model/0"), make_manifest())
-    adapted, notes = adapt_champion(state, state, network, spec, Manifest("model", "0", classes=classes), config, {})
+    adapted, notes = adapt_champion(state, state, network, spec, Manifest("model", "0", classes=classes), {})
     assert not notes and all(torch.equal(value, state[name]) for name, value in adapted.items())
     other = Manifest("model", "0", classes=classes, task="multi")
-    adapted, notes = adapt_champion(state, state, network, spec, other, config, {})
+    adapted, notes = adapt_champion(state, state, network, spec, other, {})
     assert state.keys() - adapted.keys() == {"fc.weight", "fc.bias"} and notes == ["the head knows 0 of 2 classes"]
 
 
@@ -289,43 +283,20 @@ def test_recipe_from_the_champion_has_fewer_epochs_and_a_lower_rate(recipe: str)
     assert warm.epochs < from_nothing.epochs or recipe == "probe"
     assert warm.head == ("solved" if recipe == "probe" else None)
     assert warm.probe_epochs == (recipe == "probe") and warm.unfreeze_epochs == 0
-    chosen = resolve(TrainConfig(start="champion", epochs=7, learning_rate=0.5, shrink=0.3, **weights), make_manifest())
-    assert (chosen.epochs, chosen.learning_rate, chosen.shrink, chosen.perturb) == (7, 0.5, 0.3, 0.0)
+    chosen = resolve(TrainConfig(start="champion", epochs=7, learning_rate=0.5, **weights), make_manifest())
+    assert (chosen.epochs, chosen.learning_rate) == (7, 0.5)
     assert resolve(warm, make_manifest()) == warm
 
 
 def test_champion_options_do_not_count_without_a_champion() -> None:
-    assert (
-        not {"start", "shrink", "perturb"}
-        & resolve(TrainConfig(weights=""), make_manifest()).fingerprint_values().keys()
-    )
-    assert (
-        not {"start", "shrink", "perturb"} & resolve(TrainConfig(weights=""), make_manifest()).manifest_values().keys()
-    )
+    assert not {"start"} & resolve(TrainConfig(weights=""), make_manifest()).fingerprint_values().keys()
+    assert not {"start"} & resolve(TrainConfig(weights=""), make_manifest()).manifest_values().keys()
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
-    [({"start": "last"}, "start: expected one of weights, champion"),
-     ({"shrink": 0.4}, "shrink: expected no value without --start champion"),
-     ({"perturb": 0.1}, "perturb: expected no value without --start champion"),
-     ({"start": "champion", "shrink": 2}, "shrink: expected a number of at most 1"),
-     ({"start": "champion", "perturb": -1}, "perturb: expected a number of at least 0")],
+    [({"start": "last"}, "start: expected one of weights, champion")],
 )  # fmt: skip
 def test_wrong_values_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         TrainConfig.from_values(values)
-
-
-def test_shrunk_weights_give_another_reproducible_model(first_week: Path, tmp_path: Path) -> None:
-    """Other weights under another name, and the same again for the same seed."""
-    tensors, _ = after_first_week(first_week, tmp_path)
-    later = next_week(tensors)
-    names = [train(later, **CHAMPION), train(later, **CHAMPION, shrink=0.4, perturb=0.1)]
-    assert len(set(names)) == 2
-    assert "shrunk to 0.4, with 0.1 of a new network added" in read_model(tensors, names[1]).manifest.extra.origin
-    rerun = train(later, **CHAMPION, shrink=0.4, perturb=0.1, rerun="train", run="again")
-    first, second = (
-        load_file(next(Path(read_model(tensors, name).uri).glob("*.safetensors"))) for name in (names[1], rerun)
-    )
-    assert all(torch.equal(value, second[key]) for key, value in first.items())

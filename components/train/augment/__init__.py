@@ -1,1 +1,1 @@
-"""Online augmentation: parameters drawn once, applied on CPU or GPU."""
+"""Online augmentation: parameters sampled for each batch, applied in the loader's threads."""

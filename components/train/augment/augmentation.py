@@ -1,8 +1,8 @@
-"""Random augmentation of a batch: of each image with parameters of its own, sampled here and applied on the CPU or on
-the device; and of two images combined into one, with their labels mixed in the same proportion (MixUp, CutMix).
+"""Random augmentation of a batch: of each image with parameters of its own, in the loader's threads; and of two images
+combined into one, with their labels mixed in the same proportion (MixUp, CutMix), where the network runs.
 
-The parameters of a batch are a function of (seed, epoch, number of the batch) alone, see params.py; the engines compute
-pixels, see cpu_engine.py and device_engine.py. A pipeline of another library instead of both is in external.py.
+The parameters of a batch are a function of (seed, epoch, number of the batch) alone, see params.py; cpu_engine.py
+computes pixels by them. A pipeline of another library instead is in external.py.
 
 Zhang et al., "mixup: Beyond Empirical Risk Minimization", 2018; Yun et al., "CutMix: Regularization Strategy to Train
 Strong Classifiers with Localizable Features", 2019. A batch is mixed by one of them or not at all; within it every
@@ -12,7 +12,6 @@ image has a proportion of its own.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,8 +30,6 @@ from .params import AugmentParams, InputSpec, make_params, make_seed_params
 if TYPE_CHECKING:
     import torch
 
-    from .device_engine import DeviceEngine
-
 NONE, MIXUP, CUTMIX = "none", "mixup", "cutmix"
 _SEED_STREAM = 0x6D6978
 """Separates these random numbers from those of the augmentation of the same batch."""
@@ -46,21 +43,18 @@ class Augmentation:
     window is shifted from the center as far as the stored margin allows.
 
     Args:
-        device: where training runs, cpu or cuda.
         pipeline: an object or a function, as in external.py, that replaces the config's augmentation.
     """
 
-    def __init__(self, config: TrainConfig, image: ImageSpec, device: str, pipeline: Pipeline | Any = None) -> None:
+    def __init__(self, config: TrainConfig, image: ImageSpec, pipeline: Pipeline | Any = None) -> None:
         height, width, channels = image.shape
         self.size = image.side
         pipeline = config.augment_pipeline if pipeline is None else pipeline
         self._external = ExternalEngine(pipeline, (height, width, channels), self.size) if pipeline else None
-        self.runs_on_device = device.partition(":")[0] == "cuda" and self._external is None
-        self._config, self._device = config, device
+        self._config = config
         self._spec = InputSpec(height, width, self.size, image.color)
-        self._color_channels = min(COLORS[image.color], channels)
-        self._erase_value = np.clip(np.round(255 * np.asarray(image.mean, np.float64)), 0, 255).astype(np.uint8)
-        self._cpu_engine = CpuEngine(self.size, self._color_channels, self._erase_value)
+        erase_value = np.clip(np.round(255 * np.asarray(image.mean, np.float64)), 0, 255).astype(np.uint8)
+        self._cpu_engine = CpuEngine(self.size, min(COLORS[image.color], channels), erase_value)
 
     def make_params(self, epoch: int, number: int, count: int) -> AugmentParams:
         """Sample parameters for all `count` images of the global batch `number`."""
@@ -68,19 +62,9 @@ class Augmentation:
             return make_seed_params(self._config.seed, epoch, number, count)
         return make_params(self._config, self._spec, epoch, number, count)
 
-    def apply_on_cpu(self, images: Pixels, params: AugmentParams) -> Pixels:
+    def apply(self, images: Pixels, params: AugmentParams) -> Pixels:
         """Augment uint8 [B, H, W, C] → uint8 [B, S, S, C] in this thread; safe to call from any number of threads."""
         return (self._external or self._cpu_engine)(images, params)
-
-    def apply_on_device(self, images: torch.Tensor, params: AugmentParams) -> torch.Tensor:
-        """Augment uint8 [B, H, W, C] → uint8 [B, S, S, C], both on the device."""
-        return self._device_engine(images, params)
-
-    @cached_property
-    def _device_engine(self) -> DeviceEngine:
-        from .device_engine import DeviceEngine
-
-        return DeviceEngine(self.size, self._color_channels, self._erase_value, self._device)
 
 
 @dataclass(frozen=True)

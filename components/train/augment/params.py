@@ -1,7 +1,7 @@
 """Sampled augmentation parameters of one batch: a pure function of (seed, epoch, number of the batch).
 
-Everything random is decided here, on the host and in small arrays; an engine (`cpu_engine`, `device_engine`) only
-computes pixels. All geometry of an image is one transform, applied first; the operations follow in their order; the
+Everything random is decided here, on the host and in small arrays; `cpu_engine` only computes
+pixels. All geometry of an image is one transform, applied first; the operations follow in their order; the
 erased box comes last. Coordinates are continuous: pixel i of a row covers [i, i + 1), and its center is i + 0.5.
 
 The order is that of a list of torchvision transforms: random resized crop (Szegedy et al., "Going Deeper with

@@ -11,7 +11,6 @@ import numpy.typing as npt
 from ...dataset.labels import MULTI, label_column
 from ...dataset.manifest import Dataset
 from ...dataset.shards import read_columns
-from ...metrics.logistic_regression import compute_inverse_frequencies
 from ...storage.errors import UserError
 from ..config import TrainConfig
 
@@ -72,6 +71,17 @@ def balance_classes(tensors: Dataset, config: TrainConfig, device: torch.device)
     else:
         weights = compute_inverse_frequencies(counts)
     return Loss(task, config.label_smoothing, torch.tensor(weights, dtype=torch.float32, device=device)), None
+
+
+def compute_inverse_frequencies(counts: npt.NDArray[np.int64]) -> Weights:
+    """Return a weight for each class in inverse proportion to its images, float64 [classes].
+
+    1 on average of the images; 0 for a class without images.
+    """
+    present = counts > 0
+    inverses: Weights = np.divide(1.0, counts, out=np.zeros(len(counts)), where=present)
+    weights: Weights = inverses * (counts.sum() / max(1, int(present.sum())))
+    return weights
 
 
 def count_labels(tensors: Dataset) -> npt.NDArray[np.int64]:

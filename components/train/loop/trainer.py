@@ -344,16 +344,16 @@ class Trainer:
         """Return whether the last epoch has the best validation macro-F1, or the same with a lower loss.
 
         Always true without validation images, so that the last epoch is kept. A solved head stays the best until an
-        epoch gains `head_margin` standard errors on it (binomial, approximate for macro-F1).
+        epoch gains on it, with the recipe finetune a standard error (binomial, approximate for macro-F1).
         """
         row = state.history[-1]
         if "val_macro_f1" not in row or not state.best_epoch:
             return True
         best = state.history[state.best_epoch - 1]
         margin = 0.0
-        if self.solves_head and state.best_epoch == 1 and self.config.head_margin:
+        if self.solves_head and state.best_epoch == 1 and self.config.has_head_margin:
             score, images = best["val_macro_f1"], self.tensors.manifest.totals.by_split["val"]
-            margin = self.config.head_margin * math.sqrt(score * (1 - score) / images)
+            margin = math.sqrt(score * (1 - score) / images)
         return (row["val_macro_f1"] - margin, -row["val_loss"]) > (best["val_macro_f1"], -best["val_loss"])
 
     def _report_epoch(self, row: EpochRow, seconds_left: float) -> None:

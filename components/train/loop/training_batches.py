@@ -6,7 +6,7 @@ A batch is a function of (seed, epoch, number) alone, so that a training can be 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar
 
 from ...dataset.kinds import ImageSpec
@@ -14,7 +14,6 @@ from ...dataset.manifest import Dataset
 from ...models.artifact import Normalize
 from ...storage.parallel import cores
 from ..augment.augmentation import Augmentation, Mixing
-from ..augment.params import AugmentParams
 from ..config import TrainConfig
 from ..data.batches import Batch, count_train_batches, iter_batches
 from ..data.cache import ShardCache
@@ -26,13 +25,6 @@ if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class PreparedBatch(Batch):
-    """A batch as the loader's threads leave it: augmented, or with the parameters to augment it on the device."""
-
-    params: AugmentParams | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +62,7 @@ class TrainingBatches:
     ) -> None:  # fmt: skip
         self.tensors, self.config, self.device, self.comm = tensors, config, device, comm
         self.normalize = Normalize(image, device)
-        self.augmentation = Augmentation(config, image, device.type)
+        self.augmentation = Augmentation(config, image)
         self.mixing = Mixing(config, len(tensors.manifest.classes), tensors.manifest.task)
         self.sampling_weights = sampling_weights
         self.threads = config.load_threads or max(1, cores() // comm.world_size)
@@ -89,32 +81,26 @@ class TrainingBatches:
             self.tensors, "train", self.config.batch_size, self.config.seed, epoch, start=start,
             rank=self.comm.rank, ranks=self.comm.world_size, threads=self.threads, cache=self.cache,
             balance=self.sampling_weights, pin=self.device.type == "cuda",
-            transform=lambda batch: self._prepare(batch, epoch),
+            transform=lambda batch: self._augment(batch, epoch),
         )  # fmt: skip
         prefetcher = DevicePrefetcher(loaded, self.device)
         try:
             for (images, labels, batch), is_last in _mark_last(prefetcher):
                 self.wait_seconds, prefetcher.wait_seconds = self.wait_seconds + prefetcher.wait_seconds, 0.0
-                if self.augmentation.runs_on_device:
-                    assert batch.params is not None
-                    images = self.augmentation.apply_on_device(images, batch.params)
                 mixed, targets = self.mixing(self.normalize(images), labels, epoch, batch.number, batch.first)
                 yield TrainingBatch(mixed, targets, batch.number, batch.total, is_last)
         finally:
             prefetcher.close()
 
-    def _prepare(self, batch: Batch, epoch: int) -> PreparedBatch:
-        """Sample the augmentation of this rank's share of a batch, and apply it here where that is the CPU's work.
+    def _augment(self, batch: Batch, epoch: int) -> Batch:
+        """Sample the augmentation of this rank's share of a batch, and apply it.
 
         Runs in the loader's threads. Parameters are made for the batch of all ranks, so that they do not depend on
         the number of ranks.
         """
         share = slice(batch.first, batch.first + len(batch.labels))
         params = self.augmentation.make_params(epoch, batch.number, batch.total).select_rows(share)
-        images = batch.images
-        if not self.augmentation.runs_on_device:
-            images = self.augmentation.apply_on_cpu(images, params)
-        return PreparedBatch(images, batch.labels, batch.number, batch.first, batch.total, params)
+        return replace(batch, images=self.augmentation.apply(batch.images, params))
 
 
 def _mark_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
