@@ -76,14 +76,14 @@ def render_study(result: dict[str, Any]) -> str:
         scores = zip(confirmation["seeds"], confirmation["base"], confirmation["best"], strict=True)
         rows = [(str(seed), f"{base:.4f}", f"{best:.4f}") for seed, base, best in scores]
         new_seeds = [Table(rows, ("seed", "base", f"trial {result['best']}"))]
-    failed = [(str(trial["number"]), trial["note"]) for trial in result["trials"] if trial["note"]]
+    notes = [(str(trial["number"]), trial["note"]) for trial in result["trials"] if trial["note"]]
     return _render(result, _SEARCH_HEADLINES, [
         Section("trials", "Trials", [
             Charts([("", draw_trials(result["trials"], result["metric"]))]), Paragraph(text, "note"),
             Table(list_trials(result), ("trial", "state", "validation", "time", "values")),
         ]),
         Section("seeds", "New seeds", new_seeds),
-        Section("failed", "Failed", [Table(failed, ("trial", "error"))] if failed else []),
+        Section("notes", "Notes", [Table(notes, ("trial", "what its losses or its error say"))] if notes else []),
     ])  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from ..local.run import check_parameters
 from ..local.step_process import StepRunner, StoppedByWatch
 from .differences import compute_mean_difference
 from .search_space import SearchSpace
-from .study import COMPLETE, FAILED, PRUNED, PruningWatch, Study, TriedValues, read_course
+from .study import COMPLETE, FAILED, PRUNED, PruningWatch, Study, TriedValues, describe_regularization, read_course
 from .trials import Configuration, TrialRunner
 
 if TYPE_CHECKING:
@@ -145,9 +145,12 @@ class Search:
         )  # fmt: skip
 
     def _complete(self, trial: optuna.Trial, model: Dataset) -> TriedValues:
-        self.study.report(trial, read_course(model, self.metric))
+        course = read_course(model, self.metric)
+        self.study.report(trial, course)
         seconds = self.runner.find_seconds("train", StepRecord(model.uri, model.fingerprint))
-        return self.study.end(trial, COMPLETE, model=model.uri, seconds=seconds)
+        base = self.study.trials[0].score if self.study.trials else None
+        note = describe_regularization(model, max(course) if base is None else base, self.metric)
+        return self.study.end(trial, COMPLETE, model=model.uri, seconds=seconds, note=note)
 
     def confirm(self, seeds: int) -> Confirmation | None:
         """Compare the best values and the base with seeds that the search has not used, those after the base's; None

@@ -15,7 +15,7 @@ from ...components.dataset.workspace import Workspace
 from ...components.step.config import Scalar
 from ...components.storage.errors import MillError, UserError
 from ...components.storage.store import get_store
-from ...components.train.loop.history import TAGS
+from ...components.train.loop.history import TAGS, diagnose
 from .search_space import round_values
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ POLL_S = 3.0
 """Seconds between two looks at a training's event file, which on S3 is downloaded for it."""
 _STARTUP_TRIALS = 4
 """Trials that are never pruned, since there is too little to compare with."""
+_LATE = 0.75
+"""Share of the epochs after which a best epoch counts as late."""
 
 
 @dataclass(frozen=True)
@@ -167,3 +169,21 @@ def read_course(model: Dataset, metric: str) -> tuple[float, ...]:
             "val_fraction: expected validation images, by which values are chosen, found none in the source"
         )
     return course
+
+
+def describe_regularization(model: Dataset, base_score: float, metric: str) -> str:
+    """Return what the losses of a training say of its regularization; empty where nothing stands out.
+
+    Too little: the training images are learned by heart (`diagnose`). Too much: augmented images stay harder than those
+    of validation to the end, the best epoch is a late one, and the score is below that of the base.
+    """
+    extra, config = ModelExtra.of(model.manifest), model.manifest.config
+    softens = ("label_smoothing", "mixup_probability", "cutmix_probability")
+    history, best_epoch = extra.history, extra.best_epoch or 0
+    if diagnosis := diagnose(history, best_epoch, not any(config.get(name) for name in softens)):
+        return diagnosis
+    last = history[-1]
+    is_harder = last["train_loss"] > 1.1 * last.get("val_loss", last["train_loss"])
+    if is_harder and best_epoch > _LATE * len(history) and max(read_course(model, metric)) < base_score:
+        return "too much regularization for so few epochs: the training loss stays above the validation loss"
+    return ""

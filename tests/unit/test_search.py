@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from imagemill.components.dataset.kinds import ModelExtra
+from imagemill.components.dataset.manifest import Dataset, Manifest
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
 from imagemill.pipelines.experiments.search import Confirmation, describe_confirmation, write_config
 from imagemill.pipelines.experiments.search_space import SearchSpace
-from imagemill.pipelines.experiments.study import COMPLETE, FAILED, Study, TriedValues
+from imagemill.pipelines.experiments.study import COMPLETE, FAILED, Study, TriedValues, describe_regularization
 from imagemill.pipelines.experiments.trials import Configuration
 
 BASE = Configuration.read("{}", {})
@@ -96,6 +98,28 @@ def test_invalid_space_is_refused_with_the_field(tmp_path: Path, text: str, mess
     with pytest.raises(UserError) as caught:
         read_space(tmp_path, text)
     assert message in str(caught.value)
+
+
+def make_model(train: list[float], val: list[float], scores: list[float], **config: Any) -> Dataset:
+    history = [
+        {"epoch": number, "train_loss": loss, "val_loss": other, "val_macro_f1": score}
+        for number, (loss, other, score) in enumerate(zip(train, val, scores, strict=True), 1)
+    ]
+    best = max(history, key=lambda row: row["val_macro_f1"])["epoch"]
+    return Dataset("m", Manifest("model", "m", config=config, extra=ModelExtra(history=history, best_epoch=best)), "")
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "scores", "note"),
+    [
+        ([1.0, 0.6, 0.5, 0.4], [0.9, 0.6, 0.5, 0.5], [0.5, 0.7, 0.8, 0.82], ""),
+        ([2.0, 1.8, 1.7, 1.6], [1.5, 1.2, 1.0, 0.9], [0.3, 0.4, 0.5, 0.6], "too much regularization"),
+        ([1.0, 0.3, 0.1, 0.02, 0.01], [0.6, 0.5, 0.8, 1.0, 1.2], [0.6, 0.7, 0.65, 0.6, 0.6], "by heart"),
+    ],
+)
+def test_regularization_is_described(train: list[float], val: list[float], scores: list[float], note: str) -> None:
+    found = describe_regularization(make_model(train, val, scores), 0.82, "macro_f1")
+    assert note in found and bool(note) == bool(found)
 
 
 @pytest.mark.parametrize(
