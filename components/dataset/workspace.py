@@ -226,13 +226,10 @@ class Workspace:
     def add_cost(self, name: str, fingerprint: str, record: CostRecord) -> None:
         self.store.put_if_absent(self.at("names", name, "costs", f"{fingerprint}.json"), _json(record.to_dict()))
 
-    # Studies: the trials of a search, numbered from 0.
+    # Studies: Optuna's journal of a search.
 
-    def study_trial(self, name: str, study: str, number: int) -> dict[str, Any] | None:
-        return self._read_json(self.at("names", name, "studies", study, f"{number}.json"))
-
-    def add_study_trial(self, name: str, study: str, number: int, record: dict[str, Any]) -> None:
-        self.store.put_if_absent(self.at("names", name, "studies", study, f"{number}.json"), _json(record))
+    def study_uri(self, name: str, study: str) -> str:
+        return self.at("names", name, "studies", f"{study}.log")
 
     # Runs: each step's record, the log, the report.
 

@@ -83,7 +83,7 @@ def render_study(result: dict[str, Any]) -> str:
             Table(list_trials(result), ("trial", "state", "validation", "time", "values")),
         ]),
         Section("seeds", "New seeds", new_seeds),
-        Section("notes", "Regularization", [Table(notes, ("trial", "what the losses say"))] if notes else []),
+        Section("notes", "Notes", [Table(notes, ("trial", "what its losses or its error say"))] if notes else []),
     ])  # fmt: skip
 
 

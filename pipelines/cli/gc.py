@@ -6,17 +6,20 @@ import argparse
 import json
 import re
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from ...components.dataset.manifest import KINDS
 from ...components.dataset.workspace import MARKER, PRODUCTS, Workspace
+from ...components.report.terminal import escape_unprintable
 from ...components.step.command_line import add_workspace_flag, parse_count
 from ...components.step.progress import Progress, format_duration, format_size
 from ...components.storage.errors import EXIT_OK, wrong
 from .runs import align_columns
 
 if TYPE_CHECKING:
-    from ...components.dataset.garbage import Garbage, Group, Tally
+    from ...components.dataset.garbage import Garbage
+    from ...components.dataset.retention import StoredDataset
 
 HELP = "the files of a workspace that nothing kept refers to: list them, or delete them"
 DESCRIPTION = (
@@ -81,20 +84,18 @@ def parse_age(text: str) -> float:
 
 
 def describe_garbage(garbage: Garbage, workspace: Workspace, is_deleted: bool) -> Json:
-    """Return the facts that are printed, sorted."""
-    kinds = list(KINDS)
-    retention = garbage.retention
-    kept: list[Json] = [
-        {"kind": s.kind, "name": s.name, "fingerprint": s.fingerprint, "created": s.created, "bytes": s.bytes,
-         "why": retention.reasons[path]}
-        for path, s in retention.datasets.items() if path in retention.reasons
+    """Return the facts that are printed: datasets by kind, name and time, and behind them files of no dataset."""
+    kinds = [*KINDS, ""]
+    kept = [
+        _identify(dataset) | {"bytes": dataset.bytes, "why": garbage.retention.reasons[path]}
+        for path, dataset in garbage.retention.datasets.items() if path in garbage.retention.reasons
     ]  # fmt: skip
-    kept.sort(key=lambda entry: entry["created"], reverse=True)
-    kept.sort(key=lambda entry: (kinds.index(entry["kind"]), entry["name"]))
-    goes = [_describe_group(group) for group in garbage.groups]
-    goes.sort(key=lambda entry: (not entry["name"], entry["path"]))
-    goes.sort(key=lambda entry: entry["created"], reverse=True)
-    goes.sort(key=lambda entry: kinds.index(entry["kind"]) if entry["kind"] else len(kinds))
+    goes = [
+        _identify(group.dataset) | {"path": group.path, "why": group.why} | asdict(group.tally)
+        for group in garbage.groups
+    ]
+    for entries in (kept, goes):
+        entries.sort(key=lambda entry: (kinds.index(entry["kind"]), entry["name"], entry["created"]))
     now = time.time()
     return {
         "workspace": workspace.uri,
@@ -107,62 +108,43 @@ def describe_garbage(garbage: Garbage, workspace: Workspace, is_deleted: bool) -
         ],
         "unknown_files": garbage.unknown_files,
         "totals": {
-            "kept": _describe_tally(garbage.kept),
-            "young": _describe_tally(garbage.young),
-            "unknown": _describe_tally(garbage.unknown),
-            "goes": _describe_tally(garbage.going),
+            "kept": asdict(garbage.kept), "young": asdict(garbage.young), "unknown": asdict(garbage.unknown),
+            "goes": asdict(garbage.going),
         },
-    }
+    }  # fmt: skip
 
 
-def _describe_tally(tally: Tally) -> Json:
-    return {"files": tally.files, "bytes": tally.bytes}
-
-
-def _describe_group(group: Group) -> Json:
-    dataset = group.dataset
-    identity = {"kind": "", "name": "", "fingerprint": "", "created": ""}
-    if dataset:
-        identity = {name: getattr(dataset, name) for name in identity}
-    return identity | {"path": group.path, "why": group.why} | _describe_tally(group.tally)
+def _identify(dataset: StoredDataset | None) -> Json:
+    return {name: getattr(dataset, name, "") for name in ("kind", "name", "fingerprint", "created")}
 
 
 def format_garbage(facts: Json) -> str:
     """Return the text: a line for each dataset and group of files, and totals."""
-    lines = [facts["workspace"], ""]
-    rows = [_format_dataset(entry, "", "; ".join(entry["why"])) for entry in facts["kept"]]
-    lines += ["kept:", _indent(rows) if rows else "  no dataset"]
-    rows = [
-        _format_dataset(entry, f"{entry['files']:,}", entry["why"])
-        if entry["kind"]
-        else (entry["path"], "", "", "", format_size(entry["bytes"]), f"{entry['files']:,}", entry["why"])
-        for entry in facts["goes"]
-    ]
-    heading = ("", "", "", "", "", "files", "")
-    lines += ["", "deleted:" if facts["deleted"] else "would go:", _indent([heading, *rows]) if rows else "  nothing"]
+    kept = [_format_entry(entry | {"why": "; ".join(entry["why"])}) for entry in facts["kept"]]
+    goes = [_format_entry(entry) for entry in facts["goes"]]
+    lines = [facts["workspace"], "", "kept:", *(_indent(kept) if kept else ["  no dataset"]), ""]
+    lines += ["deleted:" if facts["deleted"] else "would go:", *(_indent(goes) if goes else ["  nothing"])]
     for step in facts["running"]:
         kind, age = PRODUCTS.get(step["step"], ""), format_duration(step["renewed_s_ago"])
         stays = f"what is in {kind} stays" if kind else "what it uses stays"
         lines += ["", f"{step['step']} of {step['run']} is running (last sign of life {age} ago): {stays}"]
     if unknown := facts["unknown_files"]:
         more = facts["totals"]["unknown"]["files"] - len(unknown[:MAX_UNKNOWN])
-        lines += ["", "unknown, left as they are:", *(f"  {_escape(path)}" for path in unknown[:MAX_UNKNOWN])]
-        lines += [f"  and {more:,} more"] if more else []
+        names = [escape_unprintable(path) for path in unknown[:MAX_UNKNOWN]] + ([f"and {more:,} more"] if more else [])
+        lines += ["", "unknown, left as they are:", *(f"  {name}" for name in names)]
     return "\n".join([*lines, "", *_format_totals(facts)])
 
 
-def _format_dataset(entry: Json, files: str, why: str) -> tuple[str, ...]:
-    size = format_size(entry["bytes"])
-    return entry["kind"], _escape(entry["name"]) or "-", entry["fingerprint"], entry["created"][:10], size, files, why
+def _format_entry(entry: Json) -> tuple[str, ...]:
+    size, files = format_size(entry["bytes"]), f"{entry['files']:,} files" if "files" in entry else ""
+    if not entry["kind"]:
+        return entry["path"], "", "", "", size, files, entry["why"]
+    name = escape_unprintable(entry["name"]) or "-"
+    return entry["kind"], name, entry["fingerprint"], entry["created"][:10], size, files, entry["why"]
 
 
-def _escape(text: str) -> str:
-    """Return untrusted text without control characters."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def _indent(rows: list[tuple[str, ...]]) -> str:
-    return "\n".join(f"  {line}".rstrip() for line in align_columns(rows).split("\n"))
+def _indent(rows: list[tuple[str, ...]]) -> list[str]:
+    return [f"  {line}" for line in align_columns(rows).split("\n")]
 
 
 def _format_totals(facts: Json) -> list[str]:

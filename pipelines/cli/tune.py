@@ -77,8 +77,7 @@ def format_result(result: dict[str, Any]) -> str:
     lines = ["", align_columns([head, *rows[:SHOWN]])]
     if len(rows) > SHOWN:
         lines.append(f"and {len(rows) - SHOWN} more, in the report")
-    best = next(trial for trial in result["trials"] if trial["number"] == result["best"])
-    if best["note"]:
-        lines += ["", f"trial {result['best']}: {best['note']}"]
+    if note := result["trials"][result["best"]]["note"]:
+        lines += ["", f"trial {result['best']}: {note}"]
     lines += ["", f"{result['reason']}.", f"config {result['config']}", f"report {result['report']}"]
     return "\n".join(lines)

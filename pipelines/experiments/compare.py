@@ -4,19 +4,17 @@ test images."""
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from ...components.dataset.kinds import EvaluationExtra
-from ...components.dataset.manifest import Dataset
-from ...components.dataset.workspace import Workspace
 from ...components.promote.config import PromoteConfig
 from ...components.step.config import METRIC_TITLES
 from ...components.step.step import new_run
 from ...components.storage.errors import UserError
 from ..local.run import check_parameters
 from ..local.step_process import StepRunner
-from .differences import Comparison, MeanDifference, compare_evaluations
+from .differences import Comparison, Floats, MeanDifference, compare_evaluations
 from .trials import (
     LAST_STEPS,
     Configuration,
@@ -32,20 +30,6 @@ SIDES = ("A", "B")
 BETTER, WORSE, NOT_SHOWN, SAME = "better", "worse", "not_shown_to_differ", "same_models"
 MAX_CHANGES = 20
 """Images that the result lists."""
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Costs of a configuration: mean `seconds` a step (None where it is not known), `bytes` of each dataset and of a
-    model's files, and `images_per_second` of the network in evaluation.
-
-    `shared`: the steps whose result both configurations use.
-    """
-
-    seconds: dict[str, float | None]
-    bytes: dict[str, int]
-    images_per_second: float
-    shared: tuple[str, ...]
 
 
 def compare(first: Configuration, second: Configuration, seeds: int, folds: int = 0) -> dict[str, Any]:
@@ -67,10 +51,10 @@ def compare(first: Configuration, second: Configuration, seeds: int, folds: int 
     comparison = compare_evaluations(evaluations[0], evaluations[1], folds)
     if not comparison.images:
         raise UserError("test_fraction: expected test images that both configurations keep, found none")
-    costs = measure_costs(trials)
     metric = _get_metric(first)
     has_same_models = all(a.uri == b.uri for a, b in zip(*evaluations, strict=True))
     verdict, reason = describe_verdict(comparison, metric, seeds, has_same_models, folds)
+    shared = find_shared_steps(trials)
     result = {
         "status": "succeeded", "name": name, "run": run, "report": workspace.report_uri(run), "verdict": verdict,
         "reason": reason, "metric": metric, "images": comparison.images, "left_out": comparison.excluded,
@@ -78,18 +62,19 @@ def compare(first: Configuration, second: Configuration, seeds: int, folds: int 
         "folds": folds,
         "differences": {key: describe_difference(value) for key, value in comparison.differences.items()},
         "configurations": {
-            side: _describe_side(number, configurations[number], comparison, costs[number], trials[number])
+            side: {
+                "config": configurations[number].label,
+                "scores": {key: describe_scores(values[number]) for key, values in comparison.scores.items()},
+                "shared": shared,
+            } | describe_trials(trials[number])
             for number, side in enumerate(SIDES)
         },
-        "parameters": [
-            dict(zip(("step", "name", *SIDES), row, strict=True)) for row in list_parameter_differences(first, second)
-        ],
-        "changes": [
-            {"image_id": change.image_id, "label": change.label, "A": change.first, "B": change.second}
-            for change in comparison.find_changes(MAX_CHANGES)
-        ],
+        "parameters": list_parameter_differences(first, second),
+        "changes": comparison.find_changes(MAX_CHANGES),
     }  # fmt: skip
-    _write_report(workspace, run, result)
+    from ...components.report.experiments import render_comparison
+
+    workspace.store.put(workspace.report_uri(run), render_comparison(result).encode("utf-8", "replace"))
     return result
 
 
@@ -130,32 +115,36 @@ def _get_metric(configuration: Configuration) -> str:
     return promote.metric
 
 
-def measure_costs(trials: tuple[list[Trial], list[Trial]]) -> tuple[Cost, Cost]:
-    """Return the cost of each configuration, a mean over its trials."""
-    datasets = [{t.records[step].uri for t in side for step in LAST_STEPS} for side in trials]
-    shared = tuple(
-        step for step in LAST_STEPS
-        if all(trial.records[step].uri in datasets[0] & datasets[1] for side in trials for trial in side)
-    )  # fmt: skip
-    first, second = (_measure_cost(side, shared) for side in trials)
-    return first, second
+def find_shared_steps(trials: tuple[list[Trial], list[Trial]]) -> list[str]:
+    """Return the steps whose results both configurations use."""
+    used = [{step: {trial.records[step].uri for trial in side} for step in LAST_STEPS} for side in trials]
+    return [step for step in LAST_STEPS if used[0][step] == used[1][step]]
 
 
-def _measure_cost(trials: list[Trial], shared: tuple[str, ...]) -> Cost:
+def describe_trials(trials: list[Trial]) -> dict[str, Any]:
+    """Return what a configuration's trials made, and its cost: mean `seconds` a step (None where not known), `bytes` of
+    each dataset and of a model's files, and `images_per_second` of the network in evaluation."""
     seconds: dict[str, float | None] = {}
     for step in LAST_STEPS:
         known = [value for trial in trials if (value := trial.seconds[step]) is not None]
-        seconds[step] = round(sum(known) / len(known), 3) if known else None
-    sizes = {
-        kind: sum(file.bytes for file in trials[0].read(kind).manifest.files) for kind in ("clean", "tensors", "model")
+        seconds[step] = round(fmean(known), 3) if known else None
+    throughputs = [EvaluationExtra.of(trial.read("evaluation").manifest).throughput for trial in trials]
+    return {
+        "seconds": seconds,
+        "bytes": {
+            kind: sum(file.bytes for file in trials[0].read(kind).manifest.files)
+            for kind in ("clean", "tensors", "model")
+        },
+        "images_per_second": round(fmean(measured.network if measured else 0.0 for measured in throughputs), 1),
+        "models": [trial.records["train"].uri for trial in trials],
+        "evaluations": [trial.records["evaluate"].uri for trial in trials],
     }
-    rates = [_read_rate(trial.read("evaluation")) for trial in trials]
-    return Cost(seconds, sizes, round(sum(rates) / len(rates), 1), shared)
 
 
-def _read_rate(evaluation: Dataset) -> float:
-    throughput = EvaluationExtra.of(evaluation.manifest).throughput
-    return throughput.network if throughput else 0.0
+def describe_scores(scores: Floats) -> dict[str, Any]:
+    """Return a configuration's scores of each seed, their mean and standard deviation."""
+    deviation = float(scores.std(ddof=1)) if len(scores) > 1 else None
+    return {"mean": float(scores.mean()), "sd": deviation, "by_seed": scores.tolist()}
 
 
 def describe_difference(difference: MeanDifference) -> dict[str, Any]:
@@ -198,28 +187,3 @@ def describe_verdict(
     if seeds == 1 and not folds:
         sentence += ". One seed says nothing of other trainings: the interval is over the images alone"
     return verdict, sentence
-
-
-def _describe_side(
-    side: int, configuration: Configuration, comparison: Comparison, cost: Cost, trials: list[Trial]
-) -> dict[str, Any]:
-    scores = {metric: values[side] for metric, values in comparison.scores.items()}
-    return {
-        "config": configuration.label,
-        "scores": {
-            metric: {
-                "mean": float(values.mean()), "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
-                "by_seed": values.tolist(),
-            }
-            for metric, values in scores.items()
-        },
-        "seconds": cost.seconds, "bytes": cost.bytes, "images_per_second": cost.images_per_second,
-        "shared": list(cost.shared), "models": [trial.records["train"].uri for trial in trials],
-        "evaluations": [trial.records["evaluate"].uri for trial in trials],
-    }  # fmt: skip
-
-
-def _write_report(workspace: Workspace, run: str, result: dict[str, Any]) -> None:
-    from ...components.report.experiments import render_comparison
-
-    workspace.store.put(workspace.report_uri(run), render_comparison(result).encode("utf-8", "replace"))

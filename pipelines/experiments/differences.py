@@ -27,6 +27,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -39,9 +40,6 @@ from ...components.promote.score_difference import ScoreDifference, compute_diff
 from ...components.step.config import METRIC_TITLES
 
 LEVEL = 0.95
-_MAX_DEGREES = 10_000.0
-"""Degrees of freedom above which Student's distribution is the normal one to four digits."""
-_GRID = 20_001
 Floats = npt.NDArray[np.float64]
 
 
@@ -79,6 +77,8 @@ def compute_mean_difference(
 
     With a single training the interval is over the images alone.
     """
+    from scipy import stats
+
     trainings, images = contributions.shape
     gain = float(gains.mean())
     by_image = contributions.mean(0)
@@ -98,12 +98,11 @@ def compute_mean_difference(
         (residual_variance, (images - 1) * (trainings - 1)),
     ])  # fmt: skip
     error = math.sqrt(variance)
-    half = compute_student_quantile(degrees, LEVEL) * error
-    p = 1.0 - compute_student_probability(degrees, abs(gain) / error) if error else float(not gain)
+    half = float(stats.t.isf((1 - LEVEL) / 2, degrees)) * error
+    p = 2 * float(stats.t.sf(abs(gain) / error, degrees)) if error else float(not gain)
     return MeanDifference(
-        gain, (gain - half, gain + half), tuple(float(value) for value in gains), math.sqrt(image_variance),
-        math.sqrt(surplus), p,
-    )  # fmt: skip
+        gain, (gain - half, gain + half), tuple(gains.tolist()), math.sqrt(image_variance), math.sqrt(surplus), p
+    )
 
 
 def correct_for_folds(folds: int) -> float:
@@ -114,44 +113,7 @@ def correct_for_folds(folds: int) -> float:
 def _count_degrees(variance: float, terms: list[tuple[float, int]]) -> float:
     """Return Satterthwaite's degrees of freedom of a variance made of `terms`, (variance, degrees) each."""
     spread = sum(term**2 / degrees for term, degrees in terms if degrees > 0)
-    return min(_MAX_DEGREES, max(1.0, variance**2 / spread)) if spread else _MAX_DEGREES
-
-
-def compute_student_quantile(degrees: float, level: float) -> float:
-    """Return the number that a Student variable's absolute value stays below with probability `level`.
-
-    `degrees` of freedom need not be a whole number, and are at least 1.
-    """
-    angles, probability = _tabulate_student(degrees)
-    return math.sqrt(degrees) * math.tan(float(np.interp(level, probability, angles)))
-
-
-def compute_student_probability(degrees: float, value: float) -> float:
-    """Return the probability that a Student variable's absolute value is below `value`."""
-    angles, probability = _tabulate_student(degrees)
-    return float(np.interp(math.atan(value / math.sqrt(degrees)), angles, probability))
-
-
-def _tabulate_student(degrees: float) -> tuple[Floats, Floats]:
-    """Return (angles, probability of an absolute value below sqrt(degrees) tan(angle)).
-
-    In the angle the density is cos^(degrees - 1), which is bounded and smooth. scipy.stats.t has both, too, but no
-    extra of ours installs scipy by itself.
-    """
-    angles = np.linspace(0, math.pi / 2, _GRID)
-    density = np.cos(angles) ** (degrees - 1)
-    sums = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
-    return angles, sums / sums[-1]
-
-
-@dataclass(frozen=True)
-class ImageChange:
-    """An image on which the configurations differ: the shares of each one's models that are right."""
-
-    image_id: str
-    label: str
-    first: float
-    second: float
+    return max(1.0, variance**2 / spread) if spread else math.inf
 
 
 @dataclass(frozen=True)
@@ -181,15 +143,20 @@ class Comparison:
         """Images on which more of the first configuration's models are right."""
         return int((self.right[1] < self.right[0]).sum())
 
-    def find_changes(self, limit: int) -> list[ImageChange]:
-        """Return the images with the largest differences, at most `limit`, those that the second wins first."""
+    def find_changes(self, limit: int) -> list[dict[str, Any]]:
+        """Return the images with the largest differences, at most `limit`, those that B wins first: `image_id`,
+        `label`, and the shares of A's and B's models that are right."""
         change = self.right[1] - self.right[0]
-        order = [int(row) for row in np.argsort(-np.abs(change), kind="stable")[:limit] if change[row]]
-        order.sort(key=lambda row: (-change[row], self.image_ids[row]))
+        rows = [int(row) for row in np.argsort(-np.abs(change), kind="stable")[:limit] if change[row]]
         return [
-            ImageChange(self.image_ids[row], self.labels[row], float(self.right[0][row]), float(self.right[1][row]))
-            for row in order
-        ]
+            {
+                "image_id": self.image_ids[row],
+                "label": self.labels[row],
+                "A": self.right[0, row],
+                "B": self.right[1, row],
+            }
+            for row in sorted(rows, key=lambda row: (-change[row], self.image_ids[row]))
+        ]  # fmt: skip
 
 
 def compare_evaluations(first: Sequence[Dataset], second: Sequence[Dataset], folds: int = 0) -> Comparison:

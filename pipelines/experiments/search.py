@@ -10,24 +10,29 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ...components.dataset.manifest import Dataset, digest
 from ...components.dataset.records import StepRecord
 from ...components.promote.config import PromoteConfig
-from ...components.step.config import METRIC_TITLES, Scalar
+from ...components.step.config import METRIC_TITLES
 from ...components.step.step import new_run
 from ...components.storage.errors import EXIT_USER, MillError, UserError, wrong
 from ..local.run import check_parameters
 from ..local.step_process import StepRunner, StoppedByWatch
-from .differences import MeanDifference, compute_mean_difference
+from .differences import compute_mean_difference
 from .search_space import SearchSpace
-from .study import COMPLETE, FAILED, PRUNED, Study, TriedValues
-from .trials import Configuration, CourseWatch, TrialRunner, describe_regularization, read_course
+from .study import COMPLETE, FAILED, PRUNED, PruningWatch, Study, TriedValues, describe_regularization, read_course
+from .trials import Configuration, TrialRunner
+
+if TYPE_CHECKING:
+    import optuna
 
 COMMAND = "tune"
 
@@ -53,8 +58,8 @@ def tune(base: Configuration, space: SearchSpace, options: SearchOptions) -> dic
     workspace, name = check_parameters(base.parameters)
     run = new_run(f"{name}-{COMMAND}")
     print(f"run {run} in {workspace.uri}", file=sys.stderr, flush=True)
-    with StepRunner.open(workspace, run) as steps:
-        search = Search.begin(TrialRunner(steps, name, run, COMMAND), base, space, options.pruner)
+    with StepRunner.open(workspace, run) as steps, TemporaryDirectory(prefix="imagemill-study-") as folder:
+        search = Search.begin(TrialRunner(steps, name, run, COMMAND), base, space, options.pruner, Path(folder))
         while len(search.study.trials) <= options.trials:
             search.run_next()
         confirmation = search.confirm(options.seeds)
@@ -63,14 +68,20 @@ def tune(base: Configuration, space: SearchSpace, options: SearchOptions) -> dic
 
 def _finish_search(search: Search, confirmation: Confirmation | None, options: SearchOptions) -> dict[str, Any]:
     """Write the best configuration and the report; return the result."""
-    runner, best = search.runner, search.study.best
-    write_config(options.output, search.configure(best), _describe_search(search, runner.name))
-    verdict, reason = describe_confirmation(search.study, search.metric, confirmation, options.seeds)
+    runner, trials, best = search.runner, search.study.trials, search.study.best
+    write_config(
+        options.output,
+        search.configure(best),
+        f"The best of {len(trials) - 1} trials of `imagemill tune` on {runner.name}: trial {best.number}, validation "
+        f"{METRIC_TITLES[search.metric]} {best.score:.4f}; the base has {trials[0].score:.4f}.",
+    )
+    verdict, reason = describe_confirmation(trials, best, search.metric, confirmation)
     report = runner.workspace.report_uri(runner.run)
     result = {
         "status": "succeeded", "name": runner.name, "run": runner.run, "report": report, "metric": search.metric,
         "verdict": verdict, "reason": reason, "config": options.output, "best": best.number,
-        "trials": [asdict(trial) for trial in search.study.trials], "confirmation": _to_dict(confirmation),
+        "trials": [asdict(trial) for trial in trials],
+        "confirmation": asdict(confirmation) if confirmation else None,
     }  # fmt: skip
     from ...components.report.experiments import render_study
 
@@ -80,17 +91,17 @@ def _finish_search(search: Search, confirmation: Confirmation | None, options: S
 
 @dataclass
 class Search:
-    """A search under way: its base, the base's model, and the trials so far."""
+    """A search under way: its base and its study, whose trial 0 is the base."""
 
     runner: TrialRunner
     base: Configuration
-    base_model: Dataset
+    space: SearchSpace
     study: Study
     metric: str
 
     @classmethod
-    def begin(cls, runner: TrialRunner, base: Configuration, space: SearchSpace, pruner: str) -> Search:
-        """Train the base, the first trial, and read the trials of earlier calls; all have as many epochs."""
+    def begin(cls, runner: TrialRunner, base: Configuration, space: SearchSpace, pruner: str, folder: Path) -> Search:
+        """Train the base, and open the study with the trials of earlier calls; all have as many epochs."""
         print(f"the base: {base.label}", file=sys.stderr, flush=True)
         model = runner.run_trial(base, "base", "train").read("model")
         promote = base.config("promote")
@@ -98,50 +109,48 @@ class Search:
         metric = "top1" if promote.metric == "top1" else "macro_f1"  # what training measures in each epoch
         base = base.with_values("train", epochs=int(model.manifest.config["epochs"]))
         key = digest([model.fingerprint, space.declared, metric, pruner])
-        study = Study(runner.workspace, runner.scope, key, space, pruner, base.seed)
-        search = cls(runner, base, model, study, metric)
+        study = Study(runner.workspace.study_uri(runner.scope, key), folder, pruner, base.seed)
+        search = cls(runner, base, space, study, metric)
         if not study.trials:
-            study.add(search._make_complete(0, {}, model))
+            search._complete(study.begin(), model)
         return search
 
     def configure(self, tried: TriedValues) -> Configuration:
         """Return the base with a trial's values."""
-        return self.study.space.apply(self.base, tried.values)
+        return self.space.apply(self.base, tried.values)
 
     def run_next(self) -> None:
         """Run the next trial, and record how it ended. What is transient, or our fault, is raised."""
-        study, number = self.study, len(self.study.trials)
-        study.add(self._run_trial(number, study.suggest()))
-        self._report(study.trials[-1])
-
-    def _run_trial(self, number: int, values: dict[str, Scalar]) -> TriedValues:
+        trial = self.study.begin()
+        values = self.space.suggest(trial)
         listed = ", ".join(f"{name} {value}" for name, value in values.items())
-        print(f"trial {number}: {listed}", file=sys.stderr, flush=True)
-        label = f"t{number}"
-        watch = CourseWatch(self.runner.workspace, f"{self.runner.run}.{label}", self.metric, self.study.should_prune)
+        print(f"trial {trial.number}: {listed}", file=sys.stderr, flush=True)
+        label, runner = f"t{trial.number}", self.runner
+        watch = PruningWatch(self.study, trial, runner.workspace, f"{runner.run}.{label}", self.metric)
         try:
-            trial = self.runner.run_trial(self.study.space.apply(self.base, values), label, "train", watch)
+            trained = runner.run_trial(self.space.apply(self.base, values), label, "train", watch)
         except StoppedByWatch:
-            return TriedValues(number, values, PRUNED, max(watch.course), tuple(watch.course))
+            tried = self.study.end(trial, PRUNED)
         except MillError as error:
             if error.exit_code != EXIT_USER:
                 raise
-            return TriedValues(number, values, FAILED, note=str(error))  # a loss of nan, a size that does not fit
-        return self._make_complete(number, values, trial.read("model"))
-
-    def _make_complete(self, number: int, values: dict[str, Scalar], model: Dataset) -> TriedValues:
-        course = read_course(model, self.metric)
-        seconds = self.runner.find_seconds("train", StepRecord(model.uri, model.fingerprint))
-        note = describe_regularization(model, self.base_model, self.metric)
-        return TriedValues(number, values, COMPLETE, max(course), course, model.uri, seconds, note)
-
-    def _report(self, tried: TriedValues) -> None:
+            tried = self.study.end(trial, FAILED, note=str(error))  # a loss of nan, a size that does not fit
+        else:
+            tried = self._complete(trial, trained.read("model"))
         score = "" if tried.score is None else f", {METRIC_TITLES[self.metric]} {tried.score:.4f}"
         best = self.study.best
         print(
             f"trial {tried.number}: {tried.state}{score}; best: trial {best.number} with {best.score:.4f}",
             file=sys.stderr, flush=True,
         )  # fmt: skip
+
+    def _complete(self, trial: optuna.Trial, model: Dataset) -> TriedValues:
+        course = read_course(model, self.metric)
+        self.study.report(trial, course)
+        seconds = self.runner.find_seconds("train", StepRecord(model.uri, model.fingerprint))
+        base = self.study.trials[0].score if self.study.trials else None
+        note = describe_regularization(model, max(course) if base is None else base, self.metric)
+        return self.study.end(trial, COMPLETE, model=model.uri, seconds=seconds, note=note)
 
     def confirm(self, seeds: int) -> Confirmation | None:
         """Compare the best values and the base with seeds that the search has not used, those after the base's; None
@@ -153,7 +162,8 @@ class Search:
         scores = [[self._train_with_seed(tried, seed) for tried in (self.study.trials[0], best)] for seed in used]
         base, tuned = zip(*scores, strict=True)
         gains = np.array(tuned) - np.array(base)
-        return Confirmation(tuple(used), base, tuned, compute_mean_difference(gains[:, None], gains))
+        difference = compute_mean_difference(gains[:, None], gains)
+        return Confirmation(tuple(used), base, tuned, difference.gain, difference.interval, difference.p)
 
     def _train_with_seed(self, tried: TriedValues, seed: int) -> float:
         """Train values with another seed, and return the validation score."""
@@ -166,52 +176,37 @@ class Search:
 
 @dataclass(frozen=True)
 class Confirmation:
-    """Validation scores of the `base` and of the `best` values with `seeds` of their own, and the difference with its
-    interval over seeds."""
+    """Validation scores of the `base` and of the `best` values with `seeds` of their own; their mean difference `gain`
+    with its 95% `interval` over seeds, and the p value of none."""
 
     seeds: tuple[int, ...]
     base: tuple[float, ...]
     best: tuple[float, ...]
-    difference: MeanDifference
+    gain: float
+    interval: tuple[float, float]
+    p: float
 
 
-def _to_dict(confirmation: Confirmation | None) -> dict[str, Any] | None:
-    if confirmation is None:
-        return None
-    difference = confirmation.difference
-    return {
-        "seeds": list(confirmation.seeds), "base": list(confirmation.base), "best": list(confirmation.best),
-        "gain": difference.gain, "interval": list(difference.interval), "p": difference.p,
-    }  # fmt: skip
-
-
-def describe_confirmation(study: Study, metric: str, confirmation: Confirmation | None, seeds: int) -> tuple[str, str]:
+def describe_confirmation(
+    trials: Sequence[TriedValues], best: TriedValues, metric: str, confirmation: Confirmation | None
+) -> tuple[str, str]:
     """Return the verdict (better, worse, not_shown_to_differ, base_is_best) and its reason in one sentence."""
-    title, best = METRIC_TITLES[metric], study.best
+    title = METRIC_TITLES[metric]
     if confirmation is None:
-        others = len(study.trials) - 1
-        trials = f"{others} trial{'s' if others > 1 else ''}"
-        return "base_is_best", f"validation {title} of the base, {best.score:.4f}, is not below that of {trials}"
-    difference = confirmation.difference
-    low, high = difference.interval
+        others = f"{len(trials) - 1} trial{'s' if len(trials) > 2 else ''}"
+        return "base_is_best", f"validation {title} of the base, {best.score:.4f}, is not below that of {others}"
+    low, high = confirmation.interval
     numbers = (
         f"validation {title} {np.mean(confirmation.base):.4f} (base) and {np.mean(confirmation.best):.4f} (trial "
-        f"{best.number}), difference {difference.gain:+.4f} ({low:+.4f} to {high:+.4f}) over {seeds} new seeds"
+        f"{best.number}), difference {confirmation.gain:+.4f} ({low:+.4f} to {high:+.4f}) over "
+        f"{len(confirmation.seeds)} new seeds"
     )
-    if not difference.is_credible:
+    if low <= 0 <= high:
         return "not_shown_to_differ", f"{numbers}: no more than seeds make by chance, so the base may do as well"
-    verdict = "better" if difference.gain > 0 else "worse"
+    verdict = "better" if confirmation.gain > 0 else "worse"
     return (
         verdict,
         f"{numbers}: credibly {verdict} on the images that chose it; `imagemill compare` asks the test images",
-    )
-
-
-def _describe_search(search: Search, name: str) -> str:
-    best = search.study.best
-    return (
-        f"The best of {len(search.study.trials) - 1} trials of `imagemill tune` on {name}: trial {best.number}, "
-        f"validation {METRIC_TITLES[search.metric]} {best.score:.4f}; the base has {search.study.trials[0].score:.4f}."
     )
 
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from ...components.step.config import Scalar, load_yaml
 from ...components.storage.errors import UserError, wrong
-from ..parameters import list_parameters
+from ..parameters import Parameter, list_parameters
 from .trials import LAST_STEPS, SHARED_FIELDS, Configuration
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import BaseDistribution
 
 DEFAULT_SPACE: dict[str, Any] = {
     "recipe": ["plain", "small", "standard"],
@@ -28,7 +29,6 @@ DEFAULT_SPACE: dict[str, Any] = {
 }
 """RandAugment's N and M as in its paper (Cubuk et al., 2020: N 1 to 3; M to half of 30 for such networks), alphas
 of MixUp (Zhang et al., 2018: 0.1 to 0.4; timm: to 0.8) and CutMix (Yun et al., 2019: 1)."""
-_KEYS = {"low", "high", "log", "step", "when"}
 _OFF = (None, 0, "none", "off", "false", False, "")
 _FIXED = {name for names in SHARED_FIELDS.values() for name in names} | {"rerun", "run", "epochs"}
 """Parameters that no trial may change: trials are compared on the same images, after as many epochs."""
@@ -36,30 +36,32 @@ _FIXED = {name for names in SHARED_FIELDS.values() for name in names} | {"rerun"
 
 @dataclass(frozen=True)
 class Dimension:
-    """A parameter of one step with its `choices`, or its range from `low` to `high`, logarithmic with `log`.
+    """A parameter of one step with Optuna's distribution of its values.
 
     `when`: (parameter, values) under which it is tried; without values, where that parameter is not off.
     """
 
     name: str
     step_name: str
-    choices: tuple[Scalar, ...] = ()
-    low: float = 0.0
-    high: float = 0.0
-    log: bool = False
-    increment: float | None = None
-    is_integer: bool = False
+    distribution: BaseDistribution
     when: tuple[str, tuple[Scalar, ...]] | None = None
 
-    def suggest(self, trial: optuna.Trial) -> Scalar:
-        """Return the value that the sampler of `trial` chooses."""
-        if self.choices:
-            value: Scalar = trial.suggest_categorical(self.name, self.choices)
-            return value
-        if self.is_integer:
-            return trial.suggest_int(self.name, int(self.low), int(self.high), step=int(self.increment or 1))
-        value = trial.suggest_float(self.name, self.low, self.high, step=self.increment, log=self.log)
-        return float(f"{value:.4g}")
+    def suggest(self, trial: optuna.Trial) -> None:
+        """Let the sampler of `trial` choose a value."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        match self.distribution:
+            case CategoricalDistribution(choices=choices):
+                trial.suggest_categorical(self.name, choices)
+            case IntDistribution() as range:
+                trial.suggest_int(self.name, range.low, range.high, step=range.step, log=range.log)
+            case FloatDistribution() as range:
+                trial.suggest_float(self.name, range.low, range.high, step=range.step, log=range.log)
+
+    def list_limits(self) -> tuple[Scalar, ...]:
+        """Return the choices, or the ends of the range."""
+        values = vars(self.distribution)
+        return tuple(values["choices"]) if "choices" in values else (values["low"], values["high"])
 
     def applies(self, values: Mapping[str, Scalar]) -> bool:
         """Return whether it is tried beside these values of the dimensions before it."""
@@ -86,7 +88,7 @@ class SearchSpace:
             dimension = _parse_dimension(place, str(name), entry)
             if dimension.when and dimension.when[0] not in {earlier.name for earlier in dimensions}:
                 raise wrong(f"{place} ({name}.when)", "a parameter that stands before it", dimension.when[0])
-            for value in dimension.choices or (dimension.low, dimension.high):
+            for value in dimension.list_limits():
                 try:
                     base.with_values(dimension.step_name, **{dimension.name: value})
                 except UserError as error:
@@ -96,11 +98,10 @@ class SearchSpace:
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Scalar]:
         """Return the values of all dimensions that apply, chosen by the sampler of `trial`."""
-        values: dict[str, Scalar] = {}
         for dimension in self.dimensions:
-            if dimension.applies(values):
-                values[dimension.name] = dimension.suggest(trial)
-        return values
+            if dimension.applies(round_values(trial.params)):
+                dimension.suggest(trial)
+        return round_values(trial.params)
 
     def apply(self, base: Configuration, values: Mapping[str, Scalar]) -> Configuration:
         """Return the base configuration with a trial's values."""
@@ -109,25 +110,10 @@ class SearchSpace:
             base = base.with_values(steps[name], **{name: value})
         return base
 
-    def make_distributions(self, values: Mapping[str, Scalar]) -> dict[str, Any]:
-        """Return Optuna's distributions of those dimensions that have one of `values`."""
-        from optuna import distributions
 
-        made: dict[str, Any] = {}
-        for dimension in self.dimensions:
-            if dimension.name not in values:
-                continue
-            if dimension.choices:
-                made[dimension.name] = distributions.CategoricalDistribution(dimension.choices)
-            elif dimension.is_integer:
-                made[dimension.name] = distributions.IntDistribution(
-                    int(dimension.low), int(dimension.high), step=int(dimension.increment or 1)
-                )
-            else:
-                made[dimension.name] = distributions.FloatDistribution(
-                    dimension.low, dimension.high, log=dimension.log, step=dimension.increment
-                )
-        return made
+def round_values(values: Mapping[str, Any]) -> dict[str, Scalar]:
+    """Return values with numbers of four digits, as they are trained with."""
+    return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in values.items()}
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -152,33 +138,38 @@ def _parse_dimension(path: str, name: str, entry: Any) -> Dimension:
         raise wrong(place, "a parameter of clean, resize, train or evaluate", name)
     if name in _FIXED:
         raise wrong(place, "a parameter that leaves images, classes and epochs as they are", name)
+    when = entry.get("when") if isinstance(entry, dict) else None
+    if when is not None and not isinstance(when, str) and not (isinstance(when, dict) and len(when) == 1):
+        raise wrong(f"{path} ({name}.when)", "a parameter, or one with its value", when)
+    return Dimension(name, steps[-1], _parse_distribution(place, parameter, entry), _parse_condition(when))
+
+
+def _parse_distribution(place: str, parameter: Parameter, entry: Any) -> BaseDistribution:
+    from optuna import distributions
+
     if isinstance(entry, list):
         if len(entry) < 2 or any(isinstance(value, dict | list) for value in entry):
             raise wrong(place, "a list of two values or more", entry)
-        choices = tuple(str(value).lower() if isinstance(value, bool) else value for value in entry)
-        return Dimension(name, steps[-1], choices)
-    if not isinstance(entry, dict) or set(entry) - _KEYS or not {"low", "high"} <= set(entry):
+        return distributions.CategoricalDistribution(
+            [str(value).lower() if isinstance(value, bool) else value for value in entry]
+        )
+    if not isinstance(entry, dict) or set(entry) - {"low", "high", "log", "step", "when"}:
         raise wrong(place, "a list of values, or low and high, and log, step or when", entry)
-    low, high = entry["low"], entry["high"]
-    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in (low, high)) or low >= high:
-        raise wrong(place, "numbers for low and high, the first one lower", entry)
-    is_log, increment = bool(entry.get("log")), entry.get("step")
-    if is_log and (low <= 0 or increment is not None or parameter.kind is int):
-        raise wrong(place, "log for a number of any size above 0, without step", entry)
     if parameter.kind not in (int, float):
         raise wrong(place, "a list of values, for it is no number", entry)
-    return Dimension(
-        name, steps[-1], low=low, high=high, log=is_log, increment=increment, is_integer=parameter.kind is int,
-        when=_parse_condition(f"{place[:-1]}.when)", entry.get("when")),
-    )  # fmt: skip
+    limits = [entry.get("low"), entry.get("high")]
+    if any(isinstance(limit, bool) or not isinstance(limit, int | float) for limit in limits) or limits[0] >= limits[1]:
+        raise wrong(place, "numbers for low and high, the first one lower", entry)
+    step = {} if entry.get("step") is None else {"step": entry["step"]}
+    make = distributions.IntDistribution if parameter.kind is int else distributions.FloatDistribution
+    try:
+        return make(*limits, log=bool(entry.get("log")), **step)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{place}: expected a range of numbers, found {entry!r}: {error}") from None
 
 
-def _parse_condition(place: str, when: Any) -> tuple[str, tuple[Scalar, ...]] | None:
-    if when is None:
-        return None
-    if isinstance(when, str):
-        return when, ()
-    if isinstance(when, dict) and len(when) == 1:
-        ((name, values),) = when.items()
-        return str(name), tuple(values) if isinstance(values, list) else (values,)
-    raise wrong(place, "a parameter, or one with its value", when)
+def _parse_condition(when: Any) -> tuple[str, tuple[Scalar, ...]] | None:
+    if not isinstance(when, dict):
+        return (when, ()) if when else None
+    ((name, values),) = when.items()
+    return str(name), tuple(values) if isinstance(values, list) else (values,)

@@ -1,4 +1,4 @@
-"""Train a configuration with a seed, and read the validation scores of trainings, of those under way too.
+"""Train a configuration with a seed, and tell which configurations can be compared.
 
 What another trial, or a run, has made in the workspace is not made again.
 """
@@ -6,11 +6,8 @@ What another trial, or a run, has made in the workspace is not made again.
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from ...components.dataset.kinds import ModelExtra
@@ -20,18 +17,13 @@ from ...components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from ...components.step.config import StepConfig
 from ...components.step.step import RAN
 from ...components.storage import uri as uris
-from ...components.storage.errors import MillError, UserError, wrong
+from ...components.storage.errors import UserError, wrong
 from ...components.train.config import CHAMPION, TrainConfig
-from ...components.train.loop.history import TAGS, diagnose
 from ..local.step_process import StepRunner, Watch, build_parents
 from ..parameters import ALL_STEPS, RunParameters, resolve_parameters
 
 LAST_STEPS = STEPS[: STEPS.index("promote")]
 """The steps of a trial; no champion is compared with, and none made."""
-POLL_S = 3.0
-"""Seconds between two looks at a training's event file, which on S3 is downloaded for it."""
-_LATE = 0.75
-"""Share of the epochs after which a best epoch counts as late."""
 
 
 @dataclass(frozen=True)
@@ -188,17 +180,17 @@ def check_same_classes(first: Dataset, second: Dataset) -> None:
         )
 
 
-def list_parameter_differences(first: Configuration, second: Configuration) -> list[tuple[str, str, str, str]]:
-    """Return (step, name, first value, second value) of all parameters in which two configurations differ."""
+def list_parameter_differences(first: Configuration, second: Configuration) -> list[dict[str, str]]:
+    """Return the `step`, `name`, and values `A` and `B` of all parameters in which two configurations differ."""
     rows = []
     for step in LAST_STEPS:
         configs = [configuration.config(step) for configuration in (first, second)]
         for config_field in dataclasses.fields(ALL_STEPS[step].config):
             values = [getattr(config, config_field.name) for config in configs]
             if values[0] != values[1]:
-                texts = ["by default" if value in (None, "") else str(value) for value in values]
-                rows.append((step, config_field.name, *(uris.redact(text) for text in texts)))
-    return rows  # type: ignore[return-value]
+                texts = [uris.redact("by default" if value in (None, "") else str(value)) for value in values]
+                rows.append({"step": step, "name": config_field.name, "A": texts[0], "B": texts[1]})
+    return rows
 
 
 SHARED_FIELDS = {
@@ -212,88 +204,3 @@ SHARED_FIELDS = {
     "promote": ("metric",),
 }  # fmt: skip
 """Fields that say which images and classes are compared on, and by which score."""
-
-
-def read_course(model: Dataset, metric: str) -> tuple[float, ...]:
-    """Return the validation score of each epoch; UserError for a model without validation."""
-    column = f"val_{metric}"
-    course = tuple(float(row[column]) for row in ModelExtra.of(model.manifest).history if column in row)
-    if not course:
-        raise UserError(
-            "val_fraction: expected validation images, by which values are chosen, found none in the source"
-        )
-    return course
-
-
-@dataclass
-class CourseWatch:
-    """Watches the validation score of a training by its TensorBoard events; `should_end` judges each new epoch.
-
-    `course`: the scores so far, one an epoch.
-    """
-
-    workspace: Workspace
-    run: str
-    metric: str
-    should_end: Callable[[list[float]], bool]
-    course: list[float] = field(default_factory=list)
-    _next_look: float = 0.0
-
-    def __call__(self) -> bool:
-        """Return whether the training is to end."""
-        if time.monotonic() < self._next_look:
-            return False
-        course = read_events(self.workspace, self.run, TAGS[f"val_{self.metric}"])
-        self._next_look = time.monotonic() + POLL_S
-        if len(course) <= len(self.course):
-            return False
-        self.course = course
-        return self.should_end(course)
-
-
-def read_events(workspace: Workspace, run: str, tag: str) -> list[float]:
-    """Return the values of a tag in a run's TensorBoard files, in the order of their steps, of which a training that
-    went on from a checkpoint may have repeated some; what can't be read yet is left out."""
-    from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-
-    values: dict[int, float] = {}
-    with TemporaryDirectory(prefix="imagemill-events-") as folder:
-        try:
-            entries = list(workspace.store.list(workspace.run_file_uri(run, "tensorboard")))
-            for number, entry in enumerate(sorted(entries, key=lambda entry: entry.uri)):
-                path = Path(folder) / f"{number}.tfevents"
-                path.write_bytes(workspace.store.read(entry.uri))
-                for event in EventFileLoader(str(path)).Load():
-                    for value in event.summary.value:
-                        if value.tag == tag:
-                            values[event.step] = _read_scalar(value)
-        except (MillError, FileNotFoundError):  # the next look sees more
-            pass
-    return [values[step] for step in sorted(values)]
-
-
-def _read_scalar(value: Any) -> float:
-    # The loader turns `simple_value` into a tensor.
-    return float(value.tensor.float_val[0]) if value.HasField("tensor") else float(value.simple_value)
-
-
-def describe_regularization(model: Dataset, base: Dataset, metric: str) -> str:
-    """Return what the losses of a training say of its regularization, against the base; empty where nothing stands out.
-
-    Too little: the training images are learned by heart (`diagnose`). Too much: augmented images stay harder than those
-    of validation to the end, the best epoch is a late one, and the score is below the base's.
-    """
-    extra = ModelExtra.of(model.manifest)
-    config = model.manifest.config
-    has_hard_targets = not any(
-        config.get(name) for name in ("label_smoothing", "mixup_probability", "cutmix_probability")
-    )
-    history, best_epoch = extra.history, extra.best_epoch or 0
-    if diagnosis := diagnose(history, best_epoch, has_hard_targets):
-        return diagnosis
-    last = history[-1]
-    is_harder = last["train_loss"] > 1.1 * last.get("val_loss", last["train_loss"])
-    is_late = best_epoch > _LATE * len(history)
-    if is_harder and is_late and max(read_course(model, metric)) < max(read_course(base, metric)):
-        return "too much regularization for so few epochs: the training loss stays above the validation loss"
-    return ""

@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
+from scipy import stats
 from simulated import Floats, Ids, equal_counts, labels_of, pair_of, zipf_counts
 
 from imagemill.components.clean.splits import choose_exact_splits, choose_split
@@ -28,7 +29,7 @@ from imagemill.components.evaluate.linear_probe import FOLDS, SCORES, assign_fol
 from imagemill.components.metrics.classification import ConfusionCounts, summarize_predictions
 from imagemill.components.metrics.logistic_regression import ProbeFitter, predict_out_of_fold, select_penalty
 from imagemill.components.promote.score_difference import compute_difference
-from imagemill.pipelines.experiments.differences import combine_differences, compute_student_quantile
+from imagemill.pipelines.experiments.differences import combine_differences
 
 SHAPES: dict[str, Ids] = {
     "100 images, 4 classes": equal_counts(4, 100),
@@ -166,7 +167,7 @@ def measure_compare(samples: int, seed: int) -> None:
                     gains = np.array(
                         [np.mean(right[1][folds == n]) - np.mean(right[0][folds == n]) for n in range(FOLDS)]
                     )
-                    half = compute_student_quantile(FOLDS - 1, 0.95) * gains.std(ddof=1)
+                    half = float(stats.t.ppf(0.975, FOLDS - 1)) * gains.std(ddof=1)
                     by_folds += abs(gains.mean()) > half * math.sqrt(1 / FOLDS + 1 / (FOLDS - 1))
                 better = "0" if not gain else f"{truth[1, 0] - truth[0, 0]:.3f}"
                 cells = [f"{share / samples:.3f}" for share in (covered, shown, alone, by_folds)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import experimented
+import optuna
 import pytest
 from html_page import Page
 
@@ -15,8 +16,8 @@ from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.storage.errors import EXIT_USER
 from imagemill.components.train.loop.history import TAGS
 from imagemill.pipelines.cli.main import main
-from imagemill.pipelines.experiments.study import Study
-from imagemill.pipelines.experiments.trials import Configuration, read_course, read_events
+from imagemill.pipelines.experiments.study import read_course, read_events
+from imagemill.pipelines.experiments.trials import Configuration
 
 SPACE = "color: [rgb, red]\nlearning_rate: {low: 0.0008, high: 0.0012, log: true}\n"
 
@@ -96,7 +97,7 @@ def test_second_call_trains_nothing_and_adds_only_new_trials(
     assert "the base" in text and "over 2 new seeds" in text
     page = Page(Path(text.rpartition("report ")[2].strip()).read_text())
     assert "better values" in page.text.lower() and [tag for tag, _ in page.tags].count("svg") == 1
-    assert len(list(search.workspace.glob("names/photos.tune/studies/*/*.json"))) == 4
+    assert len(list(search.workspace.glob("names/photos.tune/studies/*.log"))) == 1
 
 
 @pytest.mark.proof
@@ -111,7 +112,7 @@ def test_events_of_a_trial_follow_its_validation(search: Search, finished: dict[
 def test_pruned_trial_is_recorded_and_not_the_best(
     search: Search, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Study, "should_prune", lambda self, course: True)
+    monkeypatch.setattr(optuna.pruners.MedianPruner, "prune", lambda *_: True)
     (search.folder / "space.yaml").write_text("learning_rate: [0.003, 0.004]\n")
     assert search.tune("--trials", "1", "--seeds", "2", "--json") == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])

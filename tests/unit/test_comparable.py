@@ -42,7 +42,7 @@ def test_password_of_a_source_is_not_shown() -> None:
 
 def test_parameters_that_differ_are_listed_with_their_effective_values() -> None:
     first, second = (Configuration.read("{}", flags) for flags in ({}, {"preset": "ocr", "epochs": "3"}))
-    rows = {(step, name): values for step, name, *values in list_parameter_differences(first, second)}
+    rows = {(r["step"], r["name"]): [r["A"], r["B"]] for r in list_parameter_differences(first, second)}
     assert rows["clean", "color"] == ["rgb", "gray"] and rows["train", "epochs"] == ["by default", "3"]
 
 
@@ -63,7 +63,7 @@ def test_images_that_only_one_configuration_tests_are_left_out(tmp_path: Path) -
     expected = np.mean(right, axis=(1, 2))
     assert result.differences["top1"].gain == pytest.approx(expected[1] - expected[0])
     assert result.lost > 0 == result.won and result.labels[0] == CLASSES[0]
-    assert [change.first > change.second for change in result.find_changes(5)] == [True] * 5
+    assert [change["A"] > change["B"] for change in result.find_changes(5)] == [True] * 5
 
 
 def test_folds_are_taken_together_and_their_interval_is_wider(tmp_path: Path) -> None:
