@@ -13,10 +13,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .pictures import Thumbnail
-
 if TYPE_CHECKING:
     from markupsafe import Markup
+
+    from .pictures import Thumbnail
 
 MAX_ROWS, END_ROWS = 40, 15
 """Of a list with more than `MAX_ROWS` rows the first and the last `END_ROWS` are shown."""
