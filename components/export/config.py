@@ -9,7 +9,7 @@ from ..storage import uri as uris
 from ..storage.errors import wrong
 from .output_folder import ExportIdentity
 
-VERSION = 1
+VERSION = 2
 """Raised when the same dataset must give other files."""
 FORMATS = ("imagefolder", "tfrecord", "webdataset", "huggingface")
 KINDS = ("clean", "tensors")

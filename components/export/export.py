@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from ..step.progress import Progress, format_size, say
@@ -11,7 +11,7 @@ from ..storage.errors import wrong
 from .config import ExportConfig
 from .huggingface import HuggingFaceFormat
 from .imagefolder import ImageFolderExport
-from .output_folder import ExportedFile, ExportMarker, ExportTotals, LooseFiles, OutputFolder, SourceDataset, SplitFiles
+from .output_folder import ExportMarker, ExportTotals, OutputFolder, SplitFiles
 from .samples import ExportSource
 from .shards import ExportContext, ShardFormat, export_shards
 from .tfrecord import TFRecordFormat
@@ -29,9 +29,8 @@ RAN, CACHED = "ran", "cached"
 def export(config: ExportConfig) -> dict[str, Any]:
     """Make the export that `config` asks for unless it is finished; return what `--json` prints.
 
-    Memory is bounded by what `order` and `shards` hold (measured: 0.6 GB resident with all imports), and 16 bytes an
-    image more for imagefolder; scratch space by three shards and, for a clean dataset that is larger than a window,
-    8 GB.
+    Memory is bounded by what `samples` and `shards` hold (measured: 0.6 GB resident with all imports), and 16 bytes an
+    image more for imagefolder; scratch space by three shards and, for a clean dataset, by 8 GB.
     """
     config.check()
     dataset = config.open_dataset()
@@ -45,9 +44,10 @@ def export(config: ExportConfig) -> dict[str, Any]:
     if marker is None:
         marker, state = _write(config, source, output), RAN
     _report(output.uri, marker, state)
+    identity, body = marker.identity, marker.to_dict()
     status = {"status": "ok", "state": state, "format": config.format, "output": output.uri}
-    body = marker.to_dict()
-    return {**status, **body["source"], **{key: body[key] for key in ("totals", "by_split", "notes")}}
+    source_values = {"kind": identity.kind, "fingerprint": identity.fingerprint}
+    return {**status, **source_values, **{key: body[key] for key in ("dataset", "totals", "by_split", "notes")}}
 
 
 def _check_format(config: ExportConfig, source: ExportSource) -> None:
@@ -66,46 +66,29 @@ def _write(config: ExportConfig, source: ExportSource, output: OutputFolder) -> 
     say("export", f"{rows:,} images of {source.dataset.manifest.kind} {source.dataset.fingerprint} as {config.format}")
     with output.scratch() as scratch:
         context = ExportContext(source, output, scratch, config.shard_bytes, Progress("export", total=rows))
-        files, loose, loose_by_split = _write_files(config.format, context)
+        if config.format == "imagefolder":
+            folder = ImageFolderExport(context)
+            files, num_images, image_bytes = folder.export(), folder.files, folder.bytes
+        else:
+            files, num_images, image_bytes = export_shards(context, _SHARD_FORMATS[config.format](context)), 0, 0
     files = sorted(files, key=lambda file: file.path)
     manifest = source.dataset.manifest
     marker = ExportMarker(
         identity=config.identity(source.dataset),
-        source=SourceDataset(manifest.kind, manifest.fingerprint, uris.redact(source.dataset.uri)),
+        dataset=uris.redact(source.dataset.uri),
         task=manifest.task,
         classes=manifest.classes,
         image=manifest.image.to_dict() if manifest.image else {},
         files=tuple(files),
-        loose=loose,
-        totals=ExportTotals(rows, len(files) + loose.files, sum(file.bytes for file in files) + loose.bytes),
-        by_split=_summarize_splits(source, files, loose_by_split),
+        totals=ExportTotals(rows, len(files) + num_images, sum(file.bytes for file in files) + image_bytes),
+        by_split={
+            split: SplitFiles(count, [file.path for file in files if file.split == split])
+            for split, count in source.rows.items()
+        },
         notes=context.notes,
     )
     output.finish(marker)
     return marker
-
-
-def _write_files(format_name: str, context: ExportContext) -> tuple[list[ExportedFile], LooseFiles, Mapping[str, int]]:
-    """Return the files that the marker lists, and counts of those that only imagefolder's table lists: of all, and
-    their bytes by split."""
-    if format_name != "imagefolder":
-        return export_shards(context, _SHARD_FORMATS[format_name](context)), LooseFiles(), {}
-    folder = ImageFolderExport(context)
-    tables = folder.export()
-    return tables, LooseFiles(folder.files, folder.bytes), folder.by_split
-
-
-def _summarize_splits(
-    source: ExportSource, files: list[ExportedFile], loose_bytes: Mapping[str, int]
-) -> dict[str, SplitFiles]:
-    return {
-        split: SplitFiles(
-            rows=rows,
-            files=[file.path for file in files if file.split == split],
-            bytes=loose_bytes.get(split, 0) + sum(file.bytes for file in files if file.split == split),
-        )
-        for split, rows in source.rows.items()
-    }
 
 
 def _report(uri: str, marker: ExportMarker, state: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,10 +21,7 @@ ROW_GROUP_ROWS = 1000
 
 
 class HuggingFaceFormat:
-    """`data/<split>-00000-of-00001.parquet`, columns `image`, `label` (`labels`), `image_id`; and `README.md`."""
-
-    has_shard_count: ClassVar[bool] = True
-    converts_to_png: ClassVar[bool] = False
+    """`data/<split>-00000.parquet`, columns `image`, `label` (`labels`), `image_id`; and `README.md`."""
 
     def __init__(self, context: ExportContext) -> None:
         self._source, self._schema = context.source, make_schema(context.source)
@@ -41,8 +38,8 @@ class HuggingFaceFormat:
     def record_size(self, record: dict[str, Any]) -> int:
         return len(record["image"]["bytes"])
 
-    def shard_name(self, split: str, number: int, total: int) -> str:
-        return f"data/{split}-{number:05d}-of-{total:05d}.parquet"
+    def shard_name(self, split: str, number: int) -> str:
+        return f"data/{split}-{number:05d}.parquet"
 
     def open_shard(self, path: Path) -> ShardFile:
         return _ParquetFile(path, self._schema)

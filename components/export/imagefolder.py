@@ -113,14 +113,13 @@ _IGNORED_EXTENSIONS = ("gif",)
 
 
 class ImageFolderExport:
-    """Writes the image files and their tables. Counts the image files and their bytes, in all and by split."""
+    """Writes the image files and their tables. Counts the image files and their bytes."""
 
     def __init__(self, context: ExportContext) -> None:
         self._context, self._source = context, context.source
         self._folders = make_class_folders(context.source.classes)
         self._taken = find_collisions(context.source, self._folders)
         self.files, self.bytes = 0, 0
-        self.by_split: dict[str, int] = {}
 
     def export(self) -> list[ExportedFile]:
         """Write every split; return the tables."""
@@ -146,10 +145,9 @@ class ImageFolderExport:
 
     def _write_images(self, splits: list[str]) -> Iterator[tuple[Sample, ExportedFile]]:
         for split in splits:
-            samples = self._source.open_split(split, self._context.scratch).samples()
+            samples = self._source.read_samples(split, self._context.scratch)
             for sample, file in map_ordered(samples, self._write_image, WRITE_THREADS, lambda sample: sample.size):
                 self.files, self.bytes = self.files + 1, self.bytes + file.bytes
-                self.by_split[split] = self.by_split.get(split, 0) + file.bytes
                 self._context.progress.add()
                 yield sample, file
 

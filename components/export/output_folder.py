@@ -59,23 +59,6 @@ class ExportIdentity(JsonObject):
 
 
 @dataclass(frozen=True)
-class SourceDataset(JsonObject):
-    """The dataset that was exported; `dataset`: its URI, without credentials."""
-
-    kind: str
-    fingerprint: str
-    dataset: str
-
-
-@dataclass(frozen=True)
-class LooseFiles(JsonObject):
-    """Number and bytes of the files that the marker does not list, since a table of the export does."""
-
-    files: int = 0
-    bytes: int = 0
-
-
-@dataclass(frozen=True)
 class ExportTotals(JsonObject):
     """Images, files and bytes of an export."""
 
@@ -86,24 +69,29 @@ class ExportTotals(JsonObject):
 
 @dataclass(frozen=True)
 class SplitFiles(JsonObject):
-    """Images and listed files of a split, and the bytes of all its files."""
+    """Images and listed files of a split."""
 
     rows: int
     files: list[str]
-    bytes: int
 
 
 @dataclass(frozen=True)
 class ExportMarker(JsonObject):
-    """The contents of `_export.json`. `image`: as in the manifest; `notes`: facts to report, by name."""
+    """The contents of `_export.json`.
+
+    Args:
+        dataset: URI of the dataset that was exported, without credentials.
+        image: as in the manifest.
+        files: all files, or, for imagefolder, its tables, which list the image files.
+        notes: facts to report, by name.
+    """
 
     identity: ExportIdentity
-    source: SourceDataset
+    dataset: str
     task: str
     classes: tuple[str, ...]
     image: dict[str, Any]
     files: tuple[ExportedFile, ...]
-    loose: LooseFiles
     totals: ExportTotals
     by_split: dict[str, SplitFiles]
     notes: dict[str, Any]
@@ -128,17 +116,18 @@ class OutputFolder:
         return ExportMarker.from_dict(marker, uris.join(self.uri, MARKER))
 
     def is_complete(self, marker: ExportMarker) -> bool:
-        """Return whether all files of a marker exist, by number and size."""
-        listed = {file.path: file.bytes for file in marker.files}
-        loose, loose_bytes = 0, 0
+        """Return whether the files that a marker lists exist in their size, and as many others as it counts."""
+        listed, files, total_bytes = {file.path: file.bytes for file in marker.files}, 0, 0
         for entry in self._store.list(self.uri):
             path = self._relative_path(entry.uri)
-            if path in listed:
-                if listed.pop(path) != entry.size:
-                    return False
-            elif path not in (MARKER, STARTED) and not _is_leftover(path):
-                loose, loose_bytes = loose + 1, loose_bytes + entry.size
-        return not listed and marker.loose in (LooseFiles(), LooseFiles(loose, loose_bytes))
+            if path in (MARKER, STARTED) or _is_leftover(path):
+                continue
+            if listed.pop(path, entry.size) != entry.size:
+                return False
+            files, total_bytes = files + 1, total_bytes + entry.size
+        totals = marker.totals
+        all_listed = len(marker.files) == totals.files
+        return not listed and (all_listed or (files, total_bytes) == (totals.files, totals.bytes))
 
     def claim(self) -> None:
         """Claim the folder for this export; UserError if it holds anything else."""

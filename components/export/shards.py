@@ -5,15 +5,14 @@ At most three shards are in scratch space, and the images that `storage.parallel
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from ..step.progress import Progress
 from ..storage.parallel import cores, map_ordered
@@ -53,19 +52,14 @@ class ShardFile(Protocol):
 class ShardFormat(Protocol):
     """A format with shards. `encode` runs in threads, everything else in the order of the rows."""
 
-    has_shard_count: ClassVar[bool]
-    """Whether the number of shards is part of their names: then rows are divided evenly, by an estimate of their bytes.
-    Otherwise a shard is closed before the image that would make it too large."""
-    converts_to_png: ClassVar[bool]
-
     def encode(self, sample: Sample) -> Any:
         """Return an image as a record of a shard."""
 
     def record_size(self, record: Any) -> int:
         """Return the bytes of a record in a shard."""
 
-    def shard_name(self, split: str, number: int, total: int) -> str:
-        """Return a shard's path below the output; `total` is 0 without `has_shard_count`."""
+    def shard_name(self, split: str, number: int) -> str:
+        """Return a shard's path below the output."""
 
     def open_shard(self, path: Path) -> ShardFile: ...
 
@@ -110,13 +104,10 @@ class _FinishedShard:
 
 
 def _write_shards(context: ExportContext, shard_format: ShardFormat, split: str) -> Iterator[_FinishedShard]:
-    """Divide the records of a split among its shards, and write one after another."""
-    reader, total = context.source.open_split(split, context.scratch), 0
-    if shard_format.has_shard_count:
-        estimate = math.ceil(reader.estimate_bytes(shard_format.converts_to_png) / context.shard_bytes)
-        total = min(context.source.rows[split], max(1, estimate))
-    records = map_ordered(reader.samples(), shard_format.encode, cores(), lambda sample: _ENCODED_FACTOR * sample.size)
-    numbered = _number_shards(records, context, shard_format, context.source.rows[split], total)
+    """Write the records of a split to one shard after another."""
+    samples = context.source.read_samples(split, context.scratch)
+    records = map_ordered(samples, shard_format.encode, cores(), lambda sample: _ENCODED_FACTOR * sample.size)
+    numbered = _number_shards(records, shard_format.record_size, context.shard_bytes)
     for number, group in groupby(numbered, key=itemgetter(0)):
         path, rows = context.scratch / f"{split}-{number}", 0
         with map_disk_errors(str(path)):
@@ -132,19 +123,17 @@ def _write_shards(context: ExportContext, shard_format: ShardFormat, split: str)
             raise
         with map_disk_errors(str(path)):
             index = shard.close()
-        yield _FinishedShard(path, shard_format.shard_name(split, number, total), split, rows, index)
+        yield _FinishedShard(path, shard_format.shard_name(split, number), split, rows, index)
 
 
 def _number_shards(
-    records: Iterable[Any], context: ExportContext, shard_format: ShardFormat, rows: int, total: int
+    records: Iterable[Any], record_size: Callable[[Any], int], max_bytes: int
 ) -> Iterator[tuple[int, Any]]:
-    """Yield each of a split's `rows` records with the number of its shard. `total`: of the shards; 0 to cut by size."""
+    """Yield each record with the number of its shard: one is closed before the image that would make it too large."""
     number = shard_bytes = 0
-    for row, record in enumerate(records):
-        size = shard_format.record_size(record)
-        if total:
-            number = row * total // rows
-        elif shard_bytes and shard_bytes + size > context.shard_bytes:
+    for record in records:
+        size = record_size(record)
+        if shard_bytes and shard_bytes + size > max_bytes:
             number, shard_bytes = number + 1, 0
         shard_bytes += size
         yield number, record

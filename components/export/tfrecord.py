@@ -12,7 +12,7 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -79,9 +79,6 @@ class TFRecordFormat:
     JPEG and PNG keep their bytes; a file that TensorFlow can't read, or decodes to other pixels, becomes a PNG.
     """
 
-    has_shard_count: ClassVar[bool] = True
-    converts_to_png: ClassVar[bool] = True
-
     def __init__(self, context: ExportContext) -> None:
         from google_crc32c import value
 
@@ -114,8 +111,8 @@ class TFRecordFormat:
     def record_size(self, record: tuple[bytes, str]) -> int:
         return len(record[0]) + 16
 
-    def shard_name(self, split: str, number: int, total: int) -> str:
-        return f"{split}-{number:05d}-of-{total:05d}.tfrecord"
+    def shard_name(self, split: str, number: int) -> str:
+        return f"{split}-{number:05d}.tfrecord"
 
     def open_shard(self, path: Path) -> ShardFile:
         return _TFRecordFile(path, self._crc32c, self._reencoded)

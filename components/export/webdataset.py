@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +23,6 @@ class WebDatasetFormat:
 
     Tensors that no image file can hold (edges, Lab, YCbCr) are `.npy`, uint8 [H, W, C], which WebDataset can decode.
     """
-
-    has_shard_count: ClassVar[bool] = False
-    converts_to_png: ClassVar[bool] = False
 
     def __init__(self, context: ExportContext) -> None:
         self._source: ExportSource = context.source
@@ -57,7 +54,7 @@ class WebDatasetFormat:
         """Return the bytes in the tar, where a member has a header and whole blocks of 512 bytes."""
         return sum(tarfile.BLOCKSIZE - len(data) // -tarfile.BLOCKSIZE * tarfile.BLOCKSIZE for _, data in record)
 
-    def shard_name(self, split: str, number: int, total: int) -> str:
+    def shard_name(self, split: str, number: int) -> str:
         return f"{split}-{number:06d}.tar"
 
     def open_shard(self, path: Path) -> ShardFile:

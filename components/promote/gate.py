@@ -103,7 +103,8 @@ def judge(challenger: Dataset, champion: Dataset, config: PromoteConfig) -> Verd
     test: GainEstimate | None = None
     if len(pair.labels.classes):
         verdict, test = _add_scores(verdict, pair, config.metric)
-        verdict = replace(verdict, guards=find_guards(pair, challenger, champion, config))
+        is_changed = bool(verdict.changed_options)
+        verdict = replace(verdict, guards=find_guards(pair, challenger, champion, config, is_changed))
     elif not verdict.validation:
         note = "no test image is left that neither model has seen in training"
         return finish_verdict(verdict, NOT_COMPARABLE, config, note)
@@ -190,8 +191,11 @@ def _add_scores(verdict: Verdict, pair: PairedPredictions, metric: str) -> tuple
     return verdict, estimate_gain(difference)
 
 
-def find_guards(pair: PairedPredictions, challenger: Dataset, champion: Dataset, config: PromoteConfig) -> list[Guard]:
-    """Return the limits that the challenger is beyond: recall by class, calibration, speed."""
+def find_guards(
+    pair: PairedPredictions, challenger: Dataset, champion: Dataset, config: PromoteConfig, is_changed: bool
+) -> list[Guard]:
+    """Return the limits that the challenger is beyond: recall by class, calibration and, where the configuration has
+    changed, speed: that of the same network says how busy the machine was."""
     limits = {name: usual if (value := getattr(config, name)) is None else value for name, usual in
               USUAL_LIMITS.items()}  # fmt: skip
     beyond = find_recall_drops(pair, limits["max_class_drop"])
@@ -206,7 +210,7 @@ def find_guards(pair: PairedPredictions, challenger: Dataset, champion: Dataset,
         is_same_setup = (throughput.device, throughput.batch_size) == (
             champion_throughput.device, champion_throughput.batch_size,
         )  # fmt: skip
-        if is_same_setup and champion_rate > limits["max_slowdown"] * rate:
+        if is_changed and is_same_setup and champion_rate > limits["max_slowdown"] * rate:
             beyond.append(("max_slowdown", "", champion_rate, rate))
     return [
         Guard(

@@ -129,6 +129,17 @@ def test_never_compares_only_and_always_overrules(history: History, tmp_path: Pa
     assert layout.champion(workspace.folder, "weekly") == fingerprint(history.broken)
 
 
+def test_merged_and_renamed_classes_are_judged_in_todays_names(history: History, tmp_path: Path) -> None:
+    workspace = history.copy(tmp_path)
+    names = pictures.write_table(
+        tmp_path / "names.csv", [{"old": old, "new": new} for old, new in (("blue", "cold"), ("green", "cold"))]
+    )
+    merged = run_table(workspace, history.table, *TRAINED, "--map-labels", str(names))
+    assert merged.json["metrics"]["macro_f1"] > 0.9 and merged.json["promoted"]
+    assert {row["class"] for row in layout.per_class(merged.json["evaluation"])} == {"cold", "red"}
+    assert "blue → cold, green → cold" in Path(merged.json["report"]).read_text()
+
+
 def test_champion_predicts(history: History) -> None:
     photo = history.table.parent / "test" / "red0.png"
     flags = ["--workspace", history.workspace.uri, "--name", "weekly"]

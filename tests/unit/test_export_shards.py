@@ -15,6 +15,7 @@ import yaml
 
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.shards import read_columns
+from imagemill.components.export.samples import read_in_order
 
 SIZE = 6000
 """Bytes of a shard, so that there are several."""
@@ -87,7 +88,7 @@ def test_parquet_has_the_stored_bytes_and_hugging_face_features(tmp_path: Path) 
     exports.run(source, "huggingface", tmp_path / "out", SIZE)
     for split in ("train", "val", "test"):
         paths = sorted((tmp_path / "out" / "data").glob(f"{split}-*"))
-        assert [p.name for p in paths] == [f"{split}-{n:05d}-of-{len(paths):05d}.parquet" for n in range(len(paths))]
+        assert [p.name for p in paths] == [f"{split}-{n:05d}.parquet" for n in range(len(paths))]
         rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
         expected = stored(source, split)
         assert [(r["image"]["bytes"], r["label"], r["image_id"]) for r in rows] == [
@@ -131,3 +132,13 @@ def test_hugging_face_loads_tensors_with_several_labels_and_copies(tmp_path: Pat
             if encoding == "jpeg":
                 expected = exports.render_rgb(jpegs[row["image_id"], row["copy"]])
             assert np.array_equal(np.asarray(row["image"]), expected)
+
+
+@pytest.mark.parametrize(("window", "spill"), [(1 << 30, 1 << 30), (9_000, 1 << 30), (9_000, 50_000), (1_000, 1_000)])
+def test_rows_are_sorted_in_scratch_files_of_any_size(tmp_path: Path, window: int, spill: int) -> None:
+    source = exports.clean_single(str(tmp_path / "clean" / "01"))
+    (tmp_path / "scratch").mkdir()
+    rows = read_in_order(source, "train", ["image_id", "image.bytes"], tmp_path / "scratch", window, spill)
+    expected = [(row["image_id"], row["image"]["bytes"]) for row in stored(source, "train")]
+    assert [(row["image_id"], row["image"]["bytes"]) for row in rows] == expected
+    assert not list((tmp_path / "scratch").iterdir())

@@ -101,7 +101,7 @@ def parse_example(message: Any, data: bytes) -> dict[str, Any]:
 def read(folder: Path, split: str, message: Any) -> list[dict[str, Any]]:
     """Every record of a split, its shards and their indices checked."""
     rows, paths = [], sorted(folder.glob(f"{split}-*.tfrecord"))
-    assert [p.name for p in paths] == [f"{split}-{n:05d}-of-{len(paths):05d}.tfrecord" for n in range(len(paths))]
+    assert [p.name for p in paths] == [f"{split}-{n:05d}.tfrecord" for n in range(len(paths))]
     for path in paths:
         index = [tuple(map(int, line.split())) for line in path.with_suffix(".index").read_text().splitlines()]
         entries = list(records(path))

@@ -354,18 +354,21 @@ def test_calibration_error_that_rises_is_a_warning_or_refused(gate: Gate) -> Non
     assert verdict["promoted"] and f", warning: {text}; " in verdict["reason"]
 
 
-def test_speed_counts_only_if_measured_on_the_same_device(gate: Gate) -> None:
+def test_speed_counts_only_of_a_changed_configuration_on_the_same_device(gate: Gate) -> None:
     def speed(rate: float, device: str = "a CPU") -> dict[str, Any]:
         rates = dict.fromkeys(("network_one_view", "network", "whole"), rate)
         return {"throughput": {"device": device, "batch_size": 128, "tta": "none", **rates}}
 
-    crowned(gate, **speed(1000))
-    slow = gate.evaluate("slow", wrong(20), **speed(400))
+    crowned(gate, training=Training(), **speed(1000))
+    changed = Training(backbone="resnet50")
+    slow = gate.evaluate("slow", wrong(20), training=changed, **speed(400))
     text = "it takes 2.5 times as long for an image (400 images/s, not 1,000)"
     verdict = gate.promote(slow, max_slowdown=2)
     assert verdict["verdict"] == "refused" and f", but {text}, beyond max_slowdown 2; " in verdict["reason"]
-    other = gate.evaluate("on a GPU", wrong(20), **speed(400, "a GPU"))
+    other = gate.evaluate("on a GPU", wrong(20), training=changed, **speed(400, "a GPU"))
     assert "as long" not in gate.promote(other, promote="never")["reason"]
+    busy = gate.evaluate("the same network on a busy machine", wrong(20), training=Training(), **speed(400))
+    assert "as long" not in gate.promote(busy, promote="never")["reason"]
     assert f", warning: {text}; " in gate.promote(slow)["reason"]
 
 
