@@ -97,25 +97,32 @@ def read_run_records(workspace: str, run: str, ended: str = "") -> RunSummary:
 
 
 def render_summary(run: RunSummary) -> str:
-    """Return the page: each step's state, time and result, or its error and exit code; metrics and verdict."""
-    parts = [_render_heading(run), _render_steps(run)]
+    """Return the page: each step's state, time and result, or its error and exit code; drift, metrics and verdict."""
+    download, clean, evaluate, promote = (
+        run.records.get(step, _NO_RECORD) for step in ("download", "clean", "evaluate", "promote")
+    )
+    name = _escape_markdown(download.metrics.get("name", "")) or "Training"
+    work = f" · {format_duration(sum(record.seconds for record in run.records.values()))} of work"
+    steps = [f"| {step} | {' | '.join(_build_row(run, step))} |" for step in STEPS]
+    parts = [
+        f"# {name}: {_describe_outcome(run)}",
+        f"Run `{run.name}` in `{run.workspace}`{work if run.records else ''}",
+        "\n".join(["| step | state | time | result |", "|---|---|---|---|", *steps]),
+    ]
     if run.unread:
         parts.append(f"The steps' records can't be read: {_escape_markdown(run.unread)}")
-    if drift := _render_drift(run):
-        parts.append(drift)
-    if metrics := _render_metrics(run):
-        parts.append(metrics)
-    if verdict := _render_verdict(run):
-        parts.append(verdict)
+    if drift := [*clean.metrics.get("drift", []), *evaluate.metrics.get("feature_drift", [])]:
+        lines = [f"- {_escape_markdown(line)}" for line in drift]
+        parts += ["## Drift since the champion's data", "\n".join(lines)]
+    if evaluate.metrics and not evaluate.exit_code:
+        numbers = {key: value for key, value in evaluate.metrics.items() if isinstance(value, float)}
+        lines = [f"| {_escape_markdown(key)} | {value:.3f} |" for key, value in numbers.items()]
+        parts += ["## On the test images", "\n".join(["| metric | value |", "|---|---|", *lines])]
+    if promote.metrics and not promote.exit_code:
+        champion = f"`{promote.uri}` (promotion {promote.metrics['n']})" if promote.uri else "none"
+        report = f"\n- report: `{promote.metrics['report']}`" if promote.metrics["report"] else ""
+        parts += ["## Verdict", _escape_markdown(promote.metrics["reason"]), f"- champion: {champion}{report}"]
     return "\n\n".join(parts) + "\n"
-
-
-def _render_heading(run: RunSummary) -> str:
-    name = str(run.records.get("download", _NO_RECORD).metrics.get("name", ""))
-    line = f"Run `{run.name}` in `{run.workspace}`"
-    total = sum(record.seconds for record in run.records.values())
-    line += f" · {format_duration(total)} of work" if run.records else ""
-    return f"# {_escape_markdown(name) or 'Training'}: {_describe_outcome(run)}\n\n{line}"
 
 
 def _describe_outcome(run: RunSummary) -> str:
@@ -127,37 +134,19 @@ def _describe_outcome(run: RunSummary) -> str:
     return f"failed at {run.failed_at}" + (f" (exit code {record.exit_code})" if record else " (no record)")
 
 
-def _render_steps(run: RunSummary) -> str:
-    lines = ["| step | state | time | result |", "|---|---|---|---|"]
-    reached = True
-    for step in STEPS:
-        record = run.records.get(step)
-        lines.append(f"| {step} | {' | '.join(_build_row(run, step, record, reached))} |")
-        reached = reached and step != run.failed_at
-    return "\n".join(lines)
-
-
-def _build_row(run: RunSummary, step: str, record: StepRecord | None, reached: bool) -> tuple[str, str, str]:
+def _build_row(run: RunSummary, step: str) -> tuple[str, str, str]:
     """Return the state, time and result of one step."""
+    record = run.records.get(step)
     if record is None:
-        if reached and step == run.failed_at and not run.unread:
+        if step == run.failed_at and not run.unread:
             return "**lost**", "", "no record: its pod was killed (for memory?), evicted, or never started"
-        return "unknown" if run.unread or step not in _list_steps_after_last_record(run) else "not reached", "", ""
+        has_later_record = any(later in run.records for later in STEPS[STEPS.index(step) :])
+        return "unknown" if run.unread or has_later_record else "not reached", "", ""
     time, code = format_duration(record.seconds), record.exit_code
-    if code:
-        meaning = EXIT_CODE_MEANINGS.get(code, "")
-        return (
-            f"**failed**, exit code {code}",
-            time,
-            _escape_markdown(f"{record.error} ({meaning})" if meaning else record.error),
-        )
-    return record.state, time, " · ".join(_describe_result(step, record))
-
-
-def _list_steps_after_last_record(run: RunSummary) -> tuple[str, ...]:
-    """Return the steps after the last one with a record."""
-    last_index = max((STEPS.index(step) for step in run.records), default=-1)
-    return STEPS[last_index + 1 :]
+    if not code:
+        return record.state, time, " · ".join(_describe_result(step, record))
+    meaning = f" ({EXIT_CODE_MEANINGS[code]})" if code in EXIT_CODE_MEANINGS else ""
+    return f"**failed**, exit code {code}", time, _escape_markdown(f"{record.error}{meaning}")
 
 
 def _describe_result(step: str, record: StepRecord) -> list[str]:
@@ -172,42 +161,6 @@ def _describe_result(step: str, record: StepRecord) -> list[str]:
     if record.uri:
         parts.append(f"`{'/'.join(record.uri.split('/')[-2:])}`")
     return parts
-
-
-def _render_drift(run: RunSummary) -> str:
-    """Return a section with what has drifted since the champion's data; empty where nothing has."""
-    sections = (("clean", "drift"), ("evaluate", "feature_drift"))
-    lines = [line for step, key in sections for line in run.records.get(step, _NO_RECORD).metrics.get(key, [])]
-    if not lines:
-        return ""
-    return "\n".join(["## Drift since the champion's data", "", *(f"- {_escape_markdown(line)}" for line in lines)])
-
-
-def _render_metrics(run: RunSummary) -> str:
-    """Return the challenger's metrics on the test images as a section of the page."""
-    record = run.records.get("evaluate")
-    if record is None or record.exit_code:
-        return ""
-    numbers = {key: value for key, value in record.metrics.items() if isinstance(value, float)}
-    lines = ["## On the test images", "", "| metric | value |", "|---|---|"]
-    return "\n".join([*lines, *(f"| {_escape_markdown(key)} | {value:.3f} |" for key, value in numbers.items())])
-
-
-def _render_verdict(run: RunSummary) -> str:
-    record = run.records.get("promote")
-    if record is None or record.exit_code:
-        return ""
-    metrics = record.metrics
-    lines = [
-        "## Verdict",
-        "",
-        _escape_markdown(metrics["reason"]),
-        "",
-    ]
-    lines.append(f"- champion: `{record.uri}` (promotion {metrics['n']})" if record.uri else "- champion: none")
-    if metrics["report"]:
-        lines.append(f"- report: `{metrics['report']}`")
-    return "\n".join(lines)
 
 
 def _clean_up(run: str, workspace: str) -> str:

@@ -161,15 +161,6 @@ class WeightsRecord(JsonObject):
 
 
 @dataclass(frozen=True)
-class CostRecord(JsonObject):
-    """The seconds that a step of an experiment took to make a dataset."""
-
-    step: str
-    seconds: float
-    run: str
-
-
-@dataclass(frozen=True)
 class StepRecord(JsonObject):
     """The result of a step in a run. `inputs`: a digest by which a retry recognizes the same inputs."""
 

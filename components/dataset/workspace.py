@@ -16,7 +16,7 @@ from ..storage.protocol import Store
 from ..storage.store import get_store
 from .json_object import JsonObject
 from .manifest import KINDS, MANIFEST, Dataset
-from .records import CostRecord, LatestRecord, Promotion, StepRecord, Verdict, WeightsRecord
+from .records import LatestRecord, Promotion, StepRecord, Verdict, WeightsRecord
 
 STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
 """The names of the steps, in their order: the sections of the `config` parameter."""
@@ -217,14 +217,14 @@ class Workspace:
     def _weights_record_uri(self, backbone: str) -> str:
         return uris.join(self.weights_uri, f"{backbone.replace(':', '-')}.json")
 
-    # Costs: the seconds that the steps of an experiment took, known after they are cached.
+    # Costs: records of the steps of experiments, whose seconds are known after they are cached.
 
-    def cost(self, name: str, fingerprint: str) -> CostRecord | None:
-        """Return the record of what making a dataset cost; None where no experiment of `name` has made it."""
-        return self._read(CostRecord, self.at("names", name, "costs", f"{fingerprint}.json"))
+    def cost(self, name: str, fingerprint: str) -> StepRecord | None:
+        """Return the record of the step that made a dataset; None where no experiment of `name` has made it."""
+        return self._read(StepRecord, self.at("names", name, "costs", f"{fingerprint}.json"))
 
-    def add_cost(self, name: str, fingerprint: str, record: CostRecord) -> None:
-        self.store.put_if_absent(self.at("names", name, "costs", f"{fingerprint}.json"), _json(record.to_dict()))
+    def add_cost(self, name: str, record: StepRecord) -> None:
+        self.store.put_if_absent(self.at("names", name, "costs", f"{record.fingerprint}.json"), _json(record.to_dict()))
 
     # Studies: Optuna's journal of a search.
 

@@ -13,6 +13,7 @@ from ...components.dataset.records import Promotion, StepRecord
 from ...components.dataset.workspace import Workspace
 from ...components.predict.config import find_only_name
 from ...components.promote.registry import check_registry, read_version, register, resolve_registry
+from ...components.report.words import pluralize
 from ...components.step.command_line import add_flag, add_workspace_flag
 from ...components.step.step import new_run
 from ...components.storage import uri as uris
@@ -23,6 +24,12 @@ from .runs import align_columns
 HELP = "the champions of a name: list, show, promote, rollback"
 ROLLBACK = "rollback"
 _STEPS = ("evaluate", "promote")
+_VERBS = {
+    "list": "every promotion of a name, or of all names, the champion's last",
+    "show": "the champion: its model, why it was promoted, what it was compared with",
+    "promote": "evaluate a model beside the champion on today's test images, and judge it",
+    ROLLBACK: "an earlier champion again; the one that is taken back is not promoted by itself",
+}
 _NOT_FLAGS = ("workspace", "name", "rerun", "promote")
 Record = dict[str, Any]
 
@@ -31,19 +38,14 @@ def add_command(commands: Any) -> None:
     """Add the command, its verbs and flags."""
     parser: argparse.ArgumentParser = commands.add_parser("champion", help=HELP, description=HELP)
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=type(parser))
-    list_parser = _add_verb(verbs, "list", "every promotion of a name, or of all names, the champion's last")
-    show_parser = _add_verb(verbs, "show", "the champion: its model, why it was promoted, what it was compared with")
-    promote_parser = _add_verb(
-        verbs, "promote", "evaluate a model beside the champion on today's test images, and judge it"
-    )
-    rollback_parser = _add_verb(
-        verbs, ROLLBACK, "an earlier champion again; the one that is taken back is not promoted by itself"
-    )
-    for verb in (list_parser, show_parser, promote_parser, rollback_parser):
-        add_workspace_flag(verb)
-        verb.add_argument("--json", action="store_true", help="print JSON")
-        default = " (default: all)" if verb is list_parser else " (default: the one name that has a champion there)"
-        verb.add_argument("--name", default="", help=f"whose champion{default}")
+    verb_parsers: dict[str, argparse.ArgumentParser] = {}
+    for verb, text in _VERBS.items():
+        verb_parser = verb_parsers[verb] = verbs.add_parser(verb, help=text, description=f"{text.capitalize()}.")
+        add_workspace_flag(verb_parser)
+        verb_parser.add_argument("--json", action="store_true", help="print JSON")
+        default = "all" if verb == "list" else "the one name that has a champion there"
+        verb_parser.add_argument("--name", default="", help=f"whose champion (default: {default})")
+    show_parser, promote_parser, rollback_parser = (verb_parsers[verb] for verb in ("show", "promote", ROLLBACK))
     show_parser.add_argument("--number", default="", metavar="N", help="another promotion than the last one")
     rollback_parser.add_argument("--registry", default="", help=list_parameters()["registry"].help)
     rollback_parser.add_argument(
@@ -61,11 +63,6 @@ def add_command(commands: Any) -> None:
     for parameter in list_parameters().values():
         if set(parameter.steps) & set(_STEPS) and parameter.name not in _NOT_FLAGS:
             add_flag(promote_parser, parameter.name, parameter.default, parameter.help, parameter.choices)
-
-
-def _add_verb(verbs: Any, name: str, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    return parser
 
 
 def run(flags: dict[str, Any]) -> int:
@@ -96,8 +93,11 @@ def _read_promotions(workspace: Workspace, name: str) -> list[Promotion]:
 def _make_public(workspace: Workspace, record: Record) -> Record:
     """Return a record as it is printed, with absolute URIs."""
     places = {key: workspace.absolute(str(record[key])) for key in ("model", "evaluation") if record.get(key)}
-    is_there = "model" in places and find_intact_dataset(places["model"]) is not None
-    return record | places | {"is_there": is_there}
+    return record | places | {"is_there": "model" in places and _is_there(workspace, places["model"])}
+
+
+def _is_there(workspace: Workspace, model: str) -> bool:
+    return find_intact_dataset(workspace.absolute(model)) is not None
 
 
 def _list(workspace: Workspace, name: str, as_json: bool) -> int:
@@ -108,27 +108,29 @@ def _list(workspace: Workspace, name: str, as_json: bool) -> int:
     }
     if as_json:
         print(json.dumps(logs, ensure_ascii=False))
-        return EXIT_OK
-    if not logs:
+    elif not logs:
         print(f"no champion in {workspace.uri}")
-    for listed, records in logs.items():
-        header = ("", "n", "promoted (UTC)", "score", "verdict", "model")
-        rows = [header, *(_format_row(record) for record in records)]
-        rows[-1] = ("*", *rows[-1][1:])
-        print(f"{listed}:\n{align_columns(rows)}")
+    else:
+        for listed, records in logs.items():
+            rows = [_format_row(record, is_champion=record is records[-1]) for record in records]
+            print(f"{listed}:\n{align_columns([('', 'n', 'promoted (UTC)', 'score', 'verdict', 'model'), *rows])}")
     return EXIT_OK
 
 
-def _format_row(record: Record) -> tuple[str, ...]:
+def _format_row(record: Record, is_champion: bool) -> tuple[str, ...]:
     score = record.get("challenger")
     return (
-        "",
+        "*" if is_champion else "",
         str(record["n"]),
         str(record.get("created", ""))[:16].replace("T", " ") or "-",
         f"{score:.4f}" if isinstance(score, float) else "-",
         str(record.get("verdict", "-")).replace("_", " "),
-        f"{record['model']}{'' if record['is_there'] else ' (gone)'}",
+        _format_model(record),
     )
+
+
+def _format_model(record: Record) -> str:
+    return f"{record['model']}{'' if record['is_there'] else ' (gone)'}"
 
 
 def _show(workspace: Workspace, name: str, number: str, as_json: bool) -> int:
@@ -141,12 +143,12 @@ def _show(workspace: Workspace, name: str, number: str, as_json: bool) -> int:
         print(json.dumps(record, ensure_ascii=False))
         return EXIT_OK
     is_champion = "the champion" if record["reigns"] else f"not the champion, which is promotion {records[-1].n}"
-    lines = [f"{name}: promotion {record['n']} of {record.get('created', '?')}, {is_champion}"]
-    lines += [f"  model       {record['model']}{'' if record['is_there'] else ' (gone)'}"]
-    lines += [f"  evaluation  {record['evaluation']}"] if record.get("evaluation") else []
-    lines += [f"  {record.get('reason', '')}"]
-    lines += [f"  compared with {record['challengers']} challenger{'s' if record['challengers'] != 1 else ''} since"]
-    print("\n".join(lines))
+    print(
+        f"{name}: promotion {record['n']} of {record.get('created', '?')}, {is_champion}\n"
+        f"  model       {_format_model(record)}\n  evaluation  {record.get('evaluation', '-')}\n"
+        f"  {record.get('reason', '')}\n"
+        f"  compared with {pluralize(record['challengers'], 'challenger')} since"
+    )
     return EXIT_OK
 
 
@@ -161,40 +163,37 @@ def _rollback(workspace: Workspace, name: str, to: str, registry: str, as_json: 
     """Append a promotion of an earlier promotion's model, and name the models promoted after it as rolled back."""
     records = _read_promotions(workspace, name)
     reigning = records[-1]
-    target = _find_promotion(records, to, "--to") if to else _find_previous_champion(records, workspace)
-    if target.model == reigning.model:
-        raise wrong("--to", f"a promotion of another model than the champion's ({reigning.model})", to)
-    if find_intact_dataset(workspace.absolute(target.model)) is None:
-        raise wrong("--to", "a promotion whose model is there", f"{target.n}, whose model is gone or damaged")
-    rolled_back = {record.model for record in records if record.n > target.n} | {*(reigning.rolled_back or ())}
-    number = reigning.n + 1
+    taken_back = {reigning.model, *(reigning.rolled_back or ())}
+    if to:
+        target = _find_promotion(records, to, "--to")
+        if target.model == reigning.model:
+            raise wrong("--to", f"a promotion of another model than the champion's ({reigning.model})", to)
+        if not _is_there(workspace, target.model):
+            raise wrong("--to", "a promotion whose model is there", f"{target.n}, whose model is gone or damaged")
+    else:
+        candidates = [record for record in records if record.model not in taken_back]
+        earlier = next((record for record in candidates[::-1] if _is_there(workspace, record.model)), None)
+        if earlier is None:
+            expected = "--to: expected an earlier champion whose model is there"
+            raise UserError(f"{expected}, found none before promotion {reigning.n}")
+        target = earlier
+    taken_back |= {record.model for record in records if record.n > target.n}
     record = replace(
         target,
-        n=number,
+        n=reigning.n + 1,
         verdict=ROLLBACK,
         reason=f"rollback: promotion {target.n} again, instead of promotion {reigning.n}",
         promoted=True,
         previous=reigning.model,
-        rolled_back=sorted(rolled_back - {target.model}),
+        rolled_back=sorted(taken_back - {target.model}),
         run="",
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-    if not workspace.append_promotion(name, number, record):
-        raise TransientError(f"promotion {number} of {name} was made by another run meanwhile; look, and try again")
+    if not workspace.append_promotion(name, record.n, record):
+        raise TransientError(f"promotion {record.n} of {name} was made by another run meanwhile; look, and try again")
     if registry:
-        register(registry, read_version(workspace, name, number))
+        register(registry, read_version(workspace, name, record.n))
     return _print_promotion(workspace, name, record.to_dict(), as_json)
-
-
-def _find_previous_champion(records: list[Promotion], workspace: Workspace) -> Promotion:
-    """Return the newest promotion of another model than the champion's that was not rolled back and still exists."""
-    reigning = records[-1]
-    excluded = {reigning.model, *(reigning.rolled_back or ())}
-    for record in reversed(records[:-1]):
-        if record.model not in excluded and find_intact_dataset(workspace.absolute(record.model)) is not None:
-            return record
-    raise UserError(f"--to: expected an earlier champion whose model is there, found none before promotion "
-                    f"{reigning.n}")  # fmt: skip
 
 
 def _print_promotion(workspace: Workspace, name: str, record: Record, as_json: bool) -> int:

@@ -134,24 +134,22 @@ def _show_run(service: KfpService, run_id: str, follow: bool, as_json: bool, rep
     from .submit import format_headline, print_result
 
     run = following.get_run(service, run_id)
-    result = make_failed_result() | {
-        "status": "running", "name": "", "run": run_id, "run_name": run.display_name,
-        "link": service.get_run_url(run_id), "state": run.state or "PENDING",
-                         "records": {},
-    }  # fmt: skip
     if follow:
         run = following.follow(service, run_id)
-        code = following.collect_result(service, run, result)
-        if report and result["report"]:
-            write_report(service, run, result, report)
-        return print_result(result, as_json, code)
+    result = make_failed_result() | {
+        "status": "running", "run": run_id, "run_name": run.display_name, "link": service.get_run_url(run_id),
+        "state": run.state or "PENDING", "records": {},
+    }  # fmt: skip
+    code = EXIT_OK
     if result["state"] in following.ENDED:
-        following.collect_result(service, run, result)
+        code = following.collect_result(service, run, result)
     else:
         records, _ = RunRecords(service).read(run)
         result |= read_record_facts(records) | {"records": {step: record.to_dict() for step, record in records.items()}}
-    if report:
+    if report and (result["report"] or not follow):
         write_report(service, run, result, report)
+    if follow:
+        return print_result(result, as_json, code)
     states = {name: (state, seconds) for name, state, seconds in following.list_tasks(run)}
     result["tasks"] = {name: {"state": state, "seconds": seconds} for name, (state, seconds) in states.items()}
     if as_json:
@@ -160,12 +158,9 @@ def _show_run(service: KfpService, run_id: str, follow: bool, as_json: bool, rep
     took = following.measure_seconds(run)
     print(f"{run.display_name}: {result['state'].lower()}, {format_duration(took or 0)}\n{result['link']}")
     print(_format_steps(states, result["records"]))
-    if result.get("warning"):
-        print(f"warning: {result['warning']}")
-    if scores := format_headline(result):
-        print(scores)
-    if result.get("error"):
-        print(result["error"])
+    warning = f"warning: {result['warning']}" if result.get("warning") else ""
+    for line in filter(None, (warning, format_headline(result), result.get("error"))):
+        print(line)
     return EXIT_OK
 
 

@@ -53,10 +53,10 @@ class Dimension:
         match self.distribution:
             case CategoricalDistribution(choices=choices):
                 trial.suggest_categorical(self.name, choices)
-            case IntDistribution() as range:
-                trial.suggest_int(self.name, range.low, range.high, step=range.step, log=range.log)
-            case FloatDistribution() as range:
-                trial.suggest_float(self.name, range.low, range.high, step=range.step, log=range.log)
+            case IntDistribution() as numbers:
+                trial.suggest_int(self.name, numbers.low, numbers.high, step=numbers.step, log=numbers.log)
+            case FloatDistribution() as numbers:
+                trial.suggest_float(self.name, numbers.low, numbers.high, step=numbers.step, log=numbers.log)
 
     def list_limits(self) -> tuple[Scalar, ...]:
         """Return the choices, or the ends of the range."""
@@ -157,13 +157,17 @@ def _parse_distribution(place: str, parameter: Parameter, entry: Any) -> BaseDis
         raise wrong(place, "a list of values, or low and high, and log, step or when", entry)
     if parameter.kind not in (int, float):
         raise wrong(place, "a list of values, for it is no number", entry)
-    limits = [entry.get("low"), entry.get("high")]
-    if any(isinstance(limit, bool) or not isinstance(limit, int | float) for limit in limits) or limits[0] >= limits[1]:
-        raise wrong(place, "numbers for low and high, the first one lower", entry)
+    low: Any = entry.get("low")
+    high: Any = entry.get("high")
+    for limit in (low, high):
+        if isinstance(limit, bool) or not isinstance(limit, int | float):
+            raise wrong(place, "numbers for low and high", entry)
+    if low >= high:
+        raise wrong(place, "a range whose low is below its high", entry)
     step = {} if entry.get("step") is None else {"step": entry["step"]}
-    make = distributions.IntDistribution if parameter.kind is int else distributions.FloatDistribution
+    make: Any = distributions.IntDistribution if parameter.kind is int else distributions.FloatDistribution
     try:
-        return make(*limits, log=bool(entry.get("log")), **step)
+        return make(low, high, log=bool(entry.get("log")), **step)  # type: ignore[no-any-return]
     except (ValueError, TypeError) as error:
         raise UserError(f"{place}: expected a range of numbers, found {entry!r}: {error}") from None
 

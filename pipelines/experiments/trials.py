@@ -12,7 +12,7 @@ from typing import Any
 
 from ...components.dataset.kinds import ModelExtra
 from ...components.dataset.manifest import Dataset, digest, find_dataset, read_dataset
-from ...components.dataset.records import CostRecord, StepRecord
+from ...components.dataset.records import StepRecord
 from ...components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from ...components.step.config import StepConfig
 from ...components.step.step import RAN
@@ -38,15 +38,11 @@ class Configuration:
         """Read a YAML file, or JSON text in its place; `flags` count for more. UserError names the file and field."""
         if not source.strip():
             raise wrong("configuration", "a YAML file, or a JSON object ({…})", source)
-        configuration = cls(source, resolve_parameters(flags, source))
-        configuration.refuse_rerun()
-        return configuration
-
-    def refuse_rerun(self) -> None:
-        """Raise UserError for parameters by which a trial would not use what exists."""
+        parameters = resolve_parameters(flags, source)
         for name in ("rerun", "run"):
-            if value := self.parameters.pipeline.get(name):
-                raise wrong(self.parameters.place(name), "nothing: trials share what they make", value)
+            if value := parameters.pipeline.get(name):
+                raise wrong(parameters.place(name), "nothing: trials share what they make", value)
+        return cls(source, parameters)
 
     def config(self, step: str) -> StepConfig:
         """Return a step's config, without parents."""
@@ -60,9 +56,9 @@ class Configuration:
 
     def with_values(self, step: str, **values: Any) -> Configuration:
         """Return the configuration with other values of a step's parameters; UserError for an invalid one."""
-        pipeline, sections = dict(self.parameters.pipeline), dict(self.parameters.sections)
-        sections[step] = {**sections.get(step, {}), **values}
-        changed = replace(self, parameters=replace(self.parameters, pipeline=pipeline, sections=sections))
+        section = {**self.parameters.sections.get(step, {}), **values}
+        sections = {**self.parameters.sections, step: section}
+        changed = replace(self, parameters=replace(self.parameters, sections=sections))
         changed.config(step)
         return changed
 
@@ -131,7 +127,7 @@ class TrialRunner:
         if key not in self._records:
             record = self.steps.find(step, config) or self.steps.run(step, config, watch)
             if record.state == RAN and record.fingerprint:
-                self.workspace.add_cost(self.scope, record.fingerprint, CostRecord(step, record.seconds, config.run))
+                self.workspace.add_cost(self.scope, record)
             self._records[key] = record
         return self._records[key]
 

@@ -84,7 +84,7 @@ def test_trial_below_the_others_is_pruned(tmp_path: Path, pruner: str) -> None:
         ("test_fraction: [0.1, 0.2]", "expected a parameter that leaves images, classes and epochs as they are"),
         ("learning_rate: [0.1]", "(learning_rate): expected a list of two values or more"),
         ("learning_rate: {low: 0.1}", "expected numbers for low and high"),
-        ("learning_rate: {low: 0.2, high: 0.1}", "the first one lower"),
+        ("learning_rate: {low: 0.2, high: 0.1}", "whose low is below its high"),
         ("learning_rate: {low: 0, high: 0.1, log: true}", "(learning_rate): expected a range of numbers"),
         ("learning_rate: {low: 0.1, high: 100}", "(learning_rate): learning_rate: expected a number of at most 10"),
         ("recipe: [plain, plane]", "(recipe): recipe: expected one of"),
