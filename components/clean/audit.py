@@ -111,13 +111,13 @@ def _describe_measures(manifest: Manifest, scan: Scan) -> Measured:
         notes = {row: f"{measure} {format_number(scan.values[measure][row])}" for row in rows_of[title]}
         extremes += [make_group(title, notes)] if notes else []
     outliers = []
-    for name, found in CleanExtra.of(manifest).found["outliers"].items():
-        median = f"median {format_number(found['median'])}"
+    for name, facts in CleanExtra.of(manifest).found["outliers"].items():
+        median = f"median {format_number(facts['median'])}"
         examples = [
             Example(image["image_id"], f"{format_number(image['value'])}, score {image['score']:,.1f} ({median})")
-            for image in found["examples"][:EXAMPLES]
+            for image in facts["examples"][:EXAMPLES]
         ]
-        outliers.append(Group(name, found["count"], tuple(examples)))
+        outliers.append(Group(name, facts["count"], tuple(examples)))
     return Measured(
         sizes=_describe_columns(columns),
         measures=_describe_columns({name: scan.values.get(name) for name in MEASURES if name != "aspect_ratio"}),

@@ -180,10 +180,10 @@ def _stop(comparison: Comparison, config: CleanConfig) -> None:
     if not stopping:
         return
     enough = math.ceil(20 * max(change.distance for change in stopping) + 0.01) / 20
-    found = "; ".join([*list_drift(stopping, comparison), *describe_changed_classes(comparison)])
+    changes = "; ".join([*list_drift(stopping, comparison), *describe_changed_classes(comparison)])
     raise UserError(
         "stop_on_drift: expected data like the champion's, with a distance of at most "
-        f"{config.max_drift:g} (max_drift), found drift of {found}; where classes only have other names, map_labels "
+        f"{config.max_drift:g} (max_drift), found drift of {changes}; where classes only have other names, map_labels "
         "names them; if the change is right, run without stop_on_drift or with max_drift "
         f"{min(1.0, enough):g}, and the model is trained on it"
     )

@@ -265,8 +265,8 @@ def _describe_provenance(workspace: Workspace, lineage: Lineage) -> list[Block]:
     for dataset in datasets:
         manifest = dataset.manifest
         files = f"{pluralize(len(manifest.files), 'file')}, {format_size(sum(file.bytes for file in manifest.files))}"
-        made = f"{manifest.created} by imagemill {manifest.code_version}"
-        rows.append((workspace.relative(dataset.uri), f"{dataset.manifest_sha256[:16]}…", files, made))
+        origin = f"{manifest.created} by imagemill {manifest.code_version}"
+        rows.append((workspace.relative(dataset.uri), f"{dataset.manifest_sha256[:16]}…", files, origin))
     text = f"Workspace {workspace.uri}; source {RawExtra.of(lineage.raw.manifest).source}. A dataset is named by what "
     text += "went into it: equal fingerprints mean equal content."
     return [

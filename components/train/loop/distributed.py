@@ -1,4 +1,4 @@
-"""What the processes of a training tell one another, and signals that ask them to stop.
+"""Communication between the processes of a training, and the signals that stop it.
 
 Gradients travel by DistributedDataParallel (NCCL between GPUs, gloo between CPUs); all other values by a gloo group of
 their own, so that no GPU is waited for.
