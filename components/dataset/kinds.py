@@ -99,8 +99,6 @@ class RawExtra(Extra):
     Attributes:
         source: where the images come from.
         skipped: files that are no images.
-        removed: `image_id`s by the URI of a listed file: of its rows that are not in the dataset, e.g. since they left
-            the source after the file was written.
         missing_masks: masks that the source names but does not have.
         planted: the faults of the demo's files.
         image_size: recommended side of the model's input in pixels.
@@ -110,7 +108,6 @@ class RawExtra(Extra):
     source: str = ""
     dataset_name: str = ""
     skipped: FileList = field(default_factory=FileList)
-    removed: dict[str, list[str]] | None = None
     missing_masks: FileList | None = None
     planted: list[dict[str, Any]] | None = None
     image_size: int | None = None
@@ -157,19 +154,12 @@ class StoredCopies(JsonObject):
 
 @dataclass(frozen=True)
 class TensorsExtra(Extra):
-    """Fields of tensors. `shards`: by URI, what is known of a listed file (`resize.tensor_shards.FinishedShard`);
-    `device`: where the images were decoded, unless on the CPU; `epochs`: as in raw."""
+    """Fields of tensors. `device`: where the images were decoded, unless on the CPU; `epochs`: as in raw."""
 
     dataset_name: str = ""
-    shards: dict[str, dict[str, Any]] = field(default_factory=dict)
     copies: StoredCopies | None = None
     device: str | None = None
     epochs: int | None = None
-
-    def generation(self, uri: str) -> int:
-        """Return the generation of a listed file: 0 where all rows were built, then one for each time that some were
-        added."""
-        return int(self.shards.get(uri, {}).get("generation", 0))
 
 
 @dataclass(frozen=True)

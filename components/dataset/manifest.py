@@ -1,7 +1,8 @@
-"""The manifest: one JSON file, written last, that makes a folder of Parquet files a dataset.
+"""The manifest: one JSON file, written last, that makes parts and an index a dataset.
 
-A dataset without a manifest does not exist. A reader opens only the files that a manifest lists, and records the sha256
-of the manifest that it read among its own `parents`. A dataset is named by its fingerprint, a hash of everything that
+A dataset without a manifest does not exist. A reader opens only what a manifest lists: the parts, which datasets share
+(`parts.py`), and the files of its own folder, such as the index. It records the sha256 of the manifest that it read
+among its own `parents`. A dataset is named by its fingerprint, a hash of everything that
 it was made from, so equal work is done once.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -24,9 +25,9 @@ from ..storage.parallel import map_ordered
 from ..storage.protocol import Entry
 from ..storage.store import get_store
 from .json_object import JsonObject
-from .kinds import EXTRAS, CleanImage, Extra, ImageSpec, RawExtra
+from .kinds import EXTRAS, CleanImage, Extra, ImageSpec
 
-FORMAT, FORMAT_VERSION = "imagemill", 1
+FORMAT, FORMAT_VERSION = "imagemill", 2
 KINDS = tuple(EXTRAS)
 MANIFEST = "_manifest.json"
 MIN_FILES_TO_LIST = 20
@@ -40,8 +41,7 @@ _ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=
 
 @dataclass(frozen=True)
 class File(JsonObject):
-    """One file of a dataset. `uri` is relative to the manifest's folder; `rows` is 0 for files without rows, and
-    counts every row in the file, also those that `Dataset.removed_ids` leaves out."""
+    """One file of a dataset. `uri` is relative to the manifest's folder; `rows` is 0 for files without rows."""
 
     uri: str
     role: str
@@ -49,6 +49,23 @@ class File(JsonObject):
     rows: int
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True)
+class Part(JsonObject):
+    """One Parquet file of images, `<workspace>/parts/<kind>/<key>.parquet`, which several datasets may list.
+
+    Attributes:
+        key: a hash of everything that the file is a function of.
+        rows: of the file; a dataset holds those that its index names.
+        split: that of all rows, of tensors; empty where rows of several splits lie together.
+    """
+
+    key: str
+    rows: int
+    bytes: int
+    sha256: str
+    split: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,7 +79,7 @@ class Parent(JsonObject):
 
 @dataclass(frozen=True)
 class Totals(JsonObject):
-    """`rows` counts kept rows; `rejected` those in files of the role `rejected` plus those dropped."""
+    """`rows` counts the rows of the index, `rejected` those in files of that role, `bytes` the images' bytes."""
 
     rows: int = 0
     bytes: int = 0
@@ -83,6 +100,7 @@ class Manifest(JsonObject):
     config: dict[str, Any] = field(default_factory=dict)
     task: str = "single"
     classes: tuple[str, ...] = ()
+    parts: tuple[Part, ...] = ()
     files: tuple[File, ...] = ()
     totals: Totals = field(default_factory=Totals)
     image: CleanImage | ImageSpec | None = None
@@ -137,10 +155,13 @@ class Dataset:
         """Return the absolute URI of a listed file."""
         return locate_file(self.uri, file)
 
-    def removed_ids(self, file: File) -> frozenset[str]:
-        """Return the `image_id`s of rows that a listed file holds and the dataset does not; readers leave them out."""
-        extra = self.manifest.extra
-        return frozenset((extra.removed or {}).get(file.uri, ())) if isinstance(extra, RawExtra) else frozenset()
+    def parts(self, split: str | None = None) -> list[Part]:
+        """Return the listed parts, those of one split unless `split` is None."""
+        return [part for part in self.manifest.parts if split in (None, part.split)]
+
+    def locate_part(self, part: Part) -> str:
+        """Return the absolute URI of a listed part."""
+        return uris.join(self.uri, f"../../parts/{self.manifest.kind}/{part.key}.parquet")
 
     def parent_uri(self, kind: str) -> str:
         """Return the absolute URI of the first parent of one kind; UserError when the dataset has none."""
@@ -158,29 +179,33 @@ class Dataset:
         return Parent(uris.relpath(self.uri, child_uri), self.fingerprint, self.manifest_sha256)
 
     def missing(self) -> list[str]:
-        """Return a message for each listed file that is gone or has another size."""
+        """Return a message for each listed file or part that is gone or has another size."""
         expected = {self.locate(f): f.bytes for f in self.manifest.files}
+        expected |= {self.locate_part(part): part.bytes for part in self.manifest.parts}
+        entries = find_entries(expected)
+        sizes = {uri: entries[uri].size if uri in entries else None for uri in expected}
         return [
-            f"{uri}: expected {expected[uri]} bytes, found {'none' if size is None else size}"
-            for uri, size in find_damaged(expected).items()
+            f"{uri}: expected {size} bytes, found {'none' if sizes[uri] is None else sizes[uri]}"
+            for uri, size in expected.items()
+            if sizes[uri] != size
         ]
 
 
-def find_damaged(expected: Mapping[str, int]) -> dict[str, int | None]:
-    """Return the size of each file that has another one than expected; None for a file that is gone.
+def find_entries(expected: Collection[str]) -> dict[str, Entry]:
+    """Return the entries, by URI, of those files that exist.
 
-    Folders of many expected files are listed, but not to their end where most files are others, as among shared shards.
+    Folders of many expected files are listed, but not to their end where most files are others, as among shared parts.
     """
-    sizes: dict[str, int] = {}
+    entries: dict[str, Entry] = {}
     for folder, number in count_values(uri.rpartition("/")[0] for uri in expected).items():
         if number >= MIN_FILES_TO_LIST:
-            entries = islice(get_store(folder).list(folder), MAX_LISTED_PER_FILE * number)
-            sizes |= {entry.uri: entry.size for entry in entries if entry.uri in expected}
-    unseen = [uri for uri in expected if uri not in sizes]
+            listed = islice(get_store(folder).list(folder), MAX_LISTED_PER_FILE * number)
+            entries |= {entry.uri: entry for entry in listed if entry.uri in expected}
+    unseen = [uri for uri in expected if uri not in entries]
     for uri, entry in zip(unseen, map_ordered(unseen, _stat, STAT_THREADS, lambda _: 0), strict=True):
         if entry:
-            sizes[uri] = entry.size
-    return {uri: sizes.get(uri) for uri, size in expected.items() if sizes.get(uri) != size}
+            entries[uri] = entry
+    return entries
 
 
 def _stat(uri: str) -> Entry | None:
@@ -236,10 +261,7 @@ def find_dataset(uri: str) -> Dataset | None:
 
 def parse_manifest(data: bytes, where: str) -> Manifest:
     """Parse a manifest; UserError says which field is wrong. Unknown fields are ignored."""
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: expected a JSON manifest, found text that is none: {error}") from None
+    body = parse_json(data, where)
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise wrong(f"{where} (format)", FORMAT, body.get("format") if isinstance(body, dict) else body)
     if body.get("version") != FORMAT_VERSION:
@@ -256,6 +278,14 @@ def parse_manifest(data: bytes, where: str) -> Manifest:
     if extra is not None:
         return replace(manifest, image=image, extra=EXTRAS[manifest.kind].from_dict(extra, where, "extra"))
     return replace(manifest, image=image)
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """Parse JSON; UserError, which names `where`, for anything else."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: expected JSON, found text that is none: {error}") from None
 
 
 def commit(uri: str, manifest: Manifest) -> Dataset:

@@ -6,34 +6,40 @@ import contextlib
 import hashlib
 import io
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..storage import uri as uris
 from ..storage.errors import DatasetError, MillError, with_retry
-from ..storage.parallel import map_ordered
 from ..storage.store import get_store, hash_file, map_disk_errors
-from .manifest import Dataset, File
+from .manifest import Dataset, File, Part
 
 READ_THREADS = 16
 """Small files that are read at a time: from an object store each of them is some round trips."""
+INDEX_LAYOUT_COLUMNS = ("part", "label", "split", "declared_split", "group")
+"""Texts of an index that repeat."""
 ROW_GROUP_BYTES = 8 * 2**20
 """Image bytes in a row group of raw and clean, which a reader holds at once per open file."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """The schema and encoding of one kind of shard. `plain`: no column is compressed; image bytes never are."""
+    """The schema and encoding of one kind of file.
+
+    Attributes:
+        plain: no column is compressed (image bytes never are), and a row group is one page.
+        is_index: texts that repeat are stored as dictionaries.
+    """
 
     schema: pa.Schema
     plain: bool = False
+    is_index: bool = False
     row_group_rows: int = 1 << 20
     row_group_bytes: int = ROW_GROUP_BYTES
 
@@ -109,6 +115,16 @@ class ShardWriter:
         sha256 = self._sink.sha256.hexdigest()
         return publish_file(self._dataset_uri, self._path, f"{folder}/part-", role, split, self.rows, sha256)
 
+    def publish_part(self, key: str, split: str = "") -> Part:
+        """Finish the file and move it to `<key>.parquet` in the folder of parts; one that is there stays."""
+        self._flush()
+        with map_disk_errors(str(self._path)):
+            self._writer.close()
+            self._sink.close()
+            size = self._path.stat().st_size
+        get_store(self._dataset_uri).publish(self._path, uris.join(self._dataset_uri, f"{key}.parquet"))
+        return Part(key, self.rows, size, self._sink.sha256.hexdigest(), split)
+
 
 class _HashedFile(io.RawIOBase):
     """A new file that is hashed as it is written, so that it need not be read again for that."""
@@ -163,8 +179,15 @@ def publish_bytes(dataset_uri: str, data: bytes, prefix: str, suffix: str, role:
 
 def _writer_options(layout: Layout) -> dict[str, Any]:
     if layout.plain:
-        # In small batches, since rows are large: a third less time than with Arrow's 1,024 rows at a time.
-        return {"compression": "none", "use_dictionary": False, "write_statistics": False, "write_batch_size": 8}
+        # In small batches, since rows are large: a third less time than with Arrow's 1,024 rows at a time. One page a
+        # row group: its values can be mapped into memory (train/data).
+        return {
+            "compression": "none", "use_dictionary": False, "write_statistics": False, "write_batch_size": 8,
+            "data_page_size": 2**30,
+        }  # fmt: skip
+    if layout.is_index:
+        repeated = [name for name in INDEX_LAYOUT_COLUMNS if name in layout.schema.names]
+        return {"compression": "zstd", "use_dictionary": repeated, "write_statistics": False}
     blobs = {"image", "mask", "bytes", "image.bytes"}
     small = [str(field.name) for field in layout.schema if field.name not in blobs]
     compression = {**dict.fromkeys(small, "zstd"), "image": "none", "image.bytes": "none"}
@@ -217,42 +240,23 @@ def read_file(uri: str, columns: list[str] | None = None, groups: Iterable[int] 
             yield read_row_group(parquet, index, uri, columns)
 
 
-def row_groups(
-    dataset: Dataset, file: File, columns: list[str] | None = None, groups: Iterable[int] | None = None
-) -> Iterator[pa.Table]:
-    """Yield the row groups of one listed file, or those in `groups`, one at a time.
+def read_table(uri: str, columns: list[str] | None = None, dictionaries: Sequence[str] = ()) -> pa.Table:
+    """Read a small Parquet file as a whole; `dictionaries`: texts that are read as such, where the file has them."""
 
-    Rows that the dataset does not hold any more (`Dataset.removed_ids`) are left out, so that a table may be empty.
+    def read() -> pa.Table:
+        with get_store(uri).open(uri) as source, _map_parquet_errors(uri, "expected a Parquet file"):
+            return pq.read_table(source, columns=columns, read_dictionary=list(dictionaries), use_threads=False)
+
+    try:
+        return with_retry(read, f"read {uri}")
+    except FileNotFoundError:
+        raise DatasetError(f"{uri}: expected a file that the manifest lists, found none") from None
+
+
+def read_columns(dataset: Dataset, role: str, columns: list[str]) -> Iterator[pa.Table]:
+    """Yield columns of every row of the files of a role, a row group at a time, in the order of the manifest's files.
+
+    Images and what is known of them lie in parts and an index: `index.read_rows` reads those.
     """
-    removed = dataset.removed_ids(file)
-    only_ids = bool(removed) and columns is not None and "image_id" not in columns
-    if only_ids:
-        columns = [*(columns or ()), "image_id"]
-    for group in read_file(dataset.locate(file), columns, groups):
-        table = leave_out(group, removed)
-        yield table.drop_columns("image_id") if only_ids else table
-
-
-def leave_out(table: pa.Table, image_ids: frozenset[str]) -> pa.Table:
-    """Return the rows of a table whose `image_id` is none of these."""
-    if not image_ids:
-        return table
-    ids = table.column("image_id")
-    return table.filter(pc.invert(pc.is_in(ids, pa.array(sorted(image_ids), ids.type))))
-
-
-def read_columns(
-    dataset: Dataset, role: str, columns: list[str], split: str | None = None, threads: int = 1
-) -> Iterator[pa.Table]:
-    """Yield columns of every row of a role, a row group at a time, in the order of the manifest's files.
-
-    `threads`: files that are read at a time, each as a whole, for small files of which there are many.
-    """
-    files = dataset.files(role, split)
-    if threads > 1:
-        tables = map_ordered(files, lambda f: list(row_groups(dataset, f, columns)), threads, lambda f: f.bytes)
-        for groups in tables:
-            yield from groups
-        return
-    for file in files:
-        yield from row_groups(dataset, file, columns)
+    for file in dataset.files(role):
+        yield from read_file(dataset.locate(file), columns)
