@@ -52,7 +52,7 @@ class ShardWriter:
 
     def __init__(self, dataset_uri: str, layout: Layout) -> None:
         self._dataset_uri, self._layout = dataset_uri, layout
-        self._scratch = get_store(dataset_uri).scratch(uris.join(dataset_uri, "_work"))
+        self._scratch = get_store(dataset_uri).scratch(dataset_uri)
         self._path = self._scratch / "shard.parquet"
         try:
             with map_disk_errors(str(self._path)):
@@ -106,14 +106,14 @@ class ShardWriter:
                 self._writer.write_table(table, row_group_size=len(self._rows))
             self._rows, self._pending_bytes = [], 0
 
-    def publish(self, folder: str, role: str = "data", split: str = "") -> File:
-        """Finish the file and move it to `<folder>/part-<hash>.parquet` below the dataset."""
+    def publish(self, name: str, role: str = "data", split: str = "") -> File:
+        """Finish the file and move it to `<name>-<hash>.parquet` below the dataset."""
         self._flush()
         with map_disk_errors(str(self._path)):
             self._writer.close()
             self._sink.close()
         sha256 = self._sink.sha256.hexdigest()
-        return publish_file(self._dataset_uri, self._path, f"{folder}/part-", role, split, self.rows, sha256)
+        return publish_file(self._dataset_uri, self._path, f"{name}-", role, split, self.rows, sha256)
 
     def publish_part(self, key: str, split: str = "") -> Part:
         """Finish the file and move it to `<key>.parquet` in the folder of parts; one that is there stays."""
@@ -167,7 +167,7 @@ def publish_file(dataset_uri: str, path: Path, prefix: str, role: str, split: st
 
 def publish_bytes(dataset_uri: str, data: bytes, prefix: str, suffix: str, role: str = "data", rows: int = 0) -> File:
     """Publish a small file that is in memory, as `publish_file`."""
-    scratch = get_store(dataset_uri).scratch(uris.join(dataset_uri, "_work"))
+    scratch = get_store(dataset_uri).scratch(dataset_uri)
     try:
         path = scratch / f"file{suffix}"
         with map_disk_errors(str(path)):

@@ -6,6 +6,6 @@ from .config import DownloadConfig
 STEP = Step(
     "download",
     DownloadConfig,
-    "imagemill.components.download.raw:download",
+    "imagemill.components.download.download:download",
     "Read a source (archive, folder, bucket, table, URL) into a raw dataset, or find that it did not change.",
 )

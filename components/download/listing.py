@@ -6,7 +6,7 @@ replaced by the next one. It holds some 20 to 40 bytes a file. Where it is missi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple
@@ -21,9 +21,7 @@ from ..dataset.manifest import Dataset, find_intact_dataset
 from ..dataset.workspace import Workspace
 from ..storage.errors import DatasetError, UserError
 from ..storage.store import get_store
-from .archives import PATH_LIMIT
 from .config import VERSION, DownloadConfig
-from .contents import Contents, hash_id
 
 LISTING = pa.schema(
     [
@@ -39,7 +37,9 @@ LISTING = pa.schema(
     ]
 )
 """One row a file of the source, in the order of reading."""
-_COMPARED = LISTING.names[:7]
+_ANNOTATIONS = pa.field("annotations", pa.string())
+"""What the source declares of the file beside its label: split, group, boxes."""
+_COMPARED = [*LISTING.names[:7], "annotations"]
 _SKIPPED = pa.field("skipped", pa.string())
 """Why the file became no row; null for those that did. Only in stored listings."""
 _BATCH = 10_000
@@ -69,72 +69,40 @@ def make_listing(files: Iterable[SourceFile]) -> pa.Table:
 
 @dataclass
 class SourceFiles:
-    """The files of a source, and what is known about each.
+    """The files of a source, and what is known of each without reading it.
 
     Attributes:
-        table: of `LISTING`, [N].
+        table: of `LISTING`, [N], and the column `annotations`.
         unchanged: bool [N], the same in the listing of the last snapshot.
-        has_row: bool [N], a row of an earlier shard is this file's.
-        sizes: int64 [N], in bytes; 0 for those that are not there.
         skipped: the reason by number, for files that become no row.
         num_new, num_changed, num_removed: of files, compared with the last snapshot.
     """
 
     table: pa.Table
     unchanged: npt.NDArray[np.bool_]
-    has_row: npt.NDArray[np.bool_]
     skipped: dict[int, str] = field(default_factory=dict)
     num_new: int = 0
     num_changed: int = 0
     num_removed: int = 0
 
-    def __post_init__(self) -> None:
-        self.sizes = np.asarray(self.table.column("size").fill_null(0))
-        self._ids = self.table.column("image_id").combine_chunks()
-        hashes = np.fromiter(map(hash_id, _iterate(self._ids)), np.uint64, len(self._ids))
-        self._order = np.argsort(hashes, kind="stable")
-        self._hashes = hashes[self._order]
-
     @classmethod
-    def compare(cls, table: pa.Table, last: pa.Table | None) -> SourceFiles:
+    def compare(cls, table: pa.Table, annotations: list[str | None], last: pa.Table | None) -> SourceFiles:
         """Compare a listing with the last snapshot's; `last` is None where all files are to be read."""
+        table = table.append_column(_ANNOTATIONS, pa.array(annotations, pa.string()))
         number = table.num_rows
         if last is None:
-            return cls(table, np.zeros(number, bool), np.zeros(number, bool), num_new=number)
-        positions = pc.index_in(_make_keys(table), value_set=_make_keys(last))
+            return cls(table, np.zeros(number, bool), num_new=number)
+        positions = pc.index_in(make_file_keys(table), value_set=make_file_keys(last))
         unchanged = np.asarray(positions.is_valid())
         reasons = last.column("skipped").take(positions)
         skipped = {int(n): reasons[int(n)].as_py() for n in np.flatnonzero(np.asarray(reasons.is_valid()))}
         ids, last_ids = table.column("image_id").combine_chunks(), last.column("image_id").combine_chunks()
         num_known = pc.sum(pc.is_in(ids, last_ids)).as_py() or 0
         return cls(
-            table, unchanged, np.zeros(number, bool), skipped,
+            table, unchanged, skipped,
             num_new=number - num_known, num_changed=num_known - int(unchanged.sum()),
             num_removed=len(last_ids) - (pc.sum(pc.is_in(last_ids, ids)).as_py() or 0),
         )  # fmt: skip
-
-    def find(self, image_ids: Sequence[str], hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-        """Return the number of the file of each id, -1 where there is none. `hashes`: uint64 [n], of the ids."""
-        if not len(self._hashes):
-            return np.full(len(hashes), -1, np.int64)
-        positions = np.minimum(np.searchsorted(self._hashes, hashes), len(self._hashes) - 1)
-        numbers = self._order[positions]
-        names = self._ids.take(pa.array(numbers)).to_pylist()
-        return np.where([a == b for a, b in zip(names, image_ids, strict=True)], numbers, -1).astype(np.int64)
-
-    def list_unread(self) -> npt.NDArray[np.int64]:
-        """Return the numbers of the files that have to be read: those without a row that are not known to have none."""
-        unread = ~self.has_row
-        unread[list(self.skipped)] = False
-        return np.flatnonzero(unread)
-
-    def report(self, contents: Contents) -> None:
-        """Add what is known without reading: skipped files, and missing masks of files that have a row."""
-        for number, why in sorted(self.skipped.items()):
-            contents.skipped.add(path=self._ids[number].as_py()[:PATH_LIMIT], why=why)
-        has_missing_mask = self.has_row & np.asarray(self.table.column("missing_mask").is_valid())
-        for file in self.table.filter(pa.array(has_missing_mask)).to_pylist():
-            contents.missing_masks.add(path=file["image_id"], mask=file["missing_mask"], why=file["missing_mask_why"])
 
     def describe(self, last: str) -> str:
         """Return a line for people. `last`: the last snapshot's URI in the workspace."""
@@ -144,13 +112,8 @@ class SourceFiles:
         )
 
 
-def _iterate(column: pa.Array) -> Iterator[str]:
-    for start in range(0, len(column), _BATCH):
-        yield from column.slice(start, _BATCH).to_pylist()
-
-
-def _make_keys(table: pa.Table) -> pa.Array:
-    """Return what identifies the content of each file, as large_binary [N]."""
+def make_file_keys(table: pa.Table) -> pa.Array:
+    """Return what identifies the content of each file of a listing, as large_binary [N]."""
     columns = []
     for name in _COMPARED:
         column = table.column(name).combine_chunks()
@@ -168,7 +131,8 @@ def store_listing(workspace: Workspace, config: DownloadConfig, files: SourceFil
     sink, plain = pa.BufferOutputStream(), ("image_id", "uri", "validator", "mask_uri", "mask_validator")
     pq.write_table(
         table.replace_schema_metadata(_make_metadata(workspace, config, raw.uri)), sink, compression="zstd",
-        use_dictionary=["skipped"], column_encoding=dict.fromkeys(plain, "DELTA_BYTE_ARRAY"), write_statistics=False,
+        use_dictionary=["skipped", "annotations"], column_encoding=dict.fromkeys(plain, "DELTA_BYTE_ARRAY"),
+        write_statistics=False,
     )  # fmt: skip
     uri = workspace.listing_uri(config.dataset_name())
     get_store(uri).put(uri, sink.getvalue().to_pybytes())
