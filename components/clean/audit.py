@@ -11,7 +11,7 @@ from typing import Any
 
 from ..dataset.kinds import CleanExtra
 from ..dataset.manifest import Dataset, Manifest
-from ..dataset.shards import READ_THREADS, read_columns
+from ..dataset.shards import read_columns
 from ..report.audit_facts import (
     Audit,
     Balance,
@@ -39,9 +39,9 @@ _EXTREMES = (
 )
 
 
-def gather(dataset: Dataset, scan: Scan | None = None) -> Audit:
-    """Make the audit of a clean dataset. Without `scan` all columns but the images are read, a row group at a time."""
-    manifest, scan = dataset.manifest, scan or Scan.of(dataset)
+def gather(dataset: Dataset) -> Audit:
+    """Make the audit of a clean dataset; all columns but the images are read."""
+    manifest, scan = dataset.manifest, Scan.of(dataset)
     return Audit(
         name=manifest.extra.dataset_name,
         ledger=_make_ledger(dataset, scan),
@@ -57,7 +57,7 @@ def _make_ledger(dataset: Dataset, scan: Scan) -> Ledger:
     totals, rows_in = dataset.manifest.totals, CleanExtra.of(dataset.manifest).rows_in
     counted: Counter[str] = Counter()
     examples: dict[str, list[Example]] = {}
-    for table in read_columns(dataset, "rejected", ["image_id", "reason", "detail"], threads=READ_THREADS):
+    for table in read_columns(dataset, "rejected", ["image_id", "reason", "detail"]):
         reasons = table.column("reason").to_pylist()
         counted.update(reasons)
         for row, reason in enumerate(reasons):

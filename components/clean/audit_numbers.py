@@ -1,13 +1,10 @@
-"""The numbers of all kept images, read in one pass over the files (60 bytes an image), and their distributions.
-
-Names are not held: they are read afterwards, for the few rows that are shown.
-"""
+"""The numbers of all kept images, read in one pass over the parts (60 bytes an image), and their distributions."""
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,8 +13,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..dataset.manifest import Dataset, File
-from ..dataset.shards import open_parquet, read_row_group, row_groups
+from ..dataset.index import read_index, read_rows
+from ..dataset.manifest import Dataset
+from ..dataset.shards import READ_THREADS
+from ..dataset.splits import SPLITS
 from ..report.audit_facts import Distribution
 from .schema import MEASURES
 
@@ -43,21 +42,18 @@ class ImageInfo(NamedTuple):
     split: str
 
 
-ReadInfos = Callable[[Iterable[int]], dict[int, ImageInfo]]
-"""Reads the infos of some rows, by row."""
-
-
 @dataclass
 class Scan:
-    """The numbers of the N kept rows, in their order.
+    """The numbers of the N kept rows, in the index's order.
 
     Attributes:
-        values: [N] array by column, NaN where a measure is missing; columns that some files lack are absent.
+        index: their columns of `ImageInfo`.
+        values: [N] array by column, NaN where a measure is missing; columns that some parts lack are absent.
         counted: rows by value, by column.
         warnings, warned: number of rows with a decoder's warning, and the first of them: row and warning.
     """
 
-    read_infos: ReadInfos
+    index: pa.Table
     rows: int = 0
     by_split: Counter[str] = field(default_factory=Counter)
     values: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
@@ -67,34 +63,25 @@ class Scan:
 
     @classmethod
     def of(cls, dataset: Dataset) -> Scan:
-        """Read all columns but the images, a row group at a time."""
-        files = _DatasetRows(dataset)
-        return cls.collect(files.read(), files.read_infos)
-
-    @classmethod
-    def collect(cls, tables: Iterable[tuple[Ints, Counter[str], pa.Table]], read_infos: ReadInfos) -> Scan:
-        """Collect the numbers from tables of some rows each: (their row numbers, rows by split, their `COLUMNS`)."""
-        scan = cls(read_infos)
-        chunks: dict[str, list[tuple[Ints, npt.NDArray[Any]]]] = {}
-        for rows, by_split, table in tables:
-            scan.rows += len(rows)
-            scan.by_split.update(by_split)
+        """Read all columns but the images."""
+        scan = cls(read_index(dataset, ImageInfo._fields))
+        scan.by_split.update(dict.fromkeys(SPLITS, 0) | count_texts(scan.index.column("split")))
+        chunks: dict[str, list[npt.NDArray[Any]]] = {}
+        for table in read_rows(dataset, COLUMNS, threads=READ_THREADS):
             for name in table.column_names:
                 column = table.column(name)
                 if name in _DTYPES:
-                    chunks.setdefault(name, []).append((rows, _to_array(column, _DTYPES[name])))
+                    chunks.setdefault(name, []).append(_to_array(column, _DTYPES[name]))
                 elif name in scan.counted:
-                    for entry in pc.value_counts(column).to_pylist():
-                        scan.counted[name][entry["values"] or ""] += entry["counts"]
-            if "decoder_warning" in table.column_names:
-                scan._add_warnings(rows, table.column("decoder_warning"))
-        for name in list(chunks):
-            parts = chunks.pop(name)
-            if sum(len(rows) for rows, _ in parts) == scan.rows:
-                scan.values[name] = np.empty(scan.rows, _DTYPES[name])
-                for rows, values in parts:
-                    scan.values[name][rows] = values
+                    scan.counted[name].update(count_texts(column))
+            scan._add_warnings(scan.rows + np.arange(table.num_rows), table.column("decoder_warning"))
+            scan.rows += table.num_rows
+        scan.values = {name: np.concatenate(chunks.pop(name)) for name in list(chunks)}
         return scan
+
+    def read_infos(self, rows: Iterable[int]) -> dict[int, ImageInfo]:
+        """Return the infos of some rows, by row."""
+        return {row: ImageInfo(*(self.index.column(name)[row].as_py() for name in ImageInfo._fields)) for row in rows}
 
     def _add_warnings(self, rows: Ints, column: pa.ChunkedArray) -> None:
         self.warnings += len(column) - column.null_count
@@ -115,37 +102,9 @@ class Scan:
         return [int(row) for row in rows[np.argsort(keys, kind="stable")[:number]]]
 
 
-@dataclass
-class _DatasetRows:
-    """The rows of a dataset's data files, in the order of the files."""
-
-    dataset: Dataset
-    _groups: list[tuple[File, int]] = field(default_factory=list)
-    _starts: list[int] = field(default_factory=list)
-
-    def read(self) -> Iterator[tuple[Ints, Counter[str], pa.Table]]:
-        start = 0
-        for file in self.dataset.files():
-            for index, table in enumerate(row_groups(self.dataset, file, list(COLUMNS))):
-                self._groups.append((file, index))
-                self._starts.append(start)
-                yield np.arange(start, start + table.num_rows), Counter({file.split: table.num_rows}), table
-                start += table.num_rows
-
-    def read_infos(self, rows: Iterable[int]) -> dict[int, ImageInfo]:
-        """Read the infos of some rows, by row, from the row groups that they are in."""
-        numbers = np.unique(np.fromiter(rows, np.int64))
-        groups = np.searchsorted(np.array(self._starts, np.int64), numbers, side="right") - 1
-        infos: dict[int, ImageInfo] = {}
-        for group in np.unique(groups).tolist():
-            file, index = self._groups[group]
-            uri = self.dataset.locate(file)
-            with open_parquet(uri) as parquet:
-                table = read_row_group(parquet, index, uri, list(ImageInfo._fields))
-            for row in numbers[groups == group].tolist():
-                offset = row - self._starts[group]
-                infos[row] = ImageInfo(*(table.column(name)[offset].as_py() for name in ImageInfo._fields))
-        return infos
+def count_texts(column: pa.ChunkedArray) -> dict[str, int]:
+    """Return the number of rows of each text; an empty text for null."""
+    return {entry["values"] or "": entry["counts"] for entry in pc.value_counts(column).to_pylist()}
 
 
 def _to_array(column: pa.ChunkedArray, dtype: Any) -> npt.NDArray[Any]:

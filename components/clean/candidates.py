@@ -1,13 +1,14 @@
-"""In-memory columns of all candidate rows, 94 bytes per image, and the decisions on them: kept or dropped, why, and in
-which split.
+"""In-memory columns of the candidates, which are the valid images of the raw index, and the decisions on them: kept or
+dropped, why, and in which split.
 
-Names and thumbnails stay in the files, and are read for the few rows that a decision is about.
+A candidate costs about 150 bytes, with its row of the raw index about 400. Thumbnails and pictures stay in the parts,
+and are read for the few rows that a decision is about.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,15 +17,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 
-from ..dataset.manifest import File
-from ..dataset.shards import READ_THREADS, read_file
-from ..storage import uri as uris
+from ..dataset.index import PartRows, list_part_rows
+from ..dataset.manifest import Dataset, Part
+from ..dataset.parts import PartFolder
+from ..dataset.shards import READ_THREADS, open_parquet, read_file, read_row_group
+from ..dataset.splits import SPLITS, UNDECLARED, Codes, choose_splits, encode_splits
+from ..imaging.decoder import ImageRejected
 from ..storage.parallel import map_ordered
 from .config import CleanConfig
+from .labels import LabelRules
 from .schema import MEASURES
-from .splits import SPLITS, TRAINVAL, UNDECLARED
 
 Int64Array = npt.NDArray[np.int64]
 RowNumbers = Int64Array
@@ -36,67 +39,75 @@ class CandidateInfo(NamedTuple):
     image_id: str
     sha256: str
     label: str
-    split: str
+
+
+class Reject(NamedTuple):
+    """A row of the raw index that is no candidate, and why."""
+
+    raw_row: int
+    reason: str
+    detail: str
 
 
 @dataclass
 class Candidates:
-    """Columns of the N candidate rows. `candidate_files` and `data_files` hold the same rows in the same order.
+    """Columns of the N candidates, in the order of the clean parts and of their rows.
 
     Attributes:
-        uri: folder that the files are below.
-        candidate_files: the files that the columns are read from.
-        data_files: the files of the same rows with their images.
-        candidate_file_starts, data_file_starts: int64 [files + 1], position of the first row of each file.
-        positions: int64 [N], position of each row among those of all files, ascending; gaps are rows whose image is no
-            longer in the source.
+        raw: the raw index.
+        raw_rows: int64 [N], row of each candidate in `raw`.
+        folder, parts, starts: the clean parts, and the first candidate of each, int64 [parts + 1].
+        rows: int32 [N], row in its part.
+        labels, label_ids: label text and class ids, by label code.
+        label_codes: int32 [N].
         pixel_hash: uint64 [N, 2], hash of the standardized pixels.
-        sha256_prefix: uint64 [N], first 64 bits of the source bytes' SHA-256.
         phash: uint64 [N], perceptual hash.
-        label_hash: int64 [N], hash of the label's text.
-        split, declared: uint8 [N], codes of the split and of the one that the source declares.
-        group_hash: uint64 [N], 0 for no group.
+        declared: uint8 [N], code of the split that the source declares.
+        has_groups: whether a row belongs to a group.
         shuffle_index: int64 [N].
+        split_position: float64 [N], in [0, 1), the same for all rows of a group.
         measures: float32 [N] by name.
+        width, height, image_bytes: int32, int32, int64 [N].
+        has_warning: bool [N], of the decoder.
         has_measures: whether the rows were measured.
     """
 
-    uri: str = ""
-    candidate_files: Sequence[File] = ()
-    data_files: Sequence[File] = ()
-    candidate_file_starts: Int64Array = field(default_factory=lambda: np.zeros(1, np.int64))
-    data_file_starts: Int64Array = field(default_factory=lambda: np.zeros(1, np.int64))
-    positions: Int64Array = field(default_factory=lambda: np.empty(0, np.int64))
-    pixel_hash: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty((0, 2), np.uint64))
-    sha256_prefix: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    phash: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    label_hash: Int64Array = field(default_factory=lambda: np.empty(0, np.int64))
-    split: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
-    declared: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty(0, np.uint8))
-    group_hash: npt.NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    shuffle_index: Int64Array = field(default_factory=lambda: np.empty(0, np.int64))
-    measures: dict[str, npt.NDArray[np.float32]] = field(default_factory=dict)
-    has_measures: bool = False
+    raw: pa.Table
+    folder: PartFolder
+    parts: Sequence[Part]
+    starts: Int64Array
+    raw_rows: Int64Array
+    rows: npt.NDArray[np.int32]
+    labels: list[str]
+    label_ids: list[list[int]]
+    label_codes: npt.NDArray[np.int32]
+    pixel_hash: npt.NDArray[np.uint64]
+    phash: npt.NDArray[np.uint64]
+    declared: Codes
+    has_groups: bool
+    shuffle_index: Int64Array
+    split_position: npt.NDArray[np.float64]
+    measures: dict[str, npt.NDArray[np.float32]]
+    width: npt.NDArray[np.int32]
+    height: npt.NDArray[np.int32]
+    image_bytes: Int64Array
+    has_warning: npt.NDArray[np.bool_]
+    has_measures: bool
 
     def __len__(self) -> int:
-        return len(self.sha256_prefix)
+        return len(self.raw_rows)
 
-    @property
-    def group_or_content_hash(self) -> npt.NDArray[np.uint64]:
-        """uint64 [N], 63 bits: the hash of the group, of a row without one that of its content."""
-        return np.where(self.group_hash != 0, self.group_hash, self.shuffle_index.astype(np.uint64))
-
-    def get_declared_splits(self, config: CleanConfig) -> npt.NDArray[np.uint8]:
+    def get_declared_splits(self, config: CleanConfig) -> Codes:
         """Return `declared`; undeclared for all rows where the config does not respect it."""
         return self.declared if config.respects_declared_splits else np.full(len(self), UNDECLARED, np.uint8)
 
     def read_infos(self, rows: RowNumbers) -> dict[int, CandidateInfo]:
-        """Read the infos of some rows, by row; about 500 bytes each."""
-        infos: dict[int, CandidateInfo] = {}
-        for indices, table in self.read(rows, ["image_id", "sha256", "label", "split"]):
-            columns = (table.column(name).to_pylist() for name in CandidateInfo._fields)
-            infos.update(zip(indices.tolist(), map(CandidateInfo, *columns), strict=True))
-        return infos
+        """Return the infos of some rows, by row; about 500 bytes each."""
+        numbers = np.unique(rows)
+        table = self.raw.select(["image_id", "sha256"]).take(pa.array(self.raw_rows[numbers]))
+        ids, hashes = (table.column(name).to_pylist() for name in ("image_id", "sha256"))
+        labels = [self.labels[code] for code in self.label_codes[numbers].tolist()]
+        return dict(zip(numbers.tolist(), map(CandidateInfo, ids, hashes, labels), strict=True))
 
     def read_thumbnails(self, rows: RowNumbers) -> npt.NDArray[np.uint8]:
         """Read the thumbnails of ascending rows: uint8 [len(rows), T], memory-mapped from an unlinked temporary file.
@@ -116,119 +127,172 @@ class Candidates:
             start += len(values)
         return np.empty((0, 0), np.uint8) if thumbnails is None else thumbnails
 
-    def find_candidate_file(self, row: int) -> int:
-        """Return the index of the candidate file that a row is in."""
-        return int(np.searchsorted(self.candidate_file_starts, self.positions[row], side="right")) - 1
-
     def find_rows(self, image_ids: Collection[str]) -> dict[str, int]:
         """Return row numbers by image_id; ids that are no candidates are absent."""
-        names = pa.array(sorted(set(image_ids)), pa.string())
-        row_numbers: dict[str, int] = {}
-        for rows, table in self.read(np.arange(len(self)), ["image_id"]) if len(names) else ():
-            column = table.column("image_id")
-            indices = pc.indices_nonzero(pc.is_in(column, names))
-            row_numbers.update(zip(column.take(indices).to_pylist(), rows[indices.to_numpy()].tolist(), strict=True))
-        return row_numbers
+        raw_ids = self.raw.column("image_id")
+        raw_rows = pc.indices_nonzero(pc.is_in(raw_ids, pa.array(sorted(set(image_ids)), pa.string()))).to_numpy()
+        order = np.argsort(self.raw_rows)
+        positions = np.searchsorted(self.raw_rows[order], raw_rows)
+        numbers: dict[str, int] = {}
+        for raw_row, position in zip(raw_rows.tolist(), positions.tolist(), strict=True):
+            if position < len(order) and self.raw_rows[order[position]] == raw_row:
+                numbers[raw_ids[raw_row].as_py()] = int(order[position])
+        return numbers
 
     def read(self, rows: RowNumbers, columns: list[str]) -> Iterator[tuple[RowNumbers, pa.Table]]:
-        """Yield (rows, their columns), a file or a row group of it at a time; `rows` are sorted and deduplicated."""
+        """Yield (rows, their columns in the clean parts), a row group at a time; `rows` are sorted and deduplicated."""
         rows = np.unique(rows)
-        positions = self.positions[rows]
-        row_ranges = np.searchsorted(positions, self.candidate_file_starts)
-        row_counts = np.diff(row_ranges)
+        ranges = np.searchsorted(rows, self.starts)
 
-        def read_table(number: int) -> list[tuple[RowNumbers, pa.Table]]:
-            selection = slice(row_ranges[number], row_ranges[number + 1])
-            wanted_rows, wanted_positions = rows[selection], positions[selection]
-            start = int(self.candidate_file_starts[number])
-            selected = []
-            for table in read_file(uris.join(self.uri, self.candidate_files[number].uri), columns):
-                is_inside = (wanted_positions >= start) & (wanted_positions < start + table.num_rows)
-                if is_inside.any():
-                    taken = table.take(pa.array(wanted_positions[is_inside] - start))
-                    selected.append((wanted_rows[is_inside], taken))
-                start += table.num_rows
-            return selected
+        def read_part(number: int) -> list[tuple[RowNumbers, pa.Table]]:
+            wanted = rows[ranges[number] : ranges[number + 1]]
+            return list(self._read_part(self.parts[number], wanted, columns))
 
         # The memory that is planned for: 1,000 bytes per row, those of a thumbnail.
-        numbers = np.flatnonzero(row_counts).tolist()
-        for selected in map_ordered(numbers, read_table, READ_THREADS, lambda number: 1000 * int(row_counts[number])):
+        numbers = np.flatnonzero(np.diff(ranges)).tolist()
+        for selected in map_ordered(numbers, read_part, READ_THREADS, lambda n: 1000 * int(ranges[n + 1] - ranges[n])):
             yield from selected
+
+    def _read_part(self, part: Part, wanted: RowNumbers, columns: list[str]) -> Iterator[tuple[RowNumbers, pa.Table]]:
+        uri, positions = self.folder.locate(part.key), self.rows[wanted]
+        first = 0
+        with open_parquet(uri) as parquet:
+            for group in range(parquet.num_row_groups):
+                last = first + parquet.metadata.row_group(group).num_rows
+                low, high = np.searchsorted(positions, [first, last]).tolist()
+                if low < high:
+                    table = read_row_group(parquet, group, uri, columns)
+                    yield wanted[low:high], table.take(pa.array(positions[low:high] - first))
+                first = last
 
 
 def read_candidates(
-    uri: str,
-    candidate_files: Sequence[File],
-    data_files: Sequence[File] = (),
-    removed: Mapping[int, Collection[str]] | None = None,
-) -> Candidates:
-    """Read the columns of candidate rows from files below the folder `uri`.
+    raw: Dataset, index: pa.Table, parts: Sequence[Part], folder: PartFolder, rules: LabelRules, config: CleanConfig
+) -> tuple[Candidates, list[Reject]]:
+    """Read the small columns of the clean `parts`, one for each part of `raw` that its index names, in that order.
 
-    `data_files`: the files of the same rows, in the same order, with their images, by default the same. `removed`: ids
-    of images that are no longer in the source, by index of the candidate file.
+    `index`: raw's. Rows that the index does not name have left the source, and are neither candidates nor rejects.
     """
-    data_files, removed = data_files or candidate_files, removed or {}
-    candidate_file_starts, data_file_starts = (
-        np.cumsum([0, *(file.rows for file in files)], dtype=np.int64) for files in (candidate_files, data_files)
-    )
-
-    def read_table(number: int) -> tuple[Int64Array, dict[str, npt.NDArray[Any]], bool]:
-        """Return positions, columns and whether any row was measured."""
-        ids = removed.get(number, ())
-        names = [*_CONVERTERS, *(["image_id"] if ids else [])]
-        table = pa.concat_tables(read_file(uris.join(uri, candidate_files[number].uri), names))
-        positions = np.arange(table.num_rows) + candidate_file_starts[number]
-        if ids:
-            is_removed = pc.is_in(table.column("image_id"), pa.array(sorted(ids), pa.string()))
-            positions, table = positions[~is_removed.to_numpy()], table.filter(pc.invert(is_removed))
-        arrays = {name: convert(table.column(name)) for name, convert in _CONVERTERS.items()}
-        return positions, arrays, table.column("phash").null_count < table.num_rows
-
-    tables = map_ordered(
-        range(len(candidate_files)), read_table, READ_THREADS, lambda number: 100 * candidate_files[number].rows
-    )
-    parts = [part for part in tables if len(part[0])]
-    if not parts:
-        return Candidates(uri, candidate_files, data_files, candidate_file_starts, data_file_starts)
+    labels = _LabelTable.of(index, rules)
+    selected = list(list_part_rows(raw, index))
+    first_rows = np.cumsum([0, *(len(rows.rows) for rows in selected)]).tolist()
+    read = partial(_read_columns, folder)
+    tables = map_ordered(parts, read, READ_THREADS, lambda part: 300 * part.rows)
+    columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in (*_CONVERTERS, "raw_rows", "rows")}
+    rejects: list[Reject] = []
+    has_measures, counts = False, [0]
+    for rows, first, table in zip(selected, first_rows[:-1], tables, strict=True):
+        raw_rows = _locate_in_index(rows, first, table)
+        is_valid = _reject_rows(table, raw_rows, labels, config, rejects)
+        valid = table.filter(pa.array(is_valid))
+        for name, convert in _CONVERTERS.items():
+            columns[name].append(convert(valid.column(name)))
+        columns["raw_rows"].append(raw_rows[is_valid])
+        columns["rows"].append(np.flatnonzero(is_valid).astype(np.int32))
+        has_measures |= valid.column("phash").null_count < valid.num_rows
+        counts.append(valid.num_rows)
     # Popped, so that no column is in memory twice for longer than it takes to join it.
-    columns = {name: np.concatenate([arrays.pop(name) for _, arrays, _ in parts]) for name in _CONVERTERS}
-    return Candidates(
-        uri, candidate_files, data_files, candidate_file_starts, data_file_starts,
-        np.concatenate([positions for positions, _, _ in parts]),
-        pixel_hash=columns["pixel_hash"], sha256_prefix=columns["sha256"], phash=columns["phash"],
-        label_hash=columns["label"], split=columns["split"], declared=columns["declared_split"],
-        group_hash=columns["group"], shuffle_index=columns["shuffle_index"],
-        measures={name: columns[name] for name in MEASURES},
-        has_measures=any(has_measures for _, _, has_measures in parts),
+    joined = {name: np.concatenate(columns.pop(name)) for name in list(columns)}
+    measures = {name: joined.pop(name) for name in MEASURES}
+    raw_rows = joined["raw_rows"]
+    candidates = Candidates(
+        raw=index, folder=folder, parts=parts, starts=np.cumsum(counts, dtype=np.int64), labels=labels.texts,
+        label_ids=labels.ids, label_codes=labels.codes[raw_rows], has_groups=bool(joined.pop("group").any()),
+        declared=joined.pop("declared_split"), has_warning=joined.pop("decoder_warning"), measures=measures,
+        has_measures=has_measures, **joined,
     )  # fmt: skip
+    return candidates, rejects
+
+
+def _read_columns(folder: PartFolder, part: Part) -> pa.Table:
+    return pa.concat_tables(read_file(folder.locate(part.key), [*_CONVERTERS, "source_row", "problem", "detail"]))
+
+
+def _locate_in_index(rows: PartRows, first: int, table: pa.Table) -> Int64Array:
+    """Return int64 [rows], for each row of a clean part its row in the raw index, -1 where it has none."""
+    places = np.full(rows.part.rows, -1, np.int64)
+    places[rows.rows] = np.arange(first, first + len(rows.rows))
+    located: Int64Array = places[np.asarray(table.column("source_row"))]
+    return located
+
+
+@dataclass(frozen=True)
+class _LabelTable:
+    """The labels of a raw index: `codes` int32 [rows] of `texts` and `ids`, below 0 for a label that is rejected, for
+    the reason in `refused[-code - 1]`."""
+
+    codes: npt.NDArray[np.int32]
+    texts: list[str]
+    ids: list[list[int]]
+    refused: list[ImageRejected]
+
+    @classmethod
+    def of(cls, index: pa.Table, rules: LabelRules) -> _LabelTable:
+        column = index.column("label").combine_chunks()
+        column = column if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+        column = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+        codes: dict[str, int] = {}
+        ids: list[list[int]] = []
+        refused: list[ImageRejected] = []
+        by_text = []
+        for text in [*column.dictionary.to_pylist(), None]:
+            try:
+                names = rules.parse(text)
+            except ImageRejected as error:
+                refused.append(error)
+                by_text.append(-len(refused))
+                continue
+            label = rules.separator.join(names) if rules.is_multi_label else names[0]
+            if label not in codes:
+                codes[label] = len(ids)
+                ids.append([rules.ids[name] for name in names])
+            by_text.append(codes[label])
+        indices = np.asarray(column.indices.fill_null(len(by_text) - 1))
+        return cls(np.array(by_text, np.int32)[indices], list(codes), ids, refused)
+
+
+def _reject_rows(
+    table: pa.Table, raw_rows: Int64Array, labels: _LabelTable, config: CleanConfig, rejects: list[Reject]
+) -> npt.NDArray[np.bool_]:
+    """Add the rows of a part that can't be kept to `rejects`; return bool [rows], which are candidates."""
+    is_living = raw_rows >= 0
+    problems = table.column("problem").combine_chunks()
+    has_problem = np.asarray(problems.is_valid())
+    codes = np.where(is_living, labels.codes[np.maximum(raw_rows, 0)], 0) if len(labels.codes) else raw_rows
+    width, height, contrast = (_CONVERTERS[name](table.column(name)) for name in ("width", "height", "contrast"))
+    short, long = np.minimum(width, height), np.maximum(width, height)
+    is_refused = has_problem | (codes < 0) | (short < config.min_side)
+    if config.max_aspect:
+        is_refused |= long > config.max_aspect * short
+    if config.min_contrast:
+        is_refused |= contrast < config.min_contrast
+    details = table.column("detail")
+    for row in np.flatnonzero(is_living & is_refused).tolist():
+        problem = problems[row].as_py()
+        if codes[row] < 0 and problem != "missing_file":
+            error = labels.refused[-int(codes[row]) - 1]
+            reason, detail = error.reason, error.detail
+        elif problem:
+            reason, detail = problem, details[row].as_py()
+        elif short[row] < config.min_side:
+            reason = "too_small"
+            detail = f"{width[row]:,} x {height[row]:,} pixels, at least {config.min_side:,} a side"
+        elif config.max_aspect and long[row] > config.max_aspect * short[row]:
+            reason = "extreme_aspect"
+            detail = f"{width[row]:,} x {height[row]:,} pixels, sides of at most {config.max_aspect:g}:1"
+        else:
+            reason, detail = "blank", f"contrast {contrast[row]:.4f}, at least {config.min_contrast:g}"
+        rejects.append(Reject(int(raw_rows[row]), reason, detail))
+    return is_living & ~is_refused
 
 
 _Array = npt.NDArray[Any]
 
 
-def _convert_hex(column: pa.ChunkedArray, words: int) -> _Array:
-    """Convert the first 16 * `words` hexadecimal digits to uint64 [N, words] ([N] for one)."""
-    data = bytes.fromhex("".join(text[: 16 * words] for text in column.to_pylist()))
-    numbers = np.frombuffer(data, ">u8").astype(np.uint64)
-    return numbers.reshape(-1, words) if words > 1 else numbers
-
-
-def _convert_splits(column: pa.ChunkedArray, *others: str) -> _Array:
-    """Convert the names of splits, and of `others` after them, to uint8 codes; other text and nulls are undeclared."""
-    indices = pc.index_in(column, pa.array([*SPLITS, *others])).combine_chunks().fill_null(-1).to_numpy()
-    codes = [*range(len(SPLITS)), *([TRAINVAL] if others else []), UNDECLARED]
-    values: _Array = np.array(codes, np.uint8)[indices]
-    return values
-
-
-def _hash_text(column: pa.ChunkedArray, dtype: type[Any]) -> _Array:
-    """Convert text to 63 bits of its hash, null to 0; each distinct text is hashed once."""
-    encoded = column.combine_chunks().dictionary_encode()
-    encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-    texts = (text.encode("utf-8", "surrogateescape") for text in encoded.dictionary.to_pylist())
-    hashes = [*(xxhash.xxh3_64_intdigest(text) >> 1 for text in texts), 0]
-    values: _Array = np.array(hashes, dtype)[encoded.indices.fill_null(len(hashes) - 1).to_numpy()]
-    return values
+def _convert_hex(column: pa.ChunkedArray) -> _Array:
+    """Convert 32 hexadecimal digits to uint64 [N, 2]; null to 0."""
+    data = bytes.fromhex("".join(text or "0" * 32 for text in column.to_pylist()))
+    return np.frombuffer(data, ">u8").astype(np.uint64).reshape(-1, 2)
 
 
 def _convert_numbers(column: pa.ChunkedArray, dtype: type[Any]) -> _Array:
@@ -237,15 +301,21 @@ def _convert_numbers(column: pa.ChunkedArray, dtype: type[Any]) -> _Array:
     return numbers
 
 
+def _is_set(column: pa.ChunkedArray) -> _Array:
+    return np.asarray(column.is_valid())
+
+
 _CONVERTERS: dict[str, Callable[[pa.ChunkedArray], _Array]] = {
-    "pixel_hash": partial(_convert_hex, words=2),
-    "sha256": partial(_convert_hex, words=1),
+    "pixel_hash": _convert_hex,
     "phash": partial(_convert_numbers, dtype=np.uint64),
-    "label": partial(_hash_text, dtype=np.int64),
-    "split": _convert_splits,
-    "declared_split": lambda column: _convert_splits(column, "trainval"),
-    "group": partial(_hash_text, dtype=np.uint64),
+    "declared_split": encode_splits,
+    "group": _is_set,
     "shuffle_index": partial(_convert_numbers, dtype=np.int64),
+    "split_position": partial(_convert_numbers, dtype=np.float64),
+    "width": partial(_convert_numbers, dtype=np.int32),
+    "height": partial(_convert_numbers, dtype=np.int32),
+    "image_bytes": partial(_convert_numbers, dtype=np.int64),
+    "decoder_warning": _is_set,
     **dict.fromkeys(MEASURES, partial(_convert_numbers, dtype=np.float32)),
 }
 
@@ -267,37 +337,39 @@ class DropReason(NamedTuple):
 
 @dataclass
 class RowDecisions:
-    """State of all candidate rows while they are judged: bool and split codes [N], and the reason by dropped row, some
+    """State of all candidates while they are judged: bool and split codes [N], and the reason by dropped row, some
     300 bytes each. `findings` goes to the manifest as `found`."""
 
     candidates: Candidates
     is_kept: npt.NDArray[np.bool_]
-    splits: npt.NDArray[np.uint8]
+    splits: Codes
     dropped: dict[int, DropReason] = field(default_factory=dict)
     findings: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, candidates: Candidates) -> RowDecisions:
-        return cls(candidates, np.ones(len(candidates), bool), candidates.split.copy())
+    def of(cls, candidates: Candidates, config: CleanConfig) -> RowDecisions:
+        """Keep all rows, in the stable splits."""
+        declared, positions = candidates.get_declared_splits(config), candidates.split_position
+        splits = choose_splits(declared, positions, config.val_fraction, config.test_fraction)
+        return cls(candidates, np.ones(len(candidates), bool), splits)
 
     def drop(self, row: int, drop_reason: DropReason) -> None:
         """Drop a row; the first reason stands."""
         self.dropped.setdefault(row, drop_reason)
         self.is_kept[row] = False
 
-    def iterate_rejected(self) -> Iterator[dict[str, Any]]:
-        """Yield the dropped rows in the form of `schema.REJECTED`."""
-        rows = np.fromiter(self.dropped, np.int64, len(self.dropped))
+    def list_rejects(self) -> Iterator[Reject]:
+        """Yield the dropped rows."""
         others = np.fromiter((v.other for v in self.dropped.values() if v.other >= 0), np.int64)
-        infos = self.candidates.read_infos(np.concatenate([rows, others]))
+        infos = self.candidates.read_infos(np.concatenate([np.fromiter(self.dropped, np.int64), others]))
         for row, drop_reason in self.dropped.items():
-            info, detail = infos[row], drop_reason.detail
+            detail = drop_reason.detail
             if drop_reason.other >= 0:
-                other = infos[drop_reason.other]
+                info, other = infos[row], infos[drop_reason.other]
                 detail += f" {other.image_id} ({SPLITS[self.splits[drop_reason.other]]})"
                 if info.label != other.label:
                     detail += f"; labeled {info.label} here, {other.label} there"
-            yield {"image_id": info.image_id, "sha256": info.sha256, "reason": drop_reason.reason, "detail": detail}
+            yield Reject(int(self.candidates.raw_rows[row]), drop_reason.reason, detail)
 
     def sort_by_priority(self, rows: RowNumbers) -> RowNumbers:
         """Sort rows so that the one to keep comes first: by split, then by a hash of their content."""

@@ -1,32 +1,64 @@
-"""Build and commit a clean dataset from a raw one: every raw row is in exactly one of kept and rejected."""
+"""Make a committed clean dataset from a raw one: plan, map, decide. Every row of the raw index is kept or rejected.
+
+- *Plan*: the raw parts that are still in the index, each with the key of the clean part that it becomes.
+- *Map* (`part.py`): each raw part is cleaned once, on all cores, by what counts for single images.
+- *Decide* (`decide.py`): labels, splits, duplicates, leaks and outliers, on the small columns of all parts; the result
+  is the index, and a table of rejects. A changed rule, label or fraction makes no image anew.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..dataset.index import make_clean_index, read_index, write_index
 from ..dataset.kinds import ClassChanges, CleanExtra, CleanImage, RawExtra
-from ..dataset.manifest import Dataset, File, Manifest, Totals, commit, digest, find_dataset, fingerprint
-from ..dataset.shards import READ_THREADS, publish_bytes, read_columns, read_file
+from ..dataset.manifest import (
+    MANIFEST,
+    Dataset,
+    File,
+    Manifest,
+    Part,
+    Totals,
+    commit,
+    count_values,
+    digest,
+    fingerprint,
+)
+from ..dataset.parts import PartFolder, make_part_key
+from ..dataset.shards import Layout, ShardWriter, publish_bytes
+from ..dataset.splits import SPLITS
+from ..engine.map_parts import map_parts
+from ..engine.processes import Processes, Threads
 from ..engine.ray_job import make_job_config
+from ..engine.ray_session import open_ray_session
+from ..engine.tasks import AUTO, PROCESSES, RAY, THREADS, Executor
 from ..imaging.pixel_options import COLORS
 from ..report.audit import list_pictured, make_page
 from ..report.changes import describe_class_changes
 from ..report.page import render
-from ..report.pictures import Groups, Thumbnail, make_thumbnails
+from ..report.pictures import encode_thumbnails
 from ..report.words import format_counts, join_names
+from ..step.progress import Progress, say
 from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
 from ..storage.errors import MillError, UserError
+from ..storage.parallel import max_workers
 from .audit import gather
-from .candidates import Candidates, read_candidates
-from .config import DECISION_FIELDS, LABEL_FIELDS, VERSION, CleanConfig
+from .candidates import Candidates, Reject, RowDecisions, read_candidates
+from .config import VERSION, CleanConfig
 from .decide import decide
 from .drift import check_drift
-from .final_files import KeptCounts, KeptRows, write_final_files
 from .labels import (
+    LabelRules,
     compare_class_lists,
     find_base_classes,
     find_unknown_labels,
@@ -34,14 +66,28 @@ from .labels import (
     read_label_map,
 )
 from .near_duplicates import check_radius, write_near_duplicates
-from .reuse import FinishedWork, clean_or_reuse, estimate_core_seconds
-from .slices import CleanedSlice, RowRules, Slice, plan_slices, write_rejected
-from .splits import SPLITS
+from .part import CleanTask, clean_part
+from .schema import REJECTED
+
+WORKER_BYTES = 2**29
+"""Memory of one worker process: its libraries, and a part's cleaned rows, 130 MB."""
+WRITING_PROCESSES = 1
+"""Processes beside one a core: while one waits for its files to be written, another decodes."""
+CONCURRENT_PARTS = 2
+"""Parts at a time in threads of this process, for the same reason."""
+LITTLE_BYTES = 32 * 2**20
+"""Bytes of images that threads clean before processes have started."""
+SECONDS_PER_IMAGE, SECONDS_PER_BYTE = 0.1e-3, 46e-9
+"""Core-seconds for each image, and for each byte of an image file, with all measures: a line through measurements of
+JPEG photographs of 500 to 4,000 pixels, from which it differs by up to 30%."""
+TINY_SIDE, TINY_SHARE, TINY_IMAGE_SIZE = 48, 0.95, 64
+"""Images with a shorter side of at most so many pixels are tiny. Where nearly all are, larger tensors would hold no
+more than those of 64 pixels a side, and training would take as many times longer."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """The clean dataset of a raw dataset and rules for its rows, at `uri`, whether it exists yet or not.
+    """The clean dataset of a raw dataset, a config and label rules, at `uri`, whether it exists yet or not.
 
     `class_changes`: its class list against that of the last run.
     `device`: where a Ray job cleans; the launcher of a RayJob asks every step for it.
@@ -49,7 +95,8 @@ class Target:
 
     uri: str
     raw: Dataset
-    rules: RowRules
+    config: CleanConfig
+    labels: LabelRules
     class_changes: ClassChanges
     device: ClassVar[str] = "cpu"
 
@@ -58,20 +105,15 @@ class Target:
         return uris.basename(self.uri)
 
     @property
-    def config(self) -> CleanConfig:
-        return self.rules.config
-
-    @property
     def name(self) -> str:
         """The name under which the dataset is noted as the latest."""
         return self.config.name or self.raw.name
 
     def estimate_core_seconds(self, context: Context) -> float:
-        """Return the core-seconds of the slices that no earlier snapshot or attempt has cleaned."""
-        slices = plan_slices(self.raw)
-        cleaned = FinishedWork(context.workspace, context.rerun_salt()).find_slices(slices, self.rules)
-        missing = [slice_ for slice_ in slices if slice_.key not in cleaned]
-        return estimate_core_seconds(sum(slice_.rows for slice_ in missing), sum(slice_.bytes for slice_ in missing))
+        """Return the core-seconds of cleaning the parts that do not exist yet."""
+        tasks = plan(self.raw, self.config, context)
+        existing = PartFolder.of(context.workspace, "clean").find([task.key for task in tasks])
+        return _estimate_core_seconds([task.raw for task in tasks if task.key not in existing])
 
     def make_job_config(self, context: Context) -> CleanConfig:
         """Return the config of a Ray job that makes this dataset; `ray_job.build_command` gives its command line."""
@@ -90,7 +132,7 @@ class Target:
         return Outcome(dataset.uri, dataset.fingerprint, state, metrics | drift)
 
     def _print_class_list(self, dataset: Dataset, context: Context) -> None:
-        rules = self.rules.labels
+        rules = self.labels
         if unknown := find_unknown_labels(rules.label_map, self.raw.manifest.totals.by_class, rules.separator):
             context.say(f"map_labels: no image has the label {join_names(unknown, 8)}")
         for line in describe_class_changes(self.class_changes, dataset.manifest.totals.by_class):
@@ -109,170 +151,224 @@ def find_target(config: CleanConfig, context: Context) -> Target:
     values |= {"label_map": digest(label_map)} if label_map else {}
     uri = context.workspace.dataset_uri("clean", fingerprint("clean", VERSION, [raw.fingerprint], values))
     changes = compare_class_lists(base_classes, list(labels.ids), label_map)
-    return Target(uri, raw, RowRules(config, labels), changes)
+    return Target(uri, raw, config, labels, changes)
 
 
 def clean(config: CleanConfig, context: Context) -> Outcome:
-    """Find the clean dataset of this raw dataset, config and class list, or build it."""
+    """Find the clean dataset of this raw dataset, config and class list, or make it."""
     target = find_target(config, context)
     existing = context.find(target.uri)
-    if existing is None:
-        _report_changed_options(target, context)
-    dataset = existing or _build_dataset(target, context)
+    dataset = existing or _make_dataset(target, context)
     return target.report(dataset, CACHED if existing else RAN, context)
 
 
-def _report_changed_options(target: Target, context: Context) -> None:
-    """Say which options of rows differ from those of the last clean dataset, whose images can't be reused then."""
-    latest = context.workspace.latest_uri(target.name, "clean")
-    if not latest or (dataset := find_dataset(latest)) is None:
-        return
-    before, now = dataset.manifest.config, target.config.manifest_values()
-    names = [name for name in before if name not in (*LABEL_FIELDS, *DECISION_FIELDS) and before[name] != now.get(name)]
-    if names:
-        context.say(f"options that differ from {context.workspace.relative(latest)}: {', '.join(names)}")
+def _make_dataset(target: Target, context: Context) -> Dataset:
+    raw, config, uri = target.raw, target.config, target.uri
+    folder = PartFolder.of(context.workspace, "clean")
 
+    tasks = plan(raw, config, context)
+    parts = map_clean(tasks, folder, raw, config, context)
 
-def _build_dataset(target: Target, context: Context) -> Dataset:
-    """Clean the slices that no earlier snapshot or attempt has cleaned, decide on all images together, and commit."""
-    raw, uri, rules = target.raw, target.uri, target.rules
-    finished = FinishedWork(context.workspace, context.rerun_salt())
-    slices = plan_slices(raw)
-    lost: frozenset[str] = frozenset()
-    while True:
-        cleaned_slices = clean_or_reuse(raw, slices, rules, finished, lost)
-        candidates = _read_candidates(raw, slices, cleaned_slices, finished)
-        context.say(f"{len(candidates):,} images are valid; looking at all of them together")
-        decisions, near_duplicates = decide(candidates, rules.config)
-        final = write_final_files(decisions, finished, rules.layout)
-        if not final.lost:
-            break
-        # gc may delete a file once a rewritten one, without dropped rows, has replaced it. Where other rows are dropped
-        # now, the images of that file have to be cleaned again.
-        lost |= final.lost
-        context.say(f"{len(final.lost):,} files of earlier snapshots are needed and gone; cleaning their images again")
-    rejected, rejected_rows = _list_rejected(raw, slices, cleaned_slices, finished)
-    rejected_rows += decisions.iterate_rejected()
-    files = [finished.list_file(file, uri) for file in final.files + rejected]
-    if rejected_rows:
-        files.append(write_rejected(uri, rejected_rows))
-    files += [finished.list_file(file, uri) for file in candidates.candidate_files]
+    index = read_index(raw)
+    candidates, rejects = read_candidates(raw, index, parts, folder, target.labels, config)
+    context.say(f"{len(candidates):,} images are valid; looking at all of them together")
+    decisions, near_duplicates = decide(candidates, config)
+    rejects += decisions.list_rejects()
+
+    kept = np.flatnonzero(decisions.is_kept)
+    files = write_index(uri, make_index(decisions, kept, target.labels, config))
+    if rejects:
+        files.append(write_rejected(uri, index, rejects))
     if near_duplicates is not None and len(near_duplicates):
         files.append(write_near_duplicates(uri, decisions, near_duplicates))
-    kept = KeptRows(decisions, final)
-    manifest = make_manifest(target, files, kept.count(rules.labels.separator), decisions.findings)
+    manifest = make_manifest(target, files, decisions, kept, rejects)
     check_row_counts(raw, manifest)
     check_splits(manifest)
-    draft = Dataset(uri, manifest, "")
-    audit = gather(draft, kept.scan())
-    thumbnails = _make_thumbnails(raw, draft, list_pictured(audit), kept, slices, cleaned_slices)
-    html = render(make_page(audit, thumbnails)).encode("utf-8", "replace")
-    page = publish_bytes(uri, html, "audit-", ".html", role="report")
-    return commit(uri, replace(manifest, files=(*manifest.files, page)))
+    return commit(uri, replace(manifest, files=(*files, _publish_page(Dataset(uri, manifest, ""), candidates))))
 
 
-def _make_thumbnails(
-    raw: Dataset,
-    dataset: Dataset,
-    ids: Sequence[str],
-    kept: KeptRows,
-    slices: list[Slice],
-    cleaned_slices: list[CleanedSlice],
-) -> dict[str, Thumbnail]:
-    """Make thumbnails of images in the final files, or in raw where their rows were dropped."""
-    rows = kept.candidates.find_rows(ids)
-    places = kept.locate(dataset, rows.items())
-    with_candidates = [slice_ for slice_, part in zip(slices, cleaned_slices, strict=True) if part.candidates]
-    own_slices = {
-        image_id: with_candidates[kept.candidates.find_candidate_file(row)]
-        for image_id, row in rows.items()
-        if image_id not in places
+# Plan and map
+
+
+def plan(raw: Dataset, config: CleanConfig, context: Context) -> list[CleanTask]:
+    """Return a task for each raw part that has a row in the index, in the order of the manifest."""
+    values = config.select_row_options().fingerprint_values() | context.rerun_salt()
+    return [CleanTask(make_part_key("clean", VERSION, part.key, values), part) for part in raw.manifest.parts]
+
+
+def map_clean(
+    tasks: Sequence[CleanTask], folder: PartFolder, raw: Dataset, config: CleanConfig, context: Context
+) -> list[Part]:
+    """Return the clean part of each task, made where it does not exist: by threads, processes or Ray."""
+    workers = config.clean_workers or max_workers(WORKER_BYTES)
+    raw_folder = PartFolder.of(context.workspace, "raw")
+
+    existing = folder.find([task.key for task in tasks])
+    missing = [task for task in tasks if task.key not in existing]
+    kind = _choose_executor(config, [task.raw for task in missing], workers)
+    processes = max(1, min(workers + WRITING_PROCESSES, len(missing)))
+    threads = {THREADS: workers, PROCESSES: max(1, workers // processes), RAY: 1}[kind]
+
+    def open_executor(_: Sequence[CleanTask]) -> AbstractContextManager[Executor]:
+        if kind == RAY:
+            probe_uri = uris.join(raw.uri, MANIFEST)
+            return open_ray_session("clean", _get_ray_address(config), config.clean_workers, probe_uri)
+        return Processes("clean", processes) if kind == PROCESSES else Threads("clean", CONCURRENT_PARTS)
+
+    if done := sum(task.rows for task in tasks if task.key in existing):
+        context.say(f"{done:,} of {sum(task.rows for task in tasks):,} images were cleaned before")
+    arguments = (raw_folder, config.select_row_options(), threads)
+    progress = Progress("clean", total=sum(task.rows for task in tasks))
+    records = map_parts(folder, tasks, clean_part, arguments, open_executor, progress)
+    return [records[task.key].files[0] for task in tasks]
+
+
+def _choose_executor(config: CleanConfig, parts: Sequence[Part], workers: int) -> str:
+    if _get_ray_address(config) or config.executor == RAY:
+        if find_spec("ray"):
+            return RAY
+        # The options are resize's as well; the image of clean's pods and containers has no Ray.
+        say("clean", "Ray is not installed here (pip install 'imagemill[resize]'): processes of this machine clean")
+        return PROCESSES
+    if config.executor != AUTO:
+        return config.executor
+    is_little = workers < 2 or len(parts) < 2 or sum(part.bytes for part in parts) <= LITTLE_BYTES
+    return THREADS if is_little else PROCESSES
+
+
+def _get_ray_address(config: CleanConfig) -> str:
+    """Return the address of the Ray cluster that cleans; empty where it only takes jobs, which are resize's."""
+    return "" if uris.is_http(config.ray_address) else config.ray_address
+
+
+def _estimate_core_seconds(parts: Iterable[Part]) -> float:
+    return sum(part.rows * SECONDS_PER_IMAGE + part.bytes * SECONDS_PER_BYTE for part in parts)
+
+
+# The index and the manifest
+
+
+def make_index(decisions: RowDecisions, kept: np.ndarray[Any, Any], rules: LabelRules, config: CleanConfig) -> pa.Table:
+    """Return the clean index of the kept candidates, int64 [K], ascending."""
+    candidates = decisions.candidates
+    codes = candidates.label_codes[kept]
+    raw = candidates.raw.select(["image_id", "sha256", "split", "group"]).take(pa.array(candidates.raw_rows[kept]))
+    part_numbers = np.searchsorted(candidates.starts, kept, side="right") - 1
+    ids = candidates.label_ids
+    columns: dict[str, Any] = {
+        "image_id": raw.column("image_id"),
+        "part": _take_texts([part.key for part in candidates.parts], part_numbers),
+        "row": pa.array(candidates.rows[kept]),
+        "sha256": raw.column("sha256"),
+        "label": _take_texts(candidates.labels, codes),
+        "split": _take_texts(SPLITS, decisions.splits[kept]),
+        "declared_split": raw.column("split"),
+        "group": raw.column("group"),
+        "shuffle_index": pa.array(candidates.shuffle_index[kept]),
     }
-    raw_places = {image_id: (slice_.file, range(slice_.first, slice_.last)) for image_id, slice_ in own_slices.items()}
-    no_limit = float("inf")
-    return make_thumbnails(dataset, places, groups=_list_groups(dataset, places), max_read=no_limit) | make_thumbnails(
-        raw, raw_places, groups=_list_groups(raw, raw_places), max_read=no_limit
-    )
+    if rules.is_multi_label:
+        columns["label_ids"] = pa.array(ids, pa.list_(pa.int32())).take(pa.array(codes))
+    else:
+        columns["label_id"] = pa.array([first for first, *_ in ids], pa.int32()).take(pa.array(codes))
+    is_one_hot = config.label_encoding == "one_hot"
+    if is_one_hot:
+        rows = [[int(number in row) for number in range(len(rules.ids))] for row in ids]
+        columns["label_one_hot"] = pa.array(rows, pa.list_(pa.uint8())).take(pa.array(codes))
+    schema = make_clean_index("multi" if rules.is_multi_label else "single", is_one_hot)
+    return pa.table([_cast(columns[field.name], field.type) for field in schema], schema=schema)
 
 
-def _list_groups(dataset: Dataset, places: Mapping[str, tuple[File, range]]) -> Groups:
-    """Yield the data files that hold images, in their order, and the row groups to look into."""
-    groups: dict[str, set[int]] = {}
-    for file, numbers in places.values():
-        groups.setdefault(file.uri, set()).update(numbers)
-    return ((file, sorted(groups[file.uri])) for file in dataset.files() if file.uri in groups)
+def _take_texts(texts: Sequence[str], codes: np.ndarray[Any, Any]) -> pa.Array:
+    return pa.array(texts, pa.string()).take(pa.array(codes))
 
 
-def _read_candidates(
-    raw: Dataset, slices: list[Slice], cleaned_slices: list[CleanedSlice], finished: FinishedWork
-) -> Candidates:
-    """Read the valid rows of all slices, without those that have left the source."""
-    with_rows = [(slice_, part) for slice_, part in zip(slices, cleaned_slices, strict=True) if part.candidates]
-    tables = [file for _, part in with_rows for file in part.candidates]
-    data = [file for _, part in with_rows for file in part.data]
-    removed = {number: raw.removed_ids(slice_.file) for number, (slice_, _) in enumerate(with_rows)}
-    return read_candidates(finished.uri, tables, data, removed)
+def _cast(column: Any, kind: pa.DataType) -> Any:
+    return column if column.type == kind else pc.cast(column, kind)
 
 
-def _list_rejected(
-    raw: Dataset, slices: list[Slice], cleaned_slices: list[CleanedSlice], finished: FinishedWork
-) -> tuple[list[File], list[dict[str, Any]]]:
-    """Return the files of rejected rows that stay as they are, and the remaining rows of files of which images left
-    the source."""
-    files: list[File] = []
-    rows: list[dict[str, Any]] = []
-    for slice_, part in zip(slices, cleaned_slices, strict=True):
-        removed = raw.removed_ids(slice_.file)
-        for file in part.rejected:
-            tables = read_file(uris.join(finished.uri, file.uri)) if removed else ()
-            content = [row for table in tables for row in table.to_pylist()]
-            remaining = [row for row in content if row["image_id"] not in removed]
-            if len(remaining) == len(content):
-                files.append(file)
-            else:
-                rows += remaining
-    return files, rows
+def write_rejected(uri: str, index: pa.Table, rejects: Sequence[Reject]) -> File:
+    """Write one file of the rejected rows, sorted by image_id. `index`: raw's."""
+    rows = index.select(["image_id", "sha256"]).take(pa.array([reject.raw_row for reject in rejects], pa.int64()))
+    rows = rows.append_column("reason", pa.array([reject.reason for reject in rejects], pa.string()))
+    rows = rows.append_column("detail", pa.array([reject.detail for reject in rejects], pa.string()))
+    with ShardWriter(uri, Layout(REJECTED)) as writer:
+        writer.add_table(rows.sort_by("image_id").combine_chunks().cast(REJECTED))
+        return writer.publish("rejected", "rejected")
 
 
-def make_manifest(target: Target, files: list[File], kept: KeptCounts, findings: dict[str, Any]) -> Manifest:
+def make_manifest(
+    target: Target, files: Sequence[File], decisions: RowDecisions, kept: np.ndarray[Any, Any],
+    rejects: Sequence[Reject],
+) -> Manifest:  # fmt: skip
     """Make the manifest of a clean dataset."""
-    raw, uri, rules = target.raw, target.uri, target.rules
-    classes, config = tuple(rules.labels.ids), rules.config
-    draft = Dataset(uri, Manifest("clean", uris.basename(uri), files=tuple(files)), "")
-    by_split, by_class_split = kept.by_split, kept.by_class_split
-    reasons: Counter[str] = Counter()
-    for table in read_columns(draft, "rejected", ["reason"], threads=READ_THREADS):
-        reasons.update(table.column("reason").to_pylist())
+    raw, config, candidates = target.raw, target.config, decisions.candidates
+    classes = tuple(target.labels.ids)
+    by_class_split = count_classes(decisions, kept, classes)
+    splits = np.bincount(decisions.splits[kept], minlength=len(SPLITS)).tolist()
+    has_rows = np.histogram(kept, candidates.starts)[0] > 0 if len(kept) else np.zeros(len(candidates.parts), bool)
+    short = np.minimum(candidates.width[kept], candidates.height[kept])
+    is_tiny = len(kept) > 0 and (short <= TINY_SIDE).mean() >= TINY_SHARE
     color = config.stored_color
     return Manifest(
         kind="clean",
-        fingerprint=uris.basename(uri),
-        parents=(raw.as_parent(uri),),
+        fingerprint=target.fingerprint,
+        parents=(raw.as_parent(target.uri),),
         config=config.manifest_values(),
-        task="multi" if rules.labels.is_multi_label else "single",
+        task="multi" if target.labels.is_multi_label else "single",
         classes=classes,
+        parts=tuple(part for part, has in zip(candidates.parts, has_rows.tolist(), strict=True) if has),
         files=tuple(files),
         totals=Totals(
-            rows=sum(by_split.values()),
-            bytes=kept.bytes,
-            rejected=sum(reasons.values()),
-            by_split={split: by_split[split] for split in SPLITS},
+            rows=len(kept),
+            bytes=int(candidates.image_bytes[kept].sum()),
+            rejected=len(rejects),
+            by_split=dict(zip(SPLITS, splits, strict=True)),
             by_class={name: sum(by_class_split[split][name] for split in SPLITS) for name in classes},
-            by_reason=dict(sorted(reasons.items())),
+            by_reason=count_values(reject.reason for reject in rejects),
         ),
         image=CleanImage(color, COLORS[color]),
         extra=CleanExtra(
             dataset_name=raw.name,
             by_class_and_split={split: {name: by_class_split[split][name] for name in classes} for split in SPLITS},
-            decoder_warnings=kept.warnings,
+            decoder_warnings=int(candidates.has_warning[kept].sum()),
             rows_in=raw.manifest.totals.rows,
-            found=findings,
-            label_map=dict(rules.labels.label_map),
+            found=decisions.findings,
+            label_map=dict(target.labels.label_map),
             class_changes=target.class_changes,
-            image_size=RawExtra.of(raw.manifest).image_size or kept.recommend_image_size(),
+            image_size=RawExtra.of(raw.manifest).image_size or (TINY_IMAGE_SIZE if is_tiny else None),
             epochs=RawExtra.of(raw.manifest).epochs,
         ),
     )
+
+
+def count_classes(
+    decisions: RowDecisions, kept: np.ndarray[Any, Any], classes: Sequence[str]
+) -> dict[str, Counter[str]]:
+    """Count the kept images by split and class; an image with several labels counts for each."""
+    candidates = decisions.candidates
+    pairs, counts = np.unique(
+        np.stack([decisions.splits[kept].astype(np.int64), candidates.label_codes[kept]]), axis=1, return_counts=True
+    )
+    by_split: dict[str, Counter[str]] = {split: Counter() for split in SPLITS}
+    for split, code, count in zip(*pairs.tolist(), counts.tolist(), strict=True):
+        for class_id in candidates.label_ids[code]:
+            by_split[SPLITS[split]][classes[class_id]] += count
+    return by_split
+
+
+def _publish_page(draft: Dataset, candidates: Candidates) -> File:
+    """Publish the dataset's page, with pictures of images that were kept or dropped."""
+    audit = gather(draft)
+    ids = list_pictured(audit)
+    names = {row: image_id for image_id, row in candidates.find_rows(ids).items()}
+    tables = candidates.read(np.array(sorted(names), np.int64), ["image.bytes"]) if names else ()
+    images = (
+        (names[row], image["bytes"])
+        for rows, table in tables
+        for row, image in zip(rows.tolist(), table.column("image").to_pylist(), strict=True)
+    )
+    html = render(make_page(audit, encode_thumbnails(ids, images))).encode("utf-8", "replace")
+    return publish_bytes(draft.uri, html, "audit-", ".html", role="report")
 
 
 def check_row_counts(raw: Dataset, manifest: Manifest) -> None:

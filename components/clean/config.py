@@ -11,7 +11,7 @@ from ..imaging.pixel_options import CHOICES, DecodeLimits, PixelOptions
 from ..step.config import StepConfig, option, preset_option
 from ..storage.errors import wrong
 
-VERSION = 3
+VERSION = 4
 """To be raised when the same raw rows must give other clean rows: after a fix of the decoder, a changed default."""
 
 REASONS = (
@@ -25,13 +25,13 @@ REASONS = (
 )  # fmt: skip
 """The closed set of reject codes."""
 
-LABEL_FIELDS = ("unknown_labels", "label_separator", "rare_classes", "rare_below", "other_class")
-"""Fields that are read only where the label rules are made: a row depends on the rules for its own labels."""
-DECISION_FIELDS = (
-    "outliers", "outlier_threshold", "outlier_fields", "near_duplicates", "near_radius", "leakage", "label_conflicts",
-    "fold",
+INDEX_FIELDS = (
+    "unknown_labels", "label_separator", "rare_classes", "rare_below", "other_class", "label_encoding",
+    "val_fraction", "test_fraction", "split", "fold", "declared_splits",
+    "min_side", "max_aspect", "min_contrast", "outliers", "outlier_threshold", "outlier_fields",
+    "near_duplicates", "near_radius", "leakage", "label_conflicts",
 )  # fmt: skip
-"""Fields that only the decision on all images reads. A changed one leaves every row as it was measured."""
+"""Fields that only the decision on all images reads: another value changes the index, and leaves every clean part."""
 
 MAX_FOLDS = 20
 
@@ -219,14 +219,13 @@ class CleanConfig(StepConfig, PixelOptions):
         self.outlier_names()
 
     def select_row_options(self) -> CleanConfig:
-        """Return this config with defaults for the fields that a single row can't depend on.
+        """Return this config with defaults for the fields that a clean part can't depend on.
 
-        Rows are cleaned with it, so that a field which is listed wrongly has no effect, instead of an unnoticed one on
-        rows that are reused.
+        Parts are made with it, so that a field which is listed wrongly has no effect, instead of an unnoticed one on
+        parts that are reused.
         """
-        others = (*LABEL_FIELDS, *DECISION_FIELDS)
         reset: dict[str, Any] = {
-            f.name: f.default for f in fields(self) if f.name in others or not f.metadata["in_fingerprint"]
+            f.name: f.default for f in fields(self) if f.name in INDEX_FIELDS or not f.metadata["in_fingerprint"]
         }
         return replace(self, **reset)
 

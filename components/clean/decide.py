@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..dataset.splits import TEST, TRAIN, TRAINVAL, choose_exact_splits, choose_fold_splits
 from .candidates import EXAMPLES, KEEP_PRIORITY, CandidateInfo, Candidates, DropReason, RowDecisions, RowNumbers
 from .config import CleanConfig
 from .near_duplicates import NearDuplicates, find_near_duplicates, judge_near_duplicates
-from .splits import TEST, TRAIN, TRAINVAL, choose_exact_splits, choose_fold_splits
 
 MAD_OF_NORMAL, MEAN_DEVIATION_OF_NORMAL = 0.6745, 0.7979
 """Median and mean of the absolute deviation of a standard normal variable."""
@@ -28,7 +28,7 @@ OUTLIER_EXAMPLES = 20
 
 def decide(candidates: Candidates, config: CleanConfig) -> tuple[RowDecisions, NearDuplicates | None]:
     """Return the decisions on all rows, and the near-duplicates if they were looked for."""
-    decisions = RowDecisions.of(candidates)
+    decisions = RowDecisions.of(candidates, config)
     drop_duplicates(decisions, config.label_conflicts)
     if fold := config.parse_fold():
         assign_fold(decisions, *fold, config.val_fraction)
@@ -49,14 +49,14 @@ def assign_exact_splits(decisions: RowDecisions, config: CleanConfig) -> None:
     """
     candidates, rows = decisions.candidates, np.flatnonzero(decisions.is_kept)
     declared = candidates.get_declared_splits(config)[rows]
-    labels = np.zeros(len(rows), np.int64) if candidates.group_hash.any() else candidates.label_hash[rows]
+    labels = np.zeros(len(rows), np.int32) if candidates.has_groups else candidates.label_codes[rows]
     fractions = (config.val_fraction, config.test_fraction)
-    decisions.splits[rows] = choose_exact_splits(declared, labels, candidates.group_or_content_hash[rows], fractions)
+    decisions.splits[rows] = choose_exact_splits(declared, labels, candidates.split_position[rows], fractions)
 
 
 def assign_fold(decisions: RowDecisions, fold: int, folds: int, val_fraction: float) -> None:
     """Assign the splits of one fold of cross-validation to all rows, by the hash of the content or of the group."""
-    positions = decisions.candidates.group_or_content_hash / 2.0**63
+    positions = decisions.candidates.split_position
     decisions.splits[:] = choose_fold_splits(positions, fold, folds, val_fraction)
 
 
@@ -82,7 +82,7 @@ def drop_duplicates(decisions: RowDecisions, label_conflicts: str) -> None:
                 examples.append([{"image_id": infos[r].image_id, "label": infos[r].label} for r in rows[:10]])
             rows = _resolve_conflict(decisions, rows, infos, label_conflicts)
         for row in rows[1:]:
-            has_same_bytes = candidates.sha256_prefix[row] == candidates.sha256_prefix[rows[0]]
+            has_same_bytes = infos[row].sha256 == infos[rows[0]].sha256
             reason = "duplicate_bytes" if has_same_bytes else "duplicate_pixels"
             decisions.drop(row, DropReason(reason, "same as", rows[0]))
     decisions.findings["duplicates"] = {

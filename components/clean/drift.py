@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..dataset.index import read_rows
 from ..dataset.kinds import CleanExtra
 from ..dataset.manifest import Dataset, read_dataset
-from ..dataset.shards import read_columns
+from ..dataset.shards import READ_THREADS
 from ..imaging.pixel_options import StandardizeConfig
 from ..metrics.drift import ALL, LEVEL, NEW, Comparison, Values, compare_numbers, compare_shares
 from ..report.drift import describe_changed_classes, describe_comparison, list_drift
@@ -88,7 +89,7 @@ def _compare(dataset: Dataset, reference: Dataset, name: str, key: str, context:
 
 def _read_table(dataset: Dataset) -> pa.Table:
     """Read the columns that are compared."""
-    tables = list(read_columns(dataset, "data", ["sha256", "label", *COMPARED]))
+    tables = list(read_rows(dataset, ["sha256", "label", *COMPARED], threads=READ_THREADS))
     return pa.concat_tables(tables, promote_options="default").combine_chunks()
 
 

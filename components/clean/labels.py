@@ -5,9 +5,8 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 from ..dataset.kinds import ClassChanges
 from ..dataset.labels import translate_classes
@@ -121,21 +120,6 @@ class LabelRules:
         if unknown := sorted(merged - self.ids.keys()):
             raise ImageRejected("unknown_label", f"{unknown[0]} is not in the class list")
         return sorted(merged, key=self.ids.__getitem__)
-
-    def restrict(self, texts: Iterable[str]) -> LabelRules:
-        """Return the part of the rules that decides on `texts`: what is left out changes none of their results."""
-        labels = {name for text in texts for name in split_labels(text, self.separator)}
-        label_map = {old: new for old, new in self.label_map.items() if old in labels}
-        names = {label_map.get(name, name) for name in labels}
-        rare = self.rare & names
-        other = self.other if rare else ""
-        occurring = (names - rare) | {other}
-        ids = {name: number for name, number in self.ids.items() if name in occurring}
-        return LabelRules(ids, self.separator, rare, other, label_map)
-
-    def to_record(self) -> dict[str, Any]:
-        record = asdict(self) | {"rare": sorted(self.rare)}
-        return record if self.label_map else {name: value for name, value in record.items() if name != "label_map"}
 
 
 def split_labels(text: str, separator: str) -> list[str]:

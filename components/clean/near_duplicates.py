@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from ..dataset.manifest import File
 from ..dataset.shards import Layout, ShardWriter
+from ..dataset.splits import SPLITS, TEST, TRAIN, UNDECLARED, VAL
 from ..storage.errors import wrong
 from .candidates import EXAMPLES, Candidates, DropReason, RowDecisions, RowNumbers
 from .config import CleanConfig
 from .hash_pairs import BANDED_RADIUS, BRUTE_LIMIT, find_hash_pairs
 from .measures import MAX_DIFFERENCE, compare_thumbnails, have_similar_aspect
 from .schema import TWINS
-from .splits import SPLITS, TEST, TRAIN, UNDECLARED, VAL
 
 CHUNK = 32_768
 """Pairs that are verified or written at a time."""
@@ -107,7 +107,7 @@ def judge_near_duplicates(decisions: RowDecisions, duplicates: NearDuplicates, c
 def _resolve_conflicts(decisions: RowDecisions, duplicates: NearDuplicates, policy: str) -> dict[str, Any]:
     """Drop what the policy drops of pairs with different labels; return their number and examples."""
     candidates = decisions.candidates
-    conflicting = np.flatnonzero(candidates.label_hash[duplicates.first] != candidates.label_hash[duplicates.second])
+    conflicting = np.flatnonzero(candidates.label_codes[duplicates.first] != candidates.label_codes[duplicates.second])
     first, second = duplicates.first[conflicting], duplicates.second[conflicting]
     losers: list[tuple[int, int]] = []
     if policy == "drop_all":
@@ -131,10 +131,12 @@ def _find_outvoted(candidates: Candidates, duplicates: NearDuplicates, rows: Row
     neighbors = _group_neighbors(duplicates.first, duplicates.second)
     for row in rows.tolist():
         voters = np.array([row, *neighbors[row]])
-        labels, votes = np.unique(candidates.label_hash[voters], return_counts=True)
-        own_votes = votes[labels == candidates.label_hash[row]][0]
+        labels, votes = np.unique(candidates.label_codes[voters], return_counts=True)
+        own_votes = votes[labels == candidates.label_codes[row]][0]
         if own_votes < votes.max() or (votes == own_votes).sum() > 1:
-            losers.append((row, int(next(v for v in voters if candidates.label_hash[v] != candidates.label_hash[row]))))
+            losers.append(
+                (row, int(next(v for v in voters if candidates.label_codes[v] != candidates.label_codes[row])))
+            )
     return losers
 
 

@@ -13,25 +13,23 @@ MEASURES = ("brightness", "contrast", "sharpness", "entropy", "aspect_ratio", "c
 """The measures of a picture that are single numbers."""
 
 
-def make_clean_schema(multi: bool = False, one_hot: bool = False, masks: bool = False) -> pa.Schema:
-    """Return the schema of clean data, with the metadata by which Hugging Face `datasets` opens the image column.
+def make_clean_schema(masks: bool = False) -> pa.Schema:
+    """Return the schema of a clean part, with the metadata by which Hugging Face `datasets` opens the image column.
 
     All fields are nullable: `datasets` applies its metadata only to fields that equal its own, and those are nullable.
+    Labels, splits and what was decided on all images stand in the index. `source_row`: of the raw part;
+    `split_position` in [0, 1): by which the split is chosen; `problem`, `detail`: why the image can't be used, or null.
 
-    Args:
-        multi: `label_ids` instead of `label_id`.
-        one_hot: a column `label_one_hot` beside them.
-        masks: a last column `mask`, a PNG of the stored picture's size (255 foreground, 0 background), null where
-            the source has none.
+    `masks`: a last column `mask`, a PNG of the stored picture's size (255 foreground, 0 background), null where the
+    source has none.
     """
     types: dict[str, pa.DataType] = {
         "image_id": pa.string(),
         "image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-        "label": pa.string(),
-        **({"label_ids": pa.list_(pa.int32())} if multi else {"label_id": pa.int32()}),
-        **({"label_one_hot": pa.list_(pa.uint8())} if one_hot else {}),
-        **dict.fromkeys(("split", "declared_split", "group"), pa.string()),
+        "source_row": pa.int32(),
+        **dict.fromkeys(("problem", "detail", "declared_split", "group"), pa.string()),
         "shuffle_index": pa.int64(),
+        "split_position": pa.float64(),
         **dict.fromkeys(("width", "height"), pa.int32()),
         **dict.fromkeys(("sha256", "format"), pa.string()),
         "image_bytes": pa.int64(),
@@ -55,7 +53,6 @@ def _make_feature(kind: pa.DataType) -> dict[str, Any]:
     return {"dtype": "float32" if pa.types.is_float32(kind) else str(kind), "_type": "Value"}
 
 
-CLEAN = make_clean_schema()
 REJECTED = pa.schema(
     [pa.field(name, pa.string(), nullable=name == "sha256") for name in ("image_id", "sha256", "reason", "detail")]
 )
@@ -70,12 +67,5 @@ _TWINS = {
 TWINS = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _TWINS.items()])
 
 
-def make_clean_layout(schema: pa.Schema) -> Layout:
-    """Return a layout with small row groups, because resize reads a range of the shuffled order from every file, and
-    can read only whole groups. Groups of 1 MB take 1 % longer to write than those of 4 MB."""
-    return Layout(schema, row_group_bytes=2**20)
-
-
-def make_candidates_layout(layout: Layout) -> Layout:
-    """Return the layout of the same rows without their images, as one row group."""
-    return Layout(pa.schema([field for field in layout.schema if field.name not in ("image", "mask")]))
+def make_clean_layout(masks: bool = False) -> Layout:
+    return Layout(make_clean_schema(masks))

@@ -10,6 +10,7 @@ import hashlib
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 SPLITS = ("train", "val", "test")
 TRAIN, VAL, TEST = range(3)
@@ -31,23 +32,31 @@ def compute_split_position(sha256: str, group: str | None = None) -> float:
     return int.from_bytes(digest, "big") / 2**64
 
 
-def choose_split(
-    sha256: str, declared: str | None, val_fraction: float, test_fraction: float, group: str | None = None
-) -> str:
-    """Return `train`, `val` or `test`. A declared split wins; `trainval` and undeclared images are divided.
+def encode_splits(column: pa.ChunkedArray) -> Codes:
+    """Return the codes, uint8 [N], of what a source declares; other text and nulls are undeclared."""
+    import pyarrow.compute as pc
 
-    Validation is cut off from 0 and test from 1, so that neither fraction moves the images of the other.
+    indices = pc.index_in(column, pa.array([*SPLITS, "trainval"])).combine_chunks().fill_null(-1).to_numpy()
+    codes: Codes = np.array([*range(len(SPLITS)), TRAINVAL, UNDECLARED], np.uint8)[indices]
+    return codes
+
+
+def choose_splits(
+    declared: Codes, positions: npt.NDArray[np.float64], val_fraction: float, test_fraction: float
+) -> Codes:
+    """Return split codes [N] by the rows' `positions` in [0, 1), each row by itself.
+
+    A declared split wins; `trainval` and undeclared images are divided. Validation is cut off from 0 and test from 1,
+    so that neither fraction moves the images of the other.
     """
-    if declared in SPLITS:
-        return str(declared)
-    position = compute_split_position(sha256, group)
-    if position < val_fraction:
-        return "val"
-    return "test" if declared != "trainval" and position >= 1 - test_fraction else "train"
+    is_val = positions < val_fraction
+    is_test = (declared != TRAINVAL) & (positions >= 1 - test_fraction)
+    splits = np.where(is_val, VAL, np.where(is_test, TEST, TRAIN))
+    return np.where(declared < UNDECLARED, declared, splits).astype(np.uint8)
 
 
 def choose_exact_splits(
-    declared: Codes, labels: npt.NDArray[np.int64], positions: npt.NDArray[np.uint64], fractions: tuple[float, float]
+    declared: Codes, labels: npt.NDArray[np.int32], positions: npt.NDArray[np.float64], fractions: tuple[float, float]
 ) -> Codes:
     """Return split codes [N] that hold the (val, test) `fractions` in every class to the nearest image.
 
@@ -71,7 +80,7 @@ def choose_exact_splits(
 
 
 def _divide(
-    splits: Codes, members: npt.NDArray[np.int64], positions: npt.NDArray[np.uint64], val: float, test: float
+    splits: Codes, members: npt.NDArray[np.int64], positions: npt.NDArray[np.float64], val: float, test: float
 ) -> None:
     """Assign the first of `members` to val and the last to test, moving each cut to the nearest end of a group."""
     number = len(members)

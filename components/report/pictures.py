@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -15,10 +15,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..dataset.index import list_part_rows, read_index, read_part_rows, read_rows
 from ..dataset.kinds import CleanExtra
 from ..dataset.labels import MULTI, label_column
-from ..dataset.manifest import Dataset, File
-from ..dataset.shards import open_parquet, read_columns, read_row_group
+from ..dataset.manifest import Dataset
+from ..dataset.shards import read_columns
 from ..imaging.decoder import ImageRejected, LenientDecoding, decode, keep_min_side
 from ..imaging.pixel_options import DecodeLimits
 
@@ -26,15 +27,12 @@ SIDE, QUALITY = 160, 80
 """Pixels of a thumbnail's longer side, and its JPEG quality; about 6 kB."""
 MAX_PIXELS = 300_000_000
 """Pixels that one call decodes."""
-MAX_SEARCHED, MAX_READ = 2_000, 20
-"""Row groups that are searched by image_id alone, and that are read with their images (8 MB each)."""
-GALLERY_IMAGES, GALLERY_PER_CLASS, GALLERY_ROW_GROUPS = 48, 8, 12
+MAX_READ = 40
+"""Row groups (8 MB each) that are read for thumbnails."""
+GALLERY_IMAGES, GALLERY_PER_CLASS, GALLERY_TABLES = 48, 8, 12
 REJECTS_PER_REASON = 8
 _LIMITS = DecodeLimits(pixels=50_000_000, bytes=64 * 2**20)
 _PROBLEMS = {"empty_file": "0 bytes", "not_an_image": "not an image", "too_many_pixels": "too large to show"}
-
-Groups = Iterable[tuple[File, Sequence[int] | None]]
-"""Data files, and the numbers of the row groups of each: None for all."""
 
 
 @dataclass(frozen=True)
@@ -47,24 +45,26 @@ class Thumbnail:
 
 
 def make_thumbnails(
-    dataset: Dataset,
-    image_ids: Iterable[str],
-    split: str = "",
-    groups: Groups | None = None,
-    max_read: float = MAX_READ,
+    dataset: Dataset, image_ids: Iterable[str], split: str | None = None, max_read: float = MAX_READ
 ) -> dict[str, Thumbnail]:
-    """Return a thumbnail of each image of raw or clean by its id; of one that is not found within the limits, one
+    """Return a thumbnail of each image of raw or clean by its id; of one that is not found within the limit, one
     without a picture.
 
-    `split`: where the images are, if it is known. `groups`: what is searched, by default all data files.
+    `split`: where the images are, if it is known. `max_read`: row groups that are read at most.
     """
-    ids, pixels_left = set(image_ids), MAX_PIXELS
-    thumbnails = {image_id: Thumbnail(image_id) for image_id in ids}
-    if groups is None:
-        groups = ((file, None) for file in dataset.files("data", split) or dataset.files("data"))
+    ids = list(image_ids)
     column = "image" if dataset.manifest.kind == "raw" else "image.bytes"
-    for image_id, row in find_images(dataset, groups, ids, [column], MAX_SEARCHED, max_read):
-        data = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
+    images = (
+        (image_id, row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"])
+        for image_id, row in find_images(dataset, ids, [column], split, max_read)
+    )
+    return encode_thumbnails(ids, images)
+
+
+def encode_thumbnails(image_ids: Iterable[str], images: Iterable[tuple[str, bytes | None]]) -> dict[str, Thumbnail]:
+    """Return a thumbnail of each image by its id; `images`: those that were found, with their bytes."""
+    thumbnails, pixels_left = {image_id: Thumbnail(image_id) for image_id in image_ids}, MAX_PIXELS
+    for image_id, data in images:
         if data is None or pixels_left <= 0:
             problem = "no bytes" if data is None else "not decoded: enough large images shown"
             thumbnails[image_id] = Thumbnail(image_id, problem=problem)
@@ -80,31 +80,23 @@ def make_thumbnails(
 
 
 def find_images(
-    dataset: Dataset, groups: Groups, ids: Collection[str], columns: list[str],
-    max_searched: float = float("inf"), max_read: float = float("inf"),
+    dataset: Dataset, ids: Collection[str], columns: list[str], split: str | None = None,
+    max_read: float = float("inf"),
 ) -> Iterator[tuple[str, dict[str, Any]]]:  # fmt: skip
-    """Yield (image_id, columns of its row) of the images with these ids, in the dataset's order, each once.
+    """Yield (image_id, columns of its row in a part) of the images with these ids, in the dataset's order.
 
-    Ids are read alone first, in at most `max_searched` of the row groups, so that only those with a hit, at most
-    `max_read`, are read with their images.
+    At most `max_read` row groups are read.
     """
-    missing, searched, read = set(ids), 0, 0
-    for file, indices in groups:
-        uri, removed = dataset.locate(file), dataset.removed_ids(file)
-        with open_parquet(uri) as parquet:
-            for index in range(parquet.num_row_groups) if indices is None else indices:
-                if not missing or searched >= max_searched or read >= max_read:
-                    return
-                searched += 1
-                names = read_row_group(parquet, index, uri, ["image_id"]).column("image_id")
-                rows = pc.indices_nonzero(pc.is_in(names, pa.array(sorted(missing - removed), names.type)))
-                if not len(rows):
-                    continue
-                read += 1
-                table = read_row_group(parquet, index, uri, columns).take(rows)
-                for name, row in zip(names.take(rows).to_pylist(), table.to_pylist(), strict=True):
-                    missing.discard(name)
-                    yield name, row
+    index = read_index(dataset, ["image_id", "part", "row"], split)
+    index = index.filter(pc.is_in(index.column("image_id"), pa.array(sorted(set(ids)), pa.string())))
+    num_read = 0
+    for rows in list_part_rows(dataset, index):
+        for table in read_part_rows(dataset, rows, columns, ["image_id"]):
+            for row in table.to_pylist():
+                yield row.pop("image_id"), row
+            num_read += 1
+            if num_read >= max_read:
+                return
 
 
 def encode_picture(data: bytes) -> tuple[str, int]:
@@ -130,14 +122,14 @@ def make_data_uri(jpeg: bytes) -> str:
 def sample_classes(clean: Dataset) -> dict[str, list[str]]:
     """Return the ids of some training images by class, `GALLERY_IMAGES` in all at most.
 
-    The first rows of the shuffled order, so a fair sample. An image with several labels counts for the
-    rarest that has room.
+    The first rows of the index, whose parts are in shuffled order, so a fair sample. An image with several labels
+    counts for the rarest that has room.
     """
     label = label_column(MULTI) if clean.manifest.task == MULTI else "label"
     totals = CleanExtra.of(clean.manifest).by_class_and_split["train"]
     per_class = min(GALLERY_PER_CLASS, max(1, GALLERY_IMAGES // max(1, sum(map(bool, totals.values())))))
     sample: dict[str, list[str]] = {}
-    for table in islice(read_columns(clean, "data", ["image_id", label], "train"), GALLERY_ROW_GROUPS):
+    for table in islice(read_rows(clean, ["image_id", label], "train"), GALLERY_TABLES):
         for image_id, value in zip(table.column("image_id").to_pylist(), table.column(label).to_pylist(), strict=True):
             names = [value] if isinstance(value, str) else [clean.manifest.classes[class_id] for class_id in value]
             names = [name for name in names if len(sample.get(name, ())) < per_class]
