@@ -81,11 +81,11 @@ class CopyPlan:
             fields["backgrounds"] = backgrounds.digest_pictures(self.pictures)
         return fields
 
-    def publish_listing(self, dataset_uri: str) -> CopyPolicy | None:
-        """Write the list of pictures to the dataset's work in progress; return the policy with its URI."""
+    def publish_listing(self, folder_uri: str) -> CopyPolicy | None:
+        """Write the list of pictures to the folder of the tensors' parts; return the policy with its URI."""
         if self.policy is None or not self.pictures:
             return self.policy
-        uri = uris.join(dataset_uri, "_work", f"backgrounds-{backgrounds.digest_pictures(self.pictures)}.json")
+        uri = uris.join(folder_uri, f"backgrounds-{backgrounds.digest_pictures(self.pictures)}.json")
         backgrounds.write_listing(uri, self.pictures)
         return replace(self.policy, listing=uri)
 
@@ -136,14 +136,6 @@ def make_generator(seed: int, shuffle_index: int, image_id: str, copy: int) -> n
     """Return the random generator of one copy of one image."""
     image = hashlib.sha256(f"{shuffle_index}\0{image_id}".encode()).digest()
     return np.random.default_rng([seed, *np.frombuffer(image, "<u4").tolist(), copy])
-
-
-def assign_position(shuffle_index: int, image_id: str, copy: int, low: int, high: int) -> int:
-    """Return the sort key of a row in its shard [low, high): the original's own index, a hash for a copy."""
-    if not copy:
-        return shuffle_index
-    row_hash = hashlib.sha256(f"{shuffle_index}\0{image_id}\0{copy}".encode()).digest()
-    return low + int.from_bytes(row_hash[:16], "little") % (high - low)
 
 
 def decode_with_copies(row: dict[str, Any], geometry: Geometry, policy: CopyPolicy) -> Iterator[tuple[Pixels, str]]:

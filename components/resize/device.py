@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..dataset.manifest import MANIFEST, Dataset, File
+from ..dataset.manifest import MANIFEST, Dataset, Part
 from ..dataset.shards import read_file
 from ..storage import uri as uris
 from ..storage.errors import MillError
@@ -20,8 +20,8 @@ from ..storage.parallel import map_ordered
 from .config import ResizeConfig
 
 CPU, CUDA = "cpu", "cuda"
-SAMPLED_FILES, SAMPLED_GROUPS = 32, 8
-"""Most files, and row groups of each, that are sampled for the images' size: rows are in shuffled order."""
+SAMPLED_PARTS, SAMPLED_GROUPS = 32, 8
+"""Most parts, and row groups of each, that are sampled for the images' size: rows are in shuffled order."""
 _DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvhost-gpu", "/dev/nvgpu")
 """Device files of NVIDIA's GPUs on Linux, WSL and Tegra."""
 
@@ -55,20 +55,20 @@ def _may_be_faster(config: ResizeConfig, clean: Dataset, gpus: int | None) -> bo
 
 
 def sample_mean_pixels(clean: Dataset) -> float:
-    """Return the mean number of pixels of an image, from some row groups of some files; the same at every call."""
-    files = clean.files()
-    step = max(1, -(-len(files) // SAMPLED_FILES))
-    counts = list(map_ordered(files[::step], lambda file: _count_pixels(clean, file), 8, lambda file: 0))
+    """Return the mean number of pixels of an image, from some row groups of some parts; the same at every call."""
+    parts = clean.manifest.parts
+    step = max(1, -(-len(parts) // SAMPLED_PARTS))
+    counts = list(map_ordered(parts[::step], lambda part: _count_pixels(clean, part), 8, lambda part: 0))
     rows = sum(number for number, _ in counts)
     return sum(pixels for _, pixels in counts) / max(1, rows)
 
 
-def _count_pixels(clean: Dataset, file: File) -> tuple[int, float]:
-    """Return the number of sampled images of a file, and the sum of their pixels."""
+def _count_pixels(clean: Dataset, part: Part) -> tuple[int, float]:
+    """Return the number of sampled images of a part, and the sum of their pixels."""
     rows, pixels = 0, 0.0
-    for table in islice(read_file(clean.locate(file), ["width", "height"]), SAMPLED_GROUPS):
-        width, height = (table.column(name).to_numpy().astype(np.float64) for name in ("width", "height"))
-        rows, pixels = rows + table.num_rows, pixels + float(width @ height)
+    for table in islice(read_file(clean.locate_part(part), ["width", "height"]), SAMPLED_GROUPS):
+        width, height = (table.column(name).drop_null().to_numpy().astype(np.float64) for name in ("width", "height"))
+        rows, pixels = rows + len(width), pixels + float(width @ height)
     return rows, pixels
 
 

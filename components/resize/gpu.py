@@ -12,22 +12,21 @@ from __future__ import annotations
 import io
 import platform
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
 
 from ..engine.ray_session import RaySession, UnreadableWorkspace, can_read
-from ..engine.tasks import TASKS_PER_WORKER, Failure, Result, TaskFunction, run_tasks, run_work
+from ..engine.tasks import TASKS_PER_WORKER, Failure, Result, TaskFunction, run_work
 from ..imaging.decoder import Pixels
 from ..imaging.geometry import MAX_ASPECT_RATIO, Geometry, center_square, decode_and_resize, finish_tensor
 from ..imaging.headers import sniff
 from ..imaging.pillow_decoder import ORIENTATION_TAG
 from ..imaging.pixel_options import COLORS
 from ..storage.errors import MillError, TransientError
-from .tasks import ResizeTask, write_shards
-from .tensor_shards import Kernel, TensorSpec
+from .tensor_part import Kernel, ResizeTask
 
 if TYPE_CHECKING:
     import torch
@@ -268,15 +267,3 @@ class GpuActors:
     def get_result(self, handle: Any) -> Result:
         del self._running[handle]
         return self._session.get_result(handle)
-
-
-def run_on_gpus(
-    tasks: Iterable[ResizeTask],
-    arguments: tuple[str, TensorSpec],
-    session: RaySession,
-    share: float,
-    device: str = "cuda",
-) -> Iterator[tuple[ResizeTask, Result]]:
-    """Yield (task, `write_shards(task, *arguments)`) as they finish, from actors with `share` of a GPU each."""
-    with GpuActors(session, share, device) as actors:
-        yield from run_tasks(tasks, write_shards, arguments, actors)

@@ -1,40 +1,50 @@
-"""Make a committed tensors dataset from a clean one: find it by its fingerprint, or plan, run and commit the work."""
+"""Make a committed tensors dataset from a clean one: the tensors of each clean part are made once, and the index says
+which of their rows the dataset holds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from ..dataset.index import list_part_rows, make_tensors_index, read_index, write_index
 from ..dataset.kinds import CleanExtra, StoredCopies, TensorsExtra
-from ..dataset.manifest import MANIFEST, Dataset, File, Manifest, Totals, commit, find_intact_dataset
-from ..engine.finished import FinishedParts
+from ..dataset.labels import MULTI, label_column
+from ..dataset.manifest import (
+    MANIFEST,
+    Dataset,
+    Manifest,
+    Part,
+    Totals,
+    commit,
+    find_intact_dataset,
+)
+from ..dataset.parts import PartFolder, PartRecord
+from ..dataset.shards import READ_THREADS, read_file
+from ..dataset.splits import SPLITS
+from ..engine.map_parts import map_parts
 from ..engine.processes import Processes, Threads
 from ..engine.ray_job import build_with_ray_job
 from ..engine.ray_session import WORKER_BYTES, RaySession, open_ray_session
-from ..engine.tasks import AUTO, RAY, THREADS, Executor, run_tasks
-from ..imaging.pixel_options import JPEG
+from ..engine.tasks import AUTO, RAY, THREADS, Executor
 from ..step.progress import Progress
 from ..step.step import CACHED, RAN, Context, Outcome
 from ..storage import uri as uris
-from ..storage.errors import MillError, wrong
-from ..storage.parallel import max_workers
+from ..storage.errors import MillError
+from ..storage.parallel import map_ordered, max_workers
 from .config import ResizeConfig
-from .copies import CopyPolicy
 from .device import CPU, count_local_gpus
-from .estimate import RAY_START_S, SECONDS_PER_COPIED_BYTE, estimate_core_seconds
-from .generations import Growth, RewriteTask, plan_growth, write_remaining
-from .gpu import run_on_gpus
-from .plan import ShardPlan, SplitPlan, plan_split
-from .statistics import ChannelSums, compute_normalization, needs_sums
-from .target import Target, find_target
-from .tasks import MergeTask, ResizeTask, merge_sources, plan_tasks, remove_merged_files, write_merged, write_shards
-from .tensor_shards import CopyCounts, FinishedShard, TensorSpec
+from .statistics import ChannelSums, compute_normalization
+from .target import Target, estimate_core_seconds, find_target
+from .tensor_part import ResizeTask, TensorSpec, read_channel_sums, write_tensors
 
-SPLITS = ("train", "val", "test")
-Planned = TypeVar("Planned", ShardPlan, RewriteTask)
-"""A tensor shard to write."""
+RAY_START_S = 8.0
+"""Seconds that Ray takes to start on two cores (measured: 6 to 10 s with its first workers)."""
 
 
 def resize(config: ResizeConfig, context: Context) -> Outcome:
@@ -49,189 +59,172 @@ def _make_dataset(target: Target, context: Context) -> Dataset:
     address = target.config.ray_address
     try:
         if uris.is_http(address):
-            dataset = build_with_ray_job(target.make_job_config(context), address, target.uri, context)
-        else:
-            dataset = _build(target, context)
+            return build_with_ray_job(target.make_job_config(context), address, target.uri, context)
+        return _build(target, context)
     except MillError:
-        # Another run may have committed the same meanwhile, and removed the merged files that this one was reading.
-        if (committed := find_intact_dataset(target.uri)) is None:
+        if (committed := find_intact_dataset(target.uri)) is None:  # by another run meanwhile
             raise
-        dataset = committed
-    remove_merged_files(target.uri)
-    return dataset
+        return committed
 
 
 def _build(target: Target, context: Context) -> Dataset:
-    """Plan the tensor shards, write those that no earlier attempt finished, and commit."""
-    clean, config = target.clean, target.config
-    spec = _make_spec(clean, config, target.copies.publish_listing(target.uri))
-    growth = plan_growth(target, spec, context)
-    added, key_prefix = (growth.added, growth.prefix) if growth else (None, "")
-    plans = [plan_split(clean, split, spec.row_bytes, config.copies, added, key_prefix) for split in SPLITS]
-    rewrites = growth.rewrites if growth else []
-    rows = sum(plan.rows for plan in plans)
-    build = _TensorsBuild(target.uri, spec, context, Progress("resize", total=rows + sum(t.rows for t in rewrites)))
-    if growth:
-        _report_growth(growth, clean, context)
-    unfinished = [build.skip_finished(plan.shards) for plan in plans]
-    unfinished_rewrites = build.skip_finished(rewrites)
-    if any(unfinished) or unfinished_rewrites:
-        core_seconds = estimate_core_seconds(clean.manifest.totals) * rows / max(1, clean.manifest.totals.rows)
-        core_seconds += sum(task.rows for task in unfinished_rewrites) * spec.row_bytes * SECONDS_PER_COPIED_BYTE
-        with _open_executor(clean, config, core_seconds) as executor:
-            if unfinished_rewrites:
-                build.rewrite(unfinished_rewrites, executor)
-            if any(unfinished):
-                gpu_share = config.gpu_share if config.device != CPU else 0.0
-                build.write_unfinished(plans, unfinished, executor, gpu_share)
-    shards = growth.collect(build.finished) if growth else []
-    generation = growth.generation if growth else 0
-    shards += [replace(build.finished[shard.key], generation=generation) for plan in plans for shard in plan.shards]
-    return commit(target.uri, _make_manifest(target, spec, shards))
+    """Make the parts that do not exist, and commit the index of all."""
+    clean, folder = target.clean, PartFolder.of(context.workspace, "tensors")
+    clean_folder = PartFolder.of(context.workspace, "clean")
+    spec = target.make_spec(target.copies.publish_listing(folder.uri))
+    tasks = target.plan(context)
 
+    def open_executor(missing: Sequence[ResizeTask]) -> Any:
+        return _open_executor(target, missing)
 
-def _report_growth(growth: Growth, clean: Dataset, context: Context) -> None:
-    rows, added = clean.manifest.totals.rows, growth.added_rows
-    earlier = context.workspace.relative(growth.tensors.uri)
-    context.say(f"{rows:,} images: {rows - added:,} as in {earlier}, {added:,} new, {growth.num_removed:,} removed")
+    progress = Progress("resize", total=sum(task.rows for task in tasks))
+    arguments = (clean_folder, spec, _count_threads(target.config, len(tasks)))
+    with restored_library_threads():
+        records = map_parts(folder, tasks, write_tensors, arguments, open_executor, progress)
+
+    rows = _find_rows(clean, [records[task.key] for task in tasks], folder, spec)
+    originals = int((rows.index.column("copy").to_numpy() == 0).sum())
+    if originals != clean.manifest.totals.rows:
+        raise MillError(
+            f"internal error: row counts do not add up: {clean.manifest.totals.rows} clean rows, {originals} tensors"
+        )
+    return commit(target.uri, _make_manifest(target, spec, rows))
 
 
 @contextmanager
-def _open_executor(clean: Dataset, config: ResizeConfig, core_seconds: float) -> Iterator[Executor]:
-    """Open the executor for about `core_seconds` of work."""
+def restored_library_threads() -> Iterator[None]:
+    """Give torch its threads back after the block, whose work uses one thread a core."""
+    import torch
+
+    number = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(number)
+
+
+def _count_threads(config: ResizeConfig, num_tasks: int) -> int:
+    """Return the threads of one task, where there are fewer tasks than cores of this machine."""
+    if config.ray_address or config.copies or config.device != CPU:
+        return 1  # the libraries that augment copies keep global state
     workers = config.resize_workers or max_workers(WORKER_BYTES)
-    kind = _choose_executor(config, core_seconds, workers)
+    return max(1, workers // max(1, min(workers, num_tasks)))
+
+
+@contextmanager
+def _open_executor(target: Target, missing: Sequence[ResizeTask]) -> Iterator[Executor]:
+    """Open the executor for these tasks."""
+    config = target.config
+    workers = config.resize_workers or max_workers(WORKER_BYTES)
+    kind = _choose_executor(config, missing, workers)
     if kind != RAY:
         with (Threads if kind == THREADS else Processes)("resize", workers) as local:
             yield local
         return
     gpus = {"gpus": count_local_gpus()} if config.device != CPU and not config.ray_address else {}
-    probe_uri = uris.join(clean.uri, MANIFEST)
+    probe_uri = uris.join(target.clean.uri, MANIFEST)
     with open_ray_session("resize", config.ray_address, config.resize_workers, probe_uri, **gpus) as session:
-        yield session
+        if config.device == CPU or not isinstance(session, RaySession):
+            yield session
+            return
+        from .gpu import GpuActors
+
+        with GpuActors(session, config.gpu_share, config.device) as actors:
+            yield actors
 
 
-def _choose_executor(config: ResizeConfig, core_seconds: float, workers: int) -> str:
+def _choose_executor(config: ResizeConfig, tasks: Sequence[ResizeTask], workers: int) -> str:
     if config.ray_address or config.device != CPU:  # GPUs are used by Ray's actors
         return RAY
     if config.executor != AUTO:
         return config.executor
     # Copies can't be made on threads: the libraries that augment them keep global state.
+    core_seconds = estimate_core_seconds((task.clean for task in tasks), config.copies)
     return THREADS if not config.copies and core_seconds <= RAY_START_S * workers else RAY
 
 
-def _make_spec(clean: Dataset, config: ResizeConfig, copies: CopyPolicy | None) -> TensorSpec:
-    geometry = config.geometry(clean.manifest.color)
-    if config.encoding == JPEG and geometry.color in ("ycbcr", "lab"):
-        raise wrong("encoding", "raw with this color, since a JPEG would keep half of its second and third channel",
-                    f"{config.encoding} with {geometry.color}")  # fmt: skip
-    with_sums = needs_sums(config.normalization, geometry.color, geometry.edges)
-    return TensorSpec(geometry, config.encoding, config.jpeg_quality, config.jpeg_subsampling, with_sums, copies)
+@dataclass(frozen=True)
+class _TensorRows:
+    """The rows that a tensors dataset holds: its index, the parts that it names, the bytes of their images, and the
+    channel sums of the training images without their copies."""
+
+    index: pa.Table
+    parts: tuple[Part, ...]
+    image_bytes: int
+    sums: ChannelSums
 
 
-@dataclass
-class _TensorsBuild:
-    """Work on one tensors dataset. `finished`: its written shards by key, of this attempt and of earlier ones."""
+def _find_rows(clean: Dataset, records: Sequence[PartRecord], folder: PartFolder, spec: TensorSpec) -> _TensorRows:
+    """Find the rows of the clean index in the tensors of its parts; `records` are in the order of these."""
+    label = label_column(clean.manifest.task)
+    index = read_index(clean, ["image_id", "part", "row", label, "split"])
+    by_part = dict(zip((part.key for part in clean.manifest.parts), records, strict=True))
+    tables: list[pa.Table] = []
+    parts: list[Part] = []
+    image_bytes, sums = 0, ChannelSums()
+    columns = ["source_row", *(["copy"] if spec.copies else []), *(["channel_sums"] if spec.with_sums else [])]
+    schema = make_tensors_index(clean.manifest.task)
 
-    uri: str
-    spec: TensorSpec
-    context: Context
-    progress: Progress
-    finished: dict[str, FinishedShard] = field(default_factory=dict)
+    def read_small(part: Part) -> pa.Table:
+        return pa.concat_tables(read_file(folder.locate(part.key), columns))
 
-    @property
-    def parts(self) -> FinishedParts:
-        return FinishedParts(self.context.workspace, self.uri)
-
-    def skip_finished(self, shards: Sequence[Planned]) -> list[Planned]:
-        """Return the shards that no earlier attempt finished; the others are added to `finished`."""
-        records = self.parts.find({shard.key: shard.key for shard in shards}, lambda record: [File(**record["file"])])
-        unfinished = []
-        for shard in shards:
-            result = FinishedShard.from_record(records[shard.key]) if shard.key in records else None
-            # A shard that was recorded without channel sums can't give the normalization.
-            if result and (result.sums or not self.spec.with_sums or shard.split != "train"):
-                self.finished[shard.key] = result
-                self.progress.leave_out(shard.rows)
-            else:
-                unfinished.append(shard)
-        return unfinished
-
-    def write_unfinished(
-        self,
-        plans: Sequence[SplitPlan],
-        unfinished: Sequence[Sequence[ShardPlan]],
-        executor: Executor,
-        gpu_share: float,
-    ) -> None:
-        """Write the unfinished shards of all splits; clean files are merged first if they are too many.
-
-        `gpu_share`: of a GPU, for each worker; 0 for workers on the CPU.
-        """
-
-        def run_merges(tasks: Sequence[MergeTask]) -> dict[str, dict[str, Any]]:
-            return self._run_merges(tasks, executor)
-
-        plans = [
-            merge_sources(plan, shards, self.spec.required_columns(shards[0]), self.uri, run_merges) if shards else plan
-            for plan, shards in zip(plans, unfinished, strict=True)
+    for split in SPLITS:
+        pairs = [
+            (rows, file)
+            for rows in list_part_rows(clean, index)
+            for file in by_part[rows.part.key].files
+            if file.split == split
         ]
-        self.progress.restart()
-        tasks = (
-            task for plan, shards in zip(plans, unfinished, strict=True) if shards for task in plan_tasks(plan, shards)
-        )
-        if gpu_share and isinstance(executor, RaySession):
-            self._record_finished(run_on_gpus(tasks, (self.uri, self.spec), executor, gpu_share))
-        else:
-            self._record_finished(run_tasks(tasks, write_shards, (self.uri, self.spec), executor))
-
-    def rewrite(self, tasks: Sequence[RewriteTask], executor: Executor) -> None:
-        """Write earlier shards without the rows that were removed."""
-        self._record_finished(run_tasks(tasks, write_remaining, (self.uri, self.spec), executor))
-
-    def _record_finished(self, results: Iterable[tuple[ResizeTask | RewriteTask, dict[str, Any]]]) -> None:
-        """Record the shards that tasks have written."""
-        for task, records in self.parts.record_results(results):
-            self.finished |= {key: FinishedShard.from_record(record) for key, record in records.items()}
-            self.progress.add(task.rows)
-
-    def _run_merges(self, tasks: Sequence[MergeTask], executor: Executor) -> dict[str, dict[str, Any]]:
-        """Run merge tasks except those that an earlier attempt finished; return the records of all by their keys."""
-        keys = {task.key: task.key for task in tasks}
-        records = self.parts.find(keys, lambda record: [File(**file) for file in record["files"]])
-        sources = sum(len(task.inputs) for task in tasks)
-        self.context.say(f"{tasks[0].split}: {sources:,} files are merged to {len(tasks):,}, which are read faster")
-        unfinished = [task for task in tasks if task.key not in records]
-        progress = Progress("resize", "images merged", sum(task.rows for task in unfinished))
-        for task, record in run_tasks(unfinished, write_merged, (self.uri,), executor):
-            records[task.key] = record
-            self.parts.add(task.key, record)
-            progress.add(task.rows)
-        return records
+        small = map_ordered([file for _, file in pairs], read_small, READ_THREADS, lambda part: 100 * part.rows)
+        for (rows, file), table in zip(pairs, small, strict=True):
+            places = np.full(rows.part.rows, -1, np.int64)
+            places[rows.rows] = np.arange(len(rows.rows))
+            numbers = places[np.asarray(table.column("source_row"))]
+            held = np.flatnonzero(numbers >= 0)
+            if not len(held):
+                continue
+            taken = rows.index.take(pa.array(numbers[held]))
+            copies = np.asarray(table.column("copy"))[held] if spec.copies else np.zeros(len(held), np.int32)
+            tables.append(_make_index(taken, file, held, copies, split, label, schema))
+            parts.append(file)
+            image_bytes += _count_bytes(by_part[rows.part.key], file, len(held), spec)
+            if spec.with_sums and split == "train":
+                values = read_channel_sums(table.column("channel_sums"), spec.geometry.shape[2])[held[copies == 0]]
+                sums += ChannelSums.of(values, spec.row_bytes // spec.geometry.shape[2])
+    return _TensorRows(pa.concat_tables(tables) if tables else schema.empty_table(), tuple(parts), image_bytes, sums)
 
 
-def _describe_copies(policy: CopyPolicy | None, counts: CopyCounts) -> StoredCopies | None:
-    """Return the manifest's entry on copies; None without any."""
-    if policy is None:
-        return None
-    return StoredCopies(policy.policy, policy.per_image, counts.rows, counts.without if policy.needs_masks else None)
+def _make_index(
+    taken: pa.Table, file: Part, rows: npt.NDArray[np.int64], copies: npt.NDArray[np.int32], split: str, label: str,
+    schema: pa.Schema,
+) -> pa.Table:  # fmt: skip
+    """Return the index of rows of one file of tensors; `taken`: their rows of the clean index."""
+    columns: Mapping[str, Any] = {
+        "image_id": taken.column("image_id"),
+        "part": pa.repeat(file.key, len(rows)),
+        "row": pa.array(rows, pa.int32()),
+        "copy": pa.array(copies, pa.int32()),
+        label: taken.column(label),
+        "split": pa.repeat(split, len(rows)),
+    }
+    return pa.table([columns[field.name] for field in schema], schema=schema)
 
 
-def _make_manifest(target: Target, spec: TensorSpec, shards: list[FinishedShard]) -> Manifest:
-    """Return the manifest of shards, which are in order within each split."""
-    clean, config = target.clean, target.config
-    geometry, totals = spec.geometry, clean.manifest.totals
-    # The sort is stable: within a split the generations, and the shuffled order of their shards, stay.
-    files = sorted((shard.file for shard in shards), key=lambda file: SPLITS.index(file.split))
-    by_split = {split: sum(file.rows for file in files if file.split == split) for split in SPLITS}
-    copies = CopyCounts.sum(shard.copies for shard in shards)
-    if sum(by_split.values()) != totals.rows + copies.rows:
-        raise MillError(
-            f"internal error: row counts do not add up: {totals.rows} clean rows + {copies.rows} copies, "
-            f"{sum(by_split.values())} tensors"
-        )
-    sums = sum((shard.sums for shard in shards if shard.sums), ChannelSums())
-    mean, std = compute_normalization(config.normalization, geometry.color, geometry.shape[2], sums)
+def _count_bytes(record: PartRecord, file: Part, rows: int, spec: TensorSpec) -> int:
+    """Return the bytes of so many images of a file: of JPEGs by their mean."""
+    return round(record.facts["image_bytes"][file.split] * rows / file.rows)
+
+
+def _make_manifest(target: Target, spec: TensorSpec, rows: _TensorRows) -> Manifest:
+    clean, config, geometry = target.clean, target.config, spec.geometry
+    copies, splits = np.asarray(rows.index.column("copy")), rows.index.column("split").to_pylist()
+    mean, std = compute_normalization(config.normalization, geometry.color, geometry.shape[2], rows.sums)
+    by_class = count_classes(rows.index, clean.manifest.task, clean.manifest.classes)
+    stored = None
+    if spec.copies:
+        with_copies = int((copies == 1).sum())
+        without = clean.manifest.totals.by_split["train"] - with_copies if spec.copies.needs_masks else None
+        stored = StoredCopies(spec.copies.policy, spec.copies.per_image, int((copies > 0).sum()), without)
     return Manifest(
         kind="tensors",
         fingerprint=target.fingerprint,
@@ -239,19 +232,26 @@ def _make_manifest(target: Target, spec: TensorSpec, shards: list[FinishedShard]
         config=config.manifest_values(),
         task=clean.manifest.task,
         classes=clean.manifest.classes,
-        files=tuple(files),
+        parts=rows.parts,
+        files=tuple(write_index(target.uri, rows.index)),
         totals=Totals(
-            rows=totals.rows + copies.rows,
-            bytes=sum(shard.image_bytes for shard in shards),
-            by_split=by_split,
-            by_class=copies.add_to(totals.by_class, clean.manifest.classes),
+            rows=rows.index.num_rows,
+            bytes=rows.image_bytes,
+            by_split={split: splits.count(split) for split in SPLITS},
+            by_class=by_class,
         ),
         image=geometry.describe(spec.encoding, mean, std),
         extra=TensorsExtra(
             dataset_name=clean.name,
-            shards={shard.file.uri: shard.to_entry() for shard in shards},
-            copies=_describe_copies(spec.copies, copies),
+            copies=stored,
             device=config.device if config.device != CPU else None,
             epochs=CleanExtra.of(clean.manifest).epochs,
         ),
     )
+
+
+def count_classes(index: pa.Table, task: str, classes: Sequence[str]) -> dict[str, int]:
+    """Return the rows of each class of an index."""
+    column = index.column(label_column(task)).combine_chunks()
+    ids = np.asarray(column.flatten() if task == MULTI else column)
+    return dict(zip(classes, np.bincount(ids, minlength=len(classes)).tolist(), strict=True))

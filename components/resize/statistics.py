@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..imaging.decoder import Pixels
 from ..models.presets import mean_and_std as mean_and_std
-
-Histogram = npt.NDArray[np.int64]
 
 STD_FLOOR = 1 / 255
 """One level of 255: a constant channel must not divide by zero."""
@@ -34,14 +31,10 @@ class ChannelSums:
     squares: tuple[int, ...] = ()
 
     @classmethod
-    def from_histogram(cls, histogram: Histogram) -> ChannelSums:
-        """Return the sums of a histogram, int64 [C, 256]: the number of times that each value occurs."""
-        levels = np.arange(256, dtype=np.int64)
-        return cls(
-            int(histogram[0].sum()),
-            tuple(int(total) for total in histogram @ levels),
-            tuple(int(total) for total in histogram @ levels**2),
-        )
+    def of(cls, sums: npt.NDArray[np.uint64], pixels: int) -> ChannelSums:
+        """Return the total of the sums of images, uint64 [N, 2, C], of so many `pixels` each."""
+        values, squares = sums.sum(axis=0, dtype=np.uint64).tolist()
+        return cls(len(sums) * pixels, tuple(values), tuple(squares))
 
     def __add__(self, other: ChannelSums) -> ChannelSums:
         if not self.count or not other.count:
@@ -49,10 +42,6 @@ class ChannelSums:
         values = tuple(a + b for a, b in zip(self.values, other.values, strict=True))
         squares = tuple(a + b for a, b in zip(self.squares, other.squares, strict=True))
         return ChannelSums(self.count + other.count, values, squares)
-
-    @classmethod
-    def from_record(cls, record: dict[str, Any]) -> ChannelSums:
-        return cls(record["count"], tuple(record["values"]), tuple(record["squares"]))
 
     def mean_std(self, channel: int) -> tuple[float, float]:
         """Return mean and standard deviation of one channel, in [0, 1], to six digits."""
@@ -64,16 +53,18 @@ class ChannelSums:
         return round(mean, 6), round(max(std, STD_FLOOR), 6)
 
 
-def add_histogram(total: Histogram, pixels: Pixels) -> None:
-    """Add the counts of the values of uint8 [H, W, C] to int64 [C, 256]."""
+def sum_channels(pixels: Pixels) -> npt.NDArray[np.uint64]:
+    """Return uint64 [2, C], the sums of the values and of their squares over uint8 [H, W, C], by a histogram."""
     import cv2
 
+    levels = np.arange(256, dtype=np.uint64)
+    counts = np.zeros((pixels.shape[2], 256), np.uint64)
     rows = max(1, MAX_EXACT_COUNT // pixels.shape[1])
     for top in range(0, pixels.shape[0], rows):
         part = pixels[top : top + rows]
         for channel in range(pixels.shape[2]):
-            counts = cv2.calcHist([part], [channel], None, [256], [0, 256])
-            total[channel] += counts.reshape(-1).astype(np.int64)
+            counts[channel] += cv2.calcHist([part], [channel], None, [256], [0, 256]).reshape(-1).astype(np.uint64)
+    return np.stack([counts @ levels, counts @ levels**2])
 
 
 def needs_sums(normalization: str, color: str, edges: tuple[str, ...]) -> bool:
