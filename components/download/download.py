@@ -18,7 +18,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import xxhash
 
 from ..dataset.index import RAW_INDEX, list_part_rows, read_index, read_part_rows, write_index
 from ..dataset.kinds import FileList, RawExtra
@@ -47,6 +46,7 @@ from .rows import (
     Row,
     describe_content,
     fingerprint_rows,
+    hash_id,
     make_index_rows,
     make_row,
     refuse_duplicate_ids,
@@ -338,7 +338,7 @@ def _check_image(row: Row, uri: str) -> None:
 def _deal_files(table: pa.Table, numbers: Numbers) -> list[Numbers]:
     """Deal files, by their numbers, into parts, in the order of a hash of their ids: each is a random sample."""
     ids = table.column("image_id").take(pa.array(numbers)).to_pylist()
-    hashes = np.fromiter((xxhash.xxh3_64_intdigest(image_id.encode()) for image_id in ids), np.uint64, len(ids))
+    hashes = np.fromiter(map(hash_id, ids), np.uint64, len(ids))
     ordered = numbers[np.argsort(hashes, kind="stable")]
     sizes = np.asarray(table.column("size").fill_null(0))[ordered]
     chunks, start, size = [], 0, 0

@@ -7,13 +7,14 @@ declares. Labels stand in the index alone, so that a relabeled table writes no i
 from __future__ import annotations
 
 import hashlib
-import itertools
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from ..dataset.index import RAW_INDEX
 from ..dataset.kinds import FileList
@@ -43,6 +44,9 @@ RAW = pa.schema(
 _IN_INDEX = ["image_id", "sha256", "split", "group", "annotations", "bytes"]
 SKIPPED_NAMES = 10_000
 """Maximum number of skipped files, and of missing masks, that are named in the manifest; all are counted."""
+ROW_GROUP_BYTES = 4 * 2**20
+LANES = 8
+"""Parts that a source which can't be listed is dealt to at a time; each holds a row group in memory."""
 Row = dict[str, Any]
 """A row of a part, and its `label`, which goes to the index."""
 
@@ -93,31 +97,63 @@ def describe_content(row: Row) -> tuple[Any, ...]:
 
 def write_part(folder: PartFolder, rows: Iterable[Row]) -> tuple[Part, list[str | None]] | None:
     """Write rows to one part, named by its content; return it and the rows' labels, or None where there are no rows."""
-    labels: list[str | None] = []
-    content = hashlib.sha256()
-    with folder.open_writer(Layout(RAW)) as writer:
+    with _PartWriter(folder) as writer:
         for row in rows:
-            content.update(canonical_json([row["image_id"], *describe_content(row)]))
-            labels.append(row["label"])
-            writer.add({name: row[name] for name in RAW.names}, row["bytes"] + len(row["mask"] or b""))
-        if not labels:
-            return None
-        key = make_part_key("download", VERSION, "", {"rows": content.hexdigest()})
-        return writer.publish_part(key), labels
+            writer.add(row)
+        return writer.publish() if writer.labels else None
 
 
-def write_parts(folder: PartFolder, rows: Iterator[Row]) -> Iterator[tuple[Part, list[str | None]]]:
-    """Write rows to parts of at most `PART_BYTES` and `PART_ROWS`; yield each part with its rows' labels."""
-    for first in rows:
-        if written := write_part(folder, itertools.chain([first], _take_part(first["bytes"], rows))):
-            yield written
+def write_parts(folder: PartFolder, rows: Iterable[Row]) -> Iterator[tuple[Part, list[str | None]]]:
+    """Write rows to parts of at most `PART_BYTES` and `PART_ROWS`; yield each part with its rows' labels.
+
+    They are dealt to `LANES` parts at a time by a hash of their ids: a source that is read in the order of its classes
+    has many of them in a part then.
+    """
+    with ExitStack() as stack:
+        lanes: dict[int, _PartWriter] = {}
+        for row in rows:
+            lane = hash_id(row["image_id"]) % LANES
+            if lane not in lanes:
+                lanes[lane] = stack.enter_context(_PartWriter(folder))
+            lanes[lane].add(row)
+            if lanes[lane].is_full:
+                yield lanes.pop(lane).publish()
+        for lane in sorted(lanes):
+            yield lanes[lane].publish()
 
 
-def _take_part(size: int, rows: Iterator[Row]) -> Iterator[Row]:
-    number = 1
-    while number < PART_ROWS and size < PART_BYTES and (row := next(rows, None)) is not None:
-        number, size = number + 1, size + row["bytes"]
-        yield row
+class _PartWriter:
+    """Writes rows to one part."""
+
+    def __init__(self, folder: PartFolder) -> None:
+        self._writer = folder.open_writer(Layout(RAW, row_group_bytes=ROW_GROUP_BYTES))
+        self._content, self._size = hashlib.sha256(), 0
+        self.labels: list[str | None] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._writer.__exit__(*error)
+
+    def add(self, row: Row) -> None:
+        self._content.update(canonical_json([row["image_id"], *describe_content(row)]))
+        self.labels.append(row["label"])
+        size = row["bytes"] + len(row["mask"] or b"")
+        self._size += size
+        self._writer.add({name: row[name] for name in RAW.names}, size)
+
+    @property
+    def is_full(self) -> bool:
+        return self._size >= PART_BYTES or len(self.labels) == PART_ROWS
+
+    def publish(self) -> tuple[Part, list[str | None]]:
+        key = make_part_key("download", VERSION, "", {"rows": self._content.hexdigest()})
+        return self._writer.publish_part(key), self.labels
+
+
+def hash_id(image_id: str) -> int:
+    return xxhash.xxh3_64_intdigest(image_id.encode())
 
 
 def make_index_rows(folder: PartFolder, part: Part, labels: Iterable[str | None] | None = None) -> pa.Table:

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..dataset.index import read_rows
 from ..dataset.kinds import ModelExtra, Throughput, UnlikeImages
 from ..dataset.labels import MULTI, label_column, multi_hot
 from ..dataset.manifest import Dataset, find_dataset
-from ..dataset.shards import row_groups
 from ..imaging.decoder import Pixels
 from ..imaging.geometry import Geometry, decode_and_resize
 from ..imaging.tensors import center_crop, decode_column
@@ -109,25 +109,22 @@ def _collate(rows: list[Row], classes: int) -> InputBatch:
 def _read_tensors(tensors: Dataset, split: str, with_margin: bool) -> Iterator[Row]:
     image, label_name = tensors.manifest.image_spec, label_column(tensors.manifest.task)
     side = image.shape[0] if with_margin else image.side
-    for file in tensors.files("data", split):
-        for table in row_groups(tensors, file):
-            pixels = center_crop(decode_column(table.column("image"), image), side)
-            columns = (table.column(name).to_pylist() for name in (label_name, "image_id"))
-            yield from zip(pixels, *columns, strict=True)
+    for table in read_rows(tensors, ["image", label_name, "image_id"], split):
+        pixels = center_crop(decode_column(table.column("image"), image), side)
+        columns = (table.column(name).to_pylist() for name in (label_name, "image_id"))
+        yield from zip(pixels, *columns, strict=True)
 
 
 def _decode_clean(clean: Dataset, geometry: Geometry) -> Iterator[Row]:
     label = label_column(clean.manifest.task)
 
-    def read_rows() -> Iterator[dict[str, Any]]:
-        for file in clean.files("data", "test"):
-            for table in row_groups(clean, file, ["image_id", "image.bytes", label]):
-                yield from table.to_pylist()
+    tables = read_rows(clean, ["image_id", "image.bytes", label], "test")
 
     def decode(row: dict[str, Any]) -> Row:
         return decode_and_resize(row["image"]["bytes"], geometry), row[label], row["image_id"]
 
-    yield from map_ordered(read_rows(), decode, cores(), lambda row: len(row["image"]["bytes"]))
+    rows = (row for table in tables for row in table.to_pylist())
+    yield from map_ordered(rows, decode, cores(), lambda row: len(row["image"]["bytes"]))
 
 
 class InferenceRunner:

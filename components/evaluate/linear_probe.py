@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from ..dataset.index import read_rows
 from ..dataset.kinds import CrossValidation
 from ..dataset.manifest import Dataset
 from ..dataset.shards import read_columns
@@ -97,9 +98,7 @@ def find_units(clean: Dataset, image_ids: Sequence[str]) -> Ids:
     index: dict[str, int] = {}
     pairs = [(index.setdefault(image_id, row), row) for row, image_id in enumerate(image_ids)]
     first_of_group: dict[str, int] = {}
-    for table in read_columns(clean, "data", ["image_id", "group"]):
-        if "group" not in table.column_names:  # an earlier release's dataset
-            continue
+    for table in read_rows(clean, ["image_id", "group"]):
         for image_id, group in zip(*(table.column(name).to_pylist() for name in ("image_id", "group")), strict=True):
             if group and image_id in index:
                 pairs.append((first_of_group.setdefault(group, index[image_id]), index[image_id]))

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ..dataset.index import PartRows, list_part_rows, read_index, read_part_rows, read_rows
 from ..dataset.kinds import SeenImages
-from ..dataset.manifest import Dataset, find_dataset
-from ..dataset.shards import open_parquet, read_columns, read_row_group
+from ..dataset.manifest import Dataset, Part, find_dataset
 from ..storage import uri as uris
 from ..storage.errors import DatasetError
 
@@ -82,16 +82,20 @@ class TrainingOverlap:
 
 
 def _read_training_rows(datasets: Sequence[Dataset]) -> Iterator[pa.Table]:
-    """Yield the hashes in the train and validation files of clean datasets, row group by row group.
+    """Yield the hashes of the training and validation images of clean datasets.
 
-    Each file is read once: snapshots share files, and a model may have started from that of the week before, as did
-    that one. Rows that one dataset leaves out of a file are among them, since another may have them.
+    Each part is read once: snapshots share parts, and a model may have started from that of the week before, as did
+    that one.
     """
-    locations = (d.locate(file) for d in datasets for split in ("train", "val") for file in d.files("data", split))
-    for uri in dict.fromkeys(locations):
-        with open_parquet(uri) as file:
-            for index in range(file.num_row_groups):
-                yield read_row_group(file, index, uri, _COLUMNS)
+    selected: dict[str, tuple[Dataset, Part, set[int]]] = {}
+    for dataset in datasets:
+        for split in ("train", "val"):
+            for rows in list_part_rows(dataset, read_index(dataset, ["part", "row"], split)):
+                _, _, numbers = selected.setdefault(rows.part.key, (dataset, rows.part, set()))
+                numbers.update(rows.rows.tolist())
+    for dataset, part, numbers in selected.values():
+        rows_of_part = PartRows(part, np.array(sorted(numbers), np.int32), pa.table({}))
+        yield from read_part_rows(dataset, rows_of_part, _COLUMNS)
 
 
 def _find_training_datasets(model: Dataset) -> tuple[list[Dataset], list[str]]:
@@ -124,7 +128,7 @@ def _find_training_datasets(model: Dataset) -> tuple[list[Dataset], list[str]]:
 def _read_test_hashes(clean: Dataset) -> tuple[Hashes, Hashes, Hashes]:
     """Return hashes of the ids, of the bytes and of the pixels (0 where unknown) of the test images, each [images]."""
     parts: list[tuple[Hashes, ...]] = [(np.empty(0, np.uint64),) * 3]
-    for table in read_columns(clean, "data", ["image_id", *_COLUMNS], "test"):
+    for table in read_rows(clean, ["image_id", *_COLUMNS], "test"):
         columns = (
             parse_content_hashes(table.column(name).to_pylist())
             if name in table.column_names

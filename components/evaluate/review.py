@@ -16,10 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ..dataset.index import read_index
 from ..dataset.kinds import LabelReview
 from ..dataset.labels import MULTI, label_column
 from ..dataset.manifest import Dataset, File
-from ..dataset.shards import Layout, ShardWriter, row_groups
+from ..dataset.shards import Layout, ShardWriter
 from ..models.artifact import ModelSpec, Normalize
 from ..models.blocks import find_block_modules
 from ..models.features import iter_features, read_image_ids
@@ -280,19 +281,16 @@ def _write_suspects(tensors: Dataset, outputs: TrainingOutputs, issues: LabelIss
 
 
 def _read_labels(tensors: Dataset, rows: set[int]) -> dict[int, Row]:
-    """Return `image_id`, `label_id` and `label` of the training images at `rows` of the tensors' files."""
+    """Return `image_id`, `label_id` and `label` of the training images at `rows` of the tensors' index."""
     is_multi = tensors.manifest.task == MULTI
     column, classes = label_column(tensors.manifest.task), tensors.manifest.classes
+    index = read_index(tensors, ["image_id", column], "train")
     labels: dict[int, Row] = {}
-    start = 0
-    for file in tensors.files("data", "train"):
-        for table in row_groups(tensors, file, ["image_id", column]):
-            for row in rows.intersection(range(start, start + table.num_rows)):
-                label = table.column(column)[row - start].as_py()
-                labels[row] = {
-                    "image_id": table.column("image_id")[row - start].as_py(),
-                    "label_id": None if is_multi else label,
-                    "label": ", ".join(classes[class_id] for class_id in label) if is_multi else classes[label],
-                }
-            start += table.num_rows
+    for row in rows:
+        label = index.column(column)[row].as_py()
+        labels[row] = {
+            "image_id": index.column("image_id")[row].as_py(),
+            "label_id": None if is_multi else label,
+            "label": ", ".join(classes[class_id] for class_id in label) if is_multi else classes[label],
+        }
     return labels

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..dataset.index import read_rows
 from ..dataset.kinds import SliceScores
 from ..dataset.labels import MULTI, multi_hot
 from ..dataset.manifest import Dataset
@@ -43,12 +44,12 @@ def parse_columns(option: str, clean: Dataset) -> tuple[str, ...]:
 
 
 def _find_columns(clean: Dataset) -> list[str]:
-    """Return the columns of the first test file that can be sliced."""
-    files = clean.files("data", "test")
-    if not files:
-        return []
-    with open_parquet(clean.locate(files[0])) as parquet:
-        types = {column.name: column.type for column in parquet.schema_arrow}
+    """Return the columns of the index and of the parts that can be sliced."""
+    types: dict[str, pa.DataType] = {}
+    locations = [clean.locate(file) for file in clean.files("index")[:1]]
+    for uri in [*locations, *(clean.locate_part(part) for part in clean.manifest.parts[:1])]:
+        with open_parquet(uri) as parquet:
+            types |= {column.name: column.type for column in parquet.schema_arrow}
     tests = pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean
     return [SIZE] * ({"width", "height"} <= set(types)) + [
         name for name, data_type in types.items() if any(test(data_type) for test in tests)
@@ -66,7 +67,7 @@ def score_slices(
     columns = ["label_ids", "predicted_ids", "top_id"] if task == MULTI else ["label_id", "predicted_id"]
     predicted = pa.concat_tables(read_columns(predictions, "data", ["image_id", *columns]))
     stored = [c for name in names for c in (("width", "height") if name == SIZE else (name,))]
-    tables = read_columns(clean, "data", list(dict.fromkeys(["image_id", *stored])), "test")
+    tables = read_rows(clean, list(dict.fromkeys(["image_id", *stored])), "test")
     images = pa.concat_tables(tables) if names else pa.table({})
     slices: list[tuple[str, str, npt.NDArray[np.bool_]]] = []
     for name in names:

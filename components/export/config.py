@@ -46,9 +46,6 @@ class ExportConfig:
         dataset = read_dataset(normalize_dataset_uri(self.dataset, "dataset"))
         if dataset.manifest.kind not in KINDS:
             raise wrong("dataset", "a clean or tensors dataset", f"{self.dataset} of kind {dataset.manifest.kind}")
-        for file in dataset.files("data"):
-            if file.split not in SPLITS:
-                raise wrong(f"{dataset.uri}/{MANIFEST} (files, split)", f"one of {', '.join(SPLITS)}", file.split)
         return dataset
 
     def output_uri(self, dataset: Dataset) -> str:

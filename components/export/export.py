@@ -30,7 +30,7 @@ def export(config: ExportConfig) -> dict[str, Any]:
     """Make the export that `config` asks for unless it is finished; return what `--json` prints.
 
     Memory is bounded by what `samples` and `shards` hold (measured: 0.6 GB resident with all imports), and 16 bytes an
-    image more for imagefolder; scratch space by three shards and, for a clean dataset, by 8 GB.
+    image more for imagefolder; scratch space by three shards.
     """
     config.check()
     dataset = config.open_dataset()

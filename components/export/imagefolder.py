@@ -145,7 +145,7 @@ class ImageFolderExport:
 
     def _write_images(self, splits: list[str]) -> Iterator[tuple[Sample, ExportedFile]]:
         for split in splits:
-            samples = self._source.read_samples(split, self._context.scratch)
+            samples = self._source.read_samples(split)
             for sample, file in map_ordered(samples, self._write_image, WRITE_THREADS, lambda sample: sample.size):
                 self.files, self.bytes = self.files + 1, self.bytes + file.bytes
                 self._context.progress.add()

@@ -105,7 +105,7 @@ class _FinishedShard:
 
 def _write_shards(context: ExportContext, shard_format: ShardFormat, split: str) -> Iterator[_FinishedShard]:
     """Write the records of a split to one shard after another."""
-    samples = context.source.read_samples(split, context.scratch)
+    samples = context.source.read_samples(split)
     records = map_ordered(samples, shard_format.encode, cores(), lambda sample: _ENCODED_FACTOR * sample.size)
     numbered = _number_shards(records, shard_format.record_size, context.shard_bytes)
     for number, group in groupby(numbered, key=itemgetter(0)):

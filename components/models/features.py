@@ -25,9 +25,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from ..dataset.index import read_index, read_rows
 from ..dataset.kinds import FeaturesExtra
 from ..dataset.manifest import Dataset, File, find_intact_dataset
-from ..dataset.shards import publish_bytes, read_columns
+from ..dataset.shards import publish_bytes
 from ..storage.errors import DatasetError
 from ..storage.store import get_store
 from .blocks import head_modules
@@ -50,21 +51,15 @@ _CHUNK = 20_000_000
 
 
 def make_schema(dimensions: int) -> pa.Schema:
-    """Return the columns of a features file: `features` are float32 [dimensions], little-endian."""
-    return pa.schema(
-        [
-            pa.field("image_id", pa.string(), nullable=False),
-            pa.field("label_id", pa.int32(), nullable=False),
-            pa.field("features", pa.binary(4 * dimensions), nullable=False),
-        ]
-    )
+    """Return the column of a part of features: `features` are float32 [dimensions], little-endian."""
+    return pa.schema([pa.field("features", pa.binary(4 * dimensions), nullable=False)])
 
 
-def make_table(image_ids: pa.Array, labels: Labels, features: Floats) -> pa.Table:
+def make_table(features: Floats) -> pa.Table:
     """Return features [N, D] as a table of `make_schema`."""
     data = np.ascontiguousarray(features, "<f4")
     column = pa.Array.from_buffers(pa.binary(4 * data.shape[1]), len(data), [None, pa.py_buffer(data)])
-    return pa.table([image_ids, pa.array(labels, pa.int32()), column], schema=make_schema(data.shape[1]))
+    return pa.table([column], schema=make_schema(data.shape[1]))
 
 
 class HeadInputs:
@@ -103,11 +98,11 @@ def find_features(model: Dataset) -> Dataset | None:
 def iter_features(features: Dataset, split: str) -> Iterator[tuple[Floats, Labels]]:
     """Yield (features [N, D], labels [N]) of each row group of a split, in the tensors' order."""
     dimensions = FeaturesExtra.of(features.manifest).dimensions
-    for table in read_columns(features, "data", ["label_id", "features"], split):
+    for table in read_rows(features, ["label_id", "features"], split):
         column = table.column("features").combine_chunks()
         flat = np.frombuffer(column.buffers()[1], "<f4")
         rows = slice(column.offset * dimensions, (column.offset + len(column)) * dimensions)
-        labels = np.from_dlpack(table.column("label_id").combine_chunks())
+        labels = np.asarray(table.column("label_id"))
         yield flat[rows].reshape(-1, dimensions), labels.astype(np.int64)
 
 
@@ -125,8 +120,7 @@ def read_features(features: Dataset, split: str, max_rows: int | None = None) ->
 
 def read_image_ids(features: Dataset, splits: Sequence[str] = ("train", "val", "test")) -> list[str]:
     """Return the ids of a dataset's images, split by split in stored order."""
-    tables = (table for split in splits for table in read_columns(features, "data", ["image_id"], split))
-    return [image_id for table in tables for image_id in table.column("image_id").to_pylist()]
+    return [i for split in splits for i in read_index(features, ["image_id"], split).column("image_id").to_pylist()]
 
 
 @dataclass(frozen=True)

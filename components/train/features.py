@@ -1,41 +1,34 @@
-"""Compute frozen features: one pass of the pretrained network over the tensors, file by file, each kept when done.
+"""Compute frozen features: one pass of the pretrained network over the tensors, part by part, each made once.
 
-Files of features are shared shards, `features/_shards/`, with a record by tensors file, network and weights.
-So only new files of a dataset that has grown are computed, and so it is after an interruption.
+A part of features is a function of a part of tensors, the network and its weights, and has every row of it. So only new
+parts of a dataset that has grown are computed, and so it is after an interruption; the index says which rows count.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from ..dataset.index import read_index, write_index
 from ..dataset.kinds import FeaturesExtra
 from ..dataset.labels import MULTI
-from ..dataset.manifest import (
-    Dataset,
-    File,
-    Manifest,
-    Totals,
-    commit,
-    digest,
-    find_damaged,
-    find_intact_dataset,
-    fingerprint,
-)
-from ..dataset.shards import Layout, ShardWriter, read_columns
-from ..dataset.workspace import SHARED_SHARDS
+from ..dataset.manifest import Dataset, Manifest, Part, Totals, commit, find_intact_dataset, fingerprint
+from ..dataset.parts import PartFolder, PartRecord, make_part_key
+from ..dataset.shards import Layout
 from ..models.features import KIND, HeadInputs, make_schema, make_table
 from ..step.progress import Progress
 from ..step.step import Context
 from ..storage import uri as uris
 from ..storage.errors import TransientError
 from .config import CHAMPION, TrainConfig
-from .data.cache import ShardCache
+from .data.cache import PartCache
+from .data.tensors import TensorSplit
 from .expected_input import describe_conversion
 from .loop.distributed import Communicator
 from .loop.head_solver import get_linear_head
@@ -45,10 +38,10 @@ from .pretrained_weights import identify_weights
 if TYPE_CHECKING:
     import torch
 
-VERSION = 1
+VERSION = 2
 """Raised when the same network and image must give other features."""
 MAX_IMAGES = 200_000
-"""Images of a split from which on no further file is read."""
+"""Images of a split from which on no further part is read."""
 BATCH_SIZE = 128
 ROW_GROUP = 4096
 
@@ -84,7 +77,7 @@ class FeatureComputer:
     device: torch.device
     context: Context
     threads: int = 0
-    cache: ShardCache | None = None
+    cache: PartCache | None = None
     before_batch: Callable[[], None] = lambda: None
     _progress: Progress = field(init=False)
 
@@ -94,74 +87,56 @@ class FeatureComputer:
         uri = workspace.dataset_uri(KIND, fingerprint(KIND, VERSION, [tensors.fingerprint], self.identity))
         if existing := find_intact_dataset(uri):
             return existing
-        selected = [file for split in ("train", "val", "test") for file in self._select_files(split)]
-        self._progress = Progress("train", total=sum(file.rows for file in selected))
-        folder = workspace.at(KIND, SHARED_SHARDS)
-        records = [self._find_or_compute(file, folder) for file in selected]
-        files = [File(**record["file"]) for record in records]
-        by_split: dict[str, int] = {}
-        for file in files:
-            by_split[file.split] = by_split.get(file.split, 0) + file.rows
-        totals = Totals(rows=sum(by_split.values()), bytes=sum(file.bytes for file in files), by_split=by_split)
-        relative = uris.relpath(folder, uri)
-        extra = FeaturesExtra(tensors.name, records[0]["dimensions"])
+        folder = PartFolder.of(workspace, KIND)
+        selected = [part for split in ("train", "val", "test") for part in self._select_parts(split)]
+        image = tensors.manifest.image_spec.to_dict()
+        values = {"image": image, **self.identity}
+        keys = {part.key: make_part_key(KIND, VERSION, part.key, values) for part in selected}
+        records = folder.find(keys.values())
+        missing = [part for part in selected if keys[part.key] not in records]
+        self._progress = Progress("train", total=sum(part.rows for part in missing))
+        for part in missing:
+            records[keys[part.key]] = folder.add(self._compute(part, keys[part.key], folder))
+        parts = [replace(records[keys[part.key]].files[0], split=part.split) for part in selected]
+        index = read_index(tensors)
+        names = [keys.get(key) for key in index.column("part").to_pylist()]
+        position = index.schema.get_field_index("part")
+        index = index.set_column(position, "part", pa.array(names, pa.string()))
+        index = index.filter(pc.is_valid(index.column("part")))
+        splits = index.column("split").to_pylist()
+        by_split = {split: splits.count(split) for split in ("train", "val", "test")}
+        totals = Totals(rows=index.num_rows, bytes=sum(part.bytes for part in parts), by_split=by_split)
+        dimensions = records[keys[selected[0].key]].facts["dimensions"]
         return commit(uri, Manifest(
             KIND, uris.basename(uri), parents=(tensors.as_parent(uri),), config=dict(self.identity),
-            classes=tensors.manifest.classes, totals=totals, extra=extra,
-            files=tuple(replace(file, uri=f"{relative}/{file.uri}") for file in files),
+            classes=tensors.manifest.classes, totals=totals, extra=FeaturesExtra(tensors.name, dimensions),
+            parts=tuple(parts), files=tuple(write_index(uri, index)),
         ))  # fmt: skip
 
-    def _select_files(self, split: str) -> list[File]:
-        """Return the split's files from the first on until they hold `MAX_IMAGES`."""
-        selected: list[File] = []
-        for file in self.tensors.files("data", split):
-            if not file.rows:
-                continue
+    def _select_parts(self, split: str) -> list[Part]:
+        """Return the split's parts from the first on until they hold `MAX_IMAGES`."""
+        selected: list[Part] = []
+        for part in self.tensors.parts(split):
             if sum(other.rows for other in selected) >= MAX_IMAGES:
                 break
-            selected.append(file)
+            selected.append(part)
         return selected
 
-    def _find_or_compute(self, file: File, folder: str) -> dict[str, Any]:
-        """Return the record of a file's features: `file` below `folder`, and the number of `dimensions`."""
-        workspace = self.context.workspace
-        image = self.tensors.manifest.image_spec.to_dict()
-        work = {"version": VERSION, "tensors": file.sha256, "image": image, **self.identity}
-        key = digest(work)
-        record = workspace.read_work_record(folder, key)
-        if record:
-            existing = File(**record["file"])
-            if not find_damaged({uris.join(folder, existing.uri): existing.bytes}):
-                self._progress.leave_out(file.rows)
-                return record | {"file": asdict(replace(existing, split=file.split))}
-        computed, dimensions = self._compute(file, folder)
-        write = workspace.replace_work_record if record else workspace.write_work_record
-        record = {"file": asdict(computed), "dimensions": dimensions}
-        write(folder, key, record)
-        return record
-
-    def _compute(self, file: File, folder: str) -> tuple[File, int]:
-        """Write the features of a tensors file; return their file, and the number of dimensions."""
-        manifest = replace(self.tensors.manifest, files=(file,))
-        single = Dataset(self.tensors.uri, manifest, self.tensors.manifest_sha256)
-        ids = pa.chunked_array(
-            [table.column("image_id").combine_chunks() for table in read_columns(single, "data", ["image_id"])],
-            pa.string(),
-        ).combine_chunks()
-        validator = Validator(single, BATCH_SIZE, self.device, contextlib.nullcontext, self.threads, self.cache)
-        features, labels = [], []
-        predictions = validator.predict(self.network, self.before_batch, file.split)
+    def _compute(self, part: Part, key: str, folder: PartFolder) -> PartRecord:
+        """Write the features of all rows of a part of tensors; the record's facts are the number of `dimensions`."""
+        validator = Validator(self.tensors, BATCH_SIZE, self.device, contextlib.nullcontext, self.threads, self.cache)
+        features = []
+        images = TensorSplit.from_part(self.tensors, part, self.cache)
+        predictions = validator.predict(self.network, self.before_batch, images)
         with HeadInputs(self.network) as inputs, contextlib.closing(predictions):
             for _, batch_labels in predictions:
                 features.append(inputs.read().cpu().numpy())
-                labels.append(batch_labels)
                 self._progress.add(len(batch_labels), "features of the frozen network")
         matrix = np.concatenate(features)
-        with ShardWriter(folder, Layout(make_schema(matrix.shape[1]), plain=True)) as writer:
+        with folder.open_writer(Layout(make_schema(matrix.shape[1]), plain=True)) as writer:
             for start in range(0, len(matrix), ROW_GROUP):
-                rows = slice(start, start + ROW_GROUP)
-                writer.add_table(make_table(ids[rows], np.concatenate(labels)[rows], matrix[rows]))
-            return writer.publish(file.split, split=file.split), matrix.shape[1]
+                writer.add_table(make_table(matrix[start : start + ROW_GROUP]))
+            return PartRecord(key, (writer.publish_part(key),), {"dimensions": matrix.shape[1]})
 
 
 def make_features(
@@ -185,6 +160,6 @@ def make_features(
 
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     is_remote = tensors.uri.startswith("s3://")
-    cache = ShardCache.create(config.cache_dir, config.cache_bytes) if is_remote else None
+    cache = PartCache.create(config.cache_dir, config.cache_bytes) if is_remote else None
     threads = config.load_threads or 0
     return FeatureComputer(network, tensors, identity, device, context, threads, cache, stop_if_requested).run()

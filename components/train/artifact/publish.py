@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ...dataset.index import read_rows
 from ...dataset.kinds import CleanExtra, ModelExtra
 from ...dataset.manifest import Dataset, File, Manifest, code_version, find_dataset
-from ...dataset.shards import publish_bytes, row_groups
+from ...dataset.shards import publish_bytes
 from ...imaging.decoder import Pixels
 from ...imaging.tensors import center_crop, decode_column
 from ...models.artifact import ModelSpec
@@ -123,8 +124,8 @@ def read_samples(tensors: Dataset) -> Pixels | None:
     without images. Reads one row group."""
     image = tensors.manifest.image_spec
     for split in ("val", "test", "train"):
-        for file in tensors.files("data", split):
-            for table in row_groups(tensors, file, ["image"], range(1)):
+        for table in read_rows(tensors, ["image"], split):
+            if table.num_rows:
                 images = center_crop(decode_column(table.slice(0, SAMPLES).column("image"), image), image.side)
                 return np.ascontiguousarray(images)
     return None

@@ -17,16 +17,15 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ...dataset.labels import MULTI, multi_hot
 from ...dataset.manifest import Dataset
 from ...imaging.decoder import Pixels
 from ...storage.parallel import cores
-from .cache import ShardCache
+from .cache import PartCache
 from .order import EpochOrder, ShuffleWindow, count_batches, sample_repeats
-from .tensor_shards import Shard, TensorSplit, gather_rows
+from .tensors import OpenPart, TensorSplit, gather_rows
 
 OPEN_THREADS = 4
-"""Threads that open files: those of S3 are fetched as a whole."""
+"""Threads that open parts: those of S3 are fetched as a whole."""
 T = TypeVar("T")
 MAX_POOLS = 2
 """That a process keeps from epoch to epoch: training's and validation's."""
@@ -97,12 +96,12 @@ class Batch:
 
 def count_train_batches(dataset: Dataset, split: str, batch_size: int, ranks: int = 1) -> int:
     """Return the number of batches of a training epoch."""
-    return count_batches(sum(file.rows for file in dataset.files("data", split)), batch_size, True, ranks)
+    return count_batches(dataset.manifest.totals.by_split.get(split, 0), batch_size, True, ranks)
 
 
 def iter_batches(
     dataset: Dataset,
-    split: str,
+    split: str | TensorSplit,
     batch_size: int,
     seed: int = 0,
     epoch: int = -1,
@@ -115,13 +114,14 @@ def iter_batches(
     transform: Callable[[Batch], Any] | None = None,
     balance: npt.ArrayLike | None = None,
     pin: bool = False,
-    cache: ShardCache | None = None,
+    cache: PartCache | None = None,
 ) -> Iterator[Any]:
     """Yield the batches of one pass over a split.
 
     In training a last batch with less than two images a rank is left out, if it is not the only one.
 
     Args:
+        split: its name, or its images as `TensorSplit` has them.
         epoch: below 0 for stored order (validation); else shuffled by (seed, epoch).
         start: the first batch, to resume in the middle of an epoch.
         step: distance from one batch to the next, to share an epoch among worker processes.
@@ -131,11 +131,11 @@ def iter_batches(
         balance: float [classes], the relative probability of a row of each class; rows are repeated and left out by it,
             of images with one label.
         pin: use page-locked memory, for copies to a GPU.
-        cache: for files of S3 (default: `ShardCache.create()`).
+        cache: for files of S3 (default: `PartCache.create()`).
     """
-    source = TensorSplit.from_dataset(dataset, split, cache)
-    repeats = None if balance is None else sample_repeats(source.read_labels(), balance, seed, max(0, epoch))
-    order = EpochOrder(source.files, seed, epoch, repeats, source.generations)
+    source = split if isinstance(split, TensorSplit) else TensorSplit.from_dataset(dataset, split, cache)
+    repeats = None if balance is None else sample_repeats(source.labels, balance, seed, max(0, epoch))
+    order = EpochOrder(source, seed, epoch, repeats)
     threads = threads or cores()
     loader = _Loader(source, order, batch_size, rank, ranks, max_free=threads + 2, pin=pin)
     numbers = range(start, count_batches(loader.total, batch_size, order.is_shuffled, ranks), step)
@@ -170,9 +170,9 @@ def _map_ordered(
 
 
 class _OpenWindow:
-    """A window whose files are being opened, and the positions of its rows; freed with the last of its batches.
+    """A window whose parts are being opened, and the order of its images; freed with the last of its batches.
 
-    `previous`: the window before, of which files that both need stay open.
+    `previous`: the window before, of which parts that both need stay open.
     """
 
     def __init__(
@@ -180,18 +180,22 @@ class _OpenWindow:
         previous: _OpenWindow | None,
     ) -> None:  # fmt: skip
         self.first, self.end = window.first, window.first + window.rows
-        self._rows = open_pool.submit(order.locate_rows, window)
-        opened: dict[int, Future[Shard]] = previous._shards if previous else {}
-        self._shards: dict[int, Future[Shard]] = {
-            index: opened.get(index) or open_pool.submit(source.open_shard, index) for index in window.files
+        self._source = source
+        self._images = open_pool.submit(order.locate_rows, window)
+        opened: dict[int, Future[OpenPart]] = previous._parts if previous else {}
+        self._parts: dict[int, Future[OpenPart]] = {
+            position: opened.get(position) or open_pool.submit(source.open_part, position) for position in window.parts
         }
+        self._places = np.full(len(source.parts), -1, np.int32)
+        self._places[list(window.parts)] = np.arange(len(window.parts), dtype=np.int32)
 
-    def read(self, part: slice, out: npt.NDArray[np.uint8]) -> list[Any]:
-        """Read the pixels of rows of the window into `out` uint8 [rows, H, W, C]; return their labels as stored."""
-        shards = [future.result() for future in self._shards.values()]
-        positions, rows = (array[part] for array in self._rows.result())
-        gather_rows(shards, positions, rows, out)
-        return [shards[index].labels[row] for index, row in zip(positions.tolist(), rows.tolist(), strict=True)]
+    def read(self, part: slice, out: npt.NDArray[np.uint8]) -> npt.NDArray[np.int64]:
+        """Read the pixels of images of the window into `out` uint8 [rows, H, W, C]; return their numbers in the
+        split."""
+        parts = [future.result() for future in self._parts.values()]
+        numbers = self._images.result()[part]
+        gather_rows(parts, self._places[self._source.positions[numbers]], self._source.rows[numbers], out)
+        return numbers
 
 
 _Piece = tuple[_OpenWindow, slice]
@@ -209,11 +213,10 @@ class _Loader:
         manifest = source.dataset.manifest
         max_rows = -(-batch_size // ranks)
         self._buffers = _get_buffer_pool((max_rows, *manifest.image_spec.shape), max_free, pin)
-        self._classes = len(manifest.classes) if manifest.task == MULTI else 0
         self.total = order.count_rows()
 
     def iter_tasks(self, numbers: range, open_pool: ThreadPoolExecutor) -> Iterator[tuple[int, list[_Piece]]]:
-        """Yield (number, the rows of this rank's share) of each batch; opens the files of the windows that a batch
+        """Yield (number, the rows of this rank's share) of each batch; opens the parts of the windows that a batch
         needs, and of the next one."""
         windows = self._order.iter_windows()
         open_windows: deque[_OpenWindow] = deque()
@@ -244,11 +247,12 @@ class _Loader:
     def load_batch(self, number: int, pieces: list[_Piece]) -> Batch:
         start, end = self._locate_share(number)
         images = self._buffers.acquire()[: end - start]
-        labels: list[Any] = []
+        numbers = [np.empty(0, np.int64)]
+        filled = 0
         for opened, part in pieces:
-            labels += opened.read(part, images[len(labels) : len(labels) + part.stop - part.start])
+            size = part.stop - part.start
+            numbers.append(opened.read(part, images[filled : filled + size]))
+            filled += size
         batch_start = number * self._batch_size
-        targets = (
-            multi_hot([ids.as_py() for ids in labels], self._classes) if self._classes else np.array(labels, np.int64)
-        )
-        return Batch(images, targets, number, start - batch_start, min(self._batch_size, self.total - batch_start))
+        labels = self._source.take_labels(np.concatenate(numbers))
+        return Batch(images, labels, number, start - batch_start, min(self._batch_size, self.total - batch_start))

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ...dataset.manifest import File
+from ...dataset.manifest import Part
 from ...storage.errors import DatasetError, wrong
 from ...storage.store import get_store, map_disk_errors
 
@@ -30,7 +30,7 @@ STALE_TEMPORARY_S = 3600
 
 
 @dataclass
-class ShardCache:
+class PartCache:
     """At most `max_bytes` in `folder`, unless one file alone is larger."""
 
     folder: Path
@@ -38,7 +38,7 @@ class ShardCache:
     _verified: set[str] = field(default_factory=set)
 
     @classmethod
-    def create(cls, folder: str = "", max_bytes: int | None = None) -> ShardCache:
+    def create(cls, folder: str = "", max_bytes: int | None = None) -> PartCache:
         """Open the cache in `folder` (default: the user's own below the system's temporary folder), created if needed.
 
         `max_bytes`: default 20 GB, or half of the free space if that is less. UserError where the default folder
@@ -53,19 +53,19 @@ class ShardCache:
         cached_bytes = sum(size for _, size, _ in _iter_entries(path))
         return cls(path, max_bytes or min(DEFAULT_BYTES, int(MAX_SHARE_OF_FREE * (free + cached_bytes))))
 
-    def open(self, uri: str, file: File) -> int:
+    def open(self, uri: str, part: Part) -> int:
         """Return a file descriptor of the local copy of `uri`, which is fetched if there is none. DatasetError where
         the content is not what the manifest says; errors of the store as they are."""
-        path = self.folder / f"{file.sha256}{Path(file.uri).suffix}"
+        path = self.folder / f"{part.sha256}.parquet"
         with self._lock(path):
-            descriptor = self._open_cached(path, file)
+            descriptor = self._open_cached(path, part)
             if descriptor is None:
-                self._make_room(file.bytes)
-                descriptor = self._fetch(uri, file, path)
-            self._verified.add(file.sha256)
+                self._make_room(part.bytes)
+                descriptor = self._fetch(uri, part, path)
+            self._verified.add(part.sha256)
             return descriptor
 
-    def _open_cached(self, path: Path, file: File) -> int | None:
+    def _open_cached(self, path: Path, part: Part) -> int | None:
         """Open the cached copy, if there is a valid one."""
         with map_disk_errors(str(path)):
             try:
@@ -73,7 +73,7 @@ class ShardCache:
             except FileNotFoundError:
                 return None
             try:
-                is_valid = self._is_valid(descriptor, file)
+                is_valid = self._is_valid(descriptor, part)
             except OSError:
                 os.close(descriptor)
                 raise
@@ -84,23 +84,23 @@ class ShardCache:
         os.close(descriptor)
         return None
 
-    def _is_valid(self, descriptor: int, file: File) -> bool:
+    def _is_valid(self, descriptor: int, part: Part) -> bool:
         """Check size and content of the open file: another thread may delete its name."""
-        if os.fstat(descriptor).st_size != file.bytes:
+        if os.fstat(descriptor).st_size != part.bytes:
             return False
-        if file.sha256 in self._verified:
+        if part.sha256 in self._verified:
             return True
         with os.fdopen(os.dup(descriptor), "rb") as copy:
-            return hashlib.file_digest(copy, "sha256").hexdigest() == file.sha256
+            return hashlib.file_digest(copy, "sha256").hexdigest() == part.sha256
 
-    def _fetch(self, uri: str, file: File, path: Path) -> int:
+    def _fetch(self, uri: str, part: Part, path: Path) -> int:
         """Write a new copy; open it before it has its name, since another thread may delete it from then on."""
         try:
             data = get_store(uri).read(uri)
         except FileNotFoundError:
             raise DatasetError(f"{uri}: expected a file that the manifest lists, found none") from None
-        if (sha256 := hashlib.sha256(data).hexdigest()) != file.sha256:
-            raise DatasetError(f"{uri}: expected content with sha256 {file.sha256}, found {sha256}")
+        if (sha256 := hashlib.sha256(data).hexdigest()) != part.sha256:
+            raise DatasetError(f"{uri}: expected content with sha256 {part.sha256}, found {sha256}")
         temporary = path.with_name(f".{secrets.token_hex(6)}.tmp")
         with map_disk_errors(str(temporary)):
             try:

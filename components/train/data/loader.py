@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -25,17 +24,17 @@ import torch
 from torch.utils.data import Dataset as MapDataset
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ...dataset.labels import MULTI, multi_hot
 from ...dataset.manifest import Dataset, read_dataset
 from ...storage import uri as uris
 from ...storage.errors import wrong
 from .batches import Batch, count_train_batches, iter_batches
 from .order import count_batches
-from .tensor_shards import MAX_MAPPED_FILES, Shard, TensorSplit
+from .tensors import OpenPart, TensorSplit
 
 __all__ = ["Batch", "TensorBatches", "TensorImages", "count_train_batches", "iter_batches"]
 
 Pair = tuple[torch.Tensor, torch.Tensor]
+MAX_OPEN_PARTS = 64
 
 
 class TensorBatches(IterableDataset[Pair]):
@@ -81,7 +80,7 @@ class TensorBatches(IterableDataset[Pair]):
 
     def __len__(self) -> int:
         """Return the number of batches of an epoch."""
-        rows = sum(file.rows for file in self.dataset.files("data", self.split))
+        rows = self.dataset.manifest.totals.by_split[self.split]
         return count_batches(rows, self.batch_size, self.shuffle, self._options["ranks"])
 
     def __iter__(self) -> Iterator[Pair]:
@@ -99,45 +98,41 @@ class TensorBatches(IterableDataset[Pair]):
 
 class TensorImages(MapDataset[Pair]):
     """Single images (uint8 [C, H, W], channels last in memory; the label int64 [], or uint8 [classes]) of a split of
-    the tensors dataset at `uri`, in stored order. Uses 16 bytes an image, and maps a file when it is first read; of S3
-    the `MAX_MAPPED_FILES` most recently read, since a mapped file uses disk space even after the cache deletes it."""
+    the tensors dataset at `uri`, in stored order. Maps a part when it is first read; of S3 the `MAX_OPEN_PARTS` most
+    recently read, since a mapped file uses disk space even after the cache deletes it."""
 
     def __init__(self, uri: str, split: str) -> None:
         self.dataset = _read_tensors(uri, split)
         self._split = TensorSplit.from_dataset(self.dataset, split)
-        self._ends = list(accumulate(file.rows for file in self._split.files))
-        self._shards: OrderedDict[int, Shard] = OrderedDict()
-        self._classes = len(self.dataset.manifest.classes) if self.dataset.manifest.task == MULTI else 0
+        self._parts: OrderedDict[int, OpenPart] = OrderedDict()
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self._split)
 
     def __getitem__(self, index: int) -> Pair:
         """Return the image and its label; IndexError beyond the last."""
-        position = index + len(self) if index < 0 else index
-        if not 0 <= position < len(self):
+        number = index + len(self) if index < 0 else index
+        if not 0 <= number < len(self):
             raise IndexError(f"expected an index below {len(self)}, found {index}")
-        file_index = int(np.searchsorted(self._ends, position, side="right"))
-        row = position - (self._ends[file_index - 1] if file_index else 0)
-        shard = self._shards.pop(file_index, None) or self._split.open_shard(file_index)
-        self._shards[file_index] = shard
-        if uris.is_s3(self.dataset.uri) and len(self._shards) > MAX_MAPPED_FILES:
-            self._shards.popitem(last=False)
+        position = int(self._split.positions[number])
+        part = self._parts.pop(position, None) or self._split.open_part(position)
+        self._parts[position] = part
+        if uris.is_s3(self.dataset.uri) and len(self._parts) > MAX_OPEN_PARTS:
+            self._parts.popitem(last=False)
         image = np.empty(self.dataset.manifest.image_spec.shape, np.uint8)
-        shard.copy_row(row, image)
-        label = shard.labels[row]
-        target = multi_hot([label.as_py()], self._classes)[0] if self._classes else np.int64(label)
-        return torch.from_numpy(image).permute(2, 0, 1), torch.as_tensor(target)
+        part.copy_row(int(self._split.rows[number]), image)
+        label = self._split.take_labels(np.array([number]))[0]
+        return torch.from_numpy(image).permute(2, 0, 1), torch.as_tensor(label)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out mapped files: a worker process maps its own."""
-        return self.__dict__ | {"_shards": OrderedDict()}
+        return self.__dict__ | {"_parts": OrderedDict()}
 
 
 def _read_tensors(uri: str, split: str) -> Dataset:
     """Read the manifest. UserError where there are no tensors, or no such split of them."""
     dataset = read_dataset(uris.normalize(uri, "uri"), "tensors")
-    splits = sorted({file.split for file in dataset.files()})
+    splits = sorted(split for split, rows in dataset.manifest.totals.by_split.items() if rows)
     if split not in splits:
         raise wrong("split", f"one of {', '.join(splits)}", split)
     return dataset

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ...dataset.index import read_index
 from ...dataset.labels import MULTI, label_column
 from ...dataset.manifest import Dataset
-from ...dataset.shards import read_columns
 from ...storage.errors import UserError
 from ..config import TrainConfig
 
@@ -85,14 +85,11 @@ def compute_inverse_frequencies(counts: npt.NDArray[np.int64]) -> Weights:
 
 
 def count_labels(tensors: Dataset) -> npt.NDArray[np.int64]:
-    """Return the number of training images of each class, int64 [classes], read a row group at a time."""
+    """Return the number of training images of each class, int64 [classes]."""
     name = label_column(tensors.manifest.task)
-    counts = np.zeros(len(tensors.manifest.classes), np.int64)
-    for table in read_columns(tensors, "data", [name], "train"):
-        column = table.column(name).combine_chunks()
-        ids = column.flatten() if tensors.manifest.task == MULTI else column
-        counts += np.bincount(ids.to_numpy(zero_copy_only=False), minlength=len(counts))
-    return counts
+    column = read_index(tensors, [name], "train").column(name).combine_chunks()
+    ids = np.asarray(column.flatten() if tensors.manifest.task == MULTI else column)
+    return np.bincount(ids, minlength=len(tensors.manifest.classes))
 
 
 def compute_positive_weights(counts: npt.NDArray[np.int64], images: int) -> Weights:

@@ -16,7 +16,7 @@ from ...storage.parallel import cores
 from ..augment.augmentation import Augmentation, Mixing
 from ..config import TrainConfig
 from ..data.batches import Batch, count_train_batches, iter_batches
-from ..data.cache import ShardCache
+from ..data.cache import PartCache
 from ..data.prefetcher import DevicePrefetcher
 from .distributed import Communicator
 from .losses import Weights
@@ -67,7 +67,7 @@ class TrainingBatches:
         self.sampling_weights = sampling_weights
         self.threads = config.load_threads or max(1, cores() // comm.world_size)
         is_remote = tensors.uri.startswith("s3://")
-        self.cache = ShardCache.create(config.cache_dir, config.cache_bytes) if is_remote else None
+        self.cache = PartCache.create(config.cache_dir, config.cache_bytes) if is_remote else None
         self.wait_seconds = 0.0
 
     def __len__(self) -> int:

@@ -23,7 +23,8 @@ from ...models.features import MAX_ROWS, Floats, HeadInputs, OodDetector
 from ...step.progress import Progress
 from ...step.step import Context
 from ..data.batches import iter_batches
-from ..data.cache import ShardCache
+from ..data.cache import PartCache
+from ..data.tensors import TensorSplit
 from .distributed import Communicator
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Validator:
     device: torch.device
     autocast: Callable[[], AbstractContextManager[Any]]
     threads: int = 0
-    cache: ShardCache | None = None
+    cache: PartCache | None = None
     comm: Communicator = field(default_factory=Communicator)
 
     @property
@@ -110,7 +111,7 @@ class Validator:
         self,
         network: torch.nn.Module,
         before_batch: Callable[[], None],
-        split: str = "val",
+        split: str | TensorSplit = "val",
         first: int = 0,
         step: int = 1,
     ) -> Generator[tuple[torch.Tensor, npt.NDArray[Any]], None, None]:
