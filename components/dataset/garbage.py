@@ -1,65 +1,46 @@
-"""Garbage: the files of a workspace that no dataset that is kept lists or needs, and their removal.
+"""Garbage: what no dataset that is kept lists, and is older than the longest run may last.
 
-The workspace is listed twice: for manifests and records, then to sort every file. Memory: what `retention` states,
-about 150 bytes for each file that goes, and 400 for each file of the one folder that is being sorted.
+Kept are the latest datasets of each name, every promoted model with its evaluation, what the champion and the one
+before it were made from, what is young, and what all these were made from. A part, or a file of a dataset's folder,
+stays if a kept dataset lists it, or if it is young: a run that is going on uses only what it has written, or found and
+written again (`parts.PartFolder.find`), within its lifetime. So nothing has to be locked.
 
-Files are removed in this order: records of sources, manifests (of evaluations first, of raw datasets last), records of
-work in progress, all else. So a dataset whose files go does not exist by then, nor does the record of work all of whose
-files go. After an interruption the rest is garbage for the next time. Steps do not trust records either: they compare
-the sizes of the files that a record names, and make anew what is missing.
+Manifests are removed before the files that they list, those of evaluations first: a dataset whose files go does not
+exist by then. After an interruption the rest is garbage for the next time. In memory a file that goes costs 300 bytes.
 """
 
 from __future__ import annotations
 
-import json
 import time
-from array import array
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
-import numpy as np
-
 from ..storage import uri as uris
+from ..storage.errors import UserError
+from ..storage.parallel import map_ordered
 from ..storage.protocol import Entry
-from .leases import FOLDER, STEP_LEASE_S, DeleteLease, RunningStep, list_running_steps
-from .manifest import KINDS, MANIFEST
-from .retention import (
-    Policy,
-    Retention,
-    StoredDataset,
-    count_newer,
-    decide_retention,
-    find_path,
-    hash_path,
-    read_all,
-    read_stored_datasets,
-)
+from .kinds import ModelExtra
+from .manifest import KINDS, MANIFEST, Dataset, find_dataset, resolve_uri
 from .workspace import (
     MARKER,
-    PRODUCTS,
-    SHARED_SHARDS,
-    SIDE_PRODUCTS,
     WEIGHTS_FOLDER,
     WORK,
     Workspace,
     has_known_name,
     is_fingerprint,
     is_manifest,
-    is_name_record,
-    is_step_record,
-    is_work,
-    is_work_record,
+    parse_record,
 )
 
+READERS = 16
+"""Manifests and records that are read at a time."""
 MAX_UNKNOWN = 100
 """Unknown files that are named; all are counted."""
 BATCH = 1000
-_SOURCES, _MANIFESTS, _RECORDS, _FILES = 0, 1, 10, 11
-"""The order in which files are removed; the manifests of each kind have a number of their own from `_MANIFESTS` on."""
-ReportFiles = Callable[[int], None]
+_KEPT_FOLDERS = ("names", "runs", WEIGHTS_FOLDER, MARKER)
+Report = Callable[[int], None]
 """Is told of files that were listed or deleted, by their number."""
 
 
@@ -76,284 +57,196 @@ class Tally:
 
 
 @dataclass
-class Group:
-    """Files to delete, for one reason. `path`: of their dataset, or of the folder that they are in."""
-
-    path: str
-    why: str
-    dataset: StoredDataset | None = None
-    tally: Tally = field(default_factory=Tally)
-
-
-@dataclass
 class Garbage:
-    """Files of a workspace by whether a kept dataset refers to them.
+    """The files of a workspace by whether they stay.
 
     Attributes:
-        retention: the datasets that are kept, and why.
-        running: steps that hold a lease; datasets of the kinds that they make are left alone.
-        groups: files to delete.
-        kept: files of kept datasets, names, records of steps, pretrained weights, and all else that stays for good.
-        young: files that stay because they were written lately, or because a step that runs may use them.
-        unknown: files that are none of imagemill's, up to `MAX_UNKNOWN` of them in `unknown_files`.
+        datasets: all that are committed, by path (`clean/0123…`).
+        reasons: why those that are kept stay, by path.
+        going: files that go, by the path of their dataset or folder.
+        kept, young, unknown: files that stay: listed by a kept dataset or of no dataset, written lately, not
+            imagemill's; up to `MAX_UNKNOWN` of the last are named in `unknown_files`.
     """
 
-    retention: Retention
-    running: list[RunningStep]
-    groups: list[Group] = field(default_factory=list)
+    datasets: Mapping[str, Dataset]
+    reasons: Mapping[str, list[str]]
+    going: defaultdict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
     kept: Tally = field(default_factory=Tally)
     young: Tally = field(default_factory=Tally)
     unknown: Tally = field(default_factory=Tally)
     unknown_files: list[str] = field(default_factory=list)
-    _batches: defaultdict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
+    _files: defaultdict[int, list[str]] = field(default_factory=lambda: defaultdict(list))
 
-    @property
-    def going(self) -> Tally:
-        tallies = [group.tally for group in self.groups]
-        return Tally(sum(tally.files for tally in tallies), sum(tally.bytes for tally in tallies))
-
-    def add(self, entry: Entry, group: Group, order: int) -> None:
+    def add(self, entry: Entry, path: str, order: int) -> None:
         """Mark a file for deletion, at its place in the order of removal."""
-        if not group.tally.files:
-            self.groups.append(group)
-        group.tally.add(entry)
-        self._batches[order].append(entry.uri)
+        self.going[path].add(entry)
+        self._files[order].append(entry.uri)
 
-    def delete(self, workspace: Workspace, lease: DeleteLease, report: ReportFiles) -> None:
-        """Delete the files of all groups; MillError of the store, TransientError where the lease is lost."""
-        for _, files in sorted(self._batches.items()):
+    def leave_unknown(self, entry: Entry, path: str) -> None:
+        self.unknown.add(entry)
+        if len(self.unknown_files) < MAX_UNKNOWN:
+            self.unknown_files.append(path)
+
+    def delete(self, workspace: Workspace, report: Report) -> None:
+        """Delete the files that go; MillError of the store."""
+        for _, files in sorted(self._files.items()):
             for start in range(0, len(files), BATCH):
-                lease.check()
                 batch = files[start : start + BATCH]
                 workspace.store.delete(batch)
                 report(len(batch))
 
 
-def find_garbage(workspace: Workspace, policy: Policy, report: ReportFiles) -> Garbage:
-    """Sort all files of a workspace. `report` is told of the objects that were listed.
-
-    The steps that run are looked up first, so that of one that ends meanwhile all that it made is seen.
-    """
-    now, running = time.time(), list_running_steps(workspace)
-    manifests: list[Entry] = []
-    records: list[Entry] = []
-    for entry, path in _list_files(workspace, report):
-        if is_manifest(path):
-            manifests.append(entry)
-        elif is_name_record(path) or (is_step_record(path) and now - entry.modified < policy.min_age_s):
-            records.append(entry)
-    datasets = read_stored_datasets(manifests, workspace)
-    retention = decide_retention(datasets, workspace, records, running, policy, now)
-    garbage = Garbage(retention, running)
-    sorter = _Sorter(workspace, garbage, now - policy.min_age_s, now)
-    for folder, group in groupby(_list_files(workspace, report), key=lambda file: "/".join(file[1].split("/")[:2])):
-        sorter.sort_folder(folder, [entry for entry, _ in group])
-    sorter.sort_sources()
+def find_garbage(workspace: Workspace, min_age_s: float, report: Report) -> Garbage:
+    """Sort all files of a workspace. `min_age_s`: age in seconds below which a file stays whatever refers to it."""
+    oldest_young = time.time() - min_age_s
+    entries = list(_list_files(workspace, report))
+    manifests = {uris.join(*path.split("/")[:2]): entry for entry, path in entries if is_manifest(path)}
+    datasets = dict(zip(manifests, map_ordered(manifests.values(), _read_dataset, READERS, lambda _: 0), strict=True))
+    committed = {path: dataset for path, dataset in datasets.items() if dataset}
+    young = [path for path in committed if manifests[path].modified > oldest_young]
+    garbage = Garbage(committed, _find_kept(committed, workspace, entries, young))
+    listed = {uri for path in garbage.reasons for uri in _list_uris(committed[path])}
+    written = _find_last_writes(entries)
+    for entry, path in entries:
+        kind, _, rest = path.partition("/")
+        folder = uris.join(*path.split("/")[:2])
+        is_kept = kind in _KEPT_FOLDERS or entry.uri in listed or (is_manifest(path) and folder in garbage.reasons)
+        is_kept = is_kept or (kind == "parts" and any(uri in listed for uri in _name_part_files(entry.uri)))
+        is_kept = is_kept or (kind == "sources" and _names_kept(entry, workspace, garbage.reasons))
+        is_known = kind in ("parts", "sources") or (kind in KINDS and is_fingerprint(folder.rpartition("/")[2]))
+        if is_kept:
+            garbage.kept.add(entry)
+        elif not rest or not is_known:
+            garbage.leave_unknown(entry, path)
+        elif max(entry.modified, written.get(_get_stem(path), 0)) > oldest_young:
+            garbage.young.add(entry)
+        elif kind == "sources":
+            garbage.add(entry, kind, 0)
+        elif is_manifest(path):
+            garbage.add(entry, folder, len(KINDS) - KINDS.index(kind))
+        elif kind == "parts" or has_known_name(path) or path.split("/")[2] == WORK:
+            garbage.add(entry, folder, len(KINDS) + 1)
+        else:
+            garbage.leave_unknown(entry, path)
     return garbage
 
 
-def _list_files(workspace: Workspace, report: ReportFiles) -> Iterator[tuple[Entry, str]]:
+def _list_files(workspace: Workspace, report: Report) -> Iterator[tuple[Entry, str]]:
     """Yield every file with its path below the workspace."""
     for entry in workspace.store.list(workspace.uri):
         report(1)
         yield entry, workspace.relative(entry.uri)
 
 
-class _Sorter:
-    """Sorts the files of a workspace into those that stay and those that go, a folder at a time."""
-
-    def __init__(self, workspace: Workspace, garbage: Garbage, oldest_young: float, now: float) -> None:
-        self._workspace, self._garbage, self._oldest_young, self._now = workspace, garbage, oldest_young, now
-        self._datasets, self._kept = garbage.retention.datasets, garbage.retention.reasons
-        self._busy_kinds = {kinds.get(step.step, "") for step in garbage.running for kinds in (PRODUCTS, SIDE_PRODUCTS)}
-        files = [array("Q"), *(self._datasets[path].files for path in self._kept)]
-        self._kept_files = np.unique(np.concatenate([np.array(hashes, np.uint64) for hashes in files]))
-        self._count_newer = count_newer(self._datasets)
-        self._sources: list[Entry] = []
-        self._leases = Group(FOLDER, "leases of steps that were killed")
-
-    def sort_folder(self, path: str, entries: list[Entry]) -> None:
-        """Sort the files of a folder of the second level, as `<kind>/<fingerprint>`, or a file above that."""
-        kind, _, folder = path.partition("/")
-        if kind in ("names", "runs", WEIGHTS_FOLDER, MARKER):
-            self._stay(entries, self._garbage.kept)
-        elif kind == FOLDER:
-            self._sort_leases(entries)
-        elif kind == "sources" and folder.endswith(".json"):
-            self._sources += entries
-        elif kind not in KINDS or self._relative(entries[0]) == path:
-            self._leave_unknown(entries)
-        elif kind in self._busy_kinds:
-            self._stay(entries, self._garbage.young)
-        elif folder == SHARED_SHARDS:
-            self._sort_shared_shards(path, entries)
-        elif path in self._datasets:
-            self._sort_dataset(self._datasets[path], entries)
-        elif is_fingerprint(folder):
-            self._sort_uncommitted(path, entries)
-        else:
-            self._leave_unknown(entries)
-
-    def _relative(self, entry: Entry) -> str:
-        return self._workspace.relative(entry.uri)
-
-    def _is_young(self, entry: Entry) -> bool:
-        return entry.modified > self._oldest_young
-
-    def _is_listed(self, entry: Entry) -> bool:
-        """Return whether a kept dataset lists a file."""
-        value = np.uint64(hash_path(self._relative(entry)))
-        index = int(np.searchsorted(self._kept_files, value))
-        return index < len(self._kept_files) and bool(self._kept_files[index] == value)
-
-    def _stay(self, entries: Iterable[Entry], tally: Tally) -> None:
-        for entry in entries:
-            tally.add(entry)
-
-    def _leave_unknown(self, entries: Iterable[Entry]) -> None:
-        for entry in entries:
-            self._garbage.unknown.add(entry)
-            if len(self._garbage.unknown_files) < MAX_UNKNOWN:
-                self._garbage.unknown_files.append(self._relative(entry))
-
-    def _sort_leases(self, entries: list[Entry]) -> None:
-        for entry in entries:
-            if self._now - entry.modified > STEP_LEASE_S:
-                self._garbage.add(entry, self._leases, _FILES)
-
-    def _sort_dataset(self, dataset: StoredDataset, entries: list[Entry]) -> None:
-        """Sort the folder of a committed dataset. What a kept one lists stays, wherever it lies."""
-        goes = dataset.path not in self._kept
-        newer = self._count_newer(dataset)
-        all_files = Group(
-            dataset.path, f"{newer:,} newer of {dataset.name or 'no name'}, nothing kept was made from it", dataset
-        )
-        leftovers = Group(dataset.path, "left over from work that is finished")
-        listed = set(dataset.files) if goes else set()
-        for entry in entries:
-            path = self._relative(entry)
-            is_known = is_work(path) or has_known_name(path) or (goes and hash_path(path) in listed)
-            if path == f"{dataset.path}/{MANIFEST}":
-                if goes:
-                    self._garbage.add(entry, all_files, _MANIFESTS + len(KINDS) - KINDS.index(dataset.kind))
-                else:
-                    self._garbage.kept.add(entry)
-            elif self._is_listed(entry):
-                self._garbage.kept.add(entry)
-            elif not is_known:
-                self._leave_unknown([entry])
-            elif self._is_young(entry):
-                self._garbage.young.add(entry)
-            else:
-                self._garbage.add(entry, all_files if goes else leftovers, _RECORDS if is_work_record(path) else _FILES)
-
-    def _sort_uncommitted(self, path: str, entries: list[Entry]) -> None:
-        """Sort the folder of a dataset without a manifest: of work in progress, of work that was given up, or of a
-        dataset that was removed before and some of whose files are listed by others."""
-        newest = max(entries, key=lambda entry: entry.modified)
-        is_committed_now = any(self._relative(entry) == f"{path}/{MANIFEST}" for entry in entries)
-        group = Group(path, "never finished, or of a dataset that is gone")
-        for entry in entries:
-            relative = self._relative(entry)
-            if self._is_listed(entry):
-                self._garbage.kept.add(entry)
-            elif is_committed_now or self._is_young(newest):
-                self._garbage.young.add(entry)
-            elif is_work(relative) or has_known_name(relative):
-                self._garbage.add(entry, group, _RECORDS if is_work_record(relative) else _FILES)
-            else:
-                self._leave_unknown([entry])
-
-    def _sort_shared_shards(self, path: str, entries: list[Entry]) -> None:
-        """Sort shared shards, which several datasets list, and the records of the work that wrote them.
-
-        A file is as young as the work that names it. Records of files that stay are kept, since they save work: in
-        clean while some of a record's files stay, in raw (a sequence of records under a listing's key) while all do.
-        """
-        files: list[Entry] = []
-        records: defaultdict[str, list[Entry]] = defaultdict(list)
-        kept_paths: set[str] = set()
-        shards = Group(path, "no kept dataset lists them")
-        leftovers = Group(f"{path}/{WORK}", "records of files that go, and what killed steps left")
-        for entry in entries:
-            relative = self._relative(entry)
-            if is_work_record(relative):
-                records[_find_work(relative)].append(entry)
-            elif self._is_listed(entry):
-                self._garbage.kept.add(entry)
-                kept_paths.add(relative)
-            elif not (is_work(relative) or has_known_name(relative)):
-                self._leave_unknown([entry])
-            elif self._is_young(entry):
-                self._garbage.young.add(entry)
-                kept_paths.add(relative)
-            elif is_work(relative):
-                self._garbage.add(entry, leftovers, _FILES)
-            else:
-                files.append(entry)
-        if not files:  # then no record needs to be read
-            self._stay((entry for group in records.values() for entry in group), self._garbage.kept)
-            return
-        paths: defaultdict[str, set[str]] = defaultdict(set)
-        for entry, data in read_all((entry for group in records.values() for entry in group), self._workspace):
-            paths[_find_work(self._relative(entry))].update(find_named_files(path, data))
-        young = {work for work, group in records.items() if any(self._is_young(entry) for entry in group)}
-        kept_paths.update(*(paths[work] for work in young))
-        for work, group in records.items():
-            if path.startswith("raw/"):
-                saves_work = paths[work] <= kept_paths
-            else:
-                saves_work = not paths[work] or not paths[work].isdisjoint(kept_paths)
-            if work in young:
-                self._stay(group, self._garbage.young)
-            elif saves_work:
-                self._stay(group, self._garbage.kept)
-            else:
-                for entry in group:
-                    self._garbage.add(entry, leftovers, _RECORDS)
-        for entry in files:
-            if self._relative(entry) in kept_paths:
-                self._garbage.young.add(entry)
-            else:
-                self._garbage.add(entry, shards, _FILES)
-
-    def sort_sources(self) -> None:
-        """Sort the records of sources: those of raw datasets that go or are gone go, too."""
-        group = Group("sources", "records of raw datasets that go")
-        for entry, data in read_all(self._sources, self._workspace):
-            raw = find_path(str(_parse(data).get("raw", "")), self._workspace)
-            if not raw:
-                self._leave_unknown([entry])
-            elif raw in self._kept:
-                self._garbage.kept.add(entry)
-            elif "raw" in self._busy_kinds or self._is_young(entry):
-                self._garbage.young.add(entry)
-            else:
-                self._garbage.add(entry, group, _SOURCES)
-
-
-def _find_work(record: str) -> str:
-    """Return the work that a record of shared shards belongs to: the record itself, in raw the key of a listing."""
-    return record.rpartition("/")[0] if record.startswith("raw/") else record
-
-
-def find_named_files(folder: str, data: bytes | None) -> Iterator[str]:
-    """Yield the paths of the files below `folder` that a record of work names, at any depth."""
-    pending: list[Any] = [_parse(data)]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            if isinstance(value.get("uri"), str) and "sha256" in value:
-                yield uris.join(folder, value["uri"])
-            pending += value.values()
-        elif isinstance(value, list):
-            pending += value
-
-
-def _parse(data: bytes | None) -> dict[str, Any]:
-    """Return a record; an empty one for what is none."""
+def _read_dataset(entry: Entry) -> Dataset | None:
+    """Read a manifest; None for one that is gone by now. UserError for one that can't be understood: its dataset may
+    list any file."""
     try:
-        record = json.loads(data or b"{}")
-    except ValueError:
+        return find_dataset(entry.uri.removesuffix(f"/{MANIFEST}"))
+    except UserError as error:
+        raise UserError(f"{error}; which files it needs is not known: restore or remove this manifest") from None
+
+
+def _list_uris(dataset: Dataset) -> Iterator[str]:
+    """Yield the URIs of the files and parts that a dataset lists."""
+    yield from (dataset.locate(file) for file in dataset.manifest.files)
+    yield from (dataset.locate_part(part) for part in dataset.manifest.parts)
+
+
+def _name_part_files(uri: str) -> list[str]:
+    """Return the URIs of the files that the record of a part stands for: one, or one of each split."""
+    stem = uri.removesuffix(".json")
+    return [f"{stem}{split}.parquet" for split in ("", "-train", "-val", "-test")] if uri.endswith(".json") else []
+
+
+def _get_stem(path: str) -> str:
+    """Return what the record of a part and its files have in common; the path itself of any other file."""
+    if not path.startswith("parts/"):
+        return path
+    folder, _, name = path.rpartition("/")
+    return uris.join(folder, name.partition(".")[0].partition("-")[0])
+
+
+def _find_last_writes(entries: Iterable[tuple[Entry, str]]) -> dict[str, float]:
+    """Return the time of the last write of each part: of its record, which is written again where it is used."""
+    written: dict[str, float] = {}
+    for entry, path in entries:
+        if path.startswith("parts/"):
+            stem = _get_stem(path)
+            written[stem] = max(written.get(stem, 0.0), entry.modified)
+    return written
+
+
+def _names_kept(entry: Entry, workspace: Workspace, kept: Mapping[str, list[str]]) -> bool:
+    """Return whether the record of a source names a raw dataset that is kept."""
+    record = _read_record(entry, workspace)
+    return workspace.relative(workspace.absolute(str(record.get("raw", "")))) in kept
+
+
+def _read_record(entry: Entry, workspace: Workspace) -> dict[str, Any]:
+    try:
+        return parse_record(workspace.store.read(entry.uri), entry.uri)
+    except FileNotFoundError:
         return {}
-    return record if isinstance(record, dict) else {}
+
+
+def _find_kept(
+    datasets: Mapping[str, Dataset], workspace: Workspace, entries: Iterable[tuple[Entry, str]], young: Iterable[str]
+) -> dict[str, list[str]]:
+    """Return why datasets are kept, by path."""
+    reasons: dict[str, list[str]] = {}
+
+    def keep(uri: str, reason: str, with_parents: bool = True) -> None:
+        path = workspace.relative(workspace.absolute(uri))
+        if path not in datasets or reason in reasons.get(path, ()):
+            return
+        is_new = path not in reasons
+        reasons.setdefault(path, []).append(reason)
+        if with_parents and (is_new or not reason.startswith("an earlier")):
+            for parent in _list_references(datasets[path], workspace):
+                keep(parent, f"needed by {path}")
+
+    for entry, path in entries:
+        parts = path.split("/")
+        if parts[0] == "names" and parts[2:3] == ["latest"] and path.endswith(".json"):
+            keep(str(_read_record(entry, workspace).get("uri", "")), f"the latest of {parts[1]}")
+    for name in workspace.names_with_champion():
+        for number, (model, evaluation, has_rank) in enumerate(_rank_models(workspace, name)):
+            rank = "an earlier" if not has_rank else "the" if number == 0 else "the previous"
+            for uri in filter(None, (model, evaluation)):
+                keep(uri, f"{rank} champion of {name}", with_parents=has_rank)
+    for path in young:
+        keep(path, "young")
+    return reasons
+
+
+def _rank_models(workspace: Workspace, name: str) -> list[tuple[str, str, bool]]:
+    """Return (model, evaluation, whether a rollback may need what it was made from) of each promotion, newest first."""
+    log = [workspace.promotion(name, number) for number in reversed(workspace.promotion_numbers(name))]
+    excluded = {log[0].model, *(log[0].rolled_back or ())}
+    previous = next((promotion.model for promotion in log if promotion.model not in excluded), "")
+    return [(entry.model, entry.evaluation, entry.model in (log[0].model, previous)) for entry in log]
+
+
+def _list_references(dataset: Dataset, workspace: Workspace) -> list[str]:
+    """Return the URIs of the datasets that one was made from: parents, weights, and the champion that it started
+    from."""
+    manifest = dataset.manifest
+    references = [resolve_uri(dataset.uri, parent.uri, up=2) for parent in manifest.parents]
+    weights = str(manifest.config.get("weights") or "")
+    references += [weights] if "/" in weights else []
+    if isinstance(manifest.extra, ModelExtra) and manifest.extra.start:
+        references.append(workspace.absolute(manifest.extra.start.model))
+    return references
+
+
+def count_newer(datasets: Mapping[str, Dataset]) -> dict[str, int]:
+    """Return, by path, the number of datasets of the same kind and name that are newer."""
+    ordered = sorted(datasets, key=lambda path: datasets[path].manifest.created, reverse=True)
+    seen: Counter[tuple[str, str]] = Counter()
+    newer: dict[str, int] = {}
+    for path in ordered:
+        key = (datasets[path].manifest.kind, datasets[path].manifest.extra.dataset_name)
+        newer[path] = seen[key]
+        seen[key] += 1
+    return newer

@@ -159,6 +159,11 @@ class Dataset:
         """Return the listed parts, those of one split unless `split` is None."""
         return [part for part in self.manifest.parts if split in (None, part.split)]
 
+    def count_bytes(self) -> int:
+        """Return the bytes of all listed files and parts."""
+        files, parts = self.manifest.files, self.manifest.parts
+        return sum(file.bytes for file in files) + sum(part.bytes for part in parts)
+
     def locate_part(self, part: Part) -> str:
         """Return the absolute URI of a listed part."""
         return uris.join(self.uri, f"../../parts/{self.manifest.kind}/{part.key}.parquet")

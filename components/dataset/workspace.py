@@ -73,20 +73,6 @@ class Workspace:
     def absolute(self, uri: str) -> str:
         return uri if uris.scheme(uri) or uri.startswith("/") else self.at(uri)
 
-    # Work in progress: outside the dataset contract, one put-if-absent record for each finished part.
-
-    def read_work_record(self, folder: str, key: str) -> dict[str, Any] | None:
-        """Return the record that an earlier attempt wrote under `key`, or None."""
-        return self._read_json(uris.join(folder, "_work", f"{key}.json"))
-
-    def write_work_record(self, folder: str, key: str, record: dict[str, Any]) -> bool:
-        """Write a record unless there is one under `key`; True for the one writer that was first."""
-        return self.store.put_if_absent(uris.join(folder, "_work", f"{key}.json"), _json(record))
-
-    def replace_work_record(self, folder: str, key: str, record: dict[str, Any]) -> None:
-        """Write the record of work that may have been recorded before, when it had files that are gone now."""
-        self.store.put(uris.join(folder, "_work", f"{key}.json"), _json(record))
-
     # Sources: the raw dataset of each listing.
 
     def read_source_record(self, listing: str) -> dict[str, Any] | None:
@@ -277,7 +263,8 @@ def _json(record: dict[str, Any]) -> bytes:
     return json.dumps(record, indent=1, ensure_ascii=False).encode() + b"\n"
 
 
-SHARED_SHARDS, WORK = "_shards", "_work"
+WORK = "_work"
+"""Folder of a dataset in which training keeps its checkpoints until the model is there."""
 _CONTENT_NAME = re.compile(r"[a-z_]+-[0-9a-f]{16}\.[a-z]+")
 _TEMPORARY_NAME = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
@@ -286,34 +273,11 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{16}")
 def is_manifest(path: str) -> bool:
     """Return whether a path is that of a dataset's manifest, `<kind>/<fingerprint>/_manifest.json`."""
     parts = path.split("/")
-    return len(parts) == 3 and parts[0] in KINDS and parts[1] != SHARED_SHARDS and parts[2] == MANIFEST
-
-
-def is_name_record(path: str) -> bool:
-    """Return whether a path is that of the record of a name's latest dataset or of a promotion."""
-    parts = path.split("/")
-    is_json = path.endswith(".json")
-    return len(parts) == 4 and parts[0] == "names" and parts[2] in ("latest", "promotions") and is_json
-
-
-def is_step_record(path: str) -> bool:
-    """Return whether a path is that of a step's record, `runs/<run>/<step>.json`."""
-    parts = path.split("/")
-    return len(parts) == 3 and parts[0] == "runs" and parts[2].removesuffix(".json") in STEPS
+    return len(parts) == 3 and parts[0] in KINDS and parts[2] == MANIFEST
 
 
 def is_fingerprint(folder: str) -> bool:
     return _FINGERPRINT.fullmatch(folder) is not None
-
-
-def is_work(path: str) -> bool:
-    """Return whether a path, `<kind>/<folder>/…`, is one of work in progress."""
-    return path.split("/")[2:3] == [WORK]
-
-
-def is_work_record(path: str) -> bool:
-    """Return whether a path is that of a record of work in progress, and not of a file that is being written."""
-    return is_work(path) and path.endswith(".json") and not uris.is_hidden(path)
 
 
 def has_known_name(path: str) -> bool:

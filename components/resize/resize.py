@@ -212,7 +212,7 @@ def _make_index(
 
 def _count_bytes(record: PartRecord, file: Part, rows: int, spec: TensorSpec) -> int:
     """Return the bytes of so many images of a file: of JPEGs by their mean."""
-    return round(record.facts["image_bytes"][file.split] * rows / file.rows)
+    return round(int(record.facts["image_bytes"][file.split]) * rows / file.rows)
 
 
 def _make_manifest(target: Target, spec: TensorSpec, rows: _TensorRows) -> Manifest:

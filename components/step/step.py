@@ -10,19 +10,17 @@ import secrets
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..dataset.leases import hold_step_lease
 from ..dataset.manifest import MANIFEST, Dataset, digest, find_intact_dataset, normalize_dataset_uri, read_dataset
 from ..dataset.records import StepRecord
 from ..dataset.workspace import Workspace
 from ..storage.errors import EXIT_INTERNAL, EXIT_OK, EXIT_USER, MillError, UserError, describe_internal_error, wrong
 from ..storage.store import get_store
-from ..storage.uri import join, normalize, scheme
+from ..storage.uri import join, normalize
 from .command_line import HelpAction, Parser, add_flag, configure_logging, explain_missing_modules
 from .config import (
     StepConfig,
@@ -153,8 +151,7 @@ class Step:
                 self._raise_recorded_user_error(workspace, run, record.inputs)
                 reruns = {item.strip() for item in config.rerun.split(",")}
                 context = Context(self.name, workspace, run, self.name in reruns)
-                with self._hold_lease(config, context):
-                    record = replace(record, **vars(self.run(config, context)))
+                record = replace(record, **vars(self.run(config, context)))
         except MillError as error:
             record = replace(record, exit_code=error.exit_code, error=str(error))
         except Exception as error:
@@ -196,21 +193,6 @@ class Step:
         context = Context(self.name, Workspace(normalize(config.workspace, "workspace")), "", False)
         for field_name in self.config.PARENTS:  # each has the name of its kind
             context.parent(field_name, getattr(config, field_name), field_name)
-
-    def _hold_lease(self, config: StepConfig, context: Context) -> AbstractContextManager[None]:
-        """Hold a lease, so that nothing that this step reads or reuses is deleted as garbage meanwhile.
-
-        Of a training in several processes, the one that started them holds it.
-        """
-        if rank() or RANK_RECORDS in os.environ:
-            return nullcontext()
-        uses = []
-        for value in vars(config).values():
-            with suppress(MillError):
-                if isinstance(value, str) and "/" in value:
-                    uses.append(context.workspace.relative(normalize_dataset_uri(value, "uri")))
-        uses = [uri for uri in uses if not scheme(uri) and not uri.startswith("/")]  # what lies in the workspace
-        return hold_step_lease(context.workspace, context.run, self.name, uses, context.say)
 
     def _raise_recorded_user_error(self, workspace: Workspace, run: str, inputs: str) -> None:
         """Raise the UserError of an earlier attempt with the same inputs: a cluster's retry fails at once."""

@@ -9,7 +9,7 @@ import json
 import sys
 from typing import Any
 
-from ...components.dataset.kinds import EvaluationExtra, FeaturesExtra, FileList, ModelExtra, RawExtra, TensorsExtra
+from ...components.dataset.kinds import EvaluationExtra, FeaturesExtra, FileList, ModelExtra, RawExtra
 from ...components.dataset.manifest import (
     MANIFEST,
     Dataset,
@@ -83,7 +83,7 @@ def _format_title(dataset: Dataset) -> list[str]:
     return [
         f"{name or 'dataset'} · {manifest.kind} · {escape_unprintable(manifest.fingerprint)}",
         escape_unprintable(dataset.uri),
-        f"{', '.join(counts)} of {format_size(sum(file.bytes for file in manifest.files))};"
+        f"{', '.join(counts)} of {format_size(dataset.count_bytes())};"
         f" made {escape_unprintable(manifest.created) or 'at an unknown time'}"
         f" by imagemill {escape_unprintable(manifest.code_version)}",
         "",
@@ -105,7 +105,7 @@ def _inspect_manifest(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
     """Return (facts, lines) of a manifest; its list of files is summed up by role and split."""
     manifest = dataset.manifest
     facts = {"image": {}} | manifest.to_dict() | manifest.extra.to_dict()
-    for name in ("format", "version", "kind", "files", "extra"):
+    for name in ("format", "version", "kind", "files", "parts", "extra"):
         facts.pop(name, None)
     facts["files"] = _sum_files(dataset)
     sections = {
@@ -118,11 +118,15 @@ def _inspect_manifest(dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
 
 def _sum_files(dataset: Dataset) -> list[dict[str, Any]]:
     sums: dict[tuple[str, str], dict[str, Any]] = {}
-    for file in dataset.manifest.files:
-        empty = {"role": file.role, "split": file.split, "files": 0, "rows": 0, "bytes": 0}
-        entry = sums.setdefault((file.role, file.split), empty)
+    files = [("parts", part) for part in dataset.manifest.parts] + [
+        (file.role, file) for file in dataset.manifest.files
+    ]
+    for role, file in files:
+        entry = sums.setdefault(
+            (role, file.split), {"role": role, "split": file.split, "files": 0, "rows": 0, "bytes": 0}
+        )
         entry["files"] += 1
-        entry["rows"] += file.rows - len(dataset.removed_ids(file))
+        entry["rows"] += file.rows
         entry["bytes"] += file.bytes
     return list(sums.values())
 
@@ -149,16 +153,10 @@ def _describe_raw(manifest: Manifest) -> dict[str, list[Block]]:
 
 def _describe_tensors(manifest: Manifest) -> dict[str, list[Block]]:
     totals = manifest.totals
-    generations: dict[str, int] = {}
-    for file in manifest.files:
-        number = TensorsExtra.of(manifest).generation(file.uri)
-        name = f"added {number}" if number else "built"
-        generations[name] = generations.get(name, 0) + file.rows
     values = _list_image(manifest) | {"task": manifest.task, "pixels": format_size(totals.bytes)}
     return {
         "Tensors": [_list_values(values)],
         "Rows by split": [_draw_bars(totals.by_split)],
-        "Rows by generation": [_draw_bars(generations)] if len(generations) > 1 else [],
         "Rows by class": [_draw_bars(totals.by_class)],
     }
 

@@ -50,36 +50,42 @@ class Dataset:
     def parent_fingerprints(self) -> list[str]:
         return [parent["fingerprint"] for parent in self.manifest["parents"]]
 
-    def files(self, role: str = "data", split: str | None = None) -> list[Path]:
-        """The listed files of a role, and of a split if one is named."""
-        return [
-            self.folder / file["uri"]
-            for file in self.manifest["files"]
-            if file["role"] == role and split in (None, file["split"])
-        ]
+    def files(self, role: str = "data") -> list[Path]:
+        """The listed files of a role, in the dataset's folder."""
+        return [self.folder / file["uri"] for file in self.manifest["files"] if file["role"] == role]
 
-    def rows(self, role: str = "data", columns: list[str] | None = None) -> list[Row]:
-        """All rows that the dataset holds, each with the split of its file as `file_split`."""
-        removed = self.manifest["extra"].get("removed") or {}
-        rows = []
-        for file in self.manifest["files"]:
-            if file["role"] != role or not file["uri"].endswith(".parquet"):
-                continue
-            gone = set(removed.get(file["uri"], ()))
-            table = pq.read_table(self.folder / file["uri"], columns=columns)
-            rows += [
-                row | {"file_split": file["split"]} for row in table.to_pylist() if row.get("image_id") not in gone
-            ]
-        return rows
+    def part_file(self, key: str) -> Path:
+        """The Parquet file of a part, which lies beside those of other datasets."""
+        return self.folder.parent.parent / "parts" / self.manifest["kind"] / f"{key}.parquet"
+
+    def table(self, role: str) -> list[Row]:
+        """All rows of the listed files of a role."""
+        return [row for file in self.files(role) for row in pq.read_table(file).to_pylist()]
+
+    def rows(self) -> list[Row]:
+        """The images that the dataset holds: the rows of its index, each with the columns of its part."""
+        index = self.table("index")
+        images: list[Row] = []
+        for part in self.manifest["parts"]:
+            stored = pq.read_table(self.part_file(part["key"])).to_pylist()
+            assert len(stored) == part["rows"]
+            for row in index:
+                if row["part"] == part["key"]:
+                    assert part["split"] in ("", row["split"])
+                    images.append(stored[row["row"]] | row)
+        assert len(images) == len(index), "the index names a part that the manifest does not list"
+        return images
 
     def stored_bytes(self) -> list[tuple[str, str, str]]:
-        """(role, split, sha256) of every listed file, proven against the bytes that lie there."""
+        """(role, split, sha256) of every listed file and part, proven against the bytes that lie there."""
+        listed = [(self.folder / file["uri"], file["role"], file) for file in self.manifest["files"]]
+        listed += [(self.part_file(part["key"]), "part", part) for part in self.manifest["parts"]]
         entries = []
-        for file in self.manifest["files"]:
-            data = (self.folder / file["uri"]).read_bytes()
+        for path, role, entry in listed:
+            data = path.read_bytes()
             digest = hashlib.sha256(data).hexdigest()
-            assert (len(data), digest) == (file["bytes"], file["sha256"]), file["uri"]
-            entries.append((file["role"], file["split"], digest))
+            assert (len(data), digest) == (entry["bytes"], entry["sha256"]), path
+            entries.append((role, entry["split"], digest))
         return sorted(entries)
 
 
@@ -100,7 +106,7 @@ def check_complete(workspace: Path) -> None:
 
 def list_files(workspace: Path) -> dict[str, str]:
     """Return the sha256 of each file of finished datasets, by path; not records of runs, names and work in progress."""
-    kinds = ("raw", "clean", "tensors", "features", "model", "evaluation")
+    kinds = ("parts", "raw", "clean", "tensors", "features", "model", "evaluation")
     files = (path for kind in kinds for path in workspace.glob(f"{kind}/**/*") if path.is_file())
     return {
         str(path.relative_to(workspace)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -125,13 +131,12 @@ def kept_images(clean: str | Path) -> dict[str, Row]:
     rows = open_dataset(clean).rows()
     images = {row["image_id"]: row | {"bytes": row["image"]["bytes"]} for row in rows}
     assert len(images) == len(rows), "an image_id stands twice"
-    assert all(row["split"] == row["file_split"] for row in rows)
     return images
 
 
 def rejected_images(clean: str | Path) -> dict[str, str]:
     """Return the reason of each rejected image by id; each has a detail beside it."""
-    rows = open_dataset(clean).rows("rejected")
+    rows = open_dataset(clean).table("rejected")
     assert all(row["detail"] for row in rows)
     reasons = {row["image_id"]: row["reason"] for row in rows}
     assert len(reasons) == len(rows), "an image_id stands twice"
@@ -151,7 +156,7 @@ def tensor_images(tensors: str | Path) -> dict[str, list[Row]]:
     images: dict[str, list[Row]] = {}
     for row in dataset.rows():
         pixels = np.frombuffer(row["image"], np.uint8).reshape(image["shape"])
-        entry = {"split": row["file_split"], "label_id": row["label_id"], "pixels": pixels, "copy": row.get("copy", 0)}
+        entry = {"split": row["split"], "label_id": row["label_id"], "pixels": pixels, "copy": row.get("copy", 0)}
         images.setdefault(row["image_id"], []).append(entry)
     return {image_id: sorted(rows, key=lambda entry: entry["copy"] or 0) for image_id, rows in images.items()}
 
@@ -164,7 +169,7 @@ def normalization(tensors: str | Path) -> tuple[list[float], list[float]]:
 
 def predictions(evaluation: str | Path) -> list[Row]:
     """Return the prediction of each test image: image_id, label_id, predicted_id, label_probability, top_ids, …"""
-    return open_dataset(evaluation).rows()
+    return open_dataset(evaluation).table("data")
 
 
 def metrics(evaluation: str | Path) -> dict[str, float]:
@@ -180,7 +185,7 @@ def per_class(evaluation: str | Path) -> list[Row]:
 
 def suspects(evaluation: str | Path) -> list[str]:
     """Return the ids of the training images that look mislabeled, the surest first."""
-    rows = [row for row in open_dataset(evaluation).rows("suspects") if row["rank"] > 0]
+    rows = [row for row in open_dataset(evaluation).table("suspects") if row["rank"] > 0]
     return [row["image_id"] for row in sorted(rows, key=lambda row: row["rank"])]
 
 
