@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib
-import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -14,10 +13,11 @@ from typing import Any
 import photos
 import pytest
 from cleaned import Row, draft
+from copied import open_this_process
 
-from imagemill.components.clean.splits import compute_shuffle_index
 from imagemill.components.dataset.kinds import CleanImage
 from imagemill.components.dataset.manifest import Dataset, commit, read_dataset
+from imagemill.components.dataset.splits import compute_shuffle_index
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.config import EvaluateConfig
 from imagemill.components.evaluate.evaluate import evaluate
@@ -41,7 +41,7 @@ def _photo(number: int) -> bytes:
 def clean_photos(workspace: Workspace, color: str = "rgb", numbers: dict[str, int] = NUMBERS) -> Dataset:
     """Commit made photographs of two classes, of odd and even sizes."""
     rows = [
-        Row(f"{split}{n}", ("cat", "dog")[n % 2], split, _photo(n + 100 * at))
+        Row(f"{split}{n}", ("cat", "dog")[n % 2], split, _photo(n + 100 * at), declared=split)
         for at, (split, number) in enumerate(numbers.items())
         for n in range(number)
     ]
@@ -51,22 +51,11 @@ def clean_photos(workspace: Workspace, color: str = "rgb", numbers: dict[str, in
     return commit(uri, dataclasses.replace(draft(uri, rows).manifest, image=image))
 
 
-@contextmanager
-def _no_session(*_: Any) -> Iterator[int]:
-    yield 1
-
-
-def _here(jobs: Iterable[Any], work: Any, arguments: Sequence[Any], *_: Any) -> Iterator[tuple[Any, dict[str, Any]]]:
-    for job in jobs:
-        yield job, json.loads(json.dumps(work(job, *arguments)))  # as it crosses processes
-
-
 def resized(workspace: Workspace, clean: Dataset, **options: Any) -> Dataset:
     """The tensors."""
     config = ResizeConfig.from_values({"workspace": workspace.uri, "clean": clean.uri} | options)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resize_module, "open_ray_session", _no_session)
-        patch.setattr(resize_module, "run_tasks", _here)
+        patch.setattr(resize_module, "open_ray_session", open_this_process)
         return read_dataset(resize_module.resize(config, Context("resize", workspace, "r", False)).uri, "tensors")
 
 

@@ -13,14 +13,16 @@ from typing import Any
 import numpy as np
 import photos
 from PIL import Image
+from placed import place
 
 from imagemill.components.clean.config import CleanConfig
-from imagemill.components.clean.schema import MEASURES, REJECTED, TWINS, make_clean_layout, make_clean_schema
-from imagemill.components.clean.splits import SPLITS, compute_shuffle_index
+from imagemill.components.clean.schema import MEASURES, REJECTED, TWINS, make_clean_schema
+from imagemill.components.dataset.index import RAW_INDEX, make_clean_index
 from imagemill.components.dataset.kinds import CleanExtra, CleanImage, RawExtra
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, count_values
 from imagemill.components.dataset.shards import Layout, ShardWriter
-from imagemill.components.download.contents import RAW
+from imagemill.components.dataset.splits import SPLITS, compute_shuffle_index, compute_split_position
+from imagemill.components.download.rows import RAW
 
 SIZE = (40, 30)
 
@@ -54,6 +56,7 @@ class Row:
             "image_id": self.image_id, "image": {"bytes": data, "path": self.image_id}, "label": self.label,
             "label_id": classes.index(self.label) if self.label in classes else 0, "split": self.split,
             "declared_split": self.declared, "group": None, "shuffle_index": compute_shuffle_index(sha256),
+            "split_position": compute_split_position(sha256),
             "width": width, "height": height, "sha256": sha256, "format": "JPEG", "image_bytes": len(data),
             "pixel_hash": sha256[:32], **measured, "decoder_warning": self.warning,
         }  # fmt: skip
@@ -84,27 +87,22 @@ NONE_FOUND: dict[str, Any] = {
 
 
 def raw_dataset(
-    workspace: Path | str, rows: list[dict[str, Any]], shards: int = 2, name: str = "00", row_group_rows: int = 0
+    workspace: Path | str, rows: list[dict[str, Any]], parts: int = 2, name: str = "00", row_group_rows: int = 0
 ) -> Dataset:
-    """A raw dataset of rows as `raw_row` makes them, dealt out to so many shards."""
+    """A raw dataset of rows as `raw_row` makes them, dealt out to so many parts."""
     uri = f"{workspace}/raw/{name}"
     layout = Layout(RAW, row_group_rows=row_group_rows) if row_group_rows else Layout(RAW)
-    files = []
-    for number in range(shards):
-        with ShardWriter(uri, layout) as writer:
-            for row in rows[number::shards]:
-                writer.add(row, len(row["image"] or b""))
-            files.append(writer.publish("data"))
     by_class, by_split = (count_values(row[column] or "" for row in rows) for column in ("label", "split"))
     totals, extra = (
         Totals(rows=len(rows), by_class=by_class, by_split=by_split),
         RawExtra(source="here", dataset_name="toy"),
     )
-    return commit(uri, Manifest("raw", name, files=tuple(files), totals=totals, extra=extra))
+    placed = place(uri, rows, layout, RAW_INDEX, parts=parts)
+    return commit(uri, Manifest("raw", name, totals=totals, extra=extra, **placed))
 
 
 def raw_row(image_id: str, data: bytes | None, label: str | None, split: str | None = None) -> dict[str, Any]:
-    row: dict[str, Any] = dict.fromkeys(RAW.names)
+    row: dict[str, Any] = dict.fromkeys(RAW.names) | {"bytes": len(data or b"")}
     sha256 = hashlib.sha256(data).hexdigest() if data is not None else None
     return row | {"image_id": image_id, "image": data, "sha256": sha256, "label": label, "split": split}
 
@@ -132,15 +130,11 @@ def draft(
 ) -> Dataset:
     """The files, and the manifest that `ledger.make_manifest` would write for them, not committed."""
     names = tuple(classes) or tuple(sorted({row.label for row in rows}))
-    layout = make_clean_layout(make_clean_schema())
-    layout = Layout(layout.schema, row_group_rows=row_group_rows)
-    files: list[File] = []
-    for split in SPLITS:
-        if chosen := [row for row in rows if row.split == split]:
-            with ShardWriter(uri, layout) as writer:
-                for row in chosen:
-                    writer.add(row.columns(names), 0)
-                files.append(writer.publish(f"data/{split}", "data", split))
+    layout = Layout(make_clean_schema(), row_group_rows=row_group_rows)
+    ordered = [row for split in SPLITS for row in rows if row.split == split]
+    columns = [row.columns(names) | {"source_row": number} for number, row in enumerate(ordered)]
+    placed = place(uri, columns, layout, make_clean_index("single"))
+    files: list[File] = list(placed["files"])
     for role, schema, records in (("rejected", REJECTED, rejected), ("twins", TWINS, twins)):
         if records:
             with ShardWriter(uri, Layout(schema, row_group_rows=row_group_rows)) as writer:
@@ -163,7 +157,7 @@ def draft(
     )
     manifest = Manifest(
         "clean", uri.rpartition("/")[2], config=(config or CleanConfig()).manifest_values(), classes=names,
-        files=tuple(files), totals=totals,
+        parts=placed["parts"], files=tuple(files), totals=totals,
         **({"image": CleanImage("rgb", 3), "extra": extra} | more),
     )  # fmt: skip
     return Dataset(uri, manifest, "")

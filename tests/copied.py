@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,16 @@ from typing import Any
 import numpy as np
 import photos
 import pytest
+from placed import place
 
+from imagemill.components.clean.config import CleanConfig
 from imagemill.components.clean.schema import make_clean_schema
+from imagemill.components.dataset.index import make_clean_index, read_rows
 from imagemill.components.dataset.kinds import CleanExtra, CleanImage
-from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, read_dataset
-from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
+from imagemill.components.dataset.labels import label_column
+from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit, read_dataset
+from imagemill.components.dataset.shards import Layout
+from imagemill.components.dataset.splits import SPLITS
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.imaging.pixel_options import COLORS
 from imagemill.components.resize import resize
@@ -50,8 +55,9 @@ class Image:
         label: dict[str, Any] = {"label_ids": [0, 1] if self.number % 2 else [0]} if multi else {}
         return {
             "image_id": self.name, "image": {"bytes": self.data or photos.saved(self.pixels), "path": ""},
-            "label": "a", **(label or {"label_id": self.number % 2}), "split": self.split,
-            "shuffle_index": STEP * self.number, "width": width, "height": height, "mask": self.mask,
+            "label": "a", **(label or {"label_id": self.number % 2}), "split": self.split, "declared_split": self.split,
+            "split_position": 0.5, "shuffle_index": STEP * self.number, "width": width, "height": height,
+            "mask": self.mask,
         }  # fmt: skip
 
 
@@ -65,25 +71,19 @@ def clean_of(
 ) -> Dataset:
     """A committed clean dataset of these images in the workspace `folder`."""
     uri = f"{folder}/clean/01"
-    schema = make_clean_schema(multi, masks=masks)
-    files: list[File] = []
-    for split in ("train", "val", "test"):
-        chosen = sorted((image for image in images if image.split == split), key=lambda image: image.number)
-        if not chosen:
-            continue
-        with ShardWriter(uri, Layout(schema, row_group_rows=5)) as writer:
-            for image in chosen:
-                row = image.row(multi)
-                writer.add({name: row.get(name) for name in schema.names}, 1)
-            files.append(writer.publish(f"data/{split}", "data", split))
+    ordered = sorted(images, key=lambda image: (SPLITS.index(image.split), image.number))
+    rows = [image.row(multi) | {"source_row": number} for number, image in enumerate(ordered)]
+    task = "multi" if multi else "single"
+    placed = place(uri, rows, Layout(make_clean_schema(masks), row_group_rows=5), make_clean_index(task))
     odd = sum(image.number % 2 for image in images)
     totals = Totals(
-        rows=len(images), bytes=sum(f.bytes for f in files), by_split={f.split: f.rows for f in files},
+        rows=len(images), bytes=placed["parts"][0].bytes,
+        by_split={split: sum(image.split == split for image in images) for split in SPLITS},
         by_class={"a": len(images) if multi else len(images) - odd, "b": odd},
     )  # fmt: skip
     manifest = Manifest(
-        "clean", "01", classes=("a", "b"), files=tuple(files), totals=totals, task="multi" if multi else "single",
-        config={"keep_masks": True} if masks else {}, image=CleanImage(color, COLORS[color]),
+        "clean", "01", classes=("a", "b"), totals=totals, task=task, **placed,
+        config=CleanConfig(keep_masks=masks).manifest_values(), image=CleanImage(color, COLORS[color]),
         extra=CleanExtra(dataset_name="x"),
     )  # fmt: skip
     return commit(uri, manifest)
@@ -97,9 +97,11 @@ def resized(clean: Dataset, **options: Any) -> Dataset:
 
 
 def rows_of(tensors: Dataset, split: str | None = "train") -> list[dict[str, Any]]:
-    """Rows in the files' order, their images as uint8 [H, W, C] where they are raw."""
+    """Rows in the index's order, their images as uint8 [H, W, C] where they are raw."""
     shape = tensors.manifest.image.shape
-    rows = [row for table in read_columns(tensors, "data", None, split) for row in table.to_pylist()]  # type: ignore[arg-type]
+    copies = ["augmentation"] if tensors.manifest.config["copies"] else []
+    columns = ["image", label_column(tensors.manifest.task), "image_id", "copy", "split", *copies]
+    rows = [row for table in read_rows(tensors, columns, split) for row in table.to_pylist()]
     if tensors.manifest.image.encoding == "raw":
         for row in rows:
             row["image"] = np.frombuffer(row["image"], np.uint8).reshape(shape)
@@ -111,21 +113,34 @@ def by_copy(tensors: Dataset) -> dict[tuple[str, int], Any]:
     return {(r["image_id"], r["copy"]): (r["image"], r["augmentation"]) for r in rows_of(tensors)}
 
 
+class _ThisProcess:
+    """Stands for a Ray session: Ray itself is tested elsewhere."""
+
+    step = "resize"
+
+    def __init__(self) -> None:
+        self._results: list[dict[str, Any]] = []
+
+    def count_slots(self) -> int:
+        return 2
+
+    def submit(self, work: Callable[..., dict[str, Any]], task: Any, arguments: tuple[Any, ...]) -> int:
+        self._results.append(json.loads(json.dumps(work(task, *arguments))))
+        return len(self._results) - 1
+
+    def wait(self, handles: Sequence[int]) -> Sequence[int]:
+        return list(reversed(handles))
+
+    def get_result(self, handle: int) -> dict[str, Any]:
+        return self._results[handle]
+
+
 @contextmanager
-def no_session(*_: object) -> Iterator[int]:
-    yield 1
-
-
-def run_in_this_process(
-    jobs: Iterable[Any], work: Callable[..., dict[str, Any]], arguments: tuple[Any, ...], slots: Any
-) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Run jobs in this process, the last first: Ray itself is tested elsewhere."""
-    for job in reversed(list(jobs)):
-        yield job, json.loads(json.dumps(work(job, *arguments)))
+def open_this_process(*_: object, **__: object) -> Iterator[_ThisProcess]:
+    yield _ThisProcess()
 
 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace Ray by `run_in_this_process`."""
-    monkeypatch.setattr(resize, "open_ray_session", no_session)
-    monkeypatch.setattr(resize, "run_tasks", run_in_this_process)
+    """Replace Ray by this process."""
+    monkeypatch.setattr(resize, "open_ray_session", open_this_process)

@@ -8,9 +8,10 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
+from imagemill.components.dataset.index import read_rows
 from imagemill.components.dataset.manifest import MANIFEST, Dataset, read_dataset
-from imagemill.components.dataset.shards import read_columns
-from imagemill.components.download import STEP, raw
+from imagemill.components.download import STEP
+from imagemill.components.download.rows import RAW
 from imagemill.components.storage.store import get_store
 
 JPEG = b"\xff\xd8\xff\xe0"
@@ -56,7 +57,7 @@ def dataset_of(record: dict[str, Any]) -> Dataset:
 
 
 def rows_of(dataset: Dataset) -> dict[str, dict[str, Any]]:
-    tables = read_columns(dataset, "data", raw.RAW.names)
+    tables = read_rows(dataset, [*RAW.names, "label"])
     return {row["image_id"]: row for table in tables for row in table.to_pylist()}
 
 

@@ -15,11 +15,13 @@ import photos
 import pyarrow as pa
 from cleaned import Row
 from PIL import Image
+from placed import place
 
 from imagemill.components.clean.schema import make_clean_schema
-from imagemill.components.dataset.kinds import CleanExtra, CleanImage, ImageSpec, TensorsExtra
-from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit
-from imagemill.components.dataset.shards import Layout, ShardWriter
+from imagemill.components.dataset.index import make_clean_index, make_tensors_index
+from imagemill.components.dataset.kinds import CleanExtra, CleanImage, ImageSpec, StoredCopies, TensorsExtra
+from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit
+from imagemill.components.dataset.shards import Layout
 from imagemill.components.export.config import SHARD_BYTES, ExportConfig
 from imagemill.components.export.export import export
 from imagemill.components.imaging.tensors import encode_jpeg
@@ -99,19 +101,16 @@ def clean_evil(uri: str) -> Dataset:
 
 def clean_multi(uri: str, classes: Sequence[str] = ("cat", "dog", "owl"), each: int = 12) -> Dataset:
     """Images with none, one or several labels."""
-    layout = Layout(make_clean_schema(multi=True), row_group_rows=5)
-    files: list[File] = []
+    rows = []
     for split in ("train", "val"):
-        with ShardWriter(uri, layout) as writer:
-            for number in range(each):
-                ids = [label for label in range(len(classes)) if number >> label & 1]
-                row = Row(f"m/{split}{number}.jpg", classes[0], split).columns(classes)
-                del row["label_id"]
-                writer.add(row | {"label": "|".join(classes[label_id] for label_id in ids), "label_ids": ids}, 0)
-            files.append(writer.publish(f"data/{split}", "data", split))
+        for number in range(each):
+            ids = [label for label in range(len(classes)) if number >> label & 1]
+            row = Row(f"m/{split}{number}.jpg", classes[0], split).columns(classes)
+            rows.append(row | {"label": "|".join(classes[label_id] for label_id in ids), "label_ids": ids})
+    placed = place(uri, rows, Layout(make_clean_schema(), row_group_rows=5), make_clean_index("multi"))
     totals = Totals(rows=2 * each, by_split={"train": each, "val": each})
     manifest = Manifest(
-        "clean", uri.rpartition("/")[2], task="multi", classes=tuple(classes), files=tuple(files), totals=totals,
+        "clean", uri.rpartition("/")[2], task="multi", classes=tuple(classes), totals=totals, **placed,
         image=CleanImage("rgb", 3), extra=CleanExtra(dataset_name="toy"),
     )  # fmt: skip
     return commit(uri, manifest)
@@ -121,25 +120,20 @@ def tensors(
     uri: str, shape: tuple[int, int, int] = (16, 16, 3), encoding: str = "raw", color: str = "rgb", rows: int = 20,
     multi: bool = False, copies: int = 0, edges: Sequence[str] = (),
 ) -> Dataset:  # fmt: skip
-    """Random pixels in two splits of two files each; image n of `train` is `pixels_of(shape, "train", n)`."""
+    """Random pixels in two splits; image n of `train` is `pixels_of(shape, "train", n)`."""
     image_type = pa.binary() if encoding == "jpeg" else pa.binary(int(np.prod(shape)))
-    label = ("label_ids", pa.list_(pa.int32())) if multi else ("label_id", pa.int32())
-    names = [("image", image_type), label, ("image_id", pa.string()), *([("copy", pa.int32())] if copies else [])]
-    schema = pa.schema([pa.field(name, kind, nullable=False) for name, kind in names])
-    files = []
-    for split in ("train", "val"):
-        for part in np.array_split(np.arange(rows), 2):
-            with ShardWriter(uri, Layout(schema, plain=True, row_group_rows=3)) as writer:
-                for n in part.tolist():
-                    writer.add(_tensor_row(shape, encoding, split, n, multi, copies), 0)
-                files.append(writer.publish(f"data/{split}", "data", split))
+    names = [("image", image_type), ("image_id", pa.string()), ("source_row", pa.int32()), ("copy", pa.int32())]
+    layout = Layout(pa.schema([pa.field(name, kind, nullable=False) for name, kind in names]), True, row_group_rows=3)
+    records = [_tensor_row(shape, encoding, split, n, multi, copies) for split in ("train", "val") for n in range(rows)]
+    task = "multi" if multi else "single"
+    placed = place(uri, records, layout, make_tensors_index(task), by_split=True)
     image = ImageSpec(
         shape, shape[0], color, edges=tuple(edges), encoding=encoding, mean=(0.5,) * shape[2], std=(0.25,) * shape[2]
     )
     manifest = Manifest(
-        "tensors", uri.rpartition("/")[2], task="multi" if multi else "single", classes=("a", "b", "c"),
-        files=tuple(files), totals=Totals(rows=2 * rows, by_split={"train": rows, "val": rows}), image=image,
-        extra=TensorsExtra(dataset_name="toy"),
+        "tensors", uri.rpartition("/")[2], task=task, classes=("a", "b", "c"), **placed,
+        totals=Totals(rows=2 * rows, by_split={"train": rows, "val": rows}), image=image,
+        extra=TensorsExtra(dataset_name="toy", copies=StoredCopies("x", copies) if copies else None),
     )  # fmt: skip
     return commit(uri, manifest)
 
@@ -157,4 +151,4 @@ def _tensor_row(
     row: dict[str, Any] = {"image": encode_jpeg(pixels, 90, "444") if encoding == "jpeg" else pixels.tobytes()}
     row |= {"label_ids": [label_id for label_id in range(3) if n >> label_id & 1]} if multi else {"label_id": n % 3}
     number, copy = divmod(n, copies + 1)
-    return row | {"image_id": f"{split}/{number}.jpg"} | ({"copy": copy} if copies else {})
+    return row | {"image_id": f"{split}/{number}.jpg", "source_row": number, "copy": copy, "split": split}

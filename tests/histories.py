@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from imagemill.components.dataset.kinds import EXTRAS
-from imagemill.components.dataset.manifest import Dataset, File, Manifest, commit, digest, read_dataset
+from imagemill.components.dataset.manifest import Dataset, Manifest, Part, commit, digest, read_dataset
+from imagemill.components.dataset.parts import PartFolder, PartRecord
 from imagemill.components.dataset.records import Promotion
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.storage.uri import join, relpath
+from imagemill.components.storage.uri import join
 
 DAY = 86_400.0
 BEGIN = datetime(2026, 9, 1, tzinfo=UTC)
@@ -34,34 +35,32 @@ def make(
     name: str = "weekly",
     own: Sequence[str] = ("own",),
     pool: Sequence[str] = (),
-    also: Sequence[tuple[Dataset, File]] = (),
     **extra: Any,
 ) -> Dataset:
-    """A committed dataset of a week.
-
-    `own`, `pool`: contents of its files in its own folder and in its kind's pool; `also`: files of other datasets that
-    it lists as well.
-    """
+    """A committed dataset of a week. `own`: contents of the files in its own folder; `pool`: of its parts."""
     uri = workspace.dataset_uri(kind, fingerprint_of(kind, week, name))
-    files = [publish_bytes(uri, f"{kind} {week} {name} {text}".encode(), "data/part-", ".parquet") for text in own]
-    folder = workspace.at(kind, "_shards")
+    files = [publish_bytes(uri, f"{kind} {week} {name} {text}".encode(), "index-", ".parquet") for text in own]
+    folder = PartFolder.of(workspace, kind)
+    parts = []
     for text in pool:
-        file = publish_bytes(folder, text.encode(), "part-", ".parquet")
-        files.append(File(f"../_shards/{file.uri}", file.role, "", 0, file.bytes, file.sha256))
-    files += [File(relpath(d.locate(f), uri), f.role, f.split, f.rows, f.bytes, f.sha256) for d, f in also]
+        data, key = text.encode(), digest([kind, text])
+        workspace.store.put_if_absent(folder.locate(key), data)
+        part = Part(key, 1, len(data), hashlib.sha256(data).hexdigest())
+        folder.add(PartRecord(key, (part,)))
+        parts.append(part)
     created = (BEGIN + timedelta(weeks=week)).isoformat(timespec="seconds")
     manifest = Manifest(
         kind, uri.rpartition("/")[2], tuple(parent.as_parent(uri) for parent in parents), files=tuple(files),
-        extra=EXTRAS[kind].from_dict({"dataset_name": name} | extra, "test"), created=created,
+        parts=tuple(parts), extra=EXTRAS[kind].from_dict({"dataset_name": name} | extra, "test"), created=created,
     )  # fmt: skip
     return commit(uri, manifest)
 
 
 def make_week(workspace: Workspace, week: int, name: str = "weekly", *, promote: bool = False) -> dict[str, Dataset]:
-    """A run's datasets, noted as the latest. Raw and clean list the last three weeks' shards of their pools."""
-    shards = [f"{name} {number}" for number in range(max(0, week - 2), week + 1)]
-    raw = make(workspace, "raw", week, name=name, own=(), pool=shards)
-    clean = make(workspace, "clean", week, [raw], name=name, pool=shards)
+    """A run's datasets, noted as the latest. Raw and clean list the parts of the last three weeks."""
+    parts = [f"{name} {number}" for number in range(max(0, week - 2), week + 1)]
+    raw = make(workspace, "raw", week, name=name, own=(), pool=parts)
+    clean = make(workspace, "clean", week, [raw], name=name, pool=parts)
     tensors = make(workspace, "tensors", week, [clean], name=name)
     features = make(workspace, "features", week, [tensors], name=name)
     model = make(workspace, "model", week, [tensors, features], name=name)
@@ -109,6 +108,7 @@ def datasets_of(workspace: Workspace) -> dict[str, Dataset]:
 def check_intact(workspace: Workspace) -> None:
     """Assert that all that any manifest lists is there, byte for byte."""
     for path, dataset in datasets_of(workspace).items():
-        for file in dataset.manifest.files:
-            data = workspace.store.read(dataset.locate(file))
-            assert hashlib.sha256(data).hexdigest() == file.sha256, (path, file.uri)
+        listed = {dataset.locate(file): file.sha256 for file in dataset.manifest.files}
+        listed |= {dataset.locate_part(part): part.sha256 for part in dataset.manifest.parts}
+        for uri, sha256 in listed.items():
+            assert hashlib.sha256(workspace.store.read(uri)).hexdigest() == sha256, (path, uri)

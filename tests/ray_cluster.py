@@ -26,8 +26,8 @@ from typing import Any
 import mill
 from cleaned import Row, cleaned, picture, raw_dataset, raw_row
 
-from imagemill.components.clean.splits import compute_shuffle_index
 from imagemill.components.dataset.manifest import read_dataset
+from imagemill.components.dataset.splits import compute_shuffle_index
 
 STORE_BYTES = 80 * 2**20
 MARK = "IMAGEMILL_TEST_CLUSTER"

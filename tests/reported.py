@@ -10,9 +10,10 @@ import photos
 import pyarrow as pa
 from html_page import Page
 from PIL import Image
+from placed import place
 
-from imagemill.components.clean.schema import CLEAN, REJECTED, make_clean_layout
-from imagemill.components.clean.slices import write_rejected, write_rows
+from imagemill.components.clean.schema import REJECTED, make_clean_layout
+from imagemill.components.dataset.index import RAW_INDEX, make_clean_index
 from imagemill.components.dataset.kinds import (
     ClassScores,
     CleanExtra,
@@ -22,11 +23,11 @@ from imagemill.components.dataset.kinds import (
     ModelExtra,
     RawExtra,
 )
-from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit
+from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit
 from imagemill.components.dataset.records import StepRecord, Verdict
 from imagemill.components.dataset.shards import Layout, ShardWriter, publish_bytes
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.download.raw import RAW
+from imagemill.components.download.rows import RAW
 from imagemill.components.promote.comparison import compare_with_champion
 from imagemill.components.report.run_page import Lineage, write_report
 
@@ -46,16 +47,12 @@ def jpeg(color: tuple[int, int, int], size: tuple[int, int] = (24, 16)) -> bytes
 
 def raw_dataset(workspace: Workspace, images: dict[str, bytes | None], row_group_bytes: int = 2_000) -> Dataset:
     uri = workspace.dataset_uri("raw", "00000000000000aa")
-    with ShardWriter(uri, Layout(RAW, row_group_bytes=row_group_bytes)) as writer:
-        for image_id, data in images.items():
-            writer.add(dict.fromkeys(RAW.names) | {"image_id": image_id, "image": data}, len(data or b""))
-        file = writer.publish("data")
+    rows = [{"image_id": image_id, "image": data} for image_id, data in images.items()]
+    placed = place(uri, rows, Layout(RAW, row_group_bytes=row_group_bytes), RAW_INDEX)
     skipped = FileList(2, ({"path": "notes<b>.txt", "why": "no image by name or content"},))
     extra = RawExtra(source="https://example.org/pictures.zip", dataset_name="tiny", skipped=skipped)
     total = sum(len(data or b"") for data in images.values())
-    return commit(
-        uri, Manifest("raw", "00000000000000aa", files=(file,), totals=Totals(len(images), total), extra=extra)
-    )
+    return commit(uri, Manifest("raw", "00000000000000aa", totals=Totals(len(images), total), extra=extra, **placed))
 
 
 def clean_row(number: int, image_id: str, data: bytes, label: str, split: str) -> dict[str, Any]:
@@ -71,12 +68,13 @@ def clean_dataset(
 ) -> Dataset:
     uri = workspace.dataset_uri("clean", "00000000000000bb")
     by_split = {split: [r for r in rows if r["split"] == split] for split in ("train", "val", "test")}
-    files: list[File] = [
-        write_rows(uri, split, split_rows, make_clean_layout(CLEAN))
-        for split, split_rows in by_split.items()
-        if split_rows
-    ]
-    files += [write_rejected(uri, rejected)] if rejected else []
+    placed = place(uri, rows, make_clean_layout(), make_clean_index("single"))
+    files = list(placed["files"])
+    if rejected:
+        with ShardWriter(uri, Layout(REJECTED)) as writer:
+            for row in sorted(rejected, key=lambda row: row["image_id"]):
+                writer.add(row, 0)
+            files.append(writer.publish("rejected", "rejected"))
     counts = {s: {c: sum(r["label"] == c for r in split_rows) for c in classes} for s, split_rows in by_split.items()}
     totals = Totals(
         rows=len(rows), rejected=len(rejected), by_split={s: len(split_rows) for s, split_rows in by_split.items()},
@@ -87,7 +85,7 @@ def clean_dataset(
         uri,
         Manifest(
             "clean", "00000000000000bb", (raw.as_parent(uri),), classes=tuple(classes), files=tuple(files),
-            totals=totals, extra=extra, config={"color": "rgb", "near_duplicates": ""},
+            parts=placed["parts"], totals=totals, extra=extra, config={"color": "rgb", "near_duplicates": ""},
         ),
     )  # fmt: skip
 

@@ -4,52 +4,57 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from placed import place
 
-from imagemill.components.dataset.kinds import ImageSpec, TensorsExtra
-from imagemill.components.dataset.manifest import Dataset, File, Manifest, commit
-from imagemill.components.dataset.shards import Layout, ShardWriter
+from imagemill.components.dataset.index import make_tensors_index
+from imagemill.components.dataset.kinds import ImageSpec
+from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit, count_values
+from imagemill.components.dataset.shards import Layout
 from imagemill.components.imaging.geometry import Geometry
-from imagemill.components.resize.tensor_shards import TensorSpec
+from imagemill.components.resize.tensor_part import TensorSpec
 from imagemill.components.train.data.loader import Batch
 
 SHAPE = (4, 4, 3)
 
 
-def write_split(uri: str, split: str, images: npt.NDArray[np.uint8], labels: list[int], group: int) -> File:
-    row_bytes = int(np.prod(images.shape[1:]))
-    schema = TensorSpec(Geometry(images.shape[1])).schema()
-    with ShardWriter(uri, Layout(schema, plain=True)) as writer:
-        for start in range(0, len(labels), group):
-            part = images[start : start + group]
-            column = pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(row_bytes), len(part), [None, pa.py_buffer(part.tobytes())]
-            )
-            ids = [f"{split}-{n}" for n in range(start, start + len(part))]
-            columns = [column, pa.array(labels[start : start + group], pa.int32()), pa.array(ids)]
-            writer.add_table(pa.Table.from_arrays(columns, schema=schema))
-        return writer.publish(f"data/{split}", "data", split)
+def make_rows(
+    split: str, images: npt.NDArray[np.uint8], labels: Sequence[int], prefix: str = ""
+) -> list[dict[str, Any]]:
+    """Rows of tensors, with the columns of parts and of the index."""
+    return [
+        {"image_id": f"{prefix or split}-{n}", "image": image.tobytes(), "source_row": n, "copy": 0, "label_id": label,
+         "split": split}
+        for n, (image, label) in enumerate(zip(images, labels, strict=True))
+    ]  # fmt: skip
 
 
-def numbered(workspace: Path | str, rows: int, group: int, files: int = 1, generations: Sequence[int] = ()) -> Dataset:
-    """A tensors dataset whose labels are the numbers of its rows, and whose images hold them in every pixel.
+def commit_tensors(
+    uri: str, rows: Sequence[dict[str, Any]], shape: tuple[int, ...], group: int = 1 << 20, parts: int = 0, **more: Any
+) -> Dataset:
+    """A tensors dataset of rows, with `group` of them in a row group; `parts`: of a dataset of one split."""
+    schema = TensorSpec(Geometry(shape[1])).schema()
+    schema = schema.set(0, schema.field("image").with_type(pa.binary(int(np.prod(shape)))))
+    layout = Layout(schema, plain=True, row_group_rows=group)
+    placed = place(uri, rows, layout, make_tensors_index("single"), by_split=not parts, parts=max(1, parts))
+    totals = Totals(rows=len(rows), by_split=count_values(row["split"] for row in rows))
+    image = ImageSpec((shape[0], shape[1], shape[2]), mean=(0.5,) * 3, std=(0.25,) * 3)
+    fields: dict[str, Any] = {"image": image, "totals": totals} | placed | more
+    return commit(uri, Manifest("tensors", uri.rpartition("/")[2], **fields))
 
-    `generations`: of the files; none given: one.
-    """
-    uri = f"{workspace}/tensors/01"
-    parts = [np.arange(start, rows, files) for start in range(files)]
-    written = []
-    for part in filter(len, parts):
-        images = np.broadcast_to(part[:, None, None, None] % 256, (len(part), *SHAPE)).astype(np.uint8)
-        written.append(write_split(uri, "train", images, part.tolist(), group))
-    image = ImageSpec(SHAPE, mean=(0.5,) * 3, std=(0.25,) * 3)
+
+def numbered(workspace: Path | str, rows: int, group: int, files: int = 1) -> Dataset:
+    """A tensors dataset whose labels are the numbers of its rows, and whose images hold them in every pixel; the rows
+    are dealt to so many parts."""
+    numbers = np.arange(rows)
+    images = np.broadcast_to(numbers[:, None, None, None] % 256, (rows, *SHAPE)).astype(np.uint8)
     classes = tuple(str(n) for n in range(rows))
-    numbers = zip(written, generations or [0] * len(written), strict=True)
-    extra = TensorsExtra(shards={file.uri: {"generation": generation} for file, generation in numbers})
-    return commit(uri, Manifest("tensors", "01", classes=classes, files=tuple(written), image=image, extra=extra))
+    records = make_rows("train", images, numbers.tolist())
+    return commit_tensors(f"{workspace}/tensors/01", records, SHAPE, group, files, classes=classes)
 
 
 def rows_of(batches: Iterator[Batch]) -> list[int]:

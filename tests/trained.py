@@ -15,10 +15,10 @@ import numpy.typing as npt
 import pytest
 import torch
 from safetensors.torch import save
-from stored import write_split
+from stored import commit_tensors, make_rows
 
 from imagemill.components.dataset.kinds import ImageSpec, ModelExtra, TensorsExtra
-from imagemill.components.dataset.manifest import Dataset, File, Manifest, Parent, Totals, commit, read_dataset
+from imagemill.components.dataset.manifest import Dataset, File, Manifest, Parent, commit, read_dataset
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.models.artifact import ModelSpec, build_network
@@ -44,21 +44,15 @@ def make_tensors(workspace: Path, train: int = 40, val: int = 10, size: int = 32
     """Noisy pictures for training and validation, of two classes that differ in brightness. The clean dataset that they
     come from is not there any more."""
     uri = str(workspace / "tensors" / "01")
-    files = []
+    rows = []
     for split, number in (("train", train), ("val", val)):
-        if number:
-            labels = [n % 2 for n in range(number)]
-            images = pictures(number, size) // 2 + (np.array(labels) * 90).astype(np.uint8)[:, None, None, None]
-            files.append(write_split(uri, split, images, labels, group=16))
-    by_split = {split: number for split, number in (("train", train), ("val", val)) if number}
+        labels = [n % 2 for n in range(number)]
+        images = pictures(number, size) // 2 + (np.array(labels) * 90).astype(np.uint8)[:, None, None, None]
+        rows += make_rows(split, images, labels)
     image = replace(image, shape=(size, size, 3))
-    return commit(
-        uri,
-        Manifest(
-            "tensors", "01", parents=(Parent("../../clean/00", "00", ""),), classes=("a", "b"), files=tuple(files),
-            image=image, totals=Totals(rows=train + val, by_split=by_split), extra=TensorsExtra(dataset_name="small"),
-        ),
-    )  # fmt: skip
+    parents, extra = (Parent("../../clean/00", "00", ""),), TensorsExtra(dataset_name="small")
+    shape = (size, size, 3)
+    return commit_tensors(uri, rows, shape, 16, parents=parents, classes=("a", "b"), image=image, extra=extra)
 
 
 def settings(tensors: Dataset, **values: Any) -> TrainConfig:

@@ -113,7 +113,7 @@ class Target:
         """Return the core-seconds of cleaning the parts that do not exist yet."""
         tasks = plan(self.raw, self.config, context)
         existing = PartFolder.of(context.workspace, "clean").find([task.key for task in tasks])
-        return _estimate_core_seconds([task.raw for task in tasks if task.key not in existing])
+        return estimate_core_seconds([task.raw for task in tasks if task.key not in existing])
 
     def make_job_config(self, context: Context) -> CleanConfig:
         """Return the config of a Ray job that makes this dataset; `ray_job.build_command` gives its command line."""
@@ -241,7 +241,8 @@ def _get_ray_address(config: CleanConfig) -> str:
     return "" if uris.is_http(config.ray_address) else config.ray_address
 
 
-def _estimate_core_seconds(parts: Iterable[Part]) -> float:
+def estimate_core_seconds(parts: Iterable[Part]) -> float:
+    """Return the core-seconds of cleaning raw parts."""
     return sum(part.rows * SECONDS_PER_IMAGE + part.bytes * SECONDS_PER_BYTE for part in parts)
 
 

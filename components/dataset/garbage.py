@@ -217,6 +217,10 @@ def _find_kept(
                 keep(uri, f"{rank} champion of {name}", with_parents=has_rank)
     for path in young:
         keep(path, "young")
+    for path, dataset in datasets.items():
+        references = [workspace.relative(uri) for uri in _list_references(dataset, workspace)]
+        if dataset.manifest.kind == "evaluation" and references and all(uri in reasons for uri in references):
+            keep(path, "of a kept model on kept images")
     return reasons
 
 

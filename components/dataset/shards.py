@@ -253,8 +253,8 @@ def read_table(uri: str, columns: list[str] | None = None, dictionaries: Sequenc
         raise DatasetError(f"{uri}: expected a file that the manifest lists, found none") from None
 
 
-def read_columns(dataset: Dataset, role: str, columns: list[str]) -> Iterator[pa.Table]:
-    """Yield columns of every row of the files of a role, a row group at a time, in the order of the manifest's files.
+def read_columns(dataset: Dataset, role: str, columns: list[str] | None) -> Iterator[pa.Table]:
+    """Yield columns (None: all) of every row of the files of a role, a row group at a time, in the manifest's order.
 
     Images and what is known of them lie in parts and an index: `index.read_rows` reads those.
     """

@@ -82,7 +82,7 @@ from imagemill.components.resize.tasks import plan_tasks, write_shards
 from imagemill.components.engine.ray_session import open_ray_session
 from imagemill.components.engine.tasks import run_tasks
 from imagemill.components.resize.plan import plan_split
-from imagemill.components.resize.tensor_shards import TensorSpec
+from imagemill.components.resize.tensor_part import TensorSpec
 from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.imaging.geometry import Geometry, decode_and_resize
 clean, spec = read_dataset(clean_uri), TensorSpec(Geometry(size, quality=quality))

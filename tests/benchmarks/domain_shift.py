@@ -37,10 +37,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 from lite0 import BACKBONE, write_weights
-from stored import write_split
+from stored import commit_tensors, make_rows
 
 from imagemill.components.dataset.kinds import ImageSpec, TensorsExtra
-from imagemill.components.dataset.manifest import Dataset, Manifest, Parent, Totals, commit, read_dataset
+from imagemill.components.dataset.manifest import Dataset, Parent, read_dataset
 from imagemill.components.download import demo_shapes
 from imagemill.components.models.artifact import load_model
 from imagemill.components.train import STEP
@@ -94,16 +94,21 @@ def draw_images(number: int, size: int, background: Any, rng: Rng) -> tuple[npt.
 def write_tensors(workspace: Path, name: str, sizes: dict[str, int], side: int, background: Any, rng: Rng) -> Dataset:
     """Write a tensors dataset with that many images of each split."""
     uri = str(workspace / "tensors" / name)
-    files = [
-        write_split(uri, split, *draw_images(number, side, background, rng), group=64)
-        for split, number in sizes.items()
+    rows = [
+        row for split, number in sizes.items() for row in make_rows(split, *draw_images(number, side, background, rng))
     ]
     image = ImageSpec((side, side, 3), mean=(0.5,) * 3, std=(0.5,) * 3)
-    totals = Totals(rows=sum(sizes.values()), by_split=sizes)
-    return commit(uri, Manifest(
-        "tensors", name, parents=(Parent(f"../../clean/{name}", name, ""),), classes=demo_shapes.CLASSES,
-        files=tuple(files), image=image, totals=totals, extra=TensorsExtra(dataset_name=name),
-    ))  # fmt: skip
+    parents, extra = (Parent(f"../../clean/{name}", name, ""),), TensorsExtra(dataset_name=name)
+    return commit_tensors(
+        uri,
+        rows,
+        (side, side, 3),
+        64,
+        parents=parents,
+        classes=demo_shapes.CLASSES,
+        image=image,
+        extra=extra,
+    )
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import numpy as np
 from scipy import stats
 from simulated import Floats, Ids, equal_counts, labels_of, pair_of, zipf_counts
 
-from imagemill.components.clean.splits import choose_exact_splits, choose_split
+from imagemill.components.dataset.splits import choose_exact_splits, choose_split
 from imagemill.components.evaluate.intervals import compute_single_label_intervals
 from imagemill.components.evaluate.linear_probe import FOLDS, SCORES, assign_folds, widen
 from imagemill.components.metrics.classification import ConfusionCounts, summarize_predictions

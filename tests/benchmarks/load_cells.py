@@ -199,12 +199,12 @@ def ours_from_s3(encoding: str) -> Callable[[Place, int], Epoch]:
 
     def opened(place: Place, _: int) -> Epoch:
         from imagemill.components.dataset.manifest import read_dataset
-        from imagemill.components.train.data.cache import ShardCache
+        from imagemill.components.train.data.cache import PartCache
         from imagemill.components.train.data.loader import iter_batches
 
         dataset = read_dataset(f"{os.environ['BENCH_S3']}/tensors-{encoding}/0123456789abcdef", "tensors")
         folder = tempfile.TemporaryDirectory(prefix="cache-", dir=place.folder)
-        cache = ShardCache.create(folder.name)
+        cache = PartCache.create(folder.name)
 
         def epoch(number: int) -> Iterator[tuple[Any, Any]]:
             assert folder.name, "it lives as long as the epochs"

@@ -36,7 +36,7 @@ from imagemill.components.imaging.geometry import Geometry, decode_and_resize
 from imagemill.components.imaging.pixel_options import RAW
 from imagemill.components.imaging.tensors import encode_jpeg
 from imagemill.components.resize.plan import MAX_SHARD_ROWS, ROW_GROUP_BYTES, SHARD_BYTES, SHARD_ENCODED_BYTES
-from imagemill.components.resize.tensor_shards import TensorSpec
+from imagemill.components.resize.tensor_part import TensorSpec
 from imagemill.components.storage import uri as uris
 from imagemill.components.storage.parallel import cores, map_ordered
 

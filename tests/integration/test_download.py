@@ -9,19 +9,17 @@ import pytest
 from downloading import content, dataset_of, images, photograph, rows_of, run, tar, write
 
 from imagemill.components.dataset.manifest import MANIFEST, parse_manifest, read_dataset
-from imagemill.components.download import raw
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.storage import uri as uris
 
 
-def test_fingerprint_does_not_depend_on_order_and_sharding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprint_does_not_depend_on_order_and_parts(tmp_path: Path) -> None:
     folder = write(tmp_path / "in", images())
     first = run(tmp_path / "ws", folder, tmp_path)
     backwards = {f"./{name}": name for name in sorted(images(), reverse=True)}
-    monkeypatch.setattr(raw, "SHARD_BYTES", 3000)
     second = run(tmp_path / "ws2", tar(tmp_path / "x.tar.gz", folder, backwards), tmp_path)
     assert first["fingerprint"] == second["fingerprint"]
-    assert content(first)["files"] != content(second)["files"], "the test should have sharded it otherwise"
+    assert content(first)["parts"] != content(second)["parts"], "an archive is dealt to several parts"
     third = run(tmp_path / "ws", tmp_path / "x.tar.gz", tmp_path)
     assert (third["state"], third["uri"]) == ("cached", first["uri"])
 
@@ -40,13 +38,15 @@ def test_change_with_the_same_size_and_time_requires_rerun(tmp_path: Path) -> No
     assert rows_of(dataset_of(rerun))["cat/001.jpg"]["image"] == photograph(77)
 
 
-def test_a_damaged_shard_is_made_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("lost", ["index", "part"])
+def test_lost_file_is_made_again(tmp_path: Path, lost: str) -> None:
     source = write(tmp_path / "in", images())
     dataset = dataset_of(run(tmp_path / "ws", source, tmp_path))
-    shard = Path(dataset.locate(dataset.manifest.files[0]))
-    shard.unlink()
+    index, part = dataset.locate(dataset.manifest.files[0]), dataset.locate_part(dataset.manifest.parts[0])
+    file = Path(index if lost == "index" else part)
+    file.unlink()
     second = run(tmp_path / "ws", source, tmp_path)
-    assert second["uri"] == dataset.uri and shard.exists() and len(rows_of(dataset_of(second))) == 6
+    assert second["uri"] == dataset.uri and file.exists() and len(rows_of(dataset_of(second))) == 6
 
 
 def test_duplicate_image_ids_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from downloading import dataset_of, images, photograph, rows_of, run, write
 
 from imagemill.components.dataset.kinds import FileList
 from imagemill.components.dataset.manifest import Dataset
-from imagemill.components.download import raw, sources
+from imagemill.components.download import sources
 
 KB = 1_000
 
@@ -23,9 +23,10 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten photographs in a shard."""
-    monkeypatch.setattr(raw, "SHARD_BYTES", 20 * KB)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten photographs in a part."""
+    for module in ("download", "rows"):
+        monkeypatch.setattr(f"imagemill.components.download.{module}.PART_BYTES", 20 * KB)
 
 
 def stored_bytes(workspace: Path) -> int:
@@ -115,9 +116,9 @@ def test_verify_content_detects_changes_that_the_listing_hides(tmp_path: Path, s
     write(source, {"dog/new.jpg": photograph(700)})
     trusting = rows_of(dataset_of(run(tmp_path / "ws", source, tmp_path)))
     assert trusting["cat/001.jpg"]["image"] == photograph(1)
-    before = stored_bytes(tmp_path / "ws" / "raw" / "_shards")
+    before = stored_bytes(tmp_path / "ws" / "parts")
     record = run(tmp_path / "ws", source, tmp_path, "--verify", "content")
     check_equals_fresh(record, source, tmp_path)
-    assert stored_bytes(tmp_path / "ws" / "raw" / "_shards") - before < 20 * KB, "one row differs"
+    assert stored_bytes(tmp_path / "ws" / "parts") - before < 20 * KB, "one row differs"
     assert run(tmp_path / "ws", source, tmp_path)["uri"] == record["uri"], "the listing leads there now"
     assert run(tmp_path / "ws", source, tmp_path, "--verify", "content")["state"] == "cached"

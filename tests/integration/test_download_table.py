@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 from downloading import ANNOTATED, annotated, dataset_of, images, rows_of, run, write
 
-from imagemill.components.download import raw
-
 
 def test_rows_and_fingerprint_of_groups_boxes_and_masks(tmp_path: Path) -> None:
     record = run(tmp_path / "ws", annotated(tmp_path / "in", *ANNOTATED), tmp_path, dataset="csv")
@@ -79,7 +77,7 @@ def test_missing_masks_are_counted_and_warned_about_once(tmp_path: Path, capsys:
 
 
 def test_invalid_cell_is_refused_before_an_image_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raw, "_read_source", None)
+    monkeypatch.setattr("imagemill.components.download.download._read_snapshot", None)
     table = annotated(tmp_path / "in", *ANNOTATED, "dog/000.jpg,dog,train,p1,masks/0.png,2,3,4,5,")
     record = run(tmp_path / "ws", table, tmp_path, dataset="csv")
     assert record["exit_code"] == 2

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def run_gc(workspace: Workspace, capsys: pytest.CaptureFixture[str], *flags: str) -> dict[str, Any]:
     capsys.readouterr()
-    assert main(["gc", "--workspace", workspace.uri, "--json", "--keep-last", "1", *flags]) == 0
+    assert main(["gc", "--workspace", workspace.uri, "--json", *flags]) == 0
     facts: dict[str, Any] = json.loads(capsys.readouterr().out)
     return facts
 

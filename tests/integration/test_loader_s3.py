@@ -13,7 +13,7 @@ from imagemill.components.storage.errors import DatasetError
 from imagemill.components.storage.store import get_store
 from imagemill.components.train.data import loader
 from imagemill.components.train.data.batches import OPEN_THREADS, iter_batches
-from imagemill.components.train.data.cache import ShardCache
+from imagemill.components.train.data.cache import PartCache
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def remote(s3_workspace: str) -> Dataset:
 
 def test_batches_from_a_bucket_equal_those_from_disk(remote: Dataset, tmp_path: Path) -> None:
     local = numbered(tmp_path / "disk", rows=300, group=7, files=12)
-    cache = ShardCache.create(str(tmp_path / "cache"))
+    cache = PartCache.create(str(tmp_path / "cache"))
     for epoch in (0, 1):
         batches = list(iter_batches(remote, "train", 32, 1, epoch, cache=cache))
         assert np.concatenate([b.labels for b in batches]).tolist() == rows_of(
@@ -34,17 +34,17 @@ def test_batches_from_a_bucket_equal_those_from_disk(remote: Dataset, tmp_path: 
 
 
 def test_second_epoch_is_read_from_the_cache(remote: Dataset, tmp_path: Path) -> None:
-    cache = ShardCache.create(str(tmp_path / "cache"))
+    cache = PartCache.create(str(tmp_path / "cache"))
     first = rows_of(iter_batches(remote, "train", 32, 1, 0, cache=cache))
     for file in remote.files():
         get_store(remote.uri).put(remote.locate(file), b"no Parquet")
     assert rows_of(iter_batches(remote, "train", 32, 1, 0, cache=cache)) == first
     with pytest.raises(DatasetError, match="expected content with sha256"):
-        rows_of(iter_batches(remote, "train", 32, 1, 0, cache=ShardCache.create(str(tmp_path / "other"))))
+        rows_of(iter_batches(remote, "train", 32, 1, 0, cache=PartCache.create(str(tmp_path / "other"))))
 
 
 def test_small_cache_does_not_change_batches(remote: Dataset, tmp_path: Path) -> None:
-    small = ShardCache.create(str(tmp_path / "cache"), max_bytes=2 * max(f.bytes for f in remote.files()))
+    small = PartCache.create(str(tmp_path / "cache"), max_bytes=2 * max(f.bytes for f in remote.files()))
     for epoch in (0, 1):
         assert sorted(rows_of(iter_batches(remote, "train", 32, 1, epoch, cache=small))) == list(range(300))
         assert len(list((tmp_path / "cache").glob("*.parquet"))) <= 2 + OPEN_THREADS
@@ -65,4 +65,4 @@ def test_missing_file_is_named(remote: Dataset, tmp_path: Path) -> None:
     missing_uri = remote.locate(remote.files()[3])
     get_store(missing_uri).discard(missing_uri)
     with pytest.raises(DatasetError, match=f"{missing_uri}: expected a file that the manifest lists, found none"):
-        rows_of(iter_batches(read_dataset(remote.uri), "train", 32, cache=ShardCache.create(str(tmp_path))))
+        rows_of(iter_batches(read_dataset(remote.uri), "train", 32, cache=PartCache.create(str(tmp_path))))

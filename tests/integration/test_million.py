@@ -37,7 +37,7 @@ _WRITE = """
 import hashlib, numpy as np, pyarrow as pa
 from imagemill.components.clean.labels import LabelRules
 from imagemill.components.clean.schema import CLEAN, MEASURES, make_clean_layout
-from imagemill.components.clean.splits import choose_split, compute_shuffle_index
+from imagemill.components.dataset.splits import choose_split, compute_shuffle_index
 from imagemill.components.dataset.shards import ShardWriter
 from imagemill.components.dataset.manifest import File, Manifest, Totals, commit
 random, files, started = np.random.default_rng(0), [], time.monotonic()

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
+import pyarrow as pa
 import pytest
+from cleaned import raw_dataset, raw_row
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from imagemill.components.clean.candidates import RowDecisions, read_candidates
 from imagemill.components.clean.clean import clean
 from imagemill.components.clean.config import REASONS, CleanConfig
-from imagemill.components.clean.decide import decide
-from imagemill.components.clean.final_files import write_final_files
 from imagemill.components.clean.labels import (
     LabelRules,
     compare_class_lists,
@@ -30,12 +28,18 @@ from imagemill.components.clean.labels import (
     read_label_map,
     split_labels,
 )
-from imagemill.components.clean.reuse import FinishedWork
-from imagemill.components.clean.schema import CLEAN, make_clean_layout
-from imagemill.components.clean.slices import hash_pixels, write_rows
-from imagemill.components.clean.splits import SPLITS, choose_split, compute_shuffle_index, compute_split_position
+from imagemill.components.clean.part import hash_pixels
+from imagemill.components.dataset.index import read_index
 from imagemill.components.dataset.kinds import ClassChanges
-from imagemill.components.dataset.manifest import Dataset, File, read_dataset
+from imagemill.components.dataset.manifest import Dataset, read_dataset
+from imagemill.components.dataset.shards import read_columns
+from imagemill.components.dataset.splits import (
+    SPLITS,
+    choose_splits,
+    compute_shuffle_index,
+    compute_split_position,
+    encode_splits,
+)
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.imaging.decoder import ImageRejected, decode
 from imagemill.components.report.changes import describe_class_changes
@@ -45,6 +49,11 @@ from imagemill.components.storage.errors import UserError
 
 def sha(value: object) -> str:
     return hashlib.sha256(str(value).encode()).hexdigest()
+
+
+def choose_split(sha256: str, declared: str | None, val: float, test: float, group: str | None = None) -> str:
+    codes = encode_splits(pa.chunked_array([[declared]], pa.string()))
+    return SPLITS[choose_splits(codes, np.array([compute_split_position(sha256, group)]), val, test)[0]]
 
 
 HASHES = [sha(n) for n in range(20_000)]
@@ -120,7 +129,6 @@ def test_class_ids_are_appended_and_never_renumbered(labels: list[str], base: li
     assert extend_class_list(labels, classes) == classes
 
 
-LAYOUT = make_clean_layout(CLEAN)
 RULES = LabelRules({"cat": 0, "dog": 1, "other": 2}, rare=frozenset({"emu"}), other="other")
 
 
@@ -192,8 +200,6 @@ def test_mapped_labels_rename_and_merge_classes_of_the_source_and_of_the_last_ru
     rules = make_label_rules(counts, base, CleanConfig(rare_classes="drop", rare_below=3), "here", label_map)
     assert list(rules.ids) == ["dog", "insect", "feline", "new"]  # insects are counted together
     assert [rules.parse(text) for text in ("cat", "feline", "bee")] == [["feline"], ["feline"], ["insect"]]
-    part = rules.restrict(["bee", "dog"])
-    assert (part.ids, part.label_map) == ({"dog": 0, "insect": 1}, {"bee": "insect"})
     multi = make_label_rules({"ant|dog|bee": 2}, (), CleanConfig(label_separator="|"), "here", label_map)
     assert multi.parse("dog|bee|ant") == ["dog", "insect"]
     changes = compare_class_lists(base, list(rules.ids), label_map)
@@ -272,44 +278,24 @@ def test_pixel_hashes_see_pixels_and_shape_only() -> None:
     assert hash_pixels(flat) != hash_pixels(np.zeros((2, 8, 3), np.uint8))
 
 
-def clean_row(image_id: str, split: str, data: bytes, label: str = "a") -> dict[str, Any]:
-    sha256 = hashlib.sha256(data).hexdigest()
-    pixels = decode(data).pixels
-    return {
-        "image_id": image_id, "image": {"bytes": data, "path": image_id}, "label": label, "label_id": 0, "split": split,
-        "shuffle_index": compute_shuffle_index(sha256), "width": pixels.shape[1], "height": pixels.shape[0],
-        "sha256": sha256, "format": "PNG", "image_bytes": len(data), "pixel_hash": hash_pixels(pixels),
-    }  # fmt: skip
-
-
-def decide_on(folder: Path, rows: list[dict[str, Any]]) -> tuple[RowDecisions, FinishedWork, list[File]]:
-    """Write clean rows to a file per split; return the decisions on them, with the files."""
-    finished = FinishedWork(Workspace(str(folder)))
-    files = [write_rows(finished.uri, s, [r for r in rows if r["split"] == s], LAYOUT) for s in SPLITS]
-    decisions, _ = decide(read_candidates(finished.uri, files), CleanConfig(near_duplicates="off"))
-    return decisions, finished, files
-
-
 def test_of_exact_copies_test_is_kept_before_val_and_then_the_smallest_id(tmp_path: Path) -> None:
     first, second, third = (encoded(noise(n)) for n in range(3))
     rows = [
-        clean_row("a", "train", first), clean_row("c", "val", first),
-        clean_row("z", "test", first), clean_row("y", "test", first),
-        clean_row("d", "train", second), clean_row("b", "val", second),
-        clean_row("g", "train", third, "dog"), clean_row("f", "train", encoded(noise(2), "BMP"), "cat"),
-        clean_row("alone", "train", encoded(noise(9))),
+        raw_row("a", first, "a", "train"), raw_row("c", first, "a", "val"),
+        raw_row("z", first, "a", "test"), raw_row("y", first, "a", "test"),
+        raw_row("d", second, "a", "train"), raw_row("b", second, "a", "val"),
+        raw_row("g", third, "dog", "train"), raw_row("f", encoded(noise(2), "BMP"), "cat", "train"),
+        raw_row("alone", encoded(noise(9)), "a", "train"),
     ]  # fmt: skip
-    decisions, finished, _ = decide_on(tmp_path, rows)
-    rejected = {row["image_id"]: row for row in decisions.iterate_rejected()}
+    dataset = run_clean(tmp_path, raw_dataset(tmp_path, rows), near_duplicates="off")
+    rejected = {row["image_id"]: row for table in read_columns(dataset, "rejected", None) for row in table.to_pylist()}
     reasons = dict.fromkeys("aczd", "duplicate_bytes") | {"g": "duplicate_pixels"}
     assert {i: row["reason"] for i, row in rejected.items()} == reasons
     assert rejected["a"]["detail"] == "same as y (test)"
     assert rejected["g"]["detail"] == "same as f (train); labeled dog here, cat there"
-    final = write_final_files(decisions, finished, LAYOUT).files
-    assert [(f.split, f.rows) for f in final] == [("train", 2), ("val", 1), ("test", 1)]
-    table = pq.read_table(f"{finished.uri}/{final[0].uri}")
-    assert sorted(table.column("image_id").to_pylist()) == ["alone", "f"]
-    assert table.schema.equals(CLEAN, check_metadata=True)
+    assert dataset.manifest.totals.by_split == {"train": 2, "val": 1, "test": 1}
+    index = read_index(dataset, ["image_id"], "train")
+    assert sorted(index.column("image_id").to_pylist()) == ["alone", "f"]
 
 
 def run_clean(workspace: Path, raw: Dataset, workers: int = 2, **options: Any) -> Dataset:

@@ -25,7 +25,7 @@ from imagemill.components.clean.decide import (
 from imagemill.components.clean.measures import THUMBNAIL_BYTES
 from imagemill.components.clean.near_duplicates import NearDuplicates, check_radius, judge_near_duplicates
 from imagemill.components.clean.schema import MEASURES
-from imagemill.components.clean.splits import (
+from imagemill.components.dataset.splits import (
     SPLITS,
     TEST,
     TRAIN,

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stored import write_split
+from stored import commit_tensors, make_rows
 from trained import assert_equal_weights, command, history_of, make_tensors, run_killed, settings, trainer
 
 from imagemill.components.dataset.kinds import ModelExtra
-from imagemill.components.dataset.manifest import Dataset, commit, read_dataset
+from imagemill.components.dataset.manifest import Dataset, read_dataset
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train import STEP
 from imagemill.components.train.artifact import publish
@@ -31,11 +31,10 @@ def make_target(source: Dataset, rows: int = 20, size: int = 32, name: str = "02
     """Unlabeled images beside the source's: lighter ones of one class, in another number."""
     uri = f"{source.uri[:-2]}{name}"
     images = np.random.default_rng(1).integers(100, 256, (rows, size, size, 3)).astype(np.uint8)
-    file = write_split(uri, "train", images, [0] * rows, group=16)
     manifest = source.manifest
-    totals = replace(manifest.totals, rows=rows, by_split={"train": rows})
     image = replace(manifest.image_spec, shape=(size, size, 3))
-    return commit(uri, replace(manifest, fingerprint=name, classes=("any",), files=(file,), totals=totals, image=image))
+    more = {"parents": manifest.parents, "classes": ("any",), "image": image, "extra": manifest.extra}
+    return commit_tensors(uri, make_rows("train", images, [0] * rows), (size, size, 3), 16, **more)
 
 
 @pytest.fixture(scope="module")

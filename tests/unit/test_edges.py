@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import photos
 import pytest
-from copied import Image, clean_of, resized, rows_of, run_in_this_process, without_ray  # noqa: F401 (a fixture)
+from copied import Image, clean_of, resized, rows_of, without_ray  # noqa: F401 (a fixture)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_resample import make_decoded as decoded
@@ -29,7 +28,7 @@ from imagemill.components.imaging.geometry import (
 from imagemill.components.imaging.pixel_options import COLORS, EDGES, MODES
 from imagemill.components.resize import statistics
 from imagemill.components.resize.config import ResizeConfig
-from imagemill.components.resize.statistics import STD_FLOOR, ChannelSums, add_histogram, compute_normalization
+from imagemill.components.resize.statistics import STD_FLOOR, ChannelSums, compute_normalization, sum_channels
 from imagemill.components.resize.statistics import mean_and_std as named
 from imagemill.components.storage.errors import UserError
 
@@ -139,11 +138,8 @@ def test_thresholds_in_the_wrong_order_are_refused() -> None:
 # Mean and spread.
 
 
-def sum_channels(images: Pixels) -> ChannelSums:
-    histogram = np.zeros((images.shape[3], 256), np.int64)
-    for image in images:
-        add_histogram(histogram, image)
-    return ChannelSums.from_histogram(histogram)
+def sum_images(images: Pixels) -> ChannelSums:
+    return ChannelSums.of(np.stack([sum_channels(image) for image in images]), images[0, :, :, 0].size)
 
 
 @given(st.integers(1, 5), st.integers(1, 9), st.integers(0, 2**32 - 1))
@@ -151,10 +147,10 @@ def sum_channels(images: Pixels) -> ChannelSums:
 def test_channel_sums_do_not_depend_on_parts_and_order(channels: int, parts: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     images = random.integers(0, 256, (10, 7, 6, channels), np.uint8)
-    expected = sum_channels(images)
+    expected = sum_images(images)
     flat = images.reshape(-1, channels).astype(int)
     assert expected == ChannelSums(420, tuple(flat.sum(0).tolist()), tuple((flat**2).sum(0).tolist()))
-    pieces = [sum_channels(part) for part in np.array_split(images, min(parts, 10))]
+    pieces = [sum_images(part) for part in np.array_split(images, min(parts, 10))]
     assert sum((pieces[i] for i in random.permutation(len(pieces))), ChannelSums()) == expected
     mean, std = compute_normalization("dataset", "rgb", channels, expected)
     np.testing.assert_allclose(mean, flat.mean(0) / 255, atol=1e-6)
@@ -164,9 +160,9 @@ def test_channel_sums_do_not_depend_on_parts_and_order(channels: int, parts: int
 def test_sums_of_very_many_pixels_stay_exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond what a float can count: more rows than go into one histogram, and more than int64 holds of squares."""
     image = noise(50, 40)
-    expected = sum_channels(image[None])
+    expected = sum_images(image[None])
     monkeypatch.setattr(statistics, "MAX_EXACT_COUNT", 150)
-    assert sum_channels(image[None]) == expected
+    assert sum_images(image[None]) == expected
     many = ChannelSums(2**50, (2**50 * 100 + 1,), (2**50 * 10_025,))
     assert many.mean_std(0) == (round(100 / 255, 6), round(5 / 255, 6))
     total = sum([many] * 2**10, ChannelSums())
@@ -174,13 +170,13 @@ def test_sums_of_very_many_pixels_stay_exact(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_channel_that_never_changes_does_not_divide_by_zero() -> None:
-    sums = sum_channels(np.full((3, 4, 4, 2), 51, np.uint8))
+    sums = sum_images(np.full((3, 4, 4, 2), 51, np.uint8))
     assert compute_normalization("dataset", "gray", 2, sums) == ([0.2, 0.2], [round(STD_FLOOR, 6)] * 2)
     assert compute_normalization("dataset", "gray", 2, ChannelSums())[1] == [0.5, 0.5]
 
 
 def test_imagenet_normalization_is_used_for_its_own_channels() -> None:
-    sums = sum_channels(np.random.default_rng(0).integers(0, 256, (2, 8, 8, 5), np.uint8))
+    sums = sum_images(np.random.default_rng(0).integers(0, 256, (2, 8, 8, 5), np.uint8))
     own = [sums.mean_std(channel) for channel in range(5)]
     for color in ("rgb", "gray"):
         mean, std = named("imagenet", color)
@@ -228,8 +224,3 @@ def test_a_plain_manifest_holds_imagenets_numbers(tmp_path: Path) -> None:
     tensors = resized(clean_dataset(tmp_path, "rgb", {"train": 3}))
     image = tensors.manifest.image
     assert ([*image.mean], [*image.std]) == named("imagenet", "rgb")
-    assert not any("sums" in record for record in records(tensors)), "nobody asked for them"
-
-
-def records(tensors: Dataset) -> list[dict[str, Any]]:
-    return [json.loads(path.read_text()) for path in sorted(Path(tensors.uri, "_work").glob("*.json"))]

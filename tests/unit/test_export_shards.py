@@ -13,20 +13,18 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from imagemill.components.dataset.index import read_rows
 from imagemill.components.dataset.manifest import Dataset
-from imagemill.components.dataset.shards import read_columns
-from imagemill.components.export.samples import read_in_order
 
 SIZE = 6000
 """Bytes of a shard, so that there are several."""
 
 
 def stored(source: Dataset, split: str) -> list[dict[str, Any]]:
-    """The rows of a clean split in shuffled order."""
+    """The rows of a clean split in the index's order."""
     label = "label_ids" if source.manifest.task == "multi" else "label_id"
     columns = ["image_id", "image.bytes", label, "shuffle_index"]
-    rows = [row for part in read_columns(source, "data", columns, split) for row in part.to_pylist()]
-    return sorted(rows, key=lambda row: (row["shuffle_index"], row["image_id"]))
+    return [row for table in read_rows(source, columns, split) for row in table.to_pylist()]
 
 
 def test_tars_are_bounded_and_indexed(tmp_path: Path) -> None:
@@ -118,7 +116,7 @@ def test_hugging_face_loads_tensors_with_several_labels_and_copies(tmp_path: Pat
     source = exports.tensors(str(tmp_path / "tensors" / "01"), shape, encoding, multi=True, copies=3)
     exports.run(source, "huggingface", tmp_path / "out")
     jpegs = {}
-    for part in read_columns(source, "data", ["image_id", "copy", "image"]):
+    for part in read_rows(source, ["image_id", "copy", "image"]):
         jpegs |= {(row["image_id"], row["copy"]): row["image"] for row in part.to_pylist()}
     loaded = load(tmp_path / "out", tmp_path / "cache")
     for split, split_dataset in loaded.items():
@@ -132,13 +130,3 @@ def test_hugging_face_loads_tensors_with_several_labels_and_copies(tmp_path: Pat
             if encoding == "jpeg":
                 expected = exports.render_rgb(jpegs[row["image_id"], row["copy"]])
             assert np.array_equal(np.asarray(row["image"]), expected)
-
-
-@pytest.mark.parametrize(("window", "spill"), [(1 << 30, 1 << 30), (9_000, 1 << 30), (9_000, 50_000), (1_000, 1_000)])
-def test_rows_are_sorted_in_scratch_files_of_any_size(tmp_path: Path, window: int, spill: int) -> None:
-    source = exports.clean_single(str(tmp_path / "clean" / "01"))
-    (tmp_path / "scratch").mkdir()
-    rows = read_in_order(source, "train", ["image_id", "image.bytes"], tmp_path / "scratch", window, spill)
-    expected = [(row["image_id"], row["image"]["bytes"]) for row in stored(source, "train")]
-    assert [(row["image_id"], row["image"]["bytes"]) for row in rows] == expected
-    assert not list((tmp_path / "scratch").iterdir())

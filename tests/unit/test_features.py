@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
-from stored import write_split
+from stored import commit_tensors, make_rows
 from trained import make_tensors, pictures, settings
 
+from imagemill.components.dataset.index import make_tensors_index, read_index, write_index
 from imagemill.components.dataset.manifest import Dataset, commit
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.dataset.workspace import Workspace
@@ -55,13 +57,15 @@ def compute_features(
     return features, batches
 
 
-def add_file(tensors: Dataset, rows: int = 6) -> Dataset:
-    """The tensors of the next week: the same files, and one more."""
+def add_part(tensors: Dataset, rows: int = 6) -> Dataset:
+    """The tensors of the next week: the same parts, and one more."""
     uri = tensors.uri.replace("/01", "/02")
-    added = write_split(uri, "train", pictures(rows, 32), [0] * rows, group=16)
-    files = tuple(replace(file, uri=f"../01/{file.uri}") for file in tensors.manifest.files)
+    added = commit_tensors(f"{uri}0", make_rows("train", pictures(rows, 32), [0] * rows, "new"), (32, 32, 3))
+    index = pa.concat_tables([read_index(dataset).cast(make_tensors_index("single")) for dataset in (tensors, added)])
     totals = replace(tensors.manifest.totals, by_split={"train": 40 + rows, "val": 10}, rows=50 + rows)
-    return commit(uri, replace(tensors.manifest, fingerprint="02", files=(*files, added), totals=totals))
+    parts = (*tensors.manifest.parts, *added.manifest.parts)
+    files = tuple(write_index(uri, index))
+    return commit(uri, replace(tensors.manifest, fingerprint="02", parts=parts, files=files, totals=totals))
 
 
 def test_features_are_the_heads_inputs_in_the_tensors_order(tmp_path: Path) -> None:
@@ -93,7 +97,7 @@ def test_only_new_files_are_computed(tmp_path: Path) -> None:
     tensors = make_tensors(tmp_path)
     first, batches = compute_features(tensors)
     assert batches == 2 and compute_features(tensors)[1] == 0
-    second, added = compute_features(add_file(tensors))
+    second, added = compute_features(add_part(tensors))
     assert added == 1 and second.manifest.totals.by_split == {"train": 46, "val": 10}
     assert {file.sha256 for file in first.files()} < {file.sha256 for file in second.files()}
     assert np.array_equal(read_features(first, "train")[0], read_features(second, "train")[0][:40])
@@ -114,7 +118,7 @@ def test_interrupted_pass_continues_and_a_lost_file_is_computed_again(tmp_path: 
 
 def test_of_many_images_the_first_files_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features_module, "MAX_IMAGES", 40)
-    features, batches = compute_features(add_file(make_tensors(tmp_path)))
+    features, batches = compute_features(add_part(make_tensors(tmp_path)))
     assert batches == 2 and features.manifest.totals.by_split == {"train": 40, "val": 10}
 
 

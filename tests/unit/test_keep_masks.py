@@ -1,4 +1,4 @@
-"""Masks that clean keeps: in the geometry of the stored picture, through files that are written again, and off."""
+"""Masks that clean keeps: in the geometry of the stored picture, and off."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import pytest
 from PIL import Image
 
 from imagemill.components.clean.config import CleanConfig
-from imagemill.components.clean.labels import LabelRules
+from imagemill.components.clean.part import clean_batch
 from imagemill.components.clean.schema import make_clean_schema
-from imagemill.components.clean.slices import RowRules, clean_batch
 from imagemill.components.imaging.decoder import ImageRejected, decode
 from imagemill.components.imaging.standardize import standardize
 
@@ -53,12 +52,8 @@ def as_stored(orientation: int, pixels: Any) -> bytes:
 
 def make_row(number: int, mask: bytes | None, data: bytes = b"", split: str | None = None) -> dict[str, Any]:
     data = data or photos.saved(photos.made(number, 60, 40))
-    values = {"image_id": f"{number}.png", "image": data, "sha256": f"{number:064x}", "label": "cat", "split": split}
+    values = {"image_id": f"{number}.png", "image": data, "sha256": f"{number:064x}", "split": split, "source_row": 0}
     return values | {"group": None, "boxes": None, "mask": mask}
-
-
-def rules(config: CleanConfig) -> RowRules:
-    return RowRules(config, LabelRules({"cat": 0}))
 
 
 @pytest.mark.parametrize("options", [{}, {"color": "gray"}, {"background": "fill"}, {"background": "blur"}])
@@ -112,9 +107,8 @@ def test_no_mask_is_null_and_a_broken_one_rejects() -> None:
 
 def test_mask_column_exists_only_with_keep_masks() -> None:
     mask = photos.saved(np.eye(40, 60, dtype=np.uint8))
-    with_mask, without = clean_batch([make_row(1, mask), make_row(1, None)], rules(make_config()))
+    with_mask, without = clean_batch([make_row(1, mask), make_row(1, None)], make_config())
     assert with_mask["mask"] is not None and without["mask"] is None
-    [plain] = clean_batch([make_row(1, mask)], rules(CleanConfig()))
+    [plain] = clean_batch([make_row(1, mask)], CleanConfig())
     assert "mask" not in plain and plain == {name: value for name, value in with_mask.items() if name != "mask"}
-    assert rules(make_config()).layout.schema.names == [*make_clean_schema().names, "mask"]
-    assert rules(CleanConfig()).layout.schema == make_clean_schema()
+    assert make_clean_schema(masks=True).names == [*make_clean_schema().names, "mask"]

@@ -16,10 +16,10 @@ import reported
 from chain import evaluated, one_core, resized, trained
 from cleaned import Row, draft
 
-from imagemill.components.clean.splits import compute_shuffle_index
 from imagemill.components.dataset.kinds import CleanImage, EvaluationExtra, ImageSpec, LabelReview
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit
 from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
+from imagemill.components.dataset.splits import compute_shuffle_index
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate import review as reviewing
 from imagemill.components.evaluate.label_issues import MIN_CLASS_IMAGES, find_label_issues

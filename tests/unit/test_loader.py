@@ -17,7 +17,7 @@ from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.imaging.tensors import decode_column, encode_jpeg
 from imagemill.components.storage.errors import DatasetError
 from imagemill.components.train.data.loader import iter_batches
-from imagemill.components.train.data.tensor_shards import TableShard
+from imagemill.components.train.data.tensors import JpegPart
 
 
 @pytest.fixture(scope="module")
@@ -84,13 +84,13 @@ def test_a_sliced_column_gives_its_own_images() -> None:
 def test_a_label_that_is_none_of_the_classes_is_named(tmp_path: Path) -> None:
     ten = numbered(tmp_path, rows=10, group=4)
     few = replace(ten, manifest=replace(ten.manifest, classes=("a", "b")))
-    with pytest.raises(DatasetError, match=r"\.parquet: expected label_id from 0 to 1, found 0 to 9$"):
+    with pytest.raises(DatasetError, match=r"tensors/01: expected label_id from 0 to 1, found 0 to 9$"):
         list(iter_batches(few, "train", 8))
 
 
 def test_error_of_a_damaged_jpeg_names_file_and_row(tmp_path: Path) -> None:
     jpeg = encode_jpeg(np.zeros((8, 8, 3), np.uint8), 90, "420")
-    shard = TableShard(pa.array([jpeg, jpeg[:40]]), np.zeros(2, np.int64), "RGB", "part-1.parquet")
+    shard = JpegPart(pa.array([jpeg, jpeg[:40]]), "RGB", "part-1.parquet")
     out = np.empty((8, 8, 3), np.uint8)
     shard.copy_row(0, out)
     with pytest.raises(DatasetError, match=r"part-1.parquet: row 1: expected a JPEG of \(8, 8, 3\), found "):

@@ -26,7 +26,7 @@ from imagemill.components.dataset.labels import MULTI, SINGLE
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit, read_dataset
 from imagemill.components.dataset.shards import Layout, ShardWriter, read_columns
 from imagemill.components.dataset.workspace import Workspace
-from imagemill.components.download.raw import RAW
+from imagemill.components.download.rows import RAW
 from imagemill.components.evaluate.config import EvaluateConfig
 from imagemill.components.evaluate.curves import confusion_matrix
 from imagemill.components.evaluate.evaluate import evaluate

@@ -22,7 +22,7 @@ from imagemill.components.dataset.manifest import Dataset, Manifest, commit
 from imagemill.components.dataset.shards import Layout, ShardWriter
 from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.models.blocks import parameter_blocks
-from imagemill.components.resize.tensor_shards import TensorSpec
+from imagemill.components.resize.tensor_part import TensorSpec
 from imagemill.components.train.loop.losses import (
     MAX_POSITIVE_WEIGHT,
     Loss,

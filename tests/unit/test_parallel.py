@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagemill.components.clean.reuse import WORKER_BYTES
+from imagemill.components.clean.clean import WORKER_BYTES
 from imagemill.components.engine import ray_session
 from imagemill.components.storage import parallel
 from imagemill.components.storage.errors import MillError

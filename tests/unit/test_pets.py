@@ -14,7 +14,7 @@ from imagemill.components.dataset.shards import read_columns
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.download.dataset_kinds import parse_boxes, read_annotations
-from imagemill.components.download.raw import download
+from imagemill.components.download.download import download
 from imagemill.components.step.step import Context
 from imagemill.components.storage.errors import UserError
 

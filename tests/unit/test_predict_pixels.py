@@ -20,7 +20,7 @@ from imagemill.components.dataset.manifest import Dataset, read_dataset
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download.config import DownloadConfig
-from imagemill.components.download.raw import download
+from imagemill.components.download.download import download
 from imagemill.components.imaging.decoder import ImageRejected
 from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.imaging.tensors import decode_column

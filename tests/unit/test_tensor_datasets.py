@@ -18,9 +18,9 @@ from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train.data import loader
 from imagemill.components.train.data.batches import BufferPool
-from imagemill.components.train.data.cache import ShardCache
+from imagemill.components.train.data.cache import PartCache
 from imagemill.components.train.data.loader import Batch, iter_batches
-from imagemill.components.train.data.tensor_shards import TensorSplit
+from imagemill.components.train.data.tensors import TensorSplit
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +99,7 @@ def test_datasets_can_be_pickled_for_spawned_workers(hundred: Dataset, tmp_path:
     """As pickle, also from S3, with the cache of its files; what is mapped stays behind."""
     whole, single = loader.TensorBatches(hundred.uri, "train", 16, seed=1), loader.TensorImages(hundred.uri, "train")
     first = single[7]
-    single._split = replace(single._split, cache=ShardCache.create(str(tmp_path / "cache")))
+    single._split = replace(single._split, cache=PartCache.create(str(tmp_path / "cache")))
     unpickled_batches, unpickled_images = pickle.loads(pickle.dumps(whole)), pickle.loads(pickle.dumps(single))
     assert [b[1].tolist() for b in unpickled_batches] == [b[1].tolist() for b in whole]
     assert all(torch.equal(a, b) for a, b in zip(unpickled_images[7], first, strict=True))
