@@ -126,6 +126,7 @@ def draft(
     classes: Sequence[str] = (),
     config: CleanConfig | None = None,
     row_group_rows: int = 7,
+    parts: int = 1,
     **more: Any,
 ) -> Dataset:
     """The files, and the manifest that `ledger.make_manifest` would write for them, not committed."""
@@ -133,7 +134,7 @@ def draft(
     layout = Layout(make_clean_schema(), row_group_rows=row_group_rows)
     ordered = [row for split in SPLITS for row in rows if row.split == split]
     columns = [row.columns(names) | {"source_row": number} for number, row in enumerate(ordered)]
-    placed = place(uri, columns, layout, make_clean_index("single"))
+    placed = place(uri, columns, layout, make_clean_index("single"), parts=parts)
     files: list[File] = list(placed["files"])
     for role, schema, records in (("rejected", REJECTED, rejected), ("twins", TWINS, twins)):
         if records:

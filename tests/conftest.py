@@ -127,14 +127,6 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture
-def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors in several shards of a few images."""
-    from imagemill.components.resize import plan
-
-    monkeypatch.setattr(plan, "MAX_SHARD_ROWS", 7)
-
-
-@pytest.fixture
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """One thread for torch's arithmetic, in this process and in those that it starts: on a busy machine threads that
     wait for one another are far slower."""

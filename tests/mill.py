@@ -127,13 +127,15 @@ def manifests(workspace: Path) -> dict[str, list[Path]]:
 
 
 def content(dataset: Dataset) -> list[tuple[str, str, int, str]]:
-    """(role, split, rows, sha256) of the listed files in their order, proven against the bytes that are there."""
+    """(role, split, rows, sha256) of the listed files and parts in their order, proven against the bytes that are there."""
     from imagemill.components.storage.store import get_store
 
-    for file in dataset.manifest.files:
-        data = get_store(dataset.uri).read(dataset.locate(file))
-        assert (len(data), hashlib.sha256(data).hexdigest()) == (file.bytes, file.sha256), dataset.locate(file)
-    return [(f.role, f.split, f.rows, f.sha256) for f in dataset.manifest.files]
+    listed = [(dataset.locate(file), file.role, file) for file in dataset.manifest.files]
+    listed += [(dataset.locate_part(part), "part", part) for part in dataset.manifest.parts]
+    for uri, _, entry in listed:
+        data = get_store(dataset.uri).read(uri)
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (entry.bytes, entry.sha256), uri
+    return [(role, entry.split, entry.rows, entry.sha256) for _, role, entry in listed]
 
 
 def processes_with(name: str, value: str) -> dict[int, str]:

@@ -199,20 +199,27 @@ class Slow:
 
     def copy(self, folder: Path) -> Slow:
         """The same in another workspace, of which nothing was made yet."""
-        name = Path(self.clean).name
-        shutil.copytree(self.clean, folder / "clean" / name)
-        return Slow(folder, str(folder / "clean" / name))
+        copy_dataset(self.clean, folder)
+        return Slow(folder, str(folder / "clean" / Path(self.clean).name))
 
 
-def slow_clean(folder: Path, rows: int, size: tuple[int, int] = (600, 450), **more: Any) -> Slow:
+def copy_dataset(uri: str, folder: Path) -> str:
+    """Copy a dataset and the parts of its kind to another workspace; its URI there."""
+    kind, name = Path(uri).parent.name, Path(uri).name
+    shutil.copytree(Path(uri).parent.parent / "parts" / kind, folder / "parts" / kind)
+    return str(shutil.copytree(uri, folder / kind / name))
+
+
+def slow_clean(folder: Path, rows: int, size: tuple[int, int] = (600, 450), parts: int = 1, **more: Any) -> Slow:
     """Rows of a few pictures, each with bytes of its own (after a JPEG's end), in the order that clean writes."""
     pictures = [picture(f"slow {n}", size) for n in range(4)]
     splits = ("train", "train", "train", "train", "train", "train", "val", "test")
     clean_rows = [
-        Row(f"{n:05d}.jpg", ("cat", "dog")[n % 2], splits[n % 8], pictures[n % 4] + b"%08d" % n) for n in range(rows)
+        Row(f"{n:05d}.jpg", ("cat", "dog")[n % 2], splits[n % 8], pictures[n % 4] + b"%08d" % n, splits[n % 8])
+        for n in range(rows)
     ]
     clean_rows.sort(key=lambda row: compute_shuffle_index(hashlib.sha256(row.data).hexdigest()))
-    dataset = cleaned(f"{folder}/clean/0123456789abcdef", clean_rows, classes=("cat", "dog"), row_group_rows=5, **more)
+    dataset = cleaned(f"{folder}/clean/0123456789abcdef", clean_rows, classes=("cat", "dog"), parts=parts, **more)
     return Slow(folder, dataset.uri)
 
 
@@ -250,21 +257,10 @@ def _stat(pid: int) -> list[str]:
         return []
 
 
-WITHOUT_RAY = """
-import contextlib, sys
-from imagemill.components.resize import STEP, plan, resize
-plan.MAX_SHARD_ROWS = int(sys.argv.pop()) or plan.MAX_SHARD_ROWS
-resize.open_ray_session = lambda *_: contextlib.nullcontext(1)
-resize.run_tasks = lambda jobs, work, arguments, slots: ((job, work(job, *arguments)) for job in jobs)
-sys.exit(STEP.main())
-"""
-
-
-def without_ray(slow: Slow, folder: Path, file_rows: int = 0) -> list[tuple[str, str, int, str]]:
-    """Run the same jobs one after the other in one process and another workspace."""
+def without_ray(slow: Slow, folder: Path) -> list[tuple[str, str, int, str]]:
+    """Resize on threads of one process, in another workspace."""
     copy = slow.copy(folder)
-    result = mill.finish(start_resize(copy, str(file_rows), script=WITHOUT_RAY), time.monotonic())
-    return content(copy, result)
+    return content(copy, mill.finish(start_resize(copy, "--executor", "threads"), time.monotonic()))
 
 
 def content(slow: Slow, result: mill.Result) -> list[tuple[str, str, int, str]]:
@@ -278,16 +274,10 @@ def start_resize(
     slow: Slow,
     *more: str,
     env: Mapping[str, str] | None = None,
-    file_rows: int = 0,
     script: str = "",
     cwd: Path | None = None,
 ) -> subprocess.Popen[str]:
-    """The step as a process of its own, on Ray. `file_rows`: cut the plan into files of so many rows."""
-    if file_rows:
-        script = (
-            "import sys; from imagemill.components.resize import STEP, plan\n"
-            f"plan.MAX_SHARD_ROWS = {file_rows}\nsys.exit(STEP.main())"
-        )
+    """The step as a process of its own, on Ray."""
     start = ["-c", script] if script else ["-m", "imagemill.components.resize"]
     arguments = ["--workspace", str(slow.workspace), "--clean", slow.clean, "--image-size", "32", "--executor", "ray"]
     return _start_python([*start, *arguments, *more], env, cwd)
@@ -303,25 +293,24 @@ def _start_python(
     )  # fmt: skip
 
 
-def raw_of_slices(workspace: Path, number: int) -> str:
-    """A raw dataset of so many row groups with two pictures each, of which one is broken; its URI."""
+def raw_of_parts(workspace: Path, number: int) -> str:
+    """A raw dataset of so many parts with two pictures each, of which one is broken; its URI."""
     images = [picture(f"slice {n}") for n in range(2 * number - 1)] + [b"broken"]
     rows = [raw_row(f"{n}.jpg", data, ("cat", "dog")[n % 2]) for n, data in enumerate(images)]
-    return raw_dataset(workspace, rows, shards=1, name="0123456789abcdef", row_group_rows=2).uri
+    return raw_dataset(workspace, rows, parts=number, name="0123456789abcdef", row_group_rows=2).uri
 
 
 CLEAN_SLOWLY = """
 import sys, time
-from imagemill.components.clean import STEP, reuse, slices
-slices.SLICE_BYTES = 1
+from imagemill.components.clean import STEP, clean
 seconds = float(sys.argv.pop())
-def clean_slice(*arguments, work=reuse.clean_slice):
+def clean_part(*arguments, work=clean.clean_part):
     time.sleep(seconds)
     return work(*arguments)
-reuse.clean_slice = clean_slice if seconds else reuse.clean_slice
+clean.clean_part = clean_part if seconds else clean.clean_part
 sys.exit(STEP.main())
 """
-"""The step with a slice a row group, each of which lasts some seconds longer."""
+"""The step, each of whose parts lasts some seconds longer."""
 
 
 def start_clean(

@@ -253,27 +253,24 @@ def make_index(decisions: RowDecisions, kept: np.ndarray[Any, Any], rules: Label
     """Return the clean index of the kept candidates, int64 [K], ascending."""
     candidates = decisions.candidates
     codes = candidates.label_codes[kept]
-    raw = candidates.raw.select(["image_id", "sha256", "split", "group"]).take(pa.array(candidates.raw_rows[kept]))
+    ids = candidates.raw.select(["image_id"]).take(pa.array(candidates.raw_rows[kept]))
     part_numbers = np.searchsorted(candidates.starts, kept, side="right") - 1
-    ids = candidates.label_ids
+    label_ids = candidates.label_ids
     columns: dict[str, Any] = {
-        "image_id": raw.column("image_id"),
+        "image_id": ids.column("image_id"),
         "part": _take_texts([part.key for part in candidates.parts], part_numbers),
         "row": pa.array(candidates.rows[kept]),
-        "sha256": raw.column("sha256"),
         "label": _take_texts(candidates.labels, codes),
         "split": _take_texts(SPLITS, decisions.splits[kept]),
-        "declared_split": raw.column("split"),
-        "group": raw.column("group"),
         "shuffle_index": pa.array(candidates.shuffle_index[kept]),
     }
     if rules.is_multi_label:
-        columns["label_ids"] = pa.array(ids, pa.list_(pa.int32())).take(pa.array(codes))
+        columns["label_ids"] = pa.array(label_ids, pa.list_(pa.int32())).take(pa.array(codes))
     else:
-        columns["label_id"] = pa.array([first for first, *_ in ids], pa.int32()).take(pa.array(codes))
+        columns["label_id"] = pa.array([first for first, *_ in label_ids], pa.int32()).take(pa.array(codes))
     is_one_hot = config.label_encoding == "one_hot"
     if is_one_hot:
-        rows = [[int(number in row) for number in range(len(rules.ids))] for row in ids]
+        rows = [[int(number in row) for number in range(len(rules.ids))] for row in label_ids]
         columns["label_one_hot"] = pa.array(rows, pa.list_(pa.uint8())).take(pa.array(codes))
     schema = make_clean_index("multi" if rules.is_multi_label else "single", is_one_hot)
     return pa.table([_cast(columns[field.name], field.type) for field in schema], schema=schema)

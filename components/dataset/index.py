@@ -1,7 +1,7 @@
 """The index: one row for each image that a dataset holds, and where its images lie.
 
 Whatever is decided by looking at all images stands here and only here: labels, splits, the order, and which rows of the
-parts the dataset holds. So removing, relabeling or another rule rewrites an index, of 60 to 150 bytes an image, and no
+parts the dataset holds. So removing, relabeling or another rule rewrites an index, of 15 to 50 bytes an image, and no
 image. Rows are in the order of the manifest's parts and, within a part, of its rows.
 """
 
@@ -40,9 +40,9 @@ def make_clean_index(task: str, one_hot: bool = False) -> pa.Schema:
     """Return the schema of a clean index: `label` as text, `label_id` int32, or `label_ids` list<int32> of a
     multi-label dataset, with `one_hot` also `label_one_hot`, list<uint8> [classes]."""
     return pa.schema([
-        ("image_id", pa.string()), *_PLACE, ("sha256", pa.string()), ("label", pa.string()), *_label_fields(task),
+        ("image_id", pa.string()), *_PLACE, ("label", pa.string()), *_label_fields(task),
         *([("label_one_hot", pa.list_(pa.uint8()))] if one_hot else []), ("split", pa.string()),
-        ("declared_split", pa.string()), ("group", pa.string()), ("shuffle_index", pa.int64()),
+        ("shuffle_index", pa.int64()),
     ])  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from .manifest import Dataset, File, Part
 
 READ_THREADS = 16
 """Small files that are read at a time: from an object store each of them is some round trips."""
-INDEX_LAYOUT_COLUMNS = ("part", "label", "split", "declared_split", "group")
+INDEX_LAYOUT_COLUMNS = ("part", "label", "split", "group")
 """Texts of an index that repeat."""
 ROW_GROUP_BYTES = 8 * 2**20
 """Image bytes in a row group of raw and clean, which a reader holds at once per open file."""
@@ -186,8 +186,12 @@ def _writer_options(layout: Layout) -> dict[str, Any]:
             "data_page_size": 2**30,
         }  # fmt: skip
     if layout.is_index:
-        repeated = [name for name in INDEX_LAYOUT_COLUMNS if name in layout.schema.names]
-        return {"compression": "zstd", "use_dictionary": repeated, "write_statistics": False}
+        names = layout.schema.names
+        repeated = [name for name in INDEX_LAYOUT_COLUMNS if name in names]
+        encodings = {"row": "DELTA_BINARY_PACKED"} if "row" in names else {}
+        return {
+            "compression": "zstd", "use_dictionary": repeated, "write_statistics": False, "column_encoding": encodings,
+        }  # fmt: skip
     blobs = {"image", "mask", "bytes", "image.bytes"}
     small = [str(field.name) for field in layout.schema if field.name not in blobs]
     compression = {**dict.fromkeys(small, "zstd"), "image": "none", "image.bytes": "none"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..dataset.index import read_index
+from ..dataset.index import read_rows
 from ..dataset.manifest import Dataset, read_dataset
 from ..metrics.drift import ALL, LEVEL, NEW, Comparison, Values, compare_features
 from ..models.features import find_features, read_features, read_image_ids
@@ -85,8 +85,10 @@ def _read_hashes(features: Dataset) -> dict[str, str]:
     """Return the sha256 of each image by its id."""
     tensors = read_dataset(features.parent_uri("tensors"), "tensors")
     clean = read_dataset(tensors.parent_uri("clean"), "clean")
-    index = read_index(clean, ["image_id", "sha256"])
-    return dict(zip(index.column("image_id").to_pylist(), index.column("sha256").to_pylist(), strict=True))
+    hashes: dict[str, str] = {}
+    for table in read_rows(clean, ["image_id", "sha256"]):
+        hashes.update(zip(*(table.column(name).to_pylist() for name in ("image_id", "sha256")), strict=True))
+    return hashes
 
 
 def _read_rows(features: Dataset, hashes: dict[str, str]) -> tuple[list[str], Values]:

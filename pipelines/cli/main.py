@@ -36,7 +36,7 @@ from ..parameters import (
     parse_sections,
     resolve_parameters,
 )
-from . import champion, compare, config, gc, images, runs, schedule, submit, tune, weights
+from . import champion, compare, config, gc, images, runs, schedule, show, submit, tune, weights
 
 _INTRO = "Labeled images in, a better classifier out, again every week."
 _EXPORT_HELP = "a clean or tensors dataset as files that other programs read"
@@ -179,7 +179,7 @@ def _predict(flags: dict[str, Any]) -> int:
 
 _COMMANDS: dict[str, Callable[[dict[str, Any]], int]] = {
     "run": _run, "inspect": _inspect, "export": _export, "predict": _predict, "champion": champion.run,
-    "gc": gc.run, "config": _config, "images": images.run, "doctor": doctor.run, "cluster": _cluster,
+    "gc": gc.run, "show": show.run, "config": _config, "images": images.run, "doctor": doctor.run, "cluster": _cluster,
     "compile": _compile, "compare": compare.run, "tune": tune.run,
     "submit": submit.run, "schedule": schedule.run, "runs": runs.run, "weights": weights.run,
 }  # fmt: skip
@@ -211,6 +211,7 @@ def _make_parser() -> argparse.ArgumentParser:
     compare.add_command(commands, _add_parameter_flags)
     tune.add_command(commands, _add_parameter_flags)
     gc.add_command(commands)
+    show.add_command(commands)
     config.add_command(commands, _add_parameters)
     images.add_command(commands)
     doctor.add_command(commands)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,17 @@ import mill
 import photos
 import pytest
 from PIL import Image
-from ray_cluster import RayCluster, Slow, content, raw_of_slices, slow_clean, start_clean, start_resize, without_ray
+from ray_cluster import (
+    RayCluster,
+    Slow,
+    content,
+    copy_dataset,
+    raw_of_parts,
+    slow_clean,
+    start_clean,
+    start_resize,
+    without_ray,
+)
 from trained import commit_model
 
 from imagemill.components.dataset.kinds import CleanImage
@@ -44,7 +53,7 @@ def cluster() -> Iterator[RayCluster]:
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Slow:
     """Work for some seconds, in a folder with a name that a shell would misread."""
-    return slow_clean(tmp_path_factory.mktemp('it\'s $(touch x) "here"'), rows=160)
+    return slow_clean(tmp_path_factory.mktemp('it\'s $(touch x) "here"'), rows=160, parts=24)
 
 
 @pytest.fixture(scope="module")
@@ -169,12 +178,11 @@ def test_error_of_a_job_without_a_record(code: int | None, log: str, kind: int, 
 
 SLOWLY = """
 import sys, time
-from imagemill.components.resize import STEP, plan, resize
-plan.MAX_SHARD_ROWS = 6
-def write_shards(*given, work=resize.write_shards):
+from imagemill.components.resize import STEP, resize
+def write_tensors(*given, work=resize.write_tensors):
     time.sleep(0.5)
     return work(*given)
-resize.write_shards = write_shards
+resize.write_tensors = write_tensors
 sys.exit(STEP.main())
 """
 """Jobs that last long enough for both nodes to start their workers."""
@@ -183,7 +191,7 @@ sys.exit(STEP.main())
 def test_lost_node_does_not_change_the_tensors(cluster: RayCluster, slow: Slow, tmp_path: Path) -> None:
     """By Ray Client: both nodes work; one is killed in the middle; the bytes are those of an undisturbed run."""
     copy = slow.copy(tmp_path / "disturbed")
-    expected = without_ray(slow, tmp_path / "plain", file_rows=6)
+    expected = without_ray(slow, tmp_path / "plain")
     node = cluster.add(cpus=2)
     process = start_resize(copy, "--ray-address", cluster.client, env=cluster.login, script=SLOWLY)
     mill.wait_for_line(process, "[resize] Ray with 4 cores")
@@ -197,15 +205,14 @@ def test_lost_node_does_not_change_the_tensors(cluster: RayCluster, slow: Slow, 
 
 @pytest.fixture(scope="module")
 def cleaned_locally(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The clean dataset of a raw one with 24 slices, by processes of this machine."""
+    """The clean dataset of a raw one with 24 parts, by processes of this machine."""
     workspace = tmp_path_factory.mktemp("here")
-    return finish_clean(start_clean(workspace, raw_of_slices(workspace, 24), "--executor", "processes"))
+    return finish_clean(start_clean(workspace, raw_of_parts(workspace, 24), "--executor", "processes"))
 
 
 def copy_raw(clean: Dataset, folder: Path) -> str:
     """Copy the raw dataset of a clean one to another workspace; its URI there."""
-    raw = Path(clean.parent_uri("raw"))
-    return str(shutil.copytree(raw, folder / "raw" / raw.name))
+    return copy_dataset(clean.parent_uri("raw"), folder)
 
 
 def finish_clean(process: subprocess.Popen[str], *parts: str) -> Dataset:
@@ -217,10 +224,10 @@ def finish_clean(process: subprocess.Popen[str], *parts: str) -> Dataset:
 def assert_same_clean(dataset: Dataset, expected: Dataset) -> None:
     """The same files with the same bytes; the audit's page has the time of day in it."""
     assert dataset.fingerprint == expected.fingerprint and dataset.manifest.totals == expected.manifest.totals
-    files = [[file for file in each.manifest.files if file.role != "audit"] for each in (dataset, expected)]
-    assert files[0] == files[1] and len(files[0]) > 24
-    for file in files[0]:
-        assert Path(dataset.locate(file)).read_bytes() == Path(expected.locate(file)).read_bytes()
+    assert dataset.manifest.files == expected.manifest.files
+    assert dataset.manifest.parts == expected.manifest.parts and len(dataset.manifest.parts) == 24
+    for part in dataset.manifest.parts:
+        assert Path(dataset.locate_part(part)).read_bytes() == Path(expected.locate_part(part)).read_bytes()
 
 
 @pytest.mark.parametrize("place", [pytest.param("here", marks=pytest.mark.proof), "two raylets"])

@@ -21,13 +21,13 @@ Content = list[tuple[str, str, int, str]]
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Slow:
-    return slow_clean(tmp_path_factory.mktemp("slow"), rows=240)
+    return slow_clean(tmp_path_factory.mktemp("slow"), rows=240, parts=24)
 
 
 @pytest.fixture(scope="module")
 def expected(slow: Slow, tmp_path_factory: pytest.TempPathFactory) -> Content:
     """Content of the same jobs without Ray, in files of ten rows."""
-    tensors = without_ray(slow, tmp_path_factory.mktemp("expected"), file_rows=10)
+    tensors = without_ray(slow, tmp_path_factory.mktemp("expected"))
     assert len(tensors) >= 24
     return tensors
 
@@ -62,7 +62,7 @@ def wait_for_end(processes: list[tuple[int, str]]) -> None:
 
 
 def resize_with_kills(slow: Slow, kills: int, pause: float, seed: int, *more: str) -> tuple[mill.Result, Killer]:
-    process = start_resize(slow, *more, file_rows=10)
+    process = start_resize(slow, *more)
     killer = Killer(process, kills, pause, seed)
     killer.start()
     result = mill.finish(process, time.monotonic(), 570)
@@ -109,7 +109,7 @@ def test_job_that_crashes_its_worker_is_named(slow: Slow, tmp_path: Path) -> Non
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.proof)])
 def test_signal_ends_the_step_and_its_ray(number: int, slow: Slow, tmp_path: Path) -> None:
     copy = slow.copy(tmp_path / "work")
-    process = start_resize(copy, file_rows=10)
+    process = start_resize(copy)
     mill.wait_for_line(process, "[resize] Ray with")
     started = descendants(process.pid)
     lines = [line for line in still_there(started) if "--session-name=" in line]
@@ -132,7 +132,7 @@ def test_killed_step_leaves_no_ray_process(seconds: float, slow: Slow, tmp_path:
     """SIGKILL for the step alone: Ray's processes have to see for themselves. Workers do in seconds; its two agents
     first try for a minute to tell the GCS, which is gone as well."""
     copy = slow.copy(tmp_path / "work")
-    process = start_resize(copy, file_rows=10)
+    process = start_resize(copy)
     mill.wait_for_line(process, "[resize] Ray with")
     time.sleep(seconds)
     started = descendants(process.pid)

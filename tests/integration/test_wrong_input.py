@@ -55,7 +55,7 @@ def test_parent_of_another_kind_or_workspace_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "change,words",
     [
-        ({"version": 2}, ["(version)", "expected 1; ", "found 2"]),
+        ({"version": 1}, ["(version)", "expected 2; ", "found 1"]),
         ({"format": "parquet-of-mine"}, ["(format)", "imagemill", "'parquet-of-mine'"]),
         ({"kind": "cooked"}, ["(kind)", "raw", "'cooked'"]),
         ({"files": [{"uri": "x"}]}, ["files[0].role", "expected a text"]),

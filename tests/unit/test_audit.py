@@ -52,7 +52,7 @@ def test_extremes_are_those_of_all_row_groups_in_the_order_of_the_rows_where_equ
     values = [5, 3, 9, 3, 1, 9, 7, 3, 8, 9, 2, float("nan"), 9, 1, 4]
     dataset = draft(dataset_uri(tmp_path), rows_of(15, brightness=values.__getitem__), row_group_rows=4)
     scan = Scan.of(dataset)
-    files = [pq.read_table(dataset.locate(f)) for f in dataset.files()]
+    files = [pq.read_table(dataset.locate_part(part)) for part in dataset.manifest.parts]
     stored = [v for t in files for v in t.column("brightness").to_pylist()]
     for largest in (False, True):
         order = sorted((v if not largest else -v, n) for n, v in enumerate(stored) if v == v)

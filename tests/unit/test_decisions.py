@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +28,7 @@ from imagemill.components.clean.decide import (
 from imagemill.components.clean.measures import THUMBNAIL_BYTES
 from imagemill.components.clean.near_duplicates import NearDuplicates, check_radius, judge_near_duplicates
 from imagemill.components.clean.schema import MEASURES
+from imagemill.components.dataset.parts import PartFolder
 from imagemill.components.dataset.splits import (
     SPLITS,
     TEST,
@@ -43,36 +47,51 @@ CODES = {name: code for code, name in enumerate(SPLITS)} | {"": UNDECLARED, "tra
 class Toy(Candidates):
     """A table whose names are made up: row n is `n`, its label its class's letter."""
 
+    contents: ClassVar[Sequence[int]] = ()
+    splits: ClassVar[Sequence[str]] = ()
+
     def read_infos(self, rows: RowNumbers) -> dict[int, CandidateInfo]:
-        infos = {}
-        for row in rows.tolist():
-            label, split = chr(97 + int(self.label_hash[row])), SPLITS[min(2, self.split[row])]
-            infos[row] = CandidateInfo(f"{row:03d}", f"sha{row}", label, split)
-        return infos
+        content = self.contents or range(len(self))
+        return {
+            row: CandidateInfo(f"{row:03d}", f"sha{content[row]}", self.labels[self.label_codes[row]])
+            for row in np.asarray(rows).tolist()
+        }
 
 
 def toy(
     pixels: list[int], labels: str = "", splits: list[str] | None = None, declared: list[str] | None = None, **more: Any
 ) -> Toy:
+    """`splits`: of the rows, by default train; `declared`: those that the source declares."""
     number = len(pixels)
-    return Toy(
+    sides = np.ones(number, np.int32)
+    table = Toy(
+        raw=pa.table({"image_id": [f"{row:03d}" for row in range(number)]}), folder=PartFolder(""), parts=(),
+        starts=np.array([0, number]), raw_rows=np.arange(number), rows=np.arange(number, dtype=np.int32),
+        labels=[chr(97 + code) for code in range(26)], label_ids=[[code] for code in range(26)],
+        label_codes=np.array([ord(c) - 97 for c in labels or "a" * number], np.int32),
         pixel_hash=np.array([[p, 0] for p in pixels], np.uint64).reshape(number, 2),
-        sha256_prefix=np.array(more.get("content", range(number)), np.uint64),
         phash=np.array(more.get("phash", [0] * number), np.uint64),
-        label_hash=np.array([ord(c) - 97 for c in labels or "a" * number], np.int64),
-        split=np.array([CODES[s] for s in splits or ["train"] * number], np.uint8),
-        declared=np.array([CODES[s] for s in declared or [""] * number], np.uint8),
-        group_hash=np.array(more.get("group", [0] * number), np.uint64),
+        declared=np.array([CODES[s] for s in declared or [""] * number], np.uint8), has_groups="group" in more,
         shuffle_index=np.array(more.get("order", range(number)), np.int64),
+        split_position=np.array(more.get("group", (np.arange(number) + 0.5) / max(1, number)), np.float64),
         measures={name: np.ones(number, np.float32) for name in MEASURES} | more.get("measures", {}),
+        width=sides, height=sides, image_bytes=sides.astype(np.int64), has_warning=np.zeros(number, bool),
         has_measures=True,
-    )
+    )  # fmt: skip
+    table.contents, table.splits = more.get("content", ()), splits or ["train"] * number  # type: ignore[misc]
+    return table
+
+
+def decisions_of(table: Toy) -> RowDecisions:
+    decisions = RowDecisions.of(table, CleanConfig())
+    decisions.splits = np.array([CODES[s] for s in table.splits], np.uint8)
+    return decisions
 
 
 def find_copies(table: Toy, policy: str = "keep") -> tuple[dict[int, str], dict[str, Any], dict[str, str]]:
-    decisions = RowDecisions.of(table)
+    decisions = decisions_of(table)
     drop_duplicates(decisions, policy)
-    details = {row["image_id"]: row["detail"] for row in decisions.iterate_rejected()}
+    details = {f"{reject.raw_row:03d}": reject.detail for reject in decisions.list_rejects()}
     return {r: v.reason for r, v in decisions.dropped.items()}, decisions.findings["duplicates"], details
 
 
@@ -131,7 +150,7 @@ FRACTIONS = st.sampled_from([(0.0, 0.0), (0.1, 0.1), (0.25, 0.25), (0.4, 0.4), (
 def test_exact_splits_hold_in_every_class(rows: list[tuple[int, str]], fractions: tuple[float, float]) -> None:
     labels = np.array([r[0] for r in rows], np.int64)
     declared = np.array([CODES[r[1]] for r in rows], np.uint8)
-    places = np.random.default_rng(len(rows)).permutation(len(rows)).astype(np.uint64)
+    places = np.random.default_rng(len(rows)).permutation(len(rows)).astype(np.float64)
     splits = choose_exact_splits(declared, labels, places, fractions)
     for label in range(4):
         for part, (val, test) in ((UNDECLARED, fractions), (TRAINVAL, (fractions[0], 0.0))):
@@ -149,7 +168,7 @@ def test_exact_splits_hold_in_every_class(rows: list[tuple[int, str]], fractions
 def test_exact_splits_keep_groups_together_over_all_classes() -> None:
     groups = np.repeat(np.arange(1, 41), 5)
     table = toy(list(range(200)), "ab" * 100, group=groups.tolist())
-    decisions = RowDecisions.of(table)
+    decisions = decisions_of(table)
     assign_exact_splits(decisions, CleanConfig(split="exact", val_fraction=0.2, test_fraction=0.1))
     assert all(len(set(decisions.splits[groups == g])) == 1 for g in range(1, 41))
     assert Counter(decisions.splits.tolist()) == {TRAIN: 140, VAL: 40, TEST: 20}
@@ -158,7 +177,7 @@ def test_exact_splits_keep_groups_together_over_all_classes() -> None:
 def test_declared_splits_can_be_ignored_in_exact_splits() -> None:
     table = toy(list(range(40)), "ab" * 20, declared=["test"] * 40)
     for respect, expected in (("respect", {TEST: 40}), ("ignore", {TRAIN: 32, VAL: 4, TEST: 4})):
-        decisions = RowDecisions.of(table)
+        decisions = decisions_of(table)
         assign_exact_splits(decisions, CleanConfig(split="exact", declared_splits=respect))
         assert Counter(decisions.splits.tolist()) == expected
 
@@ -179,9 +198,9 @@ def test_folds_have_the_sizes_asked_for() -> None:
 
 
 def test_folds_keep_groups_together_with_declared_splits() -> None:
-    groups = np.repeat(np.arange(40) * (2**63 // 40) + 1, 5)
+    groups = np.repeat((np.arange(40) + 0.5) / 40, 5)
     table = toy(list(range(200)), "ab" * 100, group=groups.tolist(), declared=["test"] * 200)
-    decisions = RowDecisions.of(table)
+    decisions = decisions_of(table)
     config = CleanConfig(fold="2/4", val_fraction=0.25)
     assign_fold(decisions, *config.parse_fold(), config.val_fraction)
     assert all(len(set(decisions.splits[groups == g])) == 1 for g in np.unique(groups))
@@ -201,7 +220,7 @@ def find_dropped_duplicates(
     duplicates = NearDuplicates(
         first, second, np.ones(len(pairs), np.uint8), np.ones(len(pairs), np.float32), len(pairs), True
     )
-    decisions = RowDecisions.of(table)
+    decisions = decisions_of(table)
     judge_near_duplicates(decisions, duplicates, CleanConfig(**options))
     return {row: v.reason for row, v in decisions.dropped.items()}, decisions
 
@@ -240,7 +259,7 @@ def test_leaks_are_dropped_where_declared_splits_are_ignored() -> None:
     table = toy([0, 1], splits=["val", "test"], declared=["train", "test"])
     actual, decisions = find_dropped_duplicates(table, [(0, 1)], declared_splits="ignore")
     assert actual == {0: LEAK} and decisions.findings["leakage"]["test_images_with_twin_in_val"] == 1
-    assert next(decisions.iterate_rejected())["detail"] == "near twin of 001 (test)"
+    assert next(decisions.list_rejects()).detail == "near twin of 001 (test)"
 
 
 def test_near_duplicates_are_not_transitive() -> None:
@@ -295,7 +314,7 @@ def test_robust_scores_by_their_definition() -> None:
 def test_outliers_are_reported_by_default_and_dropped_on_request() -> None:
     values = np.r_[np.random.default_rng(0).normal(0.5, 0.01, 200), 0.9, 0.1].astype(np.float32)
     for policy, expected in (("report", set()), ("drop", {200, 201})):
-        decisions = RowDecisions.of(toy(list(range(202)), measures={"brightness": values}))
+        decisions = decisions_of(toy(list(range(202)), measures={"brightness": values}))
         find_outliers(decisions, ("brightness", "entropy"), 6.0, policy)
         assert set(decisions.dropped) == expected
         outliers = decisions.findings["outliers"]
@@ -303,7 +322,7 @@ def test_outliers_are_reported_by_default_and_dropped_on_request() -> None:
         (far, near) = outliers["brightness"]["examples"]
         assert {far["image_id"], near["image_id"]} == {"200", "201"} and far["score"] >= near["score"] > 30
         if expected:
-            detail = next(iter(decisions.iterate_rejected()))["detail"]
+            detail = next(decisions.list_rejects()).detail
             assert detail.startswith("brightness 0.") and "spreads from the median 0.5" in detail
 
 
@@ -315,7 +334,8 @@ def test_copies_are_dropped_before_near_duplicates_and_outliers_are_searched() -
             return np.zeros((len(rows), THUMBNAIL_BYTES), np.uint8)
 
     toy_table = toy([1, 1, 2], phash=[1, 1, 0xFFFF0000FFFF])
-    table = Thumbs(**vars(toy_table))
+    table = Thumbs(**{field.name: getattr(toy_table, field.name) for field in fields(toy_table)})
+    table.splits = toy_table.splits  # type: ignore[misc]
     decisions, duplicates = decide(table, CleanConfig())
     assert set(decisions.dropped) == {1} and duplicates is not None and len(duplicates) == 0
     assert set(decisions.findings) == {"duplicates", "near_duplicates", "leakage", "outliers"}

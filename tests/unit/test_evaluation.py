@@ -23,6 +23,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
+from imagemill.components.dataset.index import read_rows
 from imagemill.components.dataset.kinds import (
     ClassScores,
     EvaluationExtra,
@@ -109,7 +110,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrainedModel]:
 
 
 def rows_of(dataset: Dataset) -> list[dict[str, Any]]:
-    return [row for table in read_columns(dataset, "data", None, "test") for row in table.to_pylist()]  # type: ignore[arg-type]
+    return [row for table in read_columns(dataset, "data", None) for row in table.to_pylist()]
 
 
 def logits_of(
@@ -322,7 +323,7 @@ def test_predictions_of_a_model_are_scored_under_todays_names() -> None:
 
 def columns_of(trained: TrainedModel, *names: str) -> dict[str, dict[str, Any]]:
     """Read columns of the clean test images by image id."""
-    tables = read_columns(trained.clean, "data", ["image_id", *names], "test")
+    tables = read_rows(trained.clean, ["image_id", *names], "test")
     return {row["image_id"]: row for table in tables for row in table.to_pylist()}
 
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
+from imagemill.components.dataset.index import read_rows
 from imagemill.components.dataset.manifest import Dataset
-from imagemill.components.dataset.shards import read_columns
 
 
 def read_originals(source: Dataset) -> dict[str, tuple[bytes, str, Any]]:
@@ -22,7 +22,7 @@ def read_originals(source: Dataset) -> dict[str, tuple[bytes, str, Any]]:
     label = "label_ids" if source.manifest.task == "multi" else "label_id"
     rows_by_id = {}
     for split in ("train", "val", "test"):
-        for table in read_columns(source, "data", ["image_id", "image.bytes", label], split):
+        for table in read_rows(source, ["image_id", "image.bytes", label], split):
             for row in table.to_pylist():
                 rows_by_id[row["image_id"]] = (row["image"]["bytes"], split, row[label])
     return rows_by_id
@@ -48,7 +48,7 @@ def test_jpeg_tensors_are_those_very_bytes_and_copies_lie_beside(tmp_path: Path)
     source = exports.tensors(str(tmp_path / "tensors" / "01"), encoding="jpeg", copies=1)
     exports.run(source, "imagefolder", tmp_path / "out")
     stored = {}
-    for part in read_columns(source, "data", ["image_id", "copy", "image"]):
+    for part in read_rows(source, ["image_id", "copy", "image"]):
         stored |= {(row["image_id"], row["copy"]): row["image"] for row in part.to_pylist()}
     listed = table(tmp_path / "out" / "labels.csv")
     assert len(listed) == len(stored) == 40

@@ -9,18 +9,19 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 import pytest
 from cleaned import Row, draft
 from drifting import draw_features
+from placed import place
 
+from imagemill.components.dataset.index import make_tensors_index
 from imagemill.components.dataset.kinds import FeaturesExtra
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit
-from imagemill.components.dataset.shards import Layout, ShardWriter
+from imagemill.components.dataset.shards import Layout
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.feature_drift import check_feature_drift
 from imagemill.components.metrics.drift import ALL, LEVEL, NEW, Comparison, compare_features
-from imagemill.components.models.features import make_schema, make_table
+from imagemill.components.models.features import make_schema
 from imagemill.components.step.step import Context, NotCached
 
 DIMENSIONS = 24
@@ -50,12 +51,14 @@ class Weeks:
         clean = commit(drafted.uri, drafted.manifest)
         tensors = commit(uri("tensors"), Manifest("tensors", name.zfill(16), (clean.as_parent(uri("tensors")),)))
         matrix = np.stack(list(rows.values()))
-        with ShardWriter(uri("features"), Layout(make_schema(DIMENSIONS), plain=True)) as writer:
-            writer.add_table(make_table(pa.array(rows), np.zeros(len(rows), np.int64), matrix))
-            file = writer.publish("train", split="train")
+        records = [
+            {"image_id": image_id, "split": "train", "label_id": 0, "copy": 0, "features": row.astype("<f4").tobytes()}
+            for image_id, row in zip(rows, matrix, strict=True)
+        ]
+        placed = place(uri("features"), records, Layout(make_schema(DIMENSIONS)), make_tensors_index("single"), True)
         features = commit(uri("features"), Manifest(
             "features", name.zfill(16), (tensors.as_parent(uri("features")),),
-            config={"backbone": "net", "weights": weights}, files=(file,), totals=Totals(rows=len(rows)),
+            config={"backbone": "net", "weights": weights}, totals=Totals(rows=len(rows)), **placed,
             extra=FeaturesExtra("toy", DIMENSIONS),
         ))  # fmt: skip
         parents = (tensors.as_parent(uri("model")), features.as_parent(uri("model")))

@@ -13,12 +13,11 @@ import torch
 from stored import commit_tensors, make_rows
 from trained import make_tensors, pictures, settings
 
-from imagemill.components.dataset.index import make_tensors_index, read_index, write_index
+from imagemill.components.dataset.index import make_tensors_index, read_index, read_rows, write_index
 from imagemill.components.dataset.manifest import Dataset, commit
-from imagemill.components.dataset.shards import read_columns
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.models.artifact import ModelSpec, Normalize, build_network
-from imagemill.components.models.features import LinearProbe, find_features, read_features
+from imagemill.components.models.features import LinearProbe, find_features, read_features, read_image_ids
 from imagemill.components.step.step import Context
 from imagemill.components.train import features as features_module
 from imagemill.components.train.features import FeatureComputer, identify_features
@@ -78,7 +77,7 @@ def test_features_are_the_heads_inputs_in_the_tensors_order(tmp_path: Path) -> N
     layer.register_forward_pre_hook(lambda _, inputs: head_inputs.append(inputs[0]))
     for split, number in (("train", 40), ("val", 10)):
         values, labels = read_features(features, split)
-        tables = list(read_columns(tensors, "data", ["image", "label_id", "image_id"], split))
+        tables = list(read_rows(tensors, ["image", "label_id", "image_id"], split))
         pixels = np.concatenate([np.frombuffer(b"".join(t.column("image").to_pylist()), np.uint8) for t in tables])
         with torch.inference_mode():
             images = torch.from_numpy(pixels.reshape(number, 32, 32, 3))
@@ -87,7 +86,7 @@ def test_features_are_the_heads_inputs_in_the_tensors_order(tmp_path: Path) -> N
         assert labels.tolist() == [label for t in tables for label in t.column("label_id").to_pylist()]
         probe = LinearProbe(layer.weight.detach().numpy(), layer.bias.detach().numpy())
         assert np.allclose(probe(values), logits, atol=1e-4)
-        ids = [i for t in read_columns(features, "data", ["image_id"], split) for i in t.column("image_id").to_pylist()]
+        ids = read_image_ids(features, (split,))
         assert ids == [i for t in tables for i in t.column("image_id").to_pylist()]
     assert features.parent_uris("tensors") == [tensors.uri] and not features.missing()
     assert len(read_features(features, "train", 7)[0]) == 7 and len(read_features(features, "test")[0]) == 0

@@ -165,7 +165,7 @@ def test_paths_without_a_dataset_are_user_errors(tmp_path: Path, capsys: pytest.
     expected = "dataset: expected a folder with _manifest.json, found "
     assert expected in refused(capsys, str(tmp_path / "nowhere")) and expected in refused(capsys, str(tmp_path))
     assert "file.txt" in refused(capsys, str(tmp_path / "file.txt"))
-    assert "JSON manifest" in refused(capsys, str(tmp_path / "broken"))
+    assert "expected JSON" in refused(capsys, str(tmp_path / "broken"))
     assert "(format): expected 'imagemill'" in refused(capsys, str(tmp_path / "other")).replace(
         "imagemill,", "'imagemill',"
     )

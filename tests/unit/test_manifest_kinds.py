@@ -22,7 +22,7 @@ LINES = {"precision": [1.0, 0.5], "true_positive_rate": [0.0, 1.0]}
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "raw": (None, {
         "source": "s3://pictures", "dataset_name": "zoo",
-        "skipped": {"count": 1, "files": [{"path": "a.txt", "why": "no image"}]}, "removed": {"../a": ["b.jpg"]},
+        "skipped": {"count": 1, "files": [{"path": "a.txt", "why": "no image"}]},
         "missing_masks": {"count": 1, "files": [{"mask": "a.png", "why": "not there"}]},
         "planted": [{"path": "a", "kind": "broken", "detail": "", "reason": "corrupt"}], "image_size": 64,
     }),
@@ -33,7 +33,7 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
         "image_size": 64,
     }),
     "tensors": (IMAGE, {
-        "dataset_name": "zoo", "shards": {"data/a": {"generation": 1, "image_bytes": 9}},
+        "dataset_name": "zoo",
         "copies": {"policy": "background", "per_image": 2, "rows": 8, "images_without_mask": 1}, "device": "cuda",
     }),
     "model": (IMAGE, {

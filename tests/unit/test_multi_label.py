@@ -17,10 +17,14 @@ import pytest
 import torch
 from chain import one_core, resized
 from kfp import dsl
+from placed import place
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score, precision_recall_fscore_support
 from test_multi_label_numbers import mean_loss
 
-from imagemill.components.clean.schema import make_clean_layout, make_clean_schema
+from imagemill.components.clean.config import CleanConfig
+from imagemill.components.clean.schema import make_clean_layout
+from imagemill.components.dataset import index
+from imagemill.components.dataset.index import RAW_INDEX, make_clean_index
 from imagemill.components.dataset.kinds import CleanExtra, CleanImage, EvaluationExtra, RawExtra
 from imagemill.components.dataset.labels import MULTI, SINGLE
 from imagemill.components.dataset.manifest import Dataset, Manifest, Totals, commit, read_dataset
@@ -70,31 +74,32 @@ def make_clean(
     workspace: Workspace, fingerprint: str, task: str = MULTI, one_hot: bool = False, classes: tuple[str, ...] = CLASSES
 ) -> Dataset:
     raw_uri, uri = workspace.dataset_uri("raw", fingerprint), workspace.dataset_uri("clean", fingerprint)
-    with ShardWriter(raw_uri, Layout(RAW)) as writer:
-        extra = RawExtra(source="here", dataset_name="shapes")
-        raw = commit(raw_uri, Manifest("raw", fingerprint, files=(writer.publish("data"),), extra=extra))
-    files, counted, first = [], {}, 0
-    schema = make_clean_schema(task == MULTI, one_hot)
+    extra = RawExtra(source="here", dataset_name="shapes")
+    raw = commit(raw_uri, Manifest("raw", fingerprint, extra=extra, **place(raw_uri, [], Layout(RAW), RAW_INDEX)))
+    records: list[dict[str, Any]] = []
+    counted: dict[str, dict[str, int]] = {}
+    first = 0
     for split, rows in NUMBERS.items():
         counted[split] = dict.fromkeys(classes, 0)
-        with ShardWriter(uri, replace(make_clean_layout(schema), row_group_rows=16)) as writer:
-            for number in range(first, first + rows):
-                ids = make_label_ids(number, task)
-                for c in ids:
-                    counted[split][classes[c]] += 1
-                row = dict.fromkeys(schema.names) | {"image_id": f"{number:03d}.png", "split": split}
-                row |= {"label": "|".join(classes[c] for c in ids), "shuffle_index": 1000 * number}
-                row |= {"label_ids": ids} if task == MULTI else {"label_id": ids[0]}
-                row |= {"label_one_hot": [int(c in ids) for c in range(3)]} if one_hot else {}
-                writer.add(row | {"image": {"bytes": encode_picture(number, ids), "path": ""}}, 3000)
-            files.append(writer.publish(f"data/{split}", "data", split))
-            first += rows
+        for number in range(first, first + rows):
+            ids = make_label_ids(number, task)
+            for c in ids:
+                counted[split][classes[c]] += 1
+            row: dict[str, Any] = {"image_id": f"{number:03d}.png", "split": split, "declared_split": split}
+            row |= {"label": "|".join(classes[c] for c in ids), "shuffle_index": 1000 * number, "split_position": 0.5}
+            row |= {"label_ids": ids} if task == MULTI else {"label_id": ids[0]}
+            row |= {"label_one_hot": [int(c in ids) for c in range(3)]} if one_hot else {}
+            records.append(row | {"image": {"bytes": encode_picture(number, ids), "path": ""}, "source_row": number})
+        first += rows
+    layout = replace(make_clean_layout(), row_group_rows=16)
+    placed = place(uri, records, layout, make_clean_index(task, one_hot))
     by_class = {c: sum(counted[split][c] for split in NUMBERS) for c in classes}
     totals = Totals(rows=sum(NUMBERS.values()), bytes=1, by_split=NUMBERS, by_class=by_class)
     return commit(
         uri,
         Manifest(
-            "clean", fingerprint, (raw.as_parent(uri),), task=task, classes=classes, files=tuple(files), totals=totals,
+            "clean", fingerprint, (raw.as_parent(uri),), task=task, classes=classes, totals=totals, **placed,
+            config=CleanConfig().manifest_values(),
             image=CleanImage("rgb", 3), extra=CleanExtra(dataset_name="shapes", by_class_and_split=counted),
         ),
     )  # fmt: skip
@@ -135,7 +140,12 @@ class Chain:
 
 
 def read_rows(dataset: Dataset, *names: str, split: str | None = None) -> list[dict[str, Any]]:
-    return [row for table in read_columns(dataset, "data", list(names), split) for row in table.to_pylist()]
+    tables = (
+        index.read_rows(dataset, list(names), split)
+        if dataset.manifest.parts
+        else (read_columns(dataset, "data", list(names)))
+    )
+    return [row for table in tables for row in table.to_pylist()]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -173,10 +183,8 @@ def evaluation(multi: Chain) -> Dataset:
 def test_tensors_hold_lists_of_ids_and_the_task(multi: Chain, single: Chain) -> None:
     assert multi.tensors.manifest.task == MULTI and single.tensors.manifest.task == SINGLE
     for chain, column, task in ((multi, "label_ids", MULTI), (single, "label_id", SINGLE)):
-        [table] = list(read_columns(chain.tensors, "data", None, "val"))  # type: ignore[arg-type]
-        assert table.schema.names == ["image", column, "image_id"]
-        field = table.schema.field(column)
-        assert not field.nullable and field.type == (pa.list_(pa.int32()) if task == MULTI else pa.int32())
+        table = index.read_index(chain.tensors, None, "val")
+        assert table.schema.field(column).type == (pa.list_(pa.int32()) if task == MULTI else pa.int32())
         for split, number in NUMBERS.items():
             rows = read_rows(chain.tensors, column, "image_id", split=split)
             assert len(rows) == number

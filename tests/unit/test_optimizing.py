@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import settings as hypotheses
 from hypothesis import strategies as st
+from placed import place
 from torch.nn import functional
 from torchvision.models import get_model
 from trained import make_tensors, settings
 
+from imagemill.components.dataset.index import make_tensors_index
 from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit
-from imagemill.components.dataset.shards import Layout, ShardWriter
+from imagemill.components.dataset.shards import Layout
 from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.models.blocks import parameter_blocks
 from imagemill.components.resize.tensor_part import TensorSpec
@@ -216,13 +216,13 @@ def test_class_weights(tensors: Dataset) -> None:
 
 def test_count_of_multi_label_training_images(tmp_path: Path) -> None:
     uri = str(tmp_path / "tensors" / "02")
-    rows: list[Any] = [[0, 2], [], [2], [1, 2]]
-    schema = TensorSpec(Geometry(4)).schema("multi")
-    with ShardWriter(uri, Layout(schema, plain=True)) as writer:
-        columns = {"image": [bytes(48)] * 4, "label_ids": rows, "image_id": list("abcd")}
-        writer.add_table(pa.table({name: columns[name] for name in schema.names}, schema=schema))
-        file = writer.publish("data/train", "data", "train")
+    rows = [
+        {"image_id": str(n), "image": bytes(48), "source_row": n, "copy": 0, "label_ids": ids, "split": "train"}
+        for n, ids in enumerate([[0, 2], [], [2], [1, 2]])
+    ]
+    layout = Layout(TensorSpec(Geometry(4)).schema(), plain=True)
+    placed = place(uri, rows, layout, make_tensors_index("multi"), by_split=True)
     dataset = commit(
-        uri, Manifest("tensors", "02", task="multi", classes=("a", "b", "c"), files=(file,), image=ImageSpec((1, 1, 1)))
+        uri, Manifest("tensors", "02", task="multi", classes=("a", "b", "c"), image=ImageSpec((1, 1, 1)), **placed)
     )
     assert count_labels(dataset).tolist() == [1, 1, 3]

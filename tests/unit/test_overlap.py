@@ -12,6 +12,7 @@ import pytest
 from cleaned import Row, draft
 from photos import made, saved
 
+from imagemill.components.dataset.index import make_clean_index, read_index, write_index
 from imagemill.components.dataset.manifest import Dataset, Manifest, commit
 from imagemill.components.dataset.shards import publish_bytes
 from imagemill.components.dataset.workspace import Workspace
@@ -77,33 +78,33 @@ def test_images_of_initial_weights_count(workspace: Workspace) -> None:
     assert training_overlap.missing == ("model/first",) and not training_overlap.is_seen.any()
 
 
-def test_file_shared_by_several_weeks_is_read_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models of ten weeks, each from the one before, and their images all in the files of the first week."""
+def test_part_shared_by_several_weeks_is_read_once(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models of ten weeks, each from the one before, and their images all in the parts of the first week."""
     splits = ("test",) * 7 + ("train", "val")
     week = commit_clean(workspace, "week", splits)
     model: Dataset | None = None
     for number in range(10):
         uri = workspace.dataset_uri("clean", f"week{number}")
-        files = tuple(replace(file, uri=f"../week/{file.uri}") for file in week.manifest.files)
+        files = tuple(write_index(uri, read_index(week).cast(make_clean_index("single"))))
         clean = commit(uri, replace(week.manifest, fingerprint=f"week{number}", files=files))
         model = commit_model(workspace, f"model{number}", clean, model)
     opened_uris: list[str] = []
-    original = overlap.open_parquet
+    original = overlap.read_part_rows
 
-    def open_parquet(uri: str) -> Any:
-        opened_uris.append(uri)
-        return original(uri)
+    def read_part_rows(dataset: Dataset, rows: Any, *more: Any) -> Any:
+        opened_uris.append(rows.part.key)
+        return original(dataset, rows, *more)
 
-    monkeypatch.setattr(overlap, "open_parquet", open_parquet)
+    monkeypatch.setattr(overlap, "read_part_rows", read_part_rows)
     assert model and find_seen(model, commit_clean(workspace, "today", SPLITS)) == [7, 8]
-    assert len(opened_uris) == len(set(opened_uris)) == len([file for file in week.files() if file.split != "test"])
+    assert len(opened_uris) == len(set(opened_uris)) == len(week.manifest.parts)
 
 
 def test_missing_datasets_are_named(workspace: Workspace) -> None:
     today = commit_clean(workspace, "today", SPLITS)
     other = commit_clean(workspace, "other", SPLITS)
     model = commit_model(workspace, "old", other)
-    Path(other.locate(other.files()[0])).unlink()
+    Path(other.locate_part(other.manifest.parts[0])).unlink()
     assert TrainingOverlap.find(model, today).summarize().to_dict() == {"images": 0, "unknown": ["clean/other"]}
     Path(workspace.at("tensors", "old", "_manifest.json")).unlink()
     assert TrainingOverlap.find(model, today).missing == ("tensors/old",)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from test_archives import make_tar
 
+from imagemill.components.dataset.index import read_rows
 from imagemill.components.dataset.manifest import Dataset, read_dataset
-from imagemill.components.dataset.shards import read_columns
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download.config import DownloadConfig
 from imagemill.components.download.dataset_kinds import parse_boxes, read_annotations
@@ -61,7 +61,7 @@ def run_download(workspace: Path, **values: str) -> tuple[Dataset, dict[str, dic
     config = DownloadConfig(dataset="pets", workspace=str(workspace), **values)  # type: ignore[arg-type]
     dataset = read_dataset(download(config, Context("download", opened, "run", False)).uri, "raw")
     rows: dict[str, dict[str, Any]] = {}
-    for table in read_columns(dataset, "data", ["image_id", "image", "sha256", "label", "split", "boxes", "mask"]):
+    for table in read_rows(dataset, ["image_id", "image", "sha256", "label", "split", "boxes", "mask"]):
         rows |= {row["image_id"]: row for row in table.to_pylist()}
     return dataset, rows
 

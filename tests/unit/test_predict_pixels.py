@@ -16,6 +16,7 @@ from PIL import Image
 
 from imagemill.components.clean.clean import clean
 from imagemill.components.clean.config import CleanConfig
+from imagemill.components.dataset.index import read_rows
 from imagemill.components.dataset.manifest import Dataset, read_dataset
 from imagemill.components.dataset.shards import read_columns
 from imagemill.components.dataset.workspace import Workspace
@@ -138,7 +139,7 @@ def test_pixels_equal_the_tensors(
     image = tensors.manifest.image
     preprocess = Preprocessing.from_record(describe_preprocessing(tensors), Geometry.of(image).input, "test")
     num_compared = 0
-    for table in read_columns(tensors, "data", ["image", "image_id"]):
+    for table in read_rows(tensors, ["image", "image_id"]):
         pixels = decode_column(table.column("image"), image)
         for expected, image_id in zip(pixels, table.column("image_id").to_pylist(), strict=True):
             np.testing.assert_array_equal(preprocess((source / image_id).read_bytes()), expected, err_msg=image_id)

@@ -15,8 +15,8 @@ from chain import clean_photos, one_core, resized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imagemill.components.dataset.index import read_rows
 from imagemill.components.dataset.manifest import Dataset
-from imagemill.components.dataset.shards import read_columns
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.inference import read_test_batches
 from imagemill.components.imaging.decoder import Pixels
@@ -59,10 +59,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
 
 def read_pixels(dataset: Dataset, split: str) -> Pixels:
     return np.concatenate(
-        [
-            decode_column(t.column("image"), dataset.manifest.image)
-            for t in read_columns(dataset, "data", ["image"], split)
-        ]
+        [decode_column(t.column("image"), dataset.manifest.image) for t in read_rows(dataset, ["image"], split)]
     )
 
 

@@ -48,7 +48,7 @@ def test_names_of_boxes_are_trimmed_and_optional() -> None:
 
 
 def test_schema_equals_that_of_raw() -> None:
-    from imagemill.components.download.contents import BOX as RAW_BOX
+    from imagemill.components.download.rows import BOX as RAW_BOX
 
     table = read_table(b"path,label,split,group,mask,box_name,xmin,ymin,xmax,ymax\na,x,,p,m,n,1,2,3,4\n", "t.csv")
     assert table.column_names == ["path", "label", "split", "group", "mask", "boxes"]

@@ -20,7 +20,6 @@ from imagemill.components.train.data import loader
 from imagemill.components.train.data.batches import BufferPool
 from imagemill.components.train.data.cache import PartCache
 from imagemill.components.train.data.loader import Batch, iter_batches
-from imagemill.components.train.data.tensors import TensorSplit
 
 
 @pytest.fixture(scope="module")
@@ -170,15 +169,6 @@ def test_error_of_the_transform_is_raised(hundred: Dataset) -> None:
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="broken"):
         next(results)
-
-
-def test_labels_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files of S3 may have left the cache by the next epoch."""
-    split = TensorSplit.from_dataset(numbered(tmp_path, rows=30, group=5, files=3), "train")
-    first = split.read_labels()
-    monkeypatch.setattr(TensorSplit, "open_shard", lambda *_: pytest.fail("opened for its labels"))
-    assert [part.tolist() for part in split.read_labels()] == [part.tolist() for part in first]
-    assert sorted(np.concatenate(first).tolist()) == list(range(30))
 
 
 def test_balanced_sampling_shows_rare_classes_more_often(tmp_path: Path) -> None:
