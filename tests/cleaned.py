@@ -21,7 +21,7 @@ from imagemill.components.dataset.index import RAW_INDEX, make_clean_index
 from imagemill.components.dataset.kinds import CleanExtra, CleanImage, RawExtra
 from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit, count_values
 from imagemill.components.dataset.shards import Layout, ShardWriter
-from imagemill.components.dataset.splits import SPLITS, compute_shuffle_index, compute_split_position
+from imagemill.components.dataset.splits import SPLITS, compute_shuffle_index
 from imagemill.components.download.rows import RAW
 
 SIZE = (40, 30)
@@ -56,7 +56,7 @@ class Row:
             "image_id": self.image_id, "image": {"bytes": data, "path": self.image_id}, "label": self.label,
             "label_id": classes.index(self.label) if self.label in classes else 0, "split": self.split,
             "declared_split": self.declared, "group": None, "shuffle_index": compute_shuffle_index(sha256),
-            "split_position": compute_split_position(sha256),
+            "split_position": {"val": 0.0, "test": 1.0}.get(self.split, 0.5),
             "width": width, "height": height, "sha256": sha256, "format": "JPEG", "image_bytes": len(data),
             "pixel_hash": sha256[:32], **measured, "decoder_warning": self.warning,
         }  # fmt: skip

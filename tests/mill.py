@@ -127,7 +127,7 @@ def manifests(workspace: Path) -> dict[str, list[Path]]:
 
 
 def content(dataset: Dataset) -> list[tuple[str, str, int, str]]:
-    """(role, split, rows, sha256) of the listed files and parts in their order, proven against the bytes that are there."""
+    """(role, split, rows, sha256) of all listed files and parts, proven against the bytes that are there."""
     from imagemill.components.storage.store import get_store
 
     listed = [(dataset.locate(file), file.role, file) for file in dataset.manifest.files]

@@ -284,8 +284,10 @@ def _read_labels(tensors: Dataset, rows: set[int]) -> dict[int, Row]:
     """Return `image_id`, `label_id` and `label` of the training images at `rows` of the tensors' index."""
     is_multi = tensors.manifest.task == MULTI
     column, classes = label_column(tensors.manifest.task), tensors.manifest.classes
-    index = read_index(tensors, ["image_id", column], "train")
     labels: dict[int, Row] = {}
+    if not rows:
+        return labels
+    index = read_index(tensors, ["image_id", column], "train")
     for row in rows:
         label = index.column(column)[row].as_py()
         labels[row] = {

@@ -27,6 +27,8 @@ AUTO, NONE = "auto", "none"
 MAX_VALUES = 20
 """Text values of a column that get a slice of their own."""
 OTHERS, UNKNOWN = "(others)", "(unknown)"
+_NOT_SLICED = ("part", "row", "source_row", "split_position", "problem", "detail")
+"""Columns that say nothing of an image."""
 
 
 def parse_columns(option: str, clean: Dataset) -> tuple[str, ...]:
@@ -52,7 +54,7 @@ def _find_columns(clean: Dataset) -> list[str]:
             types |= {column.name: column.type for column in parquet.schema_arrow}
     tests = pa.types.is_integer, pa.types.is_floating, pa.types.is_string, pa.types.is_large_string, pa.types.is_boolean
     return [SIZE] * ({"width", "height"} <= set(types)) + [
-        name for name, data_type in types.items() if any(test(data_type) for test in tests)
+        name for name, kind in types.items() if name not in _NOT_SLICED and any(test(kind) for test in tests)
     ]
 
 

@@ -79,7 +79,10 @@ def _format_title(dataset: Dataset) -> list[str]:
     manifest = dataset.manifest
     name = shorten(manifest.extra.dataset_name, 40)
     counts = [pluralize(manifest.totals.rows, "row")] if manifest.totals.rows else []
-    counts += [pluralize(len(manifest.classes), "class", "classes"), pluralize(len(manifest.files), "file")]
+    counts += [
+        pluralize(len(manifest.classes), "class", "classes"),
+        pluralize(len(manifest.files) + len(manifest.parts), "file"),
+    ]
     return [
         f"{name or 'dataset'} · {manifest.kind} · {escape_unprintable(manifest.fingerprint)}",
         escape_unprintable(dataset.uri),

@@ -261,9 +261,9 @@ sys.exit(main())
 CUTS = {
     # The new dataset's flags, and the request in the middle of the step at which the wire is cut.
     "clean, reading": ("clean", "raw", ["--color", "gray"], r"GET \S+/raw/_shards/part-"),
-    "clean, writing": ("clean", "raw", ["--color", "gray"], r"PUT \S+/clean/\w+/data/"),
+    "clean, writing": ("clean", "raw", ["--color", "gray"], r"PUT \S+/parts/clean/"),
     "resize, reading": ("resize", "clean", ["--image-size", "24"], r"GET \S+/clean/\w+/data/\w+/part-(?s:.*)"),
-    "resize, writing": ("resize", "clean", ["--image-size", "24"], r"PUT \S+/tensors/\w+/data/"),
+    "resize, writing": ("resize", "clean", ["--image-size", "24"], r"PUT \S+/parts/tensors/"),
 }
 QUICK_CUTS = ("clean, writing", "resize, writing")
 

@@ -15,6 +15,7 @@ import pytest
 from chain import NUMBERS, clean_photos, one_core, resized, trained
 from PIL import Image, JpegImagePlugin
 
+from imagemill.components.dataset.index import read_index
 from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.dataset.manifest import Dataset
 from imagemill.components.dataset.workspace import Workspace
@@ -58,8 +59,9 @@ def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def tables(dataset: Dataset, split: str) -> pa.Table:
-    """Read a split by pyarrow alone."""
-    return pa.concat_tables([pq.read_table(dataset.locate(file)) for file in dataset.files("data", split)])
+    """Read a split: images by pyarrow alone, labels from the index."""
+    stored = pa.concat_tables([pq.read_table(dataset.locate_part(part)) for part in dataset.parts(split)])
+    return stored.append_column("label_id", read_index(dataset, ["label_id"], split).column("label_id"))
 
 
 def by_pillow(data: bytes) -> Pixels:

@@ -97,8 +97,8 @@ def test_only_new_files_are_computed(tmp_path: Path) -> None:
     first, batches = compute_features(tensors)
     assert batches == 2 and compute_features(tensors)[1] == 0
     second, added = compute_features(add_part(tensors))
-    assert added == 1 and second.manifest.totals.by_split == {"train": 46, "val": 10}
-    assert {file.sha256 for file in first.files()} < {file.sha256 for file in second.files()}
+    assert added == 1 and second.manifest.totals.by_split == {"train": 46, "val": 10, "test": 0}
+    assert {part.sha256 for part in first.manifest.parts} < {part.sha256 for part in second.manifest.parts}
     assert np.array_equal(read_features(first, "train")[0], read_features(second, "train")[0][:40])
     assert compute_features(tensors, IDENTITY | {"weights": "other"})[1] == 2, "other weights, other features"
 
@@ -109,8 +109,8 @@ def test_interrupted_pass_continues_and_a_lost_file_is_computed_again(tmp_path: 
     with pytest.raises(Stopped):
         compute_features(tensors, stop_after=1)
     features, batches = compute_features(tensors)
-    assert batches == 1 and features.manifest.files == expected.manifest.files
-    Path(features.locate(features.files()[0])).unlink()
+    assert batches == 1 and features.manifest.parts == expected.manifest.parts
+    Path(features.locate_part(features.manifest.parts[0])).unlink()
     recomputed, batches = compute_features(tensors)
     assert batches == 1 and recomputed.manifest_sha256 == features.manifest_sha256 and not recomputed.missing()
 
@@ -118,7 +118,7 @@ def test_interrupted_pass_continues_and_a_lost_file_is_computed_again(tmp_path: 
 def test_of_many_images_the_first_files_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(features_module, "MAX_IMAGES", 40)
     features, batches = compute_features(add_part(make_tensors(tmp_path)))
-    assert batches == 2 and features.manifest.totals.by_split == {"train": 40, "val": 10}
+    assert batches == 2 and features.manifest.totals.by_split == {"train": 40, "val": 10, "test": 0}
 
 
 def test_features_are_identified_by_backbone_and_weights(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ def test_an_evaluation_names_the_hardest_classes_first(tmp_path: Path, capsys: p
         assert line in text
 
 
-@pytest.mark.parametrize("kind", ["raw", "clean", "tensors", "features", "model", "evaluation"])
+@pytest.mark.parametrize("kind", ["raw", "tensors", "features", "model", "evaluation"])
 def test_minimal_manifest_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
     extra = {"extra": {"found": NONE_FOUND}} if kind == "clean" else {}
     dataset = commit_dataset(tmp_path, kind, classes=(), files=(), **extra)
