@@ -87,6 +87,8 @@ def find_images(
 
     At most `max_read` row groups are read.
     """
+    if not ids:
+        return
     index = read_index(dataset, ["image_id", "part", "row"], split)
     index = index.filter(pc.is_in(index.column("image_id"), pa.array(sorted(set(ids)), pa.string())))
     num_read = 0

@@ -264,7 +264,7 @@ def _describe_provenance(workspace: Workspace, lineage: Lineage) -> list[Block]:
     rows = []
     for dataset in datasets:
         manifest = dataset.manifest
-        files = f"{pluralize(len(manifest.files), 'file')}, {format_size(sum(file.bytes for file in manifest.files))}"
+        files = f"{pluralize(len(manifest.files) + len(manifest.parts), 'file')}, {format_size(dataset.count_bytes())}"
         origin = f"{manifest.created} by imagemill {manifest.code_version}"
         rows.append((workspace.relative(dataset.uri), f"{dataset.manifest_sha256[:16]}…", files, origin))
     text = f"Workspace {workspace.uri}; source {RawExtra.of(lineage.raw.manifest).source}. A dataset is named by what "

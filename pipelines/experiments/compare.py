@@ -131,10 +131,7 @@ def describe_trials(trials: list[Trial]) -> dict[str, Any]:
     throughputs = [EvaluationExtra.of(trial.read("evaluation").manifest).throughput for trial in trials]
     return {
         "seconds": seconds,
-        "bytes": {
-            kind: sum(file.bytes for file in trials[0].read(kind).manifest.files)
-            for kind in ("clean", "tensors", "model")
-        },
+        "bytes": {kind: trials[0].read(kind).count_bytes() for kind in ("clean", "tensors", "model")},
         "images_per_second": round(fmean(measured.network if measured else 0.0 for measured in throughputs), 1),
         "models": [trial.records["train"].uri for trial in trials],
         "evaluations": [trial.records["evaluate"].uri for trial in trials],

@@ -54,6 +54,10 @@ class Dataset:
         """The listed files of a role, in the dataset's folder."""
         return [self.folder / file["uri"] for file in self.manifest["files"] if file["role"] == role]
 
+    def part_files(self) -> list[Path]:
+        """The Parquet files that hold the dataset's images, and others that the index leaves out."""
+        return [self.part_file(part["key"]) for part in self.manifest["parts"]]
+
     def part_file(self, key: str) -> Path:
         """The Parquet file of a part, which lies beside those of other datasets."""
         return self.folder.parent.parent / "parts" / self.manifest["kind"] / f"{key}.parquet"

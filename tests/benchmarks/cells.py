@@ -78,24 +78,26 @@ report(started, lambda data: decode_and_resize(data, geometry))
 """
 
 OURS = """
-from imagemill.components.resize.tasks import plan_tasks, write_shards
+from imagemill.components.dataset.manifest import read_dataset
+from imagemill.components.dataset.parts import PartFolder
+from imagemill.components.engine.map_parts import map_parts
 from imagemill.components.engine.ray_session import open_ray_session
 from imagemill.components.engine.tasks import run_tasks
-from imagemill.components.resize.plan import plan_split
-from imagemill.components.resize.tensor_part import TensorSpec
-from imagemill.components.dataset.manifest import read_dataset
 from imagemill.components.imaging.geometry import Geometry, decode_and_resize
+from imagemill.components.resize.target import make_split_rule
+from imagemill.components.resize.tensor_part import ResizeTask, TensorSpec, write_tensors
+from imagemill.components.step.progress import Progress
+from contextlib import nullcontext
 clean, spec = read_dataset(clean_uri), TensorSpec(Geometry(size, quality=quality))
-def run(out, slots, splits):
-    plans = [plan_split(clean, split, spec.row_bytes) for split in splits]
-    tasks = (task for plan in plans if plan.shards for task in plan_tasks(plan, plan.shards))
-    rows = 0
-    for task, result in run_tasks(tasks, write_shards, (str(out), spec), slots):
-        rows += task.rows
-    return rows
+clean_folder = PartFolder(clean_uri.rpartition("/clean/")[0] + "/parts/clean")
+def run(out, slots, parts):
+    tasks = [ResizeTask(part.key, part, make_split_rule(clean)) for part in parts]
+    folder, progress = PartFolder(str(out)), Progress("resize", total=sum(task.rows for task in tasks))
+    map_parts(folder, tasks, write_tensors, (clean_folder, spec), lambda _: nullcontext(slots), progress)
+    return sum(task.rows for task in tasks)
 def imports(job):
     import cv2, torch
-    from imagemill.components.resize import tasks
+    from imagemill.components.resize import tensor_part
     time.sleep(1)
     return {}
 class Warm:
@@ -110,9 +112,9 @@ IMAGEMILL = (
     + """
 with open_ray_session("resize", "", 0) as slots:
     warm(slots)
-    run(out / "warm", slots, ["val", "test"])
+    run(out / "warm", slots, clean.manifest.parts[:cores])
     started = start()
-    number = run(out / "counts", slots, ["train", "val", "test"])
+    number = run(out / "counts", slots, clean.manifest.parts)
     report(started, lambda data: decode_and_resize(data, spec.geometry))
 """
 )

@@ -7,8 +7,7 @@
 What is timed is what a training loop receives: shuffled batches of 256 uint8 images of 224x224x3 with their labels, in
 steady state, from the page cache. Normalization to floats belongs where the model runs and is in no cell.
 
-`feed`: imagemill's loader, on raw tensors and on JPEG, with 1, 2 and 4 threads and behind PyTorch's DataLoader, and on
-tensors to which rows were added in 16 later generations (`mixed` must not fall); the
+`feed`: imagemill's loader, on raw tensors and on JPEG, with 1, 2 and 4 threads and behind PyTorch's DataLoader; the
 limit, `memmap` (rows of a mapped file by a random permutation, into fresh batches) and `memmap_2` (2 threads into
 reused buffers); ImageFolder with a DataLoader, from photographs of 500x375 and from ready JPEGs and PNGs of 224;
 WebDataset, LitData, Lance and Hugging Face datasets. `augmented`: the same with random resized crop, flip and

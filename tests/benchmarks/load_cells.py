@@ -138,16 +138,12 @@ def read_in_order(place: Place, _: int) -> Epoch:
     return epoch
 
 
-def ours(encoding: str, by_pyarrow: bool = False) -> Callable[[Place, int], Epoch]:
-    """The loader, with so many threads (0: its default), on a dataset of one encoding. `by_pyarrow`: raw pixels, too,
-    are read by pyarrow instead of copied out of the mapped file."""
+def ours(encoding: str) -> Callable[[Place, int], Epoch]:
+    """The loader, with so many threads (0: its default), on a dataset of one encoding."""
 
     def opened(place: Place, threads: int) -> Epoch:
-        from imagemill.components.train.data import tensor_shards
         from imagemill.components.train.data.loader import iter_batches
 
-        if by_pyarrow:
-            tensor_shards.find_row_offsets = lambda *_: None
         dataset = our_dataset(place, encoding)
         more = {"threads": threads} if threads else {}
 
@@ -224,10 +220,11 @@ def s3_objects(place: Place, threads: int) -> Epoch:
     dataset = read_dataset(f"{os.environ['BENCH_S3']}/tensors-raw/0123456789abcdef", "tensors")
 
     def epoch(number: int) -> Iterator[tuple[Any, Any]]:
-        uris = [dataset.locate(file) for file in dataset.files("data", "train")]
+        parts = dataset.parts("train")
+        uris = [dataset.locate_part(part) for part in parts]
         with ThreadPoolExecutor(threads) as pool:
             sizes = [len(data) for data in pool.map(get_store(uris[0]).read, uris)]
-        assert sum(sizes) == sum(file.bytes for file in dataset.files("data", "train"))
+        assert sum(sizes) == sum(part.bytes for part in parts)
         yield place.pixels(), place.labels()
 
     return epoch
@@ -275,13 +272,6 @@ CELLS: dict[str, Cell] = {
         f"ours_{threads}": Cell(f"iter_batches(threads={threads})", ours("raw"), _RAW, (threads,), needs=LOADER)
         for threads in THREADS
     },
-    "ours_by_pyarrow": Cell(
-        "iter_batches() without train/data/parquet_pages.py", ours("raw", True), _RAW, (1,), needs=LOADER
-    ),
-    "ours_later": Cell(
-        "iter_batches(), a fifth of the rows in 16 later generations", ours("raw-later"), ("tensors-raw-later",),
-        needs=LOADER,
-    ),
     "ours_jpeg": Cell("iter_batches() of tensors as JPEG", ours("jpeg"), _JPEG, lossless=False, needs=LOADER),
     "ours_iterable": Cell("TensorBatches in a plain loop", ours_iterable, _RAW, needs=LOADER),
     "ours_mapped": Cell("TensorImages in a DataLoader", ours_mapped, _RAW, WORKERS, needs=LOADER),

@@ -5,7 +5,6 @@
          photos/<c>/     the 500x375 JPEGs that the pixels were resized from
          jpg/<c>/ png/<c>/   ready images of 224 in a folder a class
          tensors-raw/ tensors-jpeg/   datasets of the mill, laid out as the resize step does
-         tensors-raw-later/   the same after 16 weeks in each of which some images were added, a fifth of all together
          tar-jpg/ tar-npy/   shards for WebDataset
          arrow/          for Hugging Face datasets: FixedSizeList, and Array3D
          lance/          for Lance, FixedSizeList
@@ -19,7 +18,6 @@ import json
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +27,22 @@ import pyarrow as pa
 import simplejpeg
 from load_cells import CLASSES, SIZE, STAMP_BLOCK, STAMP_LEFT, STAMP_TOP, Place
 
+from imagemill.components.dataset.index import make_tensors_index, write_index
 from imagemill.components.dataset.kinds import ImageSpec, TensorsExtra
-from imagemill.components.dataset.manifest import Dataset, File, Manifest, Totals, commit
-from imagemill.components.dataset.shards import Layout, ShardWriter
+from imagemill.components.dataset.manifest import Dataset, Manifest, Part, Totals, commit, digest
+from imagemill.components.dataset.parts import PartFolder
+from imagemill.components.dataset.shards import Layout
 from imagemill.components.imaging.geometry import Geometry, decode_and_resize
 from imagemill.components.imaging.pixel_options import RAW
 from imagemill.components.imaging.tensors import encode_jpeg
-from imagemill.components.resize.plan import MAX_SHARD_ROWS, ROW_GROUP_BYTES, SHARD_BYTES, SHARD_ENCODED_BYTES
 from imagemill.components.resize.tensor_part import TensorSpec
 from imagemill.components.storage import uri as uris
 from imagemill.components.storage.parallel import cores, map_ordered
 
 WIDTH, HEIGHT, BASES = 500, 375, 48
 QUALITY, SUBSAMPLING = 90, "420"
+PART_IMAGES = 1_600
+"""Photographs of 500x375 of which a raw part is full."""
 SHARDS = 32
 """Of the tars: so many that every worker of every cell has several."""
 
@@ -100,45 +101,43 @@ def make_folder(place: Place, ending: str) -> None:
         pass
 
 
-def make_tensors(place: Place, encoding: str, workspace: str = "", later: int = 0) -> Dataset:
-    """A dataset as the resize step lays it out: files of 64 MB of pixels or 48 MB of JPEG, row groups of 24 MB of
-    pixels. `workspace`: a URI; the place's own folder by default. `later`: number of later generations, which have the
-    last fifth of the images."""
-    name = f"tensors-{encoding}" + ("-later" if later else "")
-    uri = uris.join(workspace or str(place.folder), name, "0123456789abcdef")
+def make_tensors(place: Place, encoding: str, workspace: str = "") -> Dataset:
+    """A dataset as the resize step lays it out, of clean parts of `PART_IMAGES` images. `workspace`: a URI; the place's
+    own folder by default."""
+    name = "0123456789abcdef"
+    uri = uris.join(workspace or str(place.folder), f"tensors-{encoding}", name)
     spec = TensorSpec(Geometry(SIZE), encoding=encoding)
-    rows = min(MAX_SHARD_ROWS, SHARD_BYTES // spec.row_bytes)
-    encoded: Iterator[bytes] = iter(())
-    if encoding != RAW:
-        sample = [len(data) for data, _ in zip(jpegs(place), range(64), strict=False)]
-        rows, encoded = min(MAX_SHARD_ROWS, int(SHARD_ENCODED_BYTES / np.mean(sample))), jpegs(place)
-    ends = [place.images * (4 * later + n) // (5 * later) for n in range(later + 1)] if later else [place.images]
-    files, shards = [], {}
-    for generation, (begin, end) in enumerate(pairwise([0, *ends])):
-        for start in range(begin, end, rows):
-            files.append(_tensor_file(place, uri, spec, range(start, min(start + rows, end)), encoded))
-            shards[files[-1].uri] = {"generation": generation}
+    folder = PartFolder(uris.join(workspace or str(place.folder), "parts", "tensors"))
+    encoded = jpegs(place) if encoding != RAW else iter(())
+    parts, rows = [], []
+    for first in range(0, place.images, PART_IMAGES):
+        numbers = range(first, min(first + PART_IMAGES, place.images))
+        parts.append(_write_part(place, folder, spec, numbers, encoded))
+        rows += [(f"{number:06d}", parts[-1].key, number - first, 0) for number in numbers]
+    columns = [pa.array(list(column)) for column in zip(*rows, strict=True)]
+    columns += [pa.array(place.labels().astype(np.int32)), pa.array(["train"] * place.images)]
+    schema = make_tensors_index("single")
+    files = write_index(uri, pa.table([c.cast(f.type) for c, f in zip(columns, schema, strict=True)], schema=schema))
     image = ImageSpec((SIZE, SIZE, 3), SIZE, encoding=encoding, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     names = tuple(f"c{number}" for number in range(CLASSES))
     totals = Totals(rows=place.images, by_split={"train": place.images})
-    manifest = Manifest("tensors", "0123456789abcdef", classes=names, files=tuple(files), totals=totals, image=image)
-    return commit(uri, replace(manifest, extra=TensorsExtra(shards=shards)))
+    manifest = Manifest("tensors", name, classes=names, files=tuple(files), totals=totals, image=image)
+    return commit(uri, replace(manifest, parts=tuple(parts), extra=TensorsExtra()))
 
 
-def _tensor_file(place: Place, uri: str, spec: TensorSpec, numbers: range, encoded: Iterator[bytes]) -> File:
-    schema, pixels, labels = spec.schema(), place.pixels(), place.labels()
-    group = max(1, ROW_GROUP_BYTES // spec.row_bytes)
-    with ShardWriter(uri, Layout(schema, plain=True)) as writer:
-        for start in range(numbers.start, numbers.stop, group):
-            part = range(start, min(start + group, numbers.stop))
+def _write_part(place: Place, folder: PartFolder, spec: TensorSpec, numbers: range, encoded: Iterator[bytes]) -> Part:
+    schema, pixels = spec.schema(), place.pixels()
+    with folder.open_writer(Layout(schema, plain=True)) as writer:
+        for start in range(numbers.start, numbers.stop, spec.group_rows):
+            group = range(start, min(start + spec.group_rows, numbers.stop))
             if spec.encoding == RAW:
-                column = _fixed(pixels[part.start : part.stop])
+                column = _fixed(pixels[group.start : group.stop])
             else:
-                column = pa.array([next(encoded) for _ in part], pa.binary())
-            ids = pa.array([f"{number:06d}" for number in part])
-            about = pa.array(labels[part.start : part.stop], pa.int32())
-            writer.add_table(pa.Table.from_arrays([column, about, ids], schema=schema))
-        return writer.publish("data/train", "data", "train")
+                column = pa.array([next(encoded) for _ in group], pa.binary())
+            ids = pa.array([f"{number:06d}" for number in group])
+            rows = pa.array([number - numbers.start for number in group], pa.int32())
+            writer.add_table(pa.Table.from_arrays([column, ids, rows], schema=schema))
+        return writer.publish_part(f"{digest([spec.encoding, numbers.start])}-train", "train")
 
 
 def _fixed(pixels: Pixels) -> pa.Array:
@@ -216,7 +215,6 @@ def make_lance(place: Place) -> None:
 MAKERS: dict[str, Callable[[Place], object]] = {
     "tensors-raw": lambda place: make_tensors(place, "raw"),
     "tensors-jpeg": lambda place: make_tensors(place, "jpeg"),
-    "tensors-raw-later": lambda place: make_tensors(place, "raw", later=16),
     "jpg": lambda place: make_folder(place, "jpg"),
     "png": lambda place: make_folder(place, "png"),
     "tar-jpg": lambda place: make_tars(place, "jpg"),

@@ -61,11 +61,11 @@ def test_only_changed_files_are_read(tmp_path: Path, source: Path, capsys: pytes
 
 def test_one_percent_more_files_stores_about_one_percent_more_bytes(tmp_path: Path) -> None:
     source = write(
-        tmp_path / "in", {f"{'cat' if n % 2 else 'dog'}/{n:04d}.jpg": photograph(n, 8000) for n in range(1000)}
+        tmp_path / "in", {f"{'cat' if n % 2 else 'dog'}/{n:04d}.jpg": photograph(n, 20_000) for n in range(1000)}
     )
     run(tmp_path / "ws", source, tmp_path)
     before = stored_bytes(tmp_path / "ws")
-    write(source, {f"cat/new-{n}.jpg": photograph(5000 + n, 8000) for n in range(10)})
+    write(source, {f"cat/new-{n}.jpg": photograph(5000 + n, 20_000) for n in range(10)})
     run(tmp_path / "ws", source, tmp_path)
     assert stored_bytes(tmp_path / "ws") - before < 0.02 * before
 

@@ -131,12 +131,11 @@ def test_all_images_are_cross_validated_beside_few_test_images(probed: Probed) -
 def test_images_of_a_group_and_near_duplicates_are_a_unit(probed: Probed) -> None:
     ids = ["a", "b", "c", "d", "e", "a", "elsewhere"]
     groups = {"a": None, "b": "patient 1", "c": "patient 2", "d": "patient 1", "e": ""}
-    tables = {
-        "data": pa.table({"image_id": list(groups), "group": list(groups.values())}),
-        "twins": pa.table({"image_id": ["c", "a"], "twin_id": ["d", "dropped"]}),
-    }
+    rows = pa.table({"image_id": list(groups), "group": list(groups.values())})
+    twins = pa.table({"image_id": ["c", "a"], "twin_id": ["d", "dropped"]})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(linear_probe, "read_columns", lambda _, role, columns: [tables[role].select(columns)])
+        patch.setattr(linear_probe, "read_rows", lambda _, columns: [rows.select(columns)])
+        patch.setattr(linear_probe, "read_columns", lambda _, role, columns: [twins.select(columns)])
         assert find_units(probed.clean, ids).tolist() == [0, 1, 1, 1, 4, 0, 6]
     assert len(set(find_units(probed.clean, read_image_ids(probed.tensors)))) == 152
 

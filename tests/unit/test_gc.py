@@ -46,7 +46,7 @@ def test_the_latest_of_each_name_stays(workspace: Workspace, capsys: pytest.Capt
     raw = kept_reasons(facts)[paths_of(weeks[5]["raw"]).pop()]
     assert "the latest of weekly" in raw
     assert goes(facts) == {"parts/raw", "parts/clean"} | paths_of(*(d for week in weeks[:5] for d in week.values()))
-    # Six datasets a week with a manifest, and all but raw a file; parts of three weeks with their records, of two kinds.
+    # Six datasets a week with a manifest, and all but raw a file; three weeks of parts and records, of two kinds.
     assert facts["deleted"] is False and facts["totals"]["goes"]["files"] == 5 * 11 + 2 * 2 * 3
 
 
