@@ -5,8 +5,10 @@ Nothing heavy is imported before it is used.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -64,18 +66,31 @@ class OpenDataset:
         return TensorImages(self.dataset.uri, self.split)
 
     def to_hf(self) -> Any:
-        """Return the images as a `datasets.Dataset`, whose column `image` decodes for raw and clean."""
+        """Return the images as a `datasets.Dataset`, whose column `image` decodes for raw and clean.
+
+        They are written once to the cache of `datasets`, and mapped into memory.
+        """
         import datasets
+        import pyarrow as pa
+        from datasets.arrow_writer import ArrowWriter
 
-        is_picture = self.dataset.manifest.kind in ("raw", "clean")
         names = [name for name in self._list_columns() if name != "thumbnail"]
+        schema = next(self.arrow(names)).schema.remove_metadata()
+        for number, field in enumerate(schema):
+            if pa.types.is_dictionary(field.type):
+                schema = schema.set(number, field.with_type(field.type.value_type))
+        features = datasets.Features.from_arrow_schema(schema)
+        if self.dataset.manifest.kind in ("raw", "clean"):
+            features["image"] = datasets.Image()
 
-        def generate() -> Iterator[dict[str, Any]]:
-            for table in self.arrow(names):
-                for row in table.to_pylist():
-                    if isinstance(row.get("image"), bytes) and is_picture:
-                        row["image"] = {"bytes": row["image"], "path": None}
-                    yield row
-
-        loaded = datasets.Dataset.from_generator(generate, fingerprint=f"{self.dataset.fingerprint}{self.split}")
-        return loaded.cast_column("image", datasets.Image()) if is_picture else loaded
+        folder = Path(datasets.config.HF_DATASETS_CACHE) / "imagemill"
+        path = folder / f"{self.dataset.fingerprint}-{self.split}.arrow"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(f".{os.getpid()}")
+            with ArrowWriter(features=features, path=str(unfinished)) as writer:
+                for table in self.arrow(names):
+                    writer.write_table(table.cast(schema))
+                writer.finalize()
+            unfinished.replace(path)
+        return datasets.Dataset.from_file(str(path))

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import subprocess
+import sys
 import tarfile
 from collections import Counter
 from dataclasses import dataclass
@@ -340,6 +343,32 @@ def test_clean_opens_in_hugging_face_datasets(demo: Demo, tmp_path: Path, monkey
     kept = layout.kept_images(demo.uri("clean"))
     found = {photo["image_id"]: photo["image"].size for photo in photos if photo["image_id"] in kept}
     assert found == {image_id: (row["width"], row["height"]) for image_id, row in kept.items()}
+
+
+OPEN = """
+import io, imagemill, sys
+from PIL import Image
+clean, tensors = (imagemill.open(uri, "val") for uri in sys.argv[1:])
+photos = clean.to_hf()
+ids = [image_id for table in clean.arrow(["image_id"]) for image_id in table.column("image_id").to_pylist()]
+assert photos["image_id"] == ids and set(photos["split"]) == {"val"} and photos.features["phash"].dtype == "uint64"
+first = next(clean.arrow(["image_id", "image", "label_id"]))
+assert Image.open(io.BytesIO(first["image"][0].as_py()["bytes"])).tobytes() == photos[0]["image"].tobytes()
+images = tensors.torch()
+assert len(images) == len(ids), (len(images), len(ids))
+pixels, label = images[0]
+assert pixels.dtype.itemsize == 1 and pixels.shape[0] == 3 and label == first["label_id"][0].as_py()
+print(*ids)
+"""
+
+
+def test_datasets_open_from_python(demo: Demo, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OPEN, demo.uri("clean"), demo.uri("tensors")]
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    opened = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    assert opened.returncode == 0, opened.stderr
+    kept = layout.kept_images(demo.uri("clean"))
+    assert sorted(opened.stdout.split()) == sorted(id for id, row in kept.items() if row["split"] == "val")
 
 
 @pytest.mark.parametrize("kind", KINDS)

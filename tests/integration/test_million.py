@@ -88,8 +88,9 @@ kept = np.flatnonzero(decisions.is_kept)
 files = write_index(workspace.dataset_uri("clean", "1" * 16), make_index(decisions, kept, rules, config))
 print(json.dumps({
     "rows": len(candidates), "held": held, "rejected": len(rejects), "kept": sum(f.rows for f in files),
-    "copies": decisions.findings["duplicates"]["groups"], "twins": len(twins), "index_bytes": files[0].bytes / len(kept),
-    "peak": megabytes() - before, "seconds": time.monotonic() - started,
+    "copies": decisions.findings["duplicates"]["groups"], "twins": len(twins),
+    "index_bytes": files[0].bytes / len(kept), "peak": megabytes() - before,
+    "seconds": time.monotonic() - started,
 }))
 """
 

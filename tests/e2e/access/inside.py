@@ -92,19 +92,20 @@ def _picture(split: str, label: int, number: int) -> bytes:
 
 
 def rows(workspace: str) -> dict[str, Any]:
-    """A hash of each dataset's rows, which does not depend on their order and files, and the bytes stored.
+    """A hash of each dataset's images, which does not depend on their order and parts, and the bytes stored.
 
-    {"hashes": {kind: {fingerprint: hash}}, "bytes": {kind: bytes of all files below it}}
+    {"hashes": {kind: {fingerprint: hash}}, "bytes": {kind: bytes of all its files and parts}}
     """
     import hashlib
 
+    from imagemill.components.dataset.index import read_rows
     from imagemill.components.dataset.manifest import read_dataset
-    from imagemill.components.dataset.shards import row_groups
     from imagemill.components.storage.store import get_store
 
     hashes: dict[str, dict[str, str]] = {kind: {} for kind in WITH_ROWS}
     stored = dict.fromkeys(WITH_ROWS, 0)
     for kind in WITH_ROWS:
+        stored[kind] += sum(entry.size for entry in get_store(workspace).list(f"{workspace}/parts/{kind}"))
         for entry in get_store(workspace).list(f"{workspace}/{kind}"):
             stored[kind] += entry.size
             if not entry.uri.endswith("/_manifest.json"):
@@ -112,8 +113,7 @@ def rows(workspace: str) -> dict[str, Any]:
             dataset = read_dataset(entry.uri.rpartition("/")[0])
             digests = sorted(
                 hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()
-                for file in dataset.files()
-                for table in row_groups(dataset, file)
+                for table in read_rows(dataset, ("image_id", "label", "split", "image"))
                 for row in table.to_pylist()
             )
             digest = hashlib.sha256(repr(digests).encode()).hexdigest()
@@ -122,27 +122,25 @@ def rows(workspace: str) -> dict[str, Any]:
 
 
 def look(workspace: str) -> dict[str, Any]:
-    """Every dataset's files by kind, every run's records by step and its files, and how many records of parts."""
+    """Every dataset's files by kind, every run's records by step and its files."""
     from imagemill.components.storage.store import get_store
 
     store = get_store(workspace)
     datasets: dict[str, dict[str, Any]] = {}
     runs: dict[str, dict[str, Any]] = {}
     files: dict[str, list[str]] = {}
-    work = 0
     for entry in store.list(workspace):
         parts = entry.uri[len(workspace) + 1 :].split("/")
         if len(parts) == 3 and parts[2] == "_manifest.json":
-            listed = json.loads(store.read(entry.uri))["files"]
+            manifest = json.loads(store.read(entry.uri))
+            listed = manifest["files"] + [{"role": "part"} | part for part in manifest["parts"]]
             content = [[file["role"], file["split"], file["rows"], file["sha256"]] for file in listed]
             datasets.setdefault(parts[0], {})[parts[1]] = content
-        elif "_work" in parts:
-            work += 1
         if len(parts) == 3 and parts[0] == "runs":
             files.setdefault(parts[1], []).append(parts[2])
         if len(parts) == 3 and parts[0] == "runs" and parts[2].endswith(".json"):
             runs.setdefault(parts[1], {})[parts[2].removesuffix(".json")] = json.loads(store.read(entry.uri))
-    return {"datasets": datasets, "runs": runs, "files": files, "work": work}
+    return {"datasets": datasets, "runs": runs, "files": files}
 
 
 def count(places: Sequence[str]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def baseline(trial: Trial) -> Run:
 
 def look(trial: Trial, workspace: str) -> dict[str, Any]:
     """What is stored in a workspace: {"datasets": {kind: {fingerprint: files}}, "runs": {run: {step: record}},
-    "files": {run: names}, "work": how many records of finished parts}."""
+    "files": {run: names}}."""
     return probe.ask(trial, "look", workspace=workspace)
 
 
