@@ -79,8 +79,7 @@ def _build(target: Target, context: Context) -> Dataset:
 
     progress = Progress("resize", total=sum(task.rows for task in tasks))
     arguments = (clean_folder, spec, _count_threads(target.config, len(tasks)))
-    with restored_library_threads():
-        records = map_parts(folder, tasks, write_tensors, arguments, open_executor, progress)
+    records = map_parts(folder, tasks, write_tensors, arguments, open_executor, progress)
 
     rows = _find_rows(clean, [records[task.key] for task in tasks], folder, spec)
     originals = int((rows.index.column("copy").to_numpy() == 0).sum())
@@ -118,7 +117,7 @@ def _open_executor(target: Target, missing: Sequence[ResizeTask]) -> Iterator[Ex
     workers = config.resize_workers or max_workers(WORKER_BYTES)
     kind = _choose_executor(config, missing, workers)
     if kind != RAY:
-        with (Threads if kind == THREADS else Processes)("resize", workers) as local:
+        with restored_library_threads(), (Threads if kind == THREADS else Processes)("resize", workers) as local:
             yield local
         return
     gpus = {"gpus": count_local_gpus()} if config.device != CPU and not config.ray_address else {}
