@@ -4,24 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
-
-
-def replace_python_in_program() -> None:
-    """Let KFP's SubprocessRunner replace `python3` by the interpreter's path in a task's program alone. KFP replaces
-    that text in the whole command line, also in a parameter such as a workspace named `python3-photos`."""
-    from kfp.local import subprocess_task_handler as handler
-
-    def replace(full_command: list[str], new_executable: str) -> list[str]:
-        program = next(
-            (i for i, part in enumerate(full_command) if "ephemeral_component.py" in part), len(full_command)
-        )
-        return [
-            part.replace("python3", new_executable) if i <= program else part for i, part in enumerate(full_command)
-        ]
-
-    handler.replace_python_executable = replace
 
 
 def name_callers_quickly() -> None:
@@ -49,26 +33,3 @@ def dump_plain_strings() -> Iterator[None]:
         yield
     finally:
         yaml.Dumper.yaml_representers = representers
-
-
-@contextlib.contextmanager
-def replace_docker_tasks(execute: Callable[[Any], int]) -> Iterator[None]:
-    """Let `execute` run the tasks of KFP's DockerRunner: given KFP's handler of a task, it returns the exit code.
-
-    KFP's own handler takes a container that is removed before it was asked for its exit code for a success
-    (kubeflow/pipelines 13332), names no container, and treats all steps alike.
-    """
-    from kfp.local import docker_task_handler
-    from kfp.local.status import Status
-
-    original = docker_task_handler.DockerTaskHandler
-
-    class Handler(original):  # type: ignore[misc,valid-type]
-        def run(self) -> Status:
-            return Status.FAILURE if execute(self) else Status.SUCCESS
-
-    docker_task_handler.DockerTaskHandler = Handler
-    try:
-        yield
-    finally:
-        docker_task_handler.DockerTaskHandler = original

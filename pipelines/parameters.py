@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..components import clean, download, evaluate, promote, resize, train
 from ..components.dataset.workspace import STEPS
 from ..components.step.config import (
     Scalar,
@@ -26,16 +25,13 @@ from ..components.step.config import (
     requested_default,
     unset_blank,
 )
-from ..components.step.step import Step
 from ..components.storage import uri as uris
 from ..components.storage.errors import UserError, wrong
 from ..components.train.config import TrainConfig
 from .settings import to_text
+from .steps import PIPELINE
 
-ALL_STEPS: dict[str, Step] = {
-    step.name: step for step in (download.STEP, clean.STEP, resize.STEP, train.STEP, evaluate.STEP, promote.STEP)
-}
-NOT_PARAMETERS = {"run", "champion_evaluation", *(p for step in ALL_STEPS.values() for p in step.config.PARENTS)}
+NOT_PARAMETERS = {"run", *(name for step in PIPELINE.values() for name in step.inputs)} - {"name"}
 """Fields of configs that the DAG fills in."""
 FORM_PARAMETERS = (
     "dataset", "source", "name", "workspace",
@@ -100,7 +96,7 @@ def list_parameters() -> dict[str, Parameter]:
     """Return all parameters by name: those of the forms, then the others in the order of the steps. A shared name means
     one thing in every step."""
     parameters: dict[str, Parameter] = {}
-    for step in ALL_STEPS.values():
+    for step in PIPELINE.values():
         types = field_types(step.config)
         for config_field in dataclasses.fields(step.config):
             name = config_field.name
@@ -176,7 +172,7 @@ class RunParameters:
 
     def config(self, step: str) -> StepConfig:
         """Return the step's resolved and checked config, without its parents."""
-        cls = ALL_STEPS[step].config
+        cls = PIPELINE[step].config
         shared = {key: value for key, value in self.pipeline.items() if key in field_types(cls)}
         return cls.from_values({**shared, **self.sections.get(step, {})})
 
@@ -224,7 +220,7 @@ def resolve_parameters(
             parameters.config(step)
         except UserError as error:
             name, colon, rest = str(error).partition(":")
-            place = parameters.place(name, step) if name in field_types(ALL_STEPS[step].config) else name
+            place = parameters.place(name, step) if name in field_types(PIPELINE[step].config) else name
             raise UserError(f"{place}{colon}{rest}") from None
     return parameters
 
@@ -263,7 +259,7 @@ def parse_sections(text: str, excluded: Collection[str] = ()) -> dict[str, dict[
                 raise wrong(place, "what is no parameter of its own", name)
             typed = parameter.convert(place, value)
             for owner in (step,) if step else parameter.steps:
-                check_field(ALL_STEPS[owner].config.__dataclass_fields__[name], typed, place)
+                check_field(PIPELINE[owner].config.__dataclass_fields__[name], typed, place)
                 sections.setdefault(owner, {})[name] = typed
     return sections
 

@@ -1,11 +1,11 @@
-"""The KFP pipeline: download → clean → resize → train → evaluate → promote, on KFP's local runners and on a cluster.
+"""The KFP pipeline: download → clean → resize → train → evaluate → promote.
 
 Argo's DAG has the same steps and is written in `argo/workflow.py`, because there Argo itself creates the RayJob: who
 changes one changes both.
 
 A step whose output exists returns at once, by its manifest. KFP's own cache is off, for its key has neither the image's
-digest nor the source's state. For a cluster the same DAG has pods, retries for those that are lost, deadlines, an exit
-handler, and one condition: the steps after download run only if something has changed.
+digest nor the source's state. The DAG has pods, retries for those that are lost, deadlines, an exit handler, and one
+condition: the steps after download run only if something has changed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..components.dataset.manifest import code_version
 from .cluster.cluster_file import Cluster
 from .kfp import executor, steps
 from .kfp.executor import ENTRY_POINT
-from .kfp.pods import ClusterPlacement, LocalPlacement, supports_literals
+from .kfp.pods import ClusterPlacement, supports_literals
 from .parameters import Parameter, RunParameters, format_form_value, list_form_parameters
 
 if TYPE_CHECKING:
@@ -29,16 +29,13 @@ if TYPE_CHECKING:
 NAME = "imagemill-training"
 
 
-def build_pipeline(cluster: Cluster | None = None, parameters: RunParameters | None = None) -> Any:
-    """Return the pipeline, a `GraphComponent`, for a cluster, or without one for KFP's local runners.
+def build_pipeline(cluster: Cluster, parameters: RunParameters | None = None) -> Any:
+    """Return the pipeline, a `GraphComponent`, for a cluster.
 
     `parameters`: those that become the package's defaults, by which the pods are sized. UserError for settings of the
     cluster that KFP does not support.
     """
-    on: LocalPlacement | ClusterPlacement = (
-        LocalPlacement() if cluster is None else ClusterPlacement(cluster, parameters or RunParameters({}, {}))
-    )
-
+    on = ClusterPlacement(cluster, parameters or RunParameters({}, {}))
     form = list_form_parameters()
 
     def training(*values: Any) -> None:
@@ -67,9 +64,8 @@ def build_pipeline(cluster: Cluster | None = None, parameters: RunParameters | N
     training.__doc__ = make_docstring(form, "Labeled images in, a better classifier out.")
     decorate = dsl.pipeline(name=NAME, display_name="Imagemill training", pipeline_config=on.build_config())
     pipeline = decorate(training)
-    if cluster is not None:
-        replace_executor(pipeline.pipeline_spec)
-    if cluster is not None and supports_literals(cluster.kfp.version):
+    replace_executor(pipeline.pipeline_spec)
+    if supports_literals(cluster.kfp.version):
         add_choices(pipeline.pipeline_spec, form)
     return pipeline
 
@@ -105,7 +101,3 @@ def make_docstring(form: Mapping[str, Parameter], description: str) -> str:
     """Return the pipeline function's docstring, from which KFP reads the descriptions of parameters."""
     lines = [f"    {name}: {parameter.help}" for name, parameter in form.items()]
     return f"{description} Compiled by imagemill {code_version()}\n\nArgs:\n" + "\n".join(lines) + "\n"
-
-
-training_pipeline = build_pipeline()
-"""The pipeline for KFP's local runners, which call it as a function; built on import, for it depends on no cluster."""

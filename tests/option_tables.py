@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from imagemill.components.step.config import StepConfig, describe_default, field_types, requested_default
-from imagemill.pipelines.parameters import ALL_STEPS
+from imagemill.pipelines.steps import PIPELINE
 
 COMPONENTS = Path(__file__).parent.parent / "components"
 SHARED = "every step"
@@ -25,7 +25,7 @@ BLOCK = re.compile(r"(<!-- options: ([\w ]+) -->\n).*?(<!-- end of options -->)"
 def format_table(section: str) -> str:
     """Return the table of a step's own options, or of those that every step has, as Markdown."""
     shared = {field.name for field in dataclasses.fields(StepConfig)}
-    config = StepConfig if section == SHARED else ALL_STEPS[section].config
+    config = StepConfig if section == SHARED else PIPELINE[section].config
     rows = [
         f"| `--{field.name.replace('_', '-')}` | {_format_default(config, field)} | {_format_help(config, field)} |"
         for field in dataclasses.fields(config)

@@ -39,7 +39,7 @@ COMMANDS: dict[str, tuple[str, list[str], Message]] = {
     **{step: (CLI, [step, *words], message) for step, (words, message) in _STEPS.items()},
     "python -m train": ("imagemill.components.train", *_STEPS["train"]),
     "predict": (CLI, ["predict", "photo.jpg"], Message("predict", "PyTorch", "predict")),
-    "run": (CLI, ["run"], Message("run", KFP, "all")),
+    "run": (CLI, ["run"], Message("run", "Jinja", "all")),
     "compare": (CLI, ["compare", "{}", "{}"], Message("compare", "Jinja", "all")),
     "tune": (CLI, ["tune"], Message("tune", "Optuna", "tune")),
     "compile for kfp": (

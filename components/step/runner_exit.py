@@ -1,4 +1,4 @@
-"""End a step when the local runner that started it is gone (killed)."""
+"""Stop a step early: on request, by a signal, or because the process that started this one is gone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..storage.errors import EXIT_TRANSIENT
 
@@ -61,20 +63,45 @@ def _exit_with_pipe(pipe: str) -> None:
 
 
 _graceful = threading.Event()
+_SIGNAL_NAMES: dict[int, str] = {signal.SIGTERM: "SIGTERM", signal.SIGINT: "Ctrl-C"}
 
 
-@contextmanager
-def handles_sigterm() -> Iterator[None]:
-    """Mark a block in which SIGTERM ends the step in order: training writes a checkpoint first."""
-    _graceful.set()
-    try:
-        yield
-    finally:
-        _graceful.clear()
+@dataclass
+class StopRequest:
+    """A request to end the training at the next batch, `requested_by` SIGTERM (the machine is taken away), Ctrl-C, or
+    whoever runs the step."""
+
+    is_requested: bool = False
+    requested_by: str = "SIGTERM"
+
+    @property
+    def is_by_signal(self) -> bool:
+        return self.is_requested and self.requested_by in _SIGNAL_NAMES.values()
+
+    @contextmanager
+    def handle_signals(self) -> Iterator[None]:
+        """Let SIGTERM and the first Ctrl-C make the request instead of ending the process."""
+        if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
+            yield
+            return
+
+        def request(number: int, frame: Any) -> None:
+            self.is_requested, self.requested_by = True, _SIGNAL_NAMES[number]
+            if number == signal.SIGINT:
+                signal.signal(number, previous[number])  # a second Ctrl-C ends the process at once
+
+        previous = {number: signal.signal(number, request) for number in _SIGNAL_NAMES}
+        _graceful.set()
+        try:
+            yield
+        finally:
+            _graceful.clear()
+            for number, handler in previous.items():
+                signal.signal(number, handler)
 
 
 def _exit() -> None:
-    """End this process: at once, or by SIGTERM within `handles_sigterm`."""
+    """End this process: at once, or by SIGTERM within `StopRequest.handle_signals`."""
     if _graceful.is_set():
         os.kill(os.getpid(), signal.SIGTERM)
         deadline = time.monotonic() + SIGTERM_GRACE_S

@@ -33,7 +33,7 @@ from .config import (
     unset_blank,
 )
 from .progress import format_duration, say
-from .runner_exit import exit_with_runner
+from .runner_exit import StopRequest, exit_with_runner
 
 RUN_ENV = "IMAGEMILL_RUN"
 RANK_RECORDS = "IMAGEMILL_RANK_RECORDS"
@@ -62,7 +62,8 @@ class NotCached(Exception):
 class Context:
     """The environment of one execution of a step: workspace, run, and whether `--rerun` names the step.
 
-    `only_cached`: the step may make and decide nothing; it raises NotCached where it would have to.
+    `only_cached`: the step may make and decide nothing; it raises NotCached where it would have to. `stop`: whoever
+    runs the step may set it; training looks at it.
     """
 
     step: str
@@ -70,6 +71,7 @@ class Context:
     run: str
     rerun: bool
     only_cached: bool = False
+    stop: StopRequest = field(default_factory=StopRequest)
 
     def rerun_salt(self) -> dict[str, str]:
         """Return what `--rerun` adds to the fingerprint, so that the dataset is another: the name of the run, which all
@@ -134,9 +136,12 @@ class Step:
         work: Callable[[StepConfig, Context], Outcome] = getattr(importlib.import_module(module), name)
         return work(config, context)
 
-    def execute(self, config: StepConfig, result: str = "") -> int:
-        """Run the step, write its record, return its exit code. Nothing is raised but KeyboardInterrupt."""
-        exit_with_runner()
+    def execute(self, config: StepConfig, result: str = "", stop: StopRequest | None = None) -> StepRecord:
+        """Run the step, write its record, also to the file `result`, and return it. Nothing is raised but
+        KeyboardInterrupt.
+
+        `stop`: a request by which the caller may end a training early.
+        """
         set_passive_waiting()
         started = time.monotonic()
         record = StepRecord(inputs=self._digest_inputs(config))
@@ -150,7 +155,7 @@ class Step:
                 workspace = Workspace.open(config.workspace)
                 self._raise_recorded_user_error(workspace, run, record.inputs)
                 reruns = {item.strip() for item in config.rerun.split(",")}
-                context = Context(self.name, workspace, run, self.name in reruns)
+                context = Context(self.name, workspace, run, self.name in reruns, stop=stop or StopRequest())
                 record = replace(record, **vars(self.run(config, context)))
         except MillError as error:
             record = replace(record, exit_code=error.exit_code, error=str(error))
@@ -161,7 +166,7 @@ class Step:
         record = replace(record, seconds=round(time.monotonic() - started, 3))
         self._print_outcome(record)
         self._write_record(record, workspace, run, result)
-        return record.exit_code
+        return record
 
     def execute_cached(self, config: StepConfig) -> StepRecord:
         """Return the record that `execute` would write if all of the step's results exist.
@@ -211,9 +216,8 @@ class Step:
             say(self.name, f"{words}: {record.uri}" if record.uri else words)
 
     def _write_record(self, record: StepRecord, workspace: Workspace | None, run: str, result: str) -> None:
-        folder = os.environ.get(RANK_RECORDS, "")
-        if folder:
-            result, workspace = str(Path(folder) / f"{rank()}.json"), None
+        if folder := os.environ.get(RANK_RECORDS):
+            workspace, result = None, str(Path(folder) / f"{rank()}.json")
         elif rank():
             return
         try:
@@ -238,18 +242,13 @@ class Step:
         except UserError as error:
             say(self.name, f"error: {error}")
             raise SystemExit(error.exit_code) from None
-        result = Path(os.environ.get("TMPDIR", "/tmp")) / f"imagemill-{self.name}-{secrets.token_hex(6)}.json"
-        try:
-            code = self.execute(step_config, str(result))
-            if code:
-                raise SystemExit(code)
-            record = StepRecord.read(result)
-            manifest = join(record.uri, MANIFEST)
-            if artifact and (code := self.write_results(lambda: download_file(manifest, artifact))):
-                raise SystemExit(code)
-            return record
-        finally:
-            result.unlink(missing_ok=True)
+        record = self.execute(step_config)
+        if record.exit_code:
+            raise SystemExit(record.exit_code)
+        manifest = join(record.uri, MANIFEST)
+        if artifact and (code := self.write_results(lambda: download_file(manifest, artifact))):
+            raise SystemExit(code)
+        return record
 
     def main(
         self, argv: Sequence[str] | None = None, prog: str = "", check_config: Callable[[str], object] = parse_config
@@ -259,6 +258,7 @@ class Step:
         `check_config`: raises UserError for an invalid `--config`, given as JSON; the step knows only its own section.
         """
         configure_logging()
+        exit_with_runner()
         parser = self._make_parser(prog)
         parser.add_argument("--result", default="", metavar="FILE", help="write the step's record to this file")
         parser.add_argument("--outputs", default="", metavar="FOLDER", help=_OUTPUTS_HELP)
@@ -286,11 +286,13 @@ class Step:
         except UserError as error:
             say(self.name, f"error: {error}")
             return error.exit_code
-        if not outputs:
-            return self.execute(config, result)
-        Path(outputs).mkdir(parents=True, exist_ok=True)
-        code = self.execute(config, result := result or str(Path(outputs) / "record.json"))
-        return code or self.write_results(lambda: write_outputs(StepRecord.read(result), Path(outputs)))
+        if outputs:
+            Path(outputs).mkdir(parents=True, exist_ok=True)
+            result = result or str(Path(outputs) / "record.json")
+        record = self.execute(config, result)
+        if record.exit_code or not outputs:
+            return record.exit_code
+        return self.write_results(lambda: write_outputs(record, Path(outputs)))
 
     def _make_parser(self, prog: str) -> Parser:
         """Return a parser of the options, in the config's `HELP_GROUPS`."""

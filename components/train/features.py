@@ -156,7 +156,7 @@ def make_features(
 
     def stop_if_requested() -> None:
         if comm.stop.is_requested:
-            raise TransientError(f"stopped by {comm.stop.signal_name}: the files of features that are done are kept")
+            raise TransientError(f"stopped by {comm.stop.requested_by}: the files of features that are done are kept")
 
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     is_remote = tensors.uri.startswith("s3://")

@@ -28,7 +28,7 @@ from .config import AUTO, CPU_SECONDS, VERSION, WEIGHTS, TrainConfig
 from .expected_input import describe_conversion
 from .features import make_features
 from .loop.checkpoint import TrainingState, discard_checkpoints
-from .loop.distributed import Communicator, StopRequest
+from .loop.distributed import Communicator
 from .loop.domain_adversary import describe_target, open_target
 from .loop.head_solver import VERSION as SOLVER_VERSION
 from .loop.head_solver import HeadSolution, solve_head
@@ -73,14 +73,13 @@ def train(asked: TrainConfig, context: Context) -> Outcome:
     uri = context.workspace.dataset_uri(
         "model", fingerprint("model", VERSION, [tensors.fingerprint], fingerprint_values)
     )
-    stop_request = StopRequest()
-    with stop_request.handle_signals():
-        comm = Communicator.join(config.device, stop_request)
+    with context.stop.handle_signals():
+        comm = Communicator.join(config.device, context.stop)
         is_cached = bool(comm.broadcast(float(context.find(uri) is not None))[0])
         if not is_cached and choose_processes(config) > comm.world_size:
             if weights_line:
                 context.say(weights_line)
-            run_processes(asked if start else requested, context.run, processes, stop_request)
+            run_processes(asked if start else requested, context.run, processes, context.stop)
         elif not is_cached:
             mlflow = open_run(config.mlflow if comm.is_main else NONE, uris.basename(uri))
             with mlflow.mark_failures():

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 
 from ...components.clean import STEP as CLEAN
-from ...components.dataset.records import StepRecord
 from ...components.dataset.workspace import Workspace
 from ...components.resize import STEP as RESIZE
 from ...components.step.command_line import configure_logging
@@ -35,10 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = arguments.config(CLEAN.name, **arguments.parents)
         workspace, run = Workspace.from_uri(config.workspace), os.environ.get(RUN_ENV) or arguments.run
         earlier = workspace.step_record(run, CLEAN.name)
-        result = arguments.outputs / "record.json"
-        if code := CLEAN.execute(config, str(result)):
-            return code
-        record = StepRecord.read(result)
+        record = CLEAN.execute(config)
+        if record.exit_code:
+            return record.exit_code
         if earlier and (earlier.uri, earlier.state, record.state) == (record.uri, RAN, CACHED):
             workspace.write_step_record(run, CLEAN.name, earlier)  # of the run's RayJob, with the time that it took
         if code := CLEAN.write_results(lambda: write_outputs(record, arguments.outputs)):

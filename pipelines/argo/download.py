@@ -7,7 +7,6 @@ import sys
 from collections.abc import Sequence
 
 from ...components.clean import STEP as CLEAN
-from ...components.dataset.records import StepRecord
 from ...components.dataset.workspace import Workspace
 from ...components.download import STEP
 from ...components.step.command_line import configure_logging
@@ -27,10 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parse_pod_arguments("imagemill.pipelines.argo.download", STEP.help, parents=(), argv=argv)
         check_form(arguments.run, arguments.form)  # ends the process with exit code 2, after it has written the record
         cluster = read_pod_cluster()
-        result = arguments.outputs / "record.json"
-        if code := STEP.execute(arguments.config(STEP.name), str(result)):
-            return code
-        record = StepRecord.read(result)
+        record = STEP.execute(arguments.config(STEP.name))
+        if record.exit_code:
+            return record.exit_code
         if code := STEP.write_results(lambda: write_outputs(record, arguments.outputs)):
             return code
         raw, name = record.uri, record.metrics["name"]

@@ -24,6 +24,7 @@ from ..cluster.pod_fields import (
 )
 from ..kuberay.manifest import FAILURE_CONDITION, SUCCESS_CONDITION
 from ..parameters import RunParameters, list_form_parameters
+from ..steps import PIPELINE
 
 if TYPE_CHECKING:
     from hera.workflows import Container, Parameter, Resource, RetryStrategy, S3Artifact
@@ -56,13 +57,12 @@ that watched one and was deleted or stopped.
 class StepPart:
     """A task of the DAG that runs a step in a pod.
 
-    `module`: the module that it runs; `flag_steps`: the steps whose parameters are its flags; `inputs`: parameters that
-    other tasks output.
+    `module`: the module that it runs; `flag_steps`: the steps whose parameters are its flags. Its inputs, which other
+    tasks output, are those of its step (`PipelineStep.inputs`).
     """
 
     module: str
     flag_steps: tuple[str, ...]
-    inputs: tuple[str, ...]
     outputs: Mapping[str, str]
     """Output parameter → the file of `--outputs` that holds it. The names are those of the KFP pipeline; where a KFP
     component has one output only, which KFP calls `Output`, it has the name of the next step's flag."""
@@ -74,28 +74,24 @@ STEP_PARTS = {
     "download": StepPart(
         "imagemill.pipelines.argo.download",
         STEPS,
-        (),
         {"raw": "uri", "name": "name", "changed": "changed", "executor": "executor", "rayjob": "rayjob"},
     ),
     "clean": StepPart(
         "imagemill.pipelines.argo.clean_and_plan",
         ("clean", "resize"),
-        ("name", "raw"),
         {"clean": "uri", "tensors": "tensors", "executor": "executor", "rayjob": "rayjob"},
     ),
-    "resize": StepPart("imagemill.components.resize", ("resize",), ("name", "clean"), {"tensors": "uri"}),
-    "train": StepPart("imagemill.components.train", ("train",), ("name", "tensors"), {"model": "uri"}),
+    "resize": StepPart("imagemill.components.resize", ("resize",), {"tensors": "uri"}),
+    "train": StepPart("imagemill.components.train", ("train",), {"model": "uri"}),
     "evaluate": StepPart(
         "imagemill.components.evaluate",
         ("evaluate",),
-        ("name", "model", "clean"),
         {"evaluation": "uri", "champion_evaluation": "champion_evaluation", "top1": "top1", "macro_f1": "macro_f1"},
         ("metrics.json",),
     ),
     "promote": StepPart(
         "imagemill.components.promote",
         ("promote",),
-        ("name", "evaluation", "champion_evaluation"),
         {"champion": "uri", "verdict": "verdict", "promoted": "promoted"},
         ("report.html",),
     ),
@@ -111,7 +107,7 @@ def build_step_template(task: str, cluster: Cluster, parameters: RunParameters) 
     return _build_container(
         task, cluster, pod, image, _build_command(task, part, cluster),
         shm=shm_size(task, pod, parameters),
-        inputs=[Parameter(name=name) for name in part.inputs],
+        inputs=[Parameter(name=name) for name in PIPELINE[task].inputs],
         outputs=[*_build_output_parameters(part), *_build_artifacts(part.artifacts if cluster.argo.artifacts else ())],
         timeout=_get_timeout(cluster),
         retry_strategy=build_retry_strategy(cluster),
@@ -132,7 +128,7 @@ def _build_command(name: str, part: StepPart, cluster: Cluster) -> list[str]:
         if not set(part.flag_steps).isdisjoint(parameter.steps)
     ]  # fmt: skip
     values = {name: f"{{{{workflow.parameters.{name}}}}}" for name in names}
-    values |= {name: f"{{{{inputs.parameters.{name}}}}}" for name in part.inputs}
+    values |= {given: f"{{{{inputs.parameters.{given}}}}}" for given in PIPELINE[name].inputs}
     if name == "resize" and cluster.ray.mode == "address":
         values["ray_address"] = cluster.ray.address
     values |= {"run": RUN_PLACEHOLDER, "outputs": OUTPUTS_DIR}

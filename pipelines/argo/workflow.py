@@ -18,6 +18,7 @@ from ..cluster.checks import check_output, set_workspace
 from ..cluster.cluster_file import LABELS, RUN_LABEL, Cluster, Limits
 from ..cluster.pod_fields import NO_SIDECAR, build_pod_security_context
 from ..parameters import RunParameters, format_form_value, list_form_parameters
+from ..steps import PIPELINE
 from .planning import POD, only_resize_knows_tensors
 from .planning import RAYJOB as PLANNED_RAYJOB
 from .templates import RUN_PLACEHOLDER, STEP_PARTS, build_finish_template, build_rayjob_template, build_step_template
@@ -180,7 +181,7 @@ def _build_task(
     """
     from hera.workflows import Task
 
-    inputs = STEP_PARTS[name].inputs if name in STEP_PARTS else tuple(output_tasks)
+    inputs = PIPELINE[name].inputs if name in PIPELINE else output_tasks
     tasks_by_output = {output: {**OUTPUT_TASKS, **output_tasks}[output] for output in inputs}
     parents = [f"{parent}.Succeeded" for parent in dict.fromkeys(tasks_by_output.values())]
     return Task(

@@ -17,8 +17,9 @@ from ...components.report.words import pluralize
 from ...components.step.command_line import add_flag, add_workspace_flag
 from ...components.step.step import new_run
 from ...components.storage import uri as uris
-from ...components.storage.errors import EXIT_INTERNAL, EXIT_OK, TransientError, UserError, error_for_exit_code, wrong
-from ..parameters import ALL_STEPS, list_parameters, resolve_parameters
+from ...components.storage.errors import EXIT_OK, TransientError, UserError, error_for_exit_code, wrong
+from ..parameters import list_parameters, resolve_parameters
+from ..steps import PIPELINE
 from .runs import align_columns
 
 HELP = "the champions of a name: list, show, promote, rollback"
@@ -228,10 +229,9 @@ def _promote(workspace: Workspace, name: str, as_json: bool, flags: dict[str, An
     run_name = new_run(name)
 
     def run_step(step: str, **parents: str) -> StepRecord:
-        code = ALL_STEPS[step].execute(replace(parameters.config(step), run=run_name, **parents))
-        record = workspace.step_record(run_name, step)
-        if code or record is None:
-            raise error_for_exit_code(code or EXIT_INTERNAL, record.error if record else f"{step} left no record")
+        record = PIPELINE[step].step.execute(replace(parameters.config(step), run=run_name, **parents))
+        if record.exit_code:
+            raise error_for_exit_code(record.exit_code, record.error)
         return record
 
     evaluated = run_step("evaluate", model=model, clean=clean)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...components.step.command_line import parse_count, require_modules
 from ...components.storage.errors import EXIT_OK
-from ..parameters import ALL_STEPS
+from ..steps import list_required_modules
 from .runs import align_columns
 
 HELP = "two configurations, trained with several seeds or folds: which one is better, by how much, and at what cost"
@@ -43,7 +43,7 @@ def run(flags: dict[str, Any]) -> int:
     num_folds = 0 if folds is None else parse_folds(folds)
     seeds = parse_seeds(flags.pop("seeds") or ("1" if num_folds else "5"), 1)
     sources = flags.pop("first"), flags.pop("second")
-    require_modules("compare", [module for step in ALL_STEPS.values() for module in step.needs])
+    require_modules("compare", list_required_modules())
     from ..experiments.compare import compare
     from ..experiments.trials import Configuration
 

@@ -29,13 +29,13 @@ from ...components.step.config import name_flag
 from ...components.storage.errors import EXIT_OK, MillError, UserError
 from ..doctor import command as doctor
 from ..parameters import (
-    ALL_STEPS,
     WORKSPACE_HELP,
     RunParameters,
     list_parameters,
     parse_sections,
     resolve_parameters,
 )
+from ..steps import PIPELINE, list_required_modules
 from . import champion, compare, config, gc, images, runs, schedule, show, submit, tune, weights
 
 _INTRO = "Labeled images in, a better classifier out, again every week."
@@ -47,7 +47,7 @@ _PREDICT_DESCRIPTION = (
     "the others alone; exit code 2 where none could be."
 )
 _REQUIRED_MODULES = {
-    "run": ("kfp",), "predict": ("torch", "safetensors"),
+    "predict": ("torch", "safetensors"),
     "images": ("docker",), "submit": ("kfp",),
     "schedule": ("kfp",), "runs": ("kfp",), "doctor": ("kubernetes", "kfp"),
 }  # fmt: skip
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, _interrupt)  # as Ctrl-C: finished work is kept, and a message says so
     try:
         if words and words[0] in STEPS:
-            return ALL_STEPS[words[0]].main(words[1:], prog=f"imagemill {words[0]}", check_config=parse_sections)
+            return PIPELINE[words[0]].step.main(words[1:], prog=f"imagemill {words[0]}", check_config=parse_sections)
         return _run_command(words)
     except MillError as error:
         print(f"imagemill: error: {error}", file=sys.stderr)
@@ -102,15 +102,15 @@ def _run(flags: dict[str, Any]) -> int:
     runner, as_json = flags.pop("runner"), flags.pop("json")
     cluster_file = flags.pop("cluster_file") or ""
     parameters = _read_parameters(flags)
-    from ..local.run import run
+    from ..local import run
 
-    if runner not in ("subprocess", "docker"):
-        raise UserError(f"--runner: expected subprocess or docker, found {runner!r}")
-    if runner == "subprocess":
+    if runner not in ("local", "docker"):
+        raise UserError(f"--runner: expected local or docker, found {runner!r}")
+    if runner == "local":
         if cluster_file:
-            raise UserError(f"--cluster: expected nothing with --runner subprocess, found {cluster_file!r}")
+            raise UserError(f"--cluster: expected nothing with --runner local, found {cluster_file!r}")
         # Now rather than when the steps before have worked for an hour.
-        require_modules("run", [module for step in ALL_STEPS.values() for module in step.needs])
+        require_modules("run", list_required_modules())
         return run(parameters, as_json)
     require_modules("run", ["docker"])
     from ..cluster.cluster_file import Cluster, load_cluster
@@ -191,8 +191,8 @@ def _make_parser() -> argparse.ArgumentParser:
     commands: Any = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
     run = commands.add_parser("run", help="the whole pipeline here: download to promotion", description=_INTRO)
     run.add_argument(
-        "--runner", default="subprocess", metavar="RUNNER",
-        help="how steps run here [subprocess, docker] (default: subprocess)",
+        "--runner", default="local", metavar="RUNNER",
+        help="how steps run here [local, docker] (default: local)",
     )  # fmt: skip
     run.add_argument(
         "--cluster", dest="cluster_file", metavar="FILE.yaml",
@@ -200,8 +200,8 @@ def _make_parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     run.add_argument("--json", action="store_true", help="print the result as one line of JSON, last on stdout")
     _add_parameters(run)
-    for step in ALL_STEPS.values():  # for the list of commands; their flags are their own
-        commands.add_parser(step.name, help=step.help, add_help=False)
+    for step in PIPELINE.values():  # for the list of commands; their flags are their own
+        commands.add_parser(step.name, help=step.step.help, add_help=False)
     inspected = commands.add_parser("inspect", help="what is in a dataset: the ledger, its quality, what was found")
     inspected.add_argument("dataset_uri", metavar="DATASET", help="its URI or path, or that of its _manifest.json")
     inspected.add_argument("--json", action="store_true", help="print the facts as one JSON object")

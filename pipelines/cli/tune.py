@@ -9,7 +9,7 @@ from typing import Any
 
 from ...components.step.command_line import parse_count, require_modules
 from ...components.storage.errors import EXIT_OK
-from ..parameters import ALL_STEPS
+from ..steps import list_required_modules
 from .compare import parse_seeds
 from .runs import align_columns
 
@@ -60,7 +60,7 @@ def run(flags: dict[str, Any]) -> int:
 
     base = Configuration.read(source, {name: value for name, value in flags.items() if value is not None})
     space = SearchSpace.read(space_file, base)
-    require_modules("run", [module for step in ALL_STEPS.values() for module in step.needs])
+    require_modules("run", list_required_modules())
     from ..experiments.search import SearchOptions, tune
 
     result = tune(base, space, SearchOptions(trials, seeds, pruner, output))

@@ -1,5 +1,5 @@
-"""The first step of a run, on a cluster as on a laptop (by KFP's local runner): check the form's values for all steps,
-download, and tell whether the other steps have anything to do.
+"""The first step of a run on a cluster: check the form's values for all steps, download, and tell whether the other
+steps have anything to do, as local runs ask as well.
 
 `check_and_download` is the body of the KFP component; Argo's pod calls the same functions (`argo/download.py`). Where
 the other steps have nothing to do, the records of all are written, and no other pod starts but the exit step's:
@@ -18,12 +18,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...components.dataset.records import StepRecord
-from ...components.dataset.workspace import PRODUCTS, STEPS, Workspace
+from ...components.dataset.workspace import STEPS, Workspace
 from ...components.download import STEP
 from ...components.step.progress import say
 from ...components.step.step import CACHED, RUN_ENV, NotCached
 from ...components.storage.errors import MillError, UserError
-from ..parameters import ALL_STEPS, CONFIG, RunParameters, parse_form
+from ..parameters import CONFIG, RunParameters, parse_form
+from ..steps import PIPELINE, Records, select_inputs
 
 CHANGED, UNCHANGED = "true", "false"
 """The values of the output `changed`."""
@@ -77,10 +78,6 @@ def complete_if_unchanged(parameters: RunParameters, run: str, record: StepRecor
     return True
 
 
-Records = dict[str, StepRecord]
-"""The steps' records by name, in the order of the steps."""
-
-
 def find_cached_records(parameters: RunParameters, run: str, records: Records) -> Records | None:
     """Return the records of a run all of whose results exist; None where a step has something to do.
 
@@ -91,8 +88,8 @@ def find_cached_records(parameters: RunParameters, run: str, records: Records) -
     records = dict(records)
     for step in STEPS[len(records) :]:
         try:
-            config = dataclasses.replace(parameters.config(step), run=run, **_build_parents(step, records))
-            records[step] = ALL_STEPS[step].execute_cached(config)
+            config = dataclasses.replace(parameters.config(step), run=run, **select_inputs(step, records))
+            records[step] = PIPELINE[step].step.execute_cached(config)
         except (NotCached, MillError, ImportError):
             return None
         except Exception:
@@ -109,14 +106,3 @@ def write_cached_records(workspace: Workspace, run: str, records: Records) -> No
             say(step, f"there already: {record.uri}")
     verdict = records["promote"].metrics
     say("promote", verdict["reason"])
-
-
-def _build_parents(step: str, records: Records) -> dict[str, str]:
-    """Return the config fields of a step whose values come from earlier steps."""
-    uris = {kind: records[name].uri for name, kind in PRODUCTS.items() if name in records}
-    parents = {kind: uris[kind] for kind in ALL_STEPS[step].config.PARENTS if kind in uris}
-    if step != STEPS[0]:
-        parents["name"] = records[STEPS[0]].metrics["name"]
-    if step == "promote":
-        parents["champion_evaluation"] = records["evaluate"].metrics["champion_evaluation"]
-    return parents

@@ -17,13 +17,12 @@ from ...components.step.config import read_yaml
 from ...components.storage import uri as uris
 from ...components.storage.errors import UserError, wrong
 from ..settings import dump_documented, override, setting, to_plain
+from ..steps import PIPELINE
 from . import validation
 from .validation import Place, Size
 from .validation import Pod as Pod  # the file's, and so imported from here
 
 _IMAGE_WITH_DIGEST = re.compile(r"[^@\s]+@sha256:[0-9a-f]{64}")
-STEP_IMAGES = {"download": "cpu", "clean": "cpu", "resize": "ray", "train": "gpu", "evaluate": "gpu", "promote": "cpu"}
-"""Step → its image, a target of the Dockerfile."""
 UID = 10001
 """The user and group that containers run as."""
 SCRATCH = "/scratch"
@@ -299,7 +298,7 @@ class Cluster:
         return str(getattr(self.images, target)) or f"imagemill-{target}:{code_version()}"
 
     def image_of(self, step: str) -> str:
-        return self.image(STEP_IMAGES[step])
+        return self.image(PIPELINE[step].image)
 
     def require_images(self, where: str) -> None:
         """Raise UserError for an image without a digest, unless tags are allowed."""

@@ -263,7 +263,7 @@ def _refuse_system_folder(path: str) -> None:
     if path in _SYSTEM_FOLDERS:
         raise UserError(
             f"--runner docker: expected files in a folder of their own, found some in {path}, which in a container "
-            "holds the image's own files; move them, or use --runner subprocess"
+            "holds the image's own files; move them, or use --runner local"
         )
 
 

@@ -1,29 +1,34 @@
-"""The runner `docker`: KFP's DockerRunner, with containers that are as restricted as a cluster's pods.
+"""The runner `docker`: each step's own command line in its image, as restricted as a cluster's pods.
 
 A container runs as an ordinary user without capabilities, on a read-only root file system; it may write the workspace
-and one scratch folder, and reads what the parameters name. KFP starts the containers one after another; how a step
-ended is taken from the container's exit code and from the step's record, never from KFP.
+and one scratch folder, and reads what the parameters name. How a step ended stands in its record; a container without
+one ended before it could write it.
 """
 
 from __future__ import annotations
 
 import codecs
 import contextlib
+import json
 import os
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ...components.dataset.records import StepRecord
 from ...components.dataset.workspace import STEPS, Workspace
+from ...components.step.config import StepConfig, name_flag
 from ...components.step.progress import say
-from ...components.storage.errors import EXIT_TRANSIENT, UserError
+from ...components.storage.errors import EXIT_INTERNAL, EXIT_USER, TransientError, UserError, error_for_exit_code
 from ..cluster.cluster_file import LABELS, RUN_LABEL, SCRATCH, Cluster
-from ..compat import replace_docker_tasks
 from ..parameters import RunParameters
+from ..run_log import RunLog
+from ..steps import PIPELINE
 from .client import STEP_LABEL, connect_engine, engine_errors, remove_containers, remove_never_started
 from .environment import (
     Credentials,
@@ -43,8 +48,7 @@ from .environment import (
 from .image_build import CODE_LABEL, hash_code
 
 FLAG = "--runner docker"
-GPU_STEPS = ("train", "evaluate")
-_KFP_SHELL_COMMAND, _EXEC_COMMAND = "_KFP_RUNTIME=true python3 -m", "export _KFP_RUNTIME=true; exec python3 -m"
+CONFIG_FILE = "config.yaml"
 
 
 @dataclass(frozen=True)
@@ -140,52 +144,74 @@ def make_step_arguments(info: Mapping[str, Any], run: str, step: str) -> dict[st
         "name": re.sub(r"[^\w.-]", "-", f"imagemill-{run}-{step}", flags=re.ASCII),
         "labels": {**LABELS, RUN_LABEL: run, STEP_LABEL: step},
     }
-    if step in GPU_STEPS and "nvidia" in (info.get("Runtimes") or {}):
+    if PIPELINE[step].uses_gpu and "nvidia" in (info.get("Runtimes") or {}):
         arguments["device_requests"] = [DeviceRequest(count=-1, capabilities=[["gpu"]])]
     return arguments
 
 
 @dataclass
 class Containers:
-    """The containers of one run, each created, run to its end and removed."""
+    """The containers of one run, each created, run to its end and removed. `log` gets what they print."""
 
     engine: Engine
     run: str
     workspace: Workspace
+    log: RunLog
     run_arguments: dict[str, Any]
+    volumes: dict[str, Any]
     scratch: Path
     credentials: Credentials
-    _nested: Iterable[str] = field(default=())
+    nested: Sequence[str] = ()
     """Mounted places that lie in the scratch folder, which then needs a mount point for each."""
-    exit_codes: dict[str, int] = field(default_factory=dict)
-    """The exit codes of containers that have ended, by step."""
 
-    def make_runner(self) -> Any:
-        """Return KFP's runner with the arguments that all containers share."""
-        from kfp import local
-
-        return local.DockerRunner(**self.run_arguments)
-
-    def execute(self, step: str, command: list[str], volumes: dict[str, Any], arguments: Mapping[str, Any]) -> int:
-        """Run one step's container to its end, printing its output line by line; return its exit code.
-
-        `arguments`: those of `containers.create` that KFP passes on.
-        """
+    def run_step(self, step: str, config: StepConfig) -> StepRecord:
+        """Run a step's container to its end; return its record, or raise its error."""
         self._reset_scratch()
+        code = self._execute(step, self._make_command(step, config))
+        record = self.workspace.step_record(self.run, step)
+        if record is None and code in (EXIT_INTERNAL, EXIT_USER):  # before the step had read its parameters
+            raise error_for_exit_code(
+                code, f"{step}: exited with code {code} before it wrote its record; the log is {self.log.uri}"
+            )
+        if record is None:
+            raise TransientError(
+                f"{step}: was killed (out of memory?); the same command continues from what is finished; the log is "
+                f"{self.log.uri}"
+            )
+        if record.exit_code:
+            raise error_for_exit_code(record.exit_code, f"{step}: {record.error}")
+        return record
+
+    def _make_command(self, step: str, config: StepConfig) -> list[str]:
+        """Return the step's command line. The config is in a file, since it may hold a URL with a password."""
+        parents = {name: getattr(config, name) for name in type(config).PARENTS}
+        values = {
+            option.name: value
+            for option in fields(config)
+            if option.name not in parents
+            and (value := getattr(config, option.name)) is not None
+            and (value != option.default or option.metadata["by_preset"])  # a preset overrules both
+        }
+        (self.scratch / CONFIG_FILE).write_text(json.dumps({step: values}), encoding="utf-8")  # JSON is YAML
+        flags = [f"{name_flag(name)}={value}" for name, value in parents.items()]
+        module = type(config).__module__.rpartition(".")[0]
+        return ["python3", "-m", module, f"--config={SCRATCH}/{CONFIG_FILE}", *flags]
+
+    def _execute(self, step: str, command: list[str]) -> int | None:
+        """Run a command in the step's image, logging its output line by line; return its exit code, None where the
+        engine has forgotten it."""
         image = self.engine.images[step]
-        options = {**arguments, **make_step_arguments(self.engine.info, self.run, step)}
-        options["environment"] = {**arguments["environment"], **self.credentials()}
+        options = {**self.run_arguments, **make_step_arguments(self.engine.info, self.run, step)}
+        options["environment"] = {**options["environment"], **self.credentials()}
         options["init"] = image in self.engine.without_init
         with engine_errors(step, UserError):
-            container = self._create(image, command, volumes=volumes, auto_remove=True, **options)
+            container = self._create(image, command, volumes=self.volumes, auto_remove=True, **options)
             waiter = _ExitWaiter(container)
             output = container.attach(stream=True, logs=True)
             container.start()
             for line in _split_lines(output):
-                print(line)
-            code = waiter.wait()
-        self.exit_codes[step] = self._read_recorded_code(step) if code is None else code
-        return self.exit_codes[step]
+                self.log.write_line(line)
+            return waiter.wait()
 
     def _create(self, image: str, command: list[str], **arguments: Any) -> Any:
         import docker
@@ -195,16 +221,11 @@ class Containers:
         except docker.errors.ImageNotFound:
             raise _missing_images([image]) from None
 
-    def _read_recorded_code(self, step: str) -> int:
-        """Return the exit code of the step's record, for a container that was removed before the engine was asked."""
-        record = self.workspace.step_record(self.run, step)
-        return record.exit_code if record else EXIT_TRANSIENT
-
     def _reset_scratch(self) -> None:
         """Empty the scratch folder of files that the step before left, and create the mount points in it."""
         for path in self.scratch.iterdir():
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-        for place in self._nested:
+        for place in self.nested:
             mount_point = self.scratch / Path(place).relative_to(SCRATCH)
             if Path(place).is_dir():
                 mount_point.mkdir(parents=True, exist_ok=True)
@@ -253,39 +274,35 @@ def _split_lines(chunks: Iterable[bytes]) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def prepare_containers(
-    engine: Engine, parameters: RunParameters, workspace: Workspace, run: str, folder: str
+def open_containers(
+    engine: Engine, parameters: RunParameters, workspace: Workspace, run: str, log: RunLog
 ) -> Iterator[Containers]:
-    """Let KFP run its Docker tasks in the containers of one run; remove those that are left at the end.
-
-    `folder`: a temporary folder of the run, in which `kfp` becomes KFP's pipeline root and `scratch` the containers'
-    scratch folder.
-    """
+    """Give the containers of one run; those that are left at the end are removed."""
     user = engine.user
-    scratch, root = Path(folder, "scratch"), Path(folder, "kfp")
-    for created in (scratch, root):
-        created.mkdir()
-        if os.getuid() == 0 and user[0] != 0:
-            os.chown(created, *user)
     access = find_required_access(parameters, workspace.uri)
     credentials: Credentials = make_s3_credentials() if access.uses_s3() else dict
     addresses = list_endpoints(access.addresses, os.environ, credentials().get("AWS_ENDPOINT_URL", ""))
     access = replace(access, read=(*access.read, *find_certificates(os.environ)))
-    pipe = root / "runner"
-    environment = select_variables(run, str(pipe), os.environ, access.uses_s3())
     with engine_errors(FLAG):
         remove_never_started(engine.client, engine.info)
-    arguments = make_run_arguments(
-        engine.info, user, access, environment, str(scratch), choose_network_mode(addresses)
-    )  # fmt: skip
     nested = [place for place in (*access.read, *access.written) if place.startswith(f"{SCRATCH}/")]
-    containers = Containers(engine, run, workspace, arguments, scratch, credentials, nested)
-    make_run_folder(workspace.uri, run, user)  # not before: a run that is refused leaves none
-    with _open_pipe(pipe), _use_for_kfp_tasks(containers):
-        try:
-            yield containers
-        finally:
-            remove_containers(engine.client, run)
+    with tempfile.TemporaryDirectory(prefix="imagemill-run-") as folder:
+        scratch, pipe = Path(folder, "scratch"), Path(folder, "pipe", "runner")
+        for created in (scratch, pipe.parent):
+            created.mkdir()
+            if os.getuid() == 0 and user[0] != 0:
+                os.chown(created, *user)
+        environment = select_variables(run, str(pipe), os.environ, access.uses_s3())
+        arguments = make_run_arguments(
+            engine.info, user, access, environment, str(scratch), choose_network_mode(addresses)
+        )
+        volumes = {str(pipe.parent): {"bind": str(pipe.parent), "mode": "ro"}}
+        make_run_folder(workspace.uri, run, user)  # not before: a run that is refused leaves none
+        with _open_pipe(pipe):
+            try:
+                yield Containers(engine, run, workspace, log, arguments, volumes, scratch, credentials, nested)
+            finally:
+                remove_containers(engine.client, run)
 
 
 @contextlib.contextmanager
@@ -298,22 +315,3 @@ def _open_pipe(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def replace_shell(command: Sequence[str]) -> list[str]:
-    """Return KFP's command line with `exec`, so that the step replaces its shell: SIGTERM would end the shell, and the
-    container with it, before training has saved what the next run goes on from."""
-    script = command.index("-ec") + 1 if "-ec" in command else 0
-    return [part.replace(_KFP_SHELL_COMMAND, _EXEC_COMMAND) if i == script else part for i, part in enumerate(command)]
-
-
-def _use_for_kfp_tasks(containers: Containers) -> contextlib.AbstractContextManager[None]:
-    """Let KFP's Docker tasks run in these containers."""
-
-    def execute(handler: Any) -> int:
-        step = handler.full_command[handler.full_command.index("--function_to_execute") + 1]
-        volumes = handler.get_volumes_to_mount(containers.engine.client)
-        arguments = {**handler.runner.container_run_args, "environment": handler.env_vars}
-        return containers.execute(step, replace_shell(handler.full_command), volumes, arguments)
-
-    return replace_docker_tasks(execute)

@@ -12,8 +12,8 @@ from ...components.promote.config import PromoteConfig
 from ...components.step.config import METRIC_TITLES
 from ...components.step.step import new_run
 from ...components.storage.errors import UserError
-from ..local.run import check_parameters
-from ..local.step_process import StepRunner
+from ..local import StepRunner, check_parameters
+from ..run_log import RunLog
 from .differences import Comparison, Floats, MeanDifference, compare_evaluations
 from .trials import (
     LAST_STEPS,
@@ -44,8 +44,10 @@ def compare(first: Configuration, second: Configuration, seeds: int, folds: int 
         workspace, name = check_parameters(configuration.parameters)
     run = new_run(f"{name}-{COMMAND}")
     print(f"run {run} in {workspace.uri}", file=sys.stderr, flush=True)
-    with StepRunner.open(workspace, run) as steps:
-        runner = TrialRunner(steps, name, run, COMMAND)
+    with RunLog.open(
+        workspace, run, [value for side in configurations for value in side.parameters.arguments().values()]
+    ) as log:
+        runner = TrialRunner(StepRunner(log), workspace, name, run, COMMAND)
         trials = _run_trials(runner, configurations, range(first.seed, first.seed + seeds), folds)
     evaluations = [[trial.read("evaluation") for trial in side] for side in trials]
     comparison = compare_evaluations(evaluations[0], evaluations[1], folds)

@@ -24,8 +24,8 @@ from ...components.promote.config import PromoteConfig
 from ...components.step.config import METRIC_TITLES
 from ...components.step.step import new_run
 from ...components.storage.errors import EXIT_USER, MillError, UserError, wrong
-from ..local.run import check_parameters
-from ..local.step_process import StepRunner, StoppedByWatch
+from ..local import StepRunner, StoppedByWatch, check_parameters
+from ..run_log import RunLog
 from .differences import compute_mean_difference
 from .search_space import SearchSpace
 from .study import COMPLETE, FAILED, PRUNED, PruningWatch, Study, TriedValues, describe_regularization, read_course
@@ -58,8 +58,10 @@ def tune(base: Configuration, space: SearchSpace, options: SearchOptions) -> dic
     workspace, name = check_parameters(base.parameters)
     run = new_run(f"{name}-{COMMAND}")
     print(f"run {run} in {workspace.uri}", file=sys.stderr, flush=True)
-    with StepRunner.open(workspace, run) as steps, TemporaryDirectory(prefix="imagemill-study-") as folder:
-        search = Search.begin(TrialRunner(steps, name, run, COMMAND), base, space, options.pruner, Path(folder))
+    log = RunLog.open(workspace, run, base.parameters.arguments().values())
+    with log as opened, TemporaryDirectory(prefix="imagemill-study-") as folder:
+        runner = TrialRunner(StepRunner(opened), workspace, name, run, COMMAND)
+        search = Search.begin(runner, base, space, options.pruner, Path(folder))
         while len(search.study.trials) <= options.trials:
             search.run_next()
         confirmation = search.confirm(options.seeds)

@@ -19,8 +19,9 @@ from ...components.step.step import RAN
 from ...components.storage import uri as uris
 from ...components.storage.errors import UserError, wrong
 from ...components.train.config import CHAMPION, TrainConfig
-from ..local.step_process import StepRunner, Watch, build_parents
-from ..parameters import ALL_STEPS, RunParameters, resolve_parameters
+from ..local import StepRunner, Watch
+from ..parameters import RunParameters, resolve_parameters
+from ..steps import PIPELINE, select_inputs
 
 LAST_STEPS = STEPS[: STEPS.index("promote")]
 """The steps of a trial; no champion is compared with, and none made."""
@@ -85,6 +86,7 @@ class TrialRunner:
     """
 
     steps: StepRunner
+    workspace: Workspace
     name: str
     run: str
     kind: str
@@ -95,10 +97,6 @@ class TrialRunner:
             latest = self.workspace.latest_uri(self.name, kind)
             if latest and (dataset := find_dataset(latest)):
                 self.workspace.note_latest(self.scope, dataset, self.run)
-
-    @property
-    def workspace(self) -> Workspace:
-        return self.steps.workspace
 
     @property
     def scope(self) -> str:
@@ -116,8 +114,8 @@ class TrialRunner:
         records: dict[str, StepRecord] = {}
         for step in LAST_STEPS[: LAST_STEPS.index(last_step) + 1]:
             config = replace(
-                configuration.config(step), workspace=self.workspace.uri, name=self._choose_name(step, configuration),
-                run=f"{self.run}.{label}", **build_parents(step, records),
+                configuration.config(step), workspace=self.workspace.uri, run=f"{self.run}.{label}",
+                **(select_inputs(step, records) | {"name": self._choose_name(step, configuration)}),
             )  # fmt: skip
             records[step] = self._run_step(step, config, watch if step == "train" else None)
         return Trial(records, {step: self.find_seconds(step, record) for step, record in records.items()})
@@ -181,7 +179,7 @@ def list_parameter_differences(first: Configuration, second: Configuration) -> l
     rows = []
     for step in LAST_STEPS:
         configs = [configuration.config(step) for configuration in (first, second)]
-        for config_field in dataclasses.fields(ALL_STEPS[step].config):
+        for config_field in dataclasses.fields(PIPELINE[step].config):
             values = [getattr(config, config_field.name) for config in configs]
             if values[0] != values[1]:
                 texts = [uris.redact("by default" if value in (None, "") else str(value)) for value in values]

@@ -54,24 +54,6 @@ POD_NAME_VARIABLE = "POD_NAME"
 """Variable in each pod, from the package's second document."""
 
 
-class LocalPlacement:
-    """Placement of tasks for a local runner, which has neither pods nor retries nor an exit step."""
-
-    def place(self, step: str, task: Task) -> Task:
-        return _set_display_options(step, task)
-
-    def build_exit_handler(self, make: Callable[[], Task]) -> contextlib.AbstractContextManager[Any]:
-        return contextlib.nullcontext()
-
-    def build_changed_group(self, download: Task) -> contextlib.AbstractContextManager[Any]:
-        """Return a group of all steps, without a condition: locally KFP silently evaluates one on a named output to
-        false, and each step returns at once where it has nothing to do."""
-        return contextlib.nullcontext()
-
-    def build_config(self) -> dsl.PipelineConfig | None:
-        return None
-
-
 @dataclass(frozen=True)
 class ClusterPlacement:
     """Placement of tasks in the pods of `cluster`; `parameters` are those that become the package's defaults."""
@@ -243,7 +225,7 @@ def _parse_release(version: str) -> tuple[int, ...]:
 
 
 def describe_ignored_settings() -> str:
-    """Return the error of a pod whose settings the server has ignored; empty where it has not, and in a local run."""
+    """Return the error of a pod whose settings the server has ignored; empty where it has not, and elsewhere."""
     if not os.environ.get(KFP_VERSION_VARIABLE) or os.environ.get(POD_NAME_VARIABLE):
         return ""
     return (

@@ -223,7 +223,7 @@ def watch():
 thread = threading.Thread(target=watch)
 thread.start()
 began = time.perf_counter()
-code = STEP.execute(config)
+code = STEP.execute(config).exit_code
 took = time.perf_counter() - began
 stop.set(); thread.join()
 assert code == 0

@@ -65,7 +65,7 @@ from imagemill.components.clean import STEP
 from imagemill.components.clean.config import CleanConfig
 imports, cpu, started = megabytes(), cpu_seconds(), time.perf_counter()
 made = CleanConfig.from_values({"raw": raw, "workspace": workspace, "rerun": "clean", **OPTIONS})
-assert STEP.execute(made) == 0
+assert STEP.execute(made).exit_code == 0
 rate, cpu = int(number) / (time.perf_counter() - started), (cpu_seconds() - cpu) / int(number)
 print(json.dumps({"rate": rate, "cpu": 1000 * cpu, "peak": together(), "imports": imports}))
 """
@@ -146,11 +146,11 @@ def download(folder: Path, workspace: Path) -> str:
     from imagemill.components.download import STEP
     from imagemill.components.download.config import DownloadConfig
 
-    result = workspace / "download.json"
     workspace.mkdir()
     values = {"dataset": "folder", "source": str(folder), "workspace": str(workspace)}
-    assert STEP.execute(DownloadConfig.from_values(values), str(result)) == 0
-    return str(json.loads(result.read_text())["uri"])
+    record = STEP.execute(DownloadConfig.from_values(values))
+    assert record.exit_code == 0, record.error
+    return record.uri
 
 
 def table(found: dict[str, list[dict[str, float]]]) -> list[dict[str, Any]]:

@@ -96,14 +96,15 @@ def clean_dataset(source: Path, workspace: Path) -> str:
     from imagemill.components.download import STEP as DOWNLOAD
     from imagemill.components.download.config import DownloadConfig
 
-    result, where = workspace / "result.json", str(workspace)
+    where = str(workspace)
     workspace.mkdir()
     raw = DownloadConfig.from_values({"workspace": where, "dataset": "folder", "source": str(source)})
-    assert DOWNLOAD.execute(raw, str(result)) == 0
-    uri = json.loads(result.read_text())["uri"]
-    clean = CleanConfig.from_values({"workspace": where, "raw": uri, "measures": False})
-    assert CLEAN.execute(clean, str(result)) == 0
-    return str(json.loads(result.read_text())["uri"])
+    downloaded = DOWNLOAD.execute(raw)
+    assert downloaded.exit_code == 0, downloaded.error
+    clean = CleanConfig.from_values({"workspace": where, "raw": downloaded.uri, "measures": False})
+    cleaned = CLEAN.execute(clean)
+    assert cleaned.exit_code == 0, cleaned.error
+    return cleaned.uri
 
 
 def run_cell(script: str, python: str, scratch: Path, arguments: list[str], timeout: int) -> dict[str, Any]:

@@ -44,10 +44,10 @@ TRAIN = 0.9
 Rows = list[dict[str, Any]]
 
 
-def execute(step: Any, config: Any, workspace: Path) -> str:
-    result = workspace / "result.json"
-    assert step.execute(config, str(result)) == 0
-    return str(json.loads(result.read_text())["uri"])
+def execute(step: Any, config: Any) -> str:
+    record = step.execute(config)
+    assert record.exit_code == 0, record.error
+    return str(record.uri)
 
 
 def make_tensors(photos: Path, workspace: Path, sizes: list[int]) -> dict[int, str]:
@@ -65,10 +65,9 @@ def make_tensors(photos: Path, workspace: Path, sizes: list[int]) -> dict[int, s
         DOWNLOAD, DownloadConfig.from_values({**where, "dataset": "folder", "source": str(photos)}), workspace
     )
     fractions = {"val_fraction": 0.0, "test_fraction": 1 - TRAIN, "split": "exact", "measures": False}
-    clean = execute(CLEAN, CleanConfig.from_values({**where, "raw": raw, **fractions}), workspace)
+    clean = execute(CLEAN, CleanConfig.from_values({**where, "raw": raw, **fractions}))
     return {
-        size: execute(RESIZE, ResizeConfig.from_values({**where, "clean": clean, "image_size": size}), workspace)
-        for size in sizes
+        size: execute(RESIZE, ResizeConfig.from_values({**where, "clean": clean, "image_size": size})) for size in sizes
     }
 
 

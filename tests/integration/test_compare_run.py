@@ -31,7 +31,7 @@ class Experiment:
 
     def compare(self, *words: str) -> int:
         self.ran.clear()
-        with experimented.steps_in_this_process(self.ran):
+        with experimented.counted_steps(self.ran):
             return main(["compare", *words])
 
 

@@ -29,7 +29,8 @@ import pytest
 import yaml
 
 from imagemill.components.storage.errors import EXIT_INTERNAL, EXIT_TRANSIENT, EXIT_USER
-from imagemill.pipelines.cluster.cluster_file import STEP_IMAGES, UID
+from imagemill.pipelines.cluster.cluster_file import UID
+from imagemill.pipelines.steps import PIPELINE
 
 pytestmark = pytest.mark.proof
 ROOT = Path(__file__).parents[2]
@@ -90,8 +91,9 @@ def inspect_image(image: str) -> dict[str, Any]:
     return attributes
 
 
-@pytest.mark.parametrize(("step", "target"), STEP_IMAGES.items())
-def test_each_step_starts_in_its_image(built: dict[str, str], step: str, target: str) -> None:
+@pytest.mark.parametrize("step", PIPELINE)
+def test_each_step_starts_in_its_image(built: dict[str, str], step: str) -> None:
+    target = PIPELINE[step].image
     result = run_restricted(built[target], "python", "-m", f"imagemill.components.{step}", "--help")
     assert result.returncode == 0, result.stderr
     assert f"usage: python -m imagemill.components.{step}" in result.stdout

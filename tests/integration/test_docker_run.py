@@ -278,7 +278,7 @@ def test_containers_run_as_a_user_unknown_to_the_image(
     """As containers of a caller who is not root run: by his uid, which has no name and no home in the image."""
     from imagemill.pipelines.cluster.cluster_file import load_cluster
     from imagemill.pipelines.docker import runner as in_docker
-    from imagemill.pipelines.local.run import run
+    from imagemill.pipelines.local import run
     from imagemill.pipelines.parameters import resolve_parameters
 
     if os.getuid() != 0:

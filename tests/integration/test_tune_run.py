@@ -36,7 +36,7 @@ class Search:
     def tune(self, *words: str) -> int:
         self.ran.clear()
         files = [self.base, "--space", str(self.folder / "space.yaml"), "-o", str(self.folder / "tuned.yaml")]
-        with experimented.steps_in_this_process(self.ran):
+        with experimented.counted_steps(self.ran):
             return main(["tune", *files, *words])
 
 

@@ -17,7 +17,7 @@ from manifests import check_custom, check_golden, check_restricted
 from imagemill.components.dataset.workspace import STEPS
 from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.argo.workflow import build_workflow_template, compile_argo
-from imagemill.pipelines.cluster.cluster_file import parse_cluster, parse_cluster_json
+from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster, parse_cluster_json
 from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
 from imagemill.pipelines.kuberay.manifest import FAILURE_CONDITION, SUCCESS_CONDITION
 from imagemill.pipelines.parameters import resolve_parameters
@@ -127,9 +127,11 @@ def _ancestors(name: str, tasks: dict[str, Json]) -> set[str]:
 
 
 def test_steps_get_the_inputs_of_the_kfp_tasks(compiled: dict[str, str]) -> None:
-    from imagemill.pipelines.training import training_pipeline
+    from imagemill.pipelines.training import build_pipeline
 
-    tasks = training_pipeline.pipeline_spec.root.dag.tasks
+    spec = build_pipeline(Cluster()).pipeline_spec
+    groups = (spec.root, *spec.components.values())
+    tasks = {name: task for group in groups for name, task in group.dag.tasks.items()}
     document = first(compiled, "argo")
     for step in STEPS:
         args = template(document, step)["container"]["args"]

@@ -12,10 +12,9 @@ import pytest
 import torch
 from kfp.dsl import pipeline_task
 from kfp.dsl.pipeline_task import PipelineTask
-from kfp.local import subprocess_task_handler as handler
 
 from imagemill.components import compat
-from imagemill.pipelines.compat import name_callers_quickly, replace_python_in_program
+from imagemill.pipelines.compat import name_callers_quickly
 
 
 def run(code: str) -> None:
@@ -87,17 +86,6 @@ def test_arrow_imports_pandas_for_a_list_unless_it_is_hidden(hidden: bool) -> No
         "assert pa.array(['a', None]).to_pylist() == ['a', None]\n"
         f"assert ('pandas' in sys.modules) is not {hidden}\n"
     )
-
-
-def test_kfp_replaces_python_by_a_function_that_can_be_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handler, "replace_python_executable", handler.replace_python_executable)
-    assert "replace_python_executable" in handler.SubprocessTaskHandler.run.__code__.co_names
-    program = "python3 -m kfp.dsl.executor_main --component_module_path ephemeral_component.py"
-    command = ["-ec", program, "python3"]
-    assert handler.replace_python_executable(command, "/bin/py")[-1] == "/bin/py", "KFP does it right by now"
-    replace_python_in_program()
-    expected = ["-ec", program.replace("python3", "/bin/py"), "python3"]
-    assert handler.replace_python_executable(command, "/bin/py") == expected
 
 
 def test_hera_does_not_change_kfp_packages() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from imagemill.pipelines.cluster.cluster_file import SCRATCH, STEP_IMAGES, UID
+from imagemill.pipelines.cluster.cluster_file import SCRATCH, UID
+from imagemill.pipelines.steps import PIPELINE
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -60,7 +61,7 @@ def lineage(name: str) -> list[list[str]]:
 
 
 def test_the_targets_are_the_images_that_the_cluster_file_names() -> None:
-    assert set(STEP_IMAGES.values()) == set(IMAGES) and set(IMAGES) <= set(stages())
+    assert {step.image for step in PIPELINE.values()} == set(IMAGES) and set(IMAGES) <= set(stages())
     assert [name for name, (base, _) in stages().items() if base == "${BASE_IMAGE}"] == ["tools", "runtime"]
     assert re.search(r"^ARG BASE_IMAGE=python:3\.11-slim-bookworm$", TEXT, re.MULTILINE)
 
@@ -156,9 +157,8 @@ def test_a_lock_agrees_with_the_extras_of_the_project(target: str) -> None:
 
 def test_every_step_finds_its_extra_in_its_image() -> None:
     extras = {"evaluate": "train"}
-    for step, target in STEP_IMAGES.items():
-        assert extras.get(step, step) in locks.EXTRAS[target], step
-        assert "container" in locks.EXTRAS[target]
+    for name, step in PIPELINE.items():
+        assert {extras.get(name, name), "container"} <= {*locks.EXTRAS[step.image]}, name
 
 
 def test_the_build_tools_suit_the_project() -> None:

@@ -14,6 +14,7 @@ import pytest
 from documents import FOLDERS, ROOT, Command, anchors, commands, documents, inline_code, links, split
 from e2e import options as e2e_options
 
+from imagemill.components.dataset.records import StepRecord
 from imagemill.components.dataset.workspace import STEPS
 from imagemill.components.export.config import FORMATS
 from imagemill.components.step.config import name_flag
@@ -22,7 +23,8 @@ from imagemill.components.storage.errors import EXIT_OK, UserError
 from imagemill.pipelines.cli import images
 from imagemill.pipelines.cli import main as cli
 from imagemill.pipelines.cluster.validation import check_cron
-from imagemill.pipelines.parameters import ALL_STEPS, list_parameters, resolve_parameters
+from imagemill.pipelines.parameters import list_parameters, resolve_parameters
+from imagemill.pipelines.steps import PIPELINE
 
 EXTRAS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
 PROGRAMS = {"imagemill", "kubectl", "helm", "kind", "argo", "aws", "python3", "pip", "run", "key", "cp"}
@@ -30,7 +32,7 @@ PROGRAMS = {"imagemill", "kubectl", "helm", "kind", "argo", "aws", "python3", "p
 WITH_PARAMETERS = ("run", "config", "compile", "submit", "schedule", "champion", "compare", "tune")
 WRITTEN = ("-o", "--output", "--results", "--report", "--result", "--outputs")
 """Flags whose value names a file that need not be there."""
-WORDS = {"runner": ("subprocess", "docker"), "target": ("", "kfp", "argo"), "format": FORMATS, "logs": ("", *STEPS)}
+WORDS = {"runner": ("local", "docker"), "target": ("", "kfp", "argo"), "format": FORMATS, "logs": ("", *STEPS)}
 """Values that a command checks after it has parsed them, by the name of their flag."""
 COMMANDS = [command for path in documents() for command in commands(path)]
 PATH = re.compile(rf"({'|'.join(FOLDERS)})/[\w./-]+")
@@ -104,7 +106,7 @@ def check_extras(arguments: list[str]) -> None:
 @pytest.fixture(autouse=True)
 def no_step_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A step's command line is parsed and its config checked; the step itself does not run."""
-    monkeypatch.setattr(Step, "execute", lambda self, config, result="": EXIT_OK)
+    monkeypatch.setattr(Step, "execute", lambda self, config, result="": StepRecord())
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
@@ -155,7 +157,7 @@ def test_commands_are_read_as_a_shell_does() -> None:
 
 def known_flags() -> dict[str, tuple[str, ...]]:
     """Every flag of imagemill's commands and of tests/e2e/run, with the choices of those that have some."""
-    options = (name_flag(field.name) for step in ALL_STEPS.values() for field in dataclasses.fields(step.config))
+    options = (name_flag(field.name) for step in PIPELINE.values() for field in dataclasses.fields(step.config))
     own_to_steps = ("--result", "--outputs", *options)
     e2e = FLAG.findall((ROOT / "tests/e2e/options.py").read_text())
     actions = (action for parser in parsers(cli._make_parser()) for action in parser._actions)

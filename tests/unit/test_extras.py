@@ -20,8 +20,7 @@ from without import CLI, CLUSTER, COMMANDS, Message, run_without
 from imagemill.components.imaging.geometry import Geometry
 from imagemill.components.models.artifact import ModelSpec
 from imagemill.components.step.command_line import MODULES
-from imagemill.pipelines.cluster.cluster_file import STEP_IMAGES
-from imagemill.pipelines.parameters import ALL_STEPS
+from imagemill.pipelines.steps import PIPELINE
 
 ROOT = Path(__file__).parents[2]
 
@@ -122,9 +121,9 @@ def test_extras_install_the_modules() -> None:
             assert distributions(module) & requirements(extra), f"[{extra}] does not install {module}"
 
 
-@pytest.mark.parametrize("step", ALL_STEPS)
+@pytest.mark.parametrize("step", PIPELINE)
 def test_image_of_a_step_has_its_required_modules(step: str) -> None:
-    lock = (ROOT / "docker" / f"{STEP_IMAGES[step]}.lock").read_text()
+    lock = (ROOT / "docker" / f"{PIPELINE[step].image}.lock").read_text()
     locked = {canonical(name) for name in re.findall(r"^([\w.-]+)(?:\[[^]]*\])?==", lock, re.M)}
-    for module in ALL_STEPS[step].needs:
+    for module in PIPELINE[step].step.needs:
         assert distributions(module) & locked, module

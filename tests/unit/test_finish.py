@@ -26,7 +26,7 @@ from imagemill.pipelines.finish import (
 )
 from imagemill.pipelines.kfp.artifacts import dataset_metadata
 from imagemill.pipelines.kuberay.ray_step import add_ray_address
-from imagemill.pipelines.local.run import _format_summary
+from imagemill.pipelines.local import format_summary
 
 
 @pytest.mark.parametrize("workspace", ["./work", "/scratch/work", "~/work"])
@@ -159,7 +159,7 @@ def test_the_last_lines_name_the_scores_of_the_log_and_begin_with_a_warning() ->
     result = make_failed_result() | {"name": "cats", "champion": ""}
     verdict = StepRecord(metrics={"verdict": "first"})
     result |= read_record_facts({"evaluate": StepRecord(metrics=metrics), "promote": verdict})
-    lines = _format_summary(result, 61).splitlines()
+    lines = format_summary(result, 61).splitlines()
     assert lines[1] == "warning: below its baseline"
     assert lines[2] == f"cats: {format_scores(metrics)} on 1,200 test images · first · 1 min 1 s"
     intervals = {"top1": [0.7878, 0.832]}

@@ -16,14 +16,16 @@ from trained import make_tensors, settings
 
 from imagemill.components.dataset.kinds import ImageSpec
 from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.dataset.records import StepRecord
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.models.artifact import ModelSpec, build_network
+from imagemill.components.step.runner_exit import StopRequest
 from imagemill.components.step.step import RANK_RECORDS, Context, Step, rank
 from imagemill.components.storage.errors import MillError, TransientError, UserError
 from imagemill.components.train import STEP
 from imagemill.components.train.config import TrainConfig
 from imagemill.components.train.loop import processes
-from imagemill.components.train.loop.distributed import LOST, Communicator, StopRequest, synchronize_batch_norm
+from imagemill.components.train.loop.distributed import LOST, Communicator, synchronize_batch_norm
 from imagemill.components.train.loop.stepper import _find_unused_parameters
 
 
@@ -38,7 +40,7 @@ def test_processes_get_the_config_of_the_step(tensors: Dataset, monkeypatch: pyt
     )
     flags = processes.make_flags(config, "some-run")
     configs: list[TrainConfig] = []
-    monkeypatch.setattr(Step, "execute", lambda self, parsed, result="": configs.append(parsed) or 0)  # type: ignore[func-returns-value]
+    monkeypatch.setattr(Step, "execute", lambda self, parsed, result="": configs.append(parsed) or StepRecord())
     assert STEP.main(flags) == 0
     assert asdict(configs[0]) == asdict(config) | {"run": "some-run", "processes": None}
     assert processes.make_flags(TrainConfig(), "r") == ["--run=r"] or all("=" in flag for flag in flags)
@@ -124,13 +126,13 @@ def test_processes_other_than_the_first_log_errors_only(
     assert rank() == 1
     Context("train", workspace, "r", False).say("a line")
     bad = TrainConfig(workspace=str(tmp_path), tensors="/nowhere", run="r")
-    assert STEP.execute(bad, str(tmp_path / "result.json")) == 2
+    assert STEP.execute(bad, str(tmp_path / "result.json")).exit_code == 2
     assert capsys.readouterr().err.startswith("[train] error: tensors: expected")
     assert not (tmp_path / "runs").exists() and not (tmp_path / "result.json").exists()
     records = tmp_path / "records"
     records.mkdir()
     monkeypatch.setenv(RANK_RECORDS, str(records))
-    assert STEP.execute(bad) == 2 and not capsys.readouterr().err
+    assert STEP.execute(bad).exit_code == 2 and not capsys.readouterr().err
     assert json.loads((records / "1.json").read_text())["exit_code"] == 2
     assert not (tmp_path / "runs").exists()
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from imagemill.components.dataset.records import StepRecord
 from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.evaluate.config import EvaluateConfig
 from imagemill.components.resize.config import ResizeConfig
@@ -26,7 +27,6 @@ from imagemill.pipelines.cli import main as cli
 from imagemill.pipelines.cluster.check_and_download import check_form
 from imagemill.pipelines.cluster.cluster_file import Cluster, Images, Kfp
 from imagemill.pipelines.parameters import (
-    ALL_STEPS,
     FORM_PARAMETERS,
     MAX_FORM_PARAMETERS,
     format_form_value,
@@ -34,6 +34,7 @@ from imagemill.pipelines.parameters import (
     list_parameters,
     resolve_parameters,
 )
+from imagemill.pipelines.steps import PIPELINE
 
 GOLDEN = Path(__file__).parent / "golden" / "training.yaml"
 CLUSTER = Cluster(
@@ -130,10 +131,10 @@ def test_choices_are_compiled_only_for_servers_that_know_them(tmp_path: Path) ->
 
 
 def test_pipeline_parameters_have_the_order_and_defaults_of_the_form() -> None:
-    from imagemill.pipelines.training import training_pipeline
+    from imagemill.pipelines.training import build_pipeline
 
     form_parameters = list_form_parameters()
-    parameters = inspect.signature(training_pipeline.pipeline_func).parameters
+    parameters = inspect.signature(build_pipeline(CLUSTER).pipeline_func).parameters
     assert list(parameters) == list(form_parameters) == [*FORM_PARAMETERS, "config"]
     for name, parameter in parameters.items():
         default = form_parameters[name].default
@@ -141,12 +142,12 @@ def test_pipeline_parameters_have_the_order_and_defaults_of_the_form() -> None:
         assert parameter.annotation is str, name
 
 
-@pytest.mark.parametrize("step", ALL_STEPS)
+@pytest.mark.parametrize("step", PIPELINE)
 def test_component_takes_the_form_parameters_of_its_step(step: str) -> None:
     """Its body is source text with a signature of its own, which nothing else holds to the config's fields."""
     from imagemill.pipelines.kfp import steps
 
-    config = ALL_STEPS[step].config
+    config = PIPELINE[step].config
     fields = {field.name for field in dataclasses.fields(config)}
     inputs = set(getattr(steps, step).component_spec.inputs)
     own = {*FORM_PARAMETERS} if step == "download" else fields & {*FORM_PARAMETERS}
@@ -205,9 +206,9 @@ def test_config_is_a_file_or_json_for_a_run_and_for_a_step(
 ) -> None:
     configs: list[Any] = []
 
-    def execute(self: Step, config: Any, result: str = "") -> int:
+    def execute(self: Step, config: Any, result: str = "") -> StepRecord:
         configs.append(config)
-        return 0
+        return StepRecord()
 
     monkeypatch.setattr(Step, "execute", execute)
     path, values = tmp_path / "mill.yaml", {"epochs": 3, "promote": "never", "train": {"ema": 0.99}}
@@ -239,7 +240,7 @@ def test_steps_install_nothing_at_run_time(package: Path) -> None:
 
 def test_parameters_of_several_steps_have_one_declaration() -> None:
     declarations: dict[str, tuple[Any, ...]] = {}
-    for step in ALL_STEPS.values():
+    for step in PIPELINE.values():
         for field in dataclasses.fields(step.config):
             properties = (
                 field.default,
@@ -328,8 +329,8 @@ def iter_imports(path: Path, root: Path) -> Iterator[tuple[str, ...]]:
 SHARED = ("compat", "storage", "dataset", "imaging", "models", "metrics", "step", "engine", "report")
 """What steps share, in the order in which it may be imported: each package by those after it."""
 ORDERING = (
-    "api", "compat", "settings", "parameters", "cluster", "docker", "kuberay", "finish", "kfp", "argo", "training",
-    "compile", "local", "experiments", "doctor", "cli",
+    "api", "compat", "settings", "steps", "parameters", "cluster", "run_log", "docker", "kuberay", "finish", "kfp",
+    "argo", "training", "compile", "local", "experiments", "doctor", "cli",
 )  # fmt: skip
 """The packages and modules of pipelines, in the order in which they may be imported; api is for users alone."""
 
@@ -358,7 +359,7 @@ def test_source_tree_imports_in_one_direction() -> None:
         for target in iter_imports(path, root):
             assert target[0] == "components" and target[1] in (*below, own), (path, target)
             used.add((own, target[1]))
-    assert {(step, package) for step in ALL_STEPS for package in ("storage", "dataset", "step")} <= used
+    assert {(step, package) for step in PIPELINE for package in ("storage", "dataset", "step")} <= used
     imported = set()
     for path in (root / "pipelines").rglob("*.py"):
         own = path.relative_to(root / "pipelines").parts[0].removesuffix(".py")
@@ -366,6 +367,6 @@ def test_source_tree_imports_in_one_direction() -> None:
         for target in iter_imports(path, root):
             assert target[0] == "components" or target[1] in below, (path, target)
             imported.add(target[:2])
-    assert {("components", step) for step in ALL_STEPS} <= imported and {
+    assert {("components", step) for step in PIPELINE} <= imported and {
         ("pipelines", name) for name in ORDERING[1:-1]
     } <= imported

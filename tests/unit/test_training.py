@@ -12,10 +12,11 @@ import torch
 from trained import call_before_batch, history_of, make_tensors, raise_killed, run_killed, settings, trainer
 
 from imagemill.components.dataset.manifest import Dataset
+from imagemill.components.step.runner_exit import StopRequest
 from imagemill.components.storage.errors import MillError, TransientError, UserError
 from imagemill.components.train.loop import checkpoint
 from imagemill.components.train.loop.checkpoint import SLOTS, Learner, TrainingState, load_checkpoint, save_checkpoint
-from imagemill.components.train.loop.distributed import Communicator, StopRequest
+from imagemill.components.train.loop.distributed import Communicator
 from imagemill.components.train.loop.optimizer import MovingAverage
 from imagemill.components.train.loop.stepper import choose_autocast_dtype, should_compile
 from imagemill.components.train.loop.trainer import Trainer

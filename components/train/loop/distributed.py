@@ -1,4 +1,4 @@
-"""Communication between the processes of a training, and the signals that stop it.
+"""Communication between the processes of a training.
 
 Gradients travel by DistributedDataParallel (NCCL between GPUs, gloo between CPUs); all other values by a gloo group of
 their own, so that no GPU is waited for.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -17,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...models.artifact import pick_device
 from ...models.timm_models import is_timm
-from ...step.runner_exit import handles_sigterm
+from ...step.runner_exit import StopRequest
 from ...storage.errors import TransientError
 
 if TYPE_CHECKING:
@@ -26,35 +24,6 @@ if TYPE_CHECKING:
 LOST = "another process of this training ended"
 TIMEOUT = timedelta(days=1)
 """Of every collective: ranks wait while the main one saves. When one process ends, all are ended."""
-
-
-@dataclass
-class StopRequest:
-    """A request to end the training at the next batch, made by SIGTERM (the machine is taken away) or Ctrl-C."""
-
-    is_requested: bool = False
-    signal_name: str = "SIGTERM"
-
-    @contextlib.contextmanager
-    def handle_signals(self) -> Iterator[None]:
-        """Let SIGTERM and the first Ctrl-C set `is_requested` instead of ending the process."""
-        if threading.current_thread() is not threading.main_thread():  # Python allows handlers in the main thread only
-            yield
-            return
-
-        def request(number: int, frame: Any) -> None:
-            self.is_requested = True
-            if number == signal.SIGINT:
-                self.signal_name = "Ctrl-C"
-                signal.signal(number, previous[signal.SIGINT])  # a second Ctrl-C ends the process at once
-
-        previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            with handles_sigterm():
-                yield
-        finally:
-            for number, handler in previous.items():
-                signal.signal(number, handler)
 
 
 @dataclass

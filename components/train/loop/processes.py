@@ -16,7 +16,7 @@ from typing import IO
 
 from ...dataset.records import StepRecord
 from ...models.artifact import pick_device
-from ...step.runner_exit import RUNNER_PID
+from ...step.runner_exit import RUNNER_PID, StopRequest
 from ...step.step import RANK_RECORDS
 from ...storage.errors import (
     EXIT_INTERNAL,
@@ -29,7 +29,7 @@ from ...storage.errors import (
 )
 from ...storage.parallel import cores
 from ..config import TrainConfig
-from .distributed import LOST, StopRequest
+from .distributed import LOST
 
 GRACE_S = 120
 """Seconds for writing a checkpoint after SIGTERM."""

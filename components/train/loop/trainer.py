@@ -386,7 +386,7 @@ class Trainer:
         self._count_time(state)
         self._save(state)
         return TransientError(
-            f"stopped by {self.comm.stop.signal_name} after {state.batches} batches of epoch {state.epoch + 1}; "
+            f"stopped by {self.comm.stop.requested_by} after {state.batches} batches of epoch {state.epoch + 1}; "
             "the same command resumes from the checkpoint"
         )
 

@@ -1,1 +1,0 @@
-"""The run on this machine, by KFP's local runners."""
