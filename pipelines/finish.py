@@ -22,6 +22,8 @@ from ..components.storage import uri as uris
 from ..components.storage.errors import EXIT_INTERNAL, EXIT_OK, EXIT_TRANSIENT, EXIT_USER, MillError
 from .cluster.pod_fields import read_pod_cluster
 
+FINISH = "finish"
+"""The name of the exit step."""
 SUMMARY = "summary.md"
 """The summary's file name in the run's folder."""
 EXIT_CODE_MEANINGS = {

@@ -34,8 +34,8 @@ from ..components.storage.errors import (
 )
 from ..components.storage.uri import normalize
 from ..components.train.config import TrainConfig
-from .cluster.check_and_download import find_cached_records, write_cached_records
 from .cluster.cluster_file import Cluster
+from .cluster.unchanged import find_cached_records, write_cached_records
 from .finish import make_failed_result, read_record_facts
 from .parameters import RunParameters
 from .run_log import RunLog

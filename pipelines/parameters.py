@@ -124,6 +124,12 @@ def list_form_parameters() -> dict[str, Parameter]:
     return form | {CONFIG: Parameter(CONFIG, "", str, CONFIG_HELP, (), STEPS)}
 
 
+def list_step_parameters(step: str) -> list[str]:
+    """Return the names of the form's parameters that the pod of a step is given: its own, and for the first step all,
+    since what is wrong with any shall be found there."""
+    return [name for name, parameter in list_form_parameters().items() if step in (STEPS[0], *parameter.steps)]
+
+
 def format_form_value(value: Any) -> str:
     """Return a value as a form holds it: as text, blank where it is unset."""
     return "" if value is None else to_text(value)

@@ -69,9 +69,19 @@ PIPELINE: dict[str, PipelineStep] = {
 
 def select_inputs(step: str, records: Records) -> dict[str, str]:
     """Return the values of a step's `inputs`, from the records of the steps before it."""
+    return {name: select_outputs(giver, records[giver])[name] for name, (giver, _) in PIPELINE[step].inputs.items()}
+
+
+def list_outputs(step: str) -> dict[str, str]:
+    """Return what a step gives (`uri` or a metric of its record), by the field of the later steps that takes it."""
+    return {name: output for row in PIPELINE.values() for name, (giver, output) in row.inputs.items() if giver == step}
+
+
+def select_outputs(step: str, record: StepRecord) -> dict[str, str]:
+    """Return the values of a step's `list_outputs` from its record."""
     return {
-        name: records[giver].uri if output == "uri" else str(records[giver].metrics[output])
-        for name, (giver, output) in PIPELINE[step].inputs.items()
+        name: record.uri if output == "uri" else str(record.metrics[output])
+        for name, output in list_outputs(step).items()
     }
 
 

@@ -1,7 +1,6 @@
 """The KFP pipeline: download → clean → resize → train → evaluate → promote.
 
-Argo's DAG has the same steps and is written in `argo/workflow.py`, because there Argo itself creates the RayJob: who
-changes one changes both.
+The steps, and what each takes from those before it, are those of `steps.py`, as are Argo's in `argo/workflow.py`.
 
 A step whose output exists returns at once, by its manifest. KFP's own cache is off, for its key has neither the image's
 digest nor the source's state. The DAG has pods, retries for those that are lost, deadlines, an exit handler, and one
@@ -17,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from kfp import dsl
 
 from ..components.dataset.manifest import code_version
+from ..components.dataset.workspace import STEPS
 from .cluster.cluster_file import Cluster
-from .kfp import executor, steps
-from .kfp.executor import ENTRY_POINT
+from .finish import FINISH
 from .kfp.pods import ClusterPlacement, supports_literals
-from .parameters import Parameter, RunParameters, format_form_value, list_form_parameters
+from .kfp.steps import build_component
+from .parameters import Parameter, RunParameters, format_form_value, list_form_parameters, list_step_parameters
+from .steps import PIPELINE
 
 if TYPE_CHECKING:
     from kfp.pipeline_spec import pipeline_spec_pb2
@@ -38,44 +39,34 @@ def build_pipeline(cluster: Cluster, parameters: RunParameters | None = None) ->
     on = ClusterPlacement(cluster, parameters or RunParameters({}, {}))
     form = list_form_parameters()
 
+    components = {step: build_component(step) for step in (*STEPS, FINISH)}
+
     def training(*values: Any) -> None:
-        arguments = dict(zip(form, values, strict=True))
-        run = dsl.PIPELINE_JOB_ID_PLACEHOLDER
+        arguments = dict(zip(form, values, strict=True)) | {"run": dsl.PIPELINE_JOB_ID_PLACEHOLDER}
+        tasks: dict[str, Any] = {}
 
-        def select_inputs(step: str) -> dict[str, Any]:
-            return {"run": run} | {name: value for name, value in arguments.items() if step in form[name].steps}
+        def add(step: str) -> Any:
+            taken = {name: tasks[giver].outputs[name] for name, (giver, _) in PIPELINE[step].inputs.items()}
+            given = {name: arguments[name] for name in ("run", *list_step_parameters(step))}
+            tasks[step] = on.place(step, components[step](**(given | taken)))
+            return tasks[step]
 
-        with on.build_exit_handler(lambda: steps.finish(workspace=arguments["workspace"], run=run)):
-            raw = on.place("download", steps.download(run=run, **arguments))
-            arguments["name"] = raw.outputs["name"]  # resolved: all later steps use the same name
-            with on.build_changed_group(raw):
-                cleaned = on.place("clean", steps.clean(raw=raw.outputs["raw"], **select_inputs("clean")))
-                tensors = on.place("resize", steps.resize(clean=cleaned.outputs["Output"], **select_inputs("resize")))
-                model = on.place("train", steps.train(tensors=tensors.outputs["Output"], **select_inputs("train")))
-                evaluated = on.place("evaluate", steps.evaluate(
-                    model=model.outputs["Output"], clean=cleaned.outputs["Output"], **select_inputs("evaluate"),
-                ))  # fmt: skip
-                on.place("promote", steps.promote(
-                    evaluation=evaluated.outputs["evaluation"],
-                    champion_evaluation=evaluated.outputs["champion_evaluation"], **select_inputs("promote"),
-                ))  # fmt: skip
+        def finish() -> Any:
+            return components[FINISH](workspace=arguments["workspace"], run=arguments["run"])
+
+        with on.build_exit_handler(finish):
+            first, *others = STEPS
+            with on.build_changed_group(add(first)):
+                for step in others:
+                    add(step)
 
     training.__signature__ = make_signature(form)  # type: ignore[attr-defined]
     training.__doc__ = make_docstring(form, "Labeled images in, a better classifier out.")
     decorate = dsl.pipeline(name=NAME, display_name="Imagemill training", pipeline_config=on.build_config())
     pipeline = decorate(training)
-    replace_executor(pipeline.pipeline_spec)
     if supports_literals(cluster.kfp.version):
         add_choices(pipeline.pipeline_spec, form)
     return pipeline
-
-
-def replace_executor(spec: pipeline_spec_pb2.PipelineSpec) -> None:
-    """Let the pods start KFP's executor through ours, which does not print a step's whole input to its log."""
-    for settings in spec.deployment_spec["executors"].values():
-        command = settings["container"]["command"]
-        for index, word in enumerate(command):
-            command[index] = word.replace(f"-m {ENTRY_POINT}", f"-m {executor.__name__}")
 
 
 def add_choices(spec: pipeline_spec_pb2.PipelineSpec, form: Mapping[str, Parameter]) -> None:

@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..dataset.manifest import MANIFEST, Dataset, digest, find_intact_dataset, normalize_dataset_uri, read_dataset
+from ..dataset.manifest import Dataset, digest, find_intact_dataset, normalize_dataset_uri, read_dataset
 from ..dataset.records import StepRecord
 from ..dataset.workspace import Workspace
-from ..storage.errors import EXIT_INTERNAL, EXIT_OK, EXIT_USER, MillError, UserError, describe_internal_error, wrong
+from ..storage.errors import EXIT_INTERNAL, EXIT_USER, MillError, UserError, describe_internal_error, wrong
 from ..storage.store import get_store
-from ..storage.uri import join, normalize
+from ..storage.uri import normalize
 from .command_line import HelpAction, Parser, add_flag, configure_logging, explain_missing_modules
 from .config import (
     StepConfig,
@@ -39,9 +39,6 @@ RUN_ENV = "IMAGEMILL_RUN"
 RANK_RECORDS = "IMAGEMILL_RANK_RECORDS"
 """Variable that names a folder: a step in several processes collects the records of all of them there."""
 RAN, CACHED = "ran", "cached"
-_OUTPUTS_HELP = (
-    "write what the step gives into this folder, a file a value: uri, state, metrics, the manifest or report"
-)
 
 
 @dataclass(frozen=True)
@@ -228,28 +225,6 @@ class Step:
         except (MillError, OSError) as error:  # the step's own outcome stands
             say(self.name, f"the record could not be written: {error}")
 
-    def component(self, config: str, artifact: str, **values: Any) -> StepRecord:
-        """Run the step as the body of a KFP component, from named values and the JSON parameter; return its record.
-
-        The dataset's manifest is copied to the file `artifact`, unless that is empty. Ends the process with the
-        step's exit code when it fails.
-        """
-        configure_logging()
-        values["run"] = os.environ.get(RUN_ENV) or values.get("run", "")
-        values = self._unset_blanks({key: value for key, value in values.items() if key in field_types(self.config)})
-        try:
-            step_config = self.config.from_values(values | self._section(config, values))
-        except UserError as error:
-            say(self.name, f"error: {error}")
-            raise SystemExit(error.exit_code) from None
-        record = self.execute(step_config)
-        if record.exit_code:
-            raise SystemExit(record.exit_code)
-        manifest = join(record.uri, MANIFEST)
-        if artifact and (code := self.write_results(lambda: download_file(manifest, artifact))):
-            raise SystemExit(code)
-        return record
-
     def main(
         self, argv: Sequence[str] | None = None, prog: str = "", check_config: Callable[[str], object] = parse_config
     ) -> int:
@@ -261,7 +236,6 @@ class Step:
         exit_with_runner()
         parser = self._make_parser(prog)
         parser.add_argument("--result", default="", metavar="FILE", help="write the step's record to this file")
-        parser.add_argument("--outputs", default="", metavar="FOLDER", help=_OUTPUTS_HELP)
         parser.add_argument(
             "--config",
             default="",
@@ -271,7 +245,7 @@ class Step:
         )
         try:
             values = {k: v for k, v in vars(parser.parse_args(argv)).items() if v is not None}
-            result, outputs, sections = values.pop("result"), values.pop("outputs"), values.pop("config")
+            result, sections = values.pop("result"), values.pop("config")
             is_file = bool(sections.strip()) and not is_json_object(sections)
             sections = read_config_file(sections) if is_file else sections
             check_config(sections)
@@ -286,13 +260,7 @@ class Step:
         except UserError as error:
             say(self.name, f"error: {error}")
             return error.exit_code
-        if outputs:
-            Path(outputs).mkdir(parents=True, exist_ok=True)
-            result = result or str(Path(outputs) / "record.json")
-        record = self.execute(config, result)
-        if record.exit_code or not outputs:
-            return record.exit_code
-        return self.write_results(lambda: write_outputs(record, Path(outputs)))
+        return self.execute(config, result).exit_code
 
     def _make_parser(self, prog: str) -> Parser:
         """Return a parser of the options, in the config's `HELP_GROUPS`."""
@@ -307,18 +275,6 @@ class Step:
                 group = parser.add_argument_group(title)
             add_flag(group, option.name, requested_default(option), option.metadata["help"], option.metadata["choices"])
         return parser
-
-    def write_results(self, write: Callable[[], None]) -> int:
-        """Call `write`, which gives an orchestrator the step's results; return the exit code.
-
-        Nothing is lost where the store is unavailable then: the next attempt finds the dataset.
-        """
-        try:
-            write()
-        except (MillError, OSError) as error:
-            say(self.name, f"error: the step's results could not be written for the orchestrator: {error}")
-            return error.exit_code if isinstance(error, MillError) else EXIT_INTERNAL
-        return EXIT_OK
 
     def _find_variables(self) -> dict[str, str]:
         """Return the environment variables that set options, by option: those for this step before those for all."""
@@ -342,20 +298,6 @@ class Step:
         if duplicates := sorted({*values, *self.config.PARENTS} & set(section)):
             raise wrong(f"config.{self.name}", "what is no parameter of its own", duplicates[0])
         return section
-
-
-def write_outputs(record: StepRecord, folder: Path) -> None:
-    """Write a record as files of a folder, one a value, from which Argo takes parameters and artifacts.
-
-    `uri`, `state` and each of the metrics; the dataset's manifest as `manifest.json`, a report as `report.html`.
-    """
-    for name, value in {"uri": record.uri, "state": record.state, **record.metrics}.items():
-        (folder / name).write_text(value if isinstance(value, str) else json.dumps(value), encoding="utf-8")
-    (folder / "metrics.json").write_text(json.dumps(record.metrics, indent=1) + "\n", encoding="utf-8")
-    if record.fingerprint:
-        download_file(join(record.uri, MANIFEST), str(folder / "manifest.json"))
-    if report := record.metrics.get("report"):
-        download_file(report, str(folder / "report.html"))
 
 
 def download_file(uri: str, path: str) -> None:

@@ -1,30 +1,27 @@
 """The pipeline for Argo Workflows without Kubeflow, 3.7 and 4: a WorkflowTemplate, and the CronWorkflow that starts it.
 
-DAG, parameters and defaults are the same as the KFP pipeline's. There clean and resize create a RayJob where they need
-one; here the pod before plans it, download's or clean's, and Argo itself creates it.
+DAG, pods, parameters and defaults are the same as the KFP pipeline's: those of `steps.py` and `pod.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from ...components.dataset.workspace import STEPS
 from ...components.storage.errors import wrong
 from ..cluster import validation
-from ..cluster.check_and_download import CHANGED
 from ..cluster.checks import check_output, set_workspace
 from ..cluster.cluster_file import LABELS, RUN_LABEL, Cluster, Limits
 from ..cluster.pod_fields import NO_SIDECAR, build_pod_security_context
+from ..cluster.unchanged import CHANGED
+from ..finish import FINISH
 from ..parameters import RunParameters, format_form_value, list_form_parameters
 from ..steps import PIPELINE
-from .planning import POD, only_resize_knows_tensors
-from .planning import RAYJOB as PLANNED_RAYJOB
-from .templates import RUN_PLACEHOLDER, STEP_PARTS, build_finish_template, build_rayjob_template, build_step_template
+from .templates import RUN_PLACEHOLDER, build_finish_template, build_step_template
 
 if TYPE_CHECKING:
-    from hera.workflows import DAG, Parameter, Task
+    from hera.workflows import DAG, Parameter
 
 NAME = "imagemill-training"
 """The name of the WorkflowTemplate and of the CronWorkflow."""
@@ -54,7 +51,7 @@ def build_workflow_template(cluster: Cluster, parameters: RunParameters) -> dict
     from hera.workflows import WorkflowTemplate, models
 
     limits, argo = cluster.limits, cluster.argo
-    dag = _build_dag(cluster)
+    dag = _build_dag()
     template = WorkflowTemplate(
         name=NAME,
         namespace=cluster.namespace,
@@ -65,7 +62,7 @@ def build_workflow_template(cluster: Cluster, parameters: RunParameters) -> dict
         },
         arguments=_build_parameters(cluster, parameters),
         entrypoint=dag.name,
-        on_exit="finish",
+        on_exit=FINISH,
         service_account_name=argo.service_account,
         security_context=models.PodSecurityContext.model_validate(build_pod_security_context()),
         image_pull_secrets=list(cluster.images.pull_secrets) or None,
@@ -78,7 +75,11 @@ def build_workflow_template(cluster: Cluster, parameters: RunParameters) -> dict
         active_deadline_seconds=limits.run_deadline_seconds or None,
         synchronization=models.Synchronization(mutexes=[models.Mutex(name=argo.mutex)]) if argo.mutex else None,
         archive_logs=None if argo.artifacts else False,
-        templates=[dag, *_build_step_templates(cluster, parameters), build_finish_template(cluster)],
+        templates=[
+            dag,
+            *(build_step_template(step, cluster, parameters) for step in STEPS),
+            build_finish_template(cluster),
+        ],
     )
     document: dict[str, Any] = template.to_dict()
     return document
@@ -107,91 +108,22 @@ def _build_parameters(cluster: Cluster, parameters: RunParameters) -> list[Param
     ]  # fmt: skip
 
 
-def _build_step_templates(cluster: Cluster, parameters: RunParameters) -> list[Any]:
-    """Return the templates of steps, and that of RayJobs where the cluster makes any."""
-    tasks = [step for step in STEP_PARTS if step != "resize" or _may_resize_in_pod(cluster)]
-    templates = [build_step_template(task, cluster, parameters) for task in tasks]
-    return [*templates, build_rayjob_template(cluster)] if cluster.ray.makes_rayjobs else templates
+def _build_dag() -> DAG:
+    """Return the DAG: each task depends on those whose outputs it takes, and is omitted where one did not succeed.
 
-
-def _may_resize_in_pod(cluster: Cluster) -> bool:
-    return cluster.ray.mode != "rayjob"
-
-
-def _build_dag(cluster: Cluster) -> DAG:
-    """Return the DAG: each task depends on those whose outputs are its inputs.
-
-    Where nothing has changed, download is the only task that runs. The tensors are made by a pod, by a RayJob, or not
-    at all, as clean's pod has planned. Where a RayJob cleans, as planned by download's pod, clean's finds its dataset.
+    Where nothing has changed, download is the only task that runs.
     """
-    from hera.workflows import DAG
+    from hera.workflows import DAG, Task
 
-    clean_tasks = _build_rayjob_tasks("clean-rayjob", "clean", "download", cluster)
-    tensor_tasks = _build_rayjob_tasks("rayjob", "resize", "clean", cluster)
-    if _may_resize_in_pod(cluster):
-        tensor_tasks.insert(0, _build_task("resize", when=_build_condition("clean", "executor", POD)))
-    tensors_task = "resize" if only_resize_knows_tensors(cluster) else "clean"  # clean's pod can tell
-    tasks = [
-        _build_task("download"),
-        *clean_tasks,
-        _build_task("clean", {}, _list_done(clean_tasks), when=_build_condition("download", "changed", CHANGED)),
-        *tensor_tasks,
-        _build_task("train", {"tensors": tensors_task}, _list_done(tensor_tasks)),
-        _build_task("evaluate"),
-        _build_task("promote"),
-    ]
+    changed = f"'{{{{tasks.{STEPS[0]}.outputs.parameters.changed}}}}' == '{CHANGED}'"
+    tasks = []
+    for step in STEPS:
+        inputs = {name: giver for name, (giver, _) in PIPELINE[step].inputs.items()}
+        taken = {name: f"{{{{tasks.{giver}.outputs.parameters.{name}}}}}" for name, giver in inputs.items()}
+        depends = " && ".join(f"{giver}.Succeeded" for giver in dict.fromkeys(inputs.values()))
+        when = changed if step == STEPS[1] else None
+        tasks.append(Task(name=step, template=step, arguments=taken or None, depends=depends or None, when=when))
     return DAG(name="training", tasks=[*tasks])
-
-
-def _build_rayjob_tasks(name: str, step: str, planner: str, cluster: Cluster) -> list[Task]:
-    """Return the task of a step's RayJob, which the task `planner` has planned; none where the step never has one."""
-    if not cluster.ray.may_make_rayjob(step):
-        return []
-    when = _build_condition(planner, "executor", PLANNED_RAYJOB)
-    return [_build_task(name, {"rayjob": planner}, when=when, template="rayjob")]
-
-
-def _list_done(tasks: Sequence[Task]) -> list[str]:
-    """Return the conditions that tasks have ended well or were not needed."""
-    return [f"({task.name}.Succeeded || {task.name}.Skipped)" for task in tasks]
-
-
-def _build_condition(task: str, output: str, value: str) -> str:
-    return f"'{{{{tasks.{task}.outputs.parameters.{output}}}}}' == '{value}'"
-
-
-OUTPUT_TASKS = {output: task for task, part in STEP_PARTS.items() if task != "resize" for output in part.outputs}
-"""Output parameter → the task that has it, unless the DAG names another one."""
-
-
-def _build_task(
-    name: str,
-    output_tasks: Mapping[str, str] = MappingProxyType({}),
-    conditions: Sequence[str] = (),
-    when: str | None = None,
-    template: str = "",
-) -> Task:
-    """Return a task with its arguments. It is omitted where a task whose output it takes did not succeed (`depends`).
-
-    Args:
-        name: the name of the task, and of its template unless `template` is another one.
-        output_tasks: output parameter → the task that has it, where OUTPUT_TASKS names another one.
-        conditions: further conditions of `depends`, all of which must hold.
-        when: the condition without which the task is skipped.
-    """
-    from hera.workflows import Task
-
-    inputs = PIPELINE[name].inputs if name in PIPELINE else output_tasks
-    tasks_by_output = {output: {**OUTPUT_TASKS, **output_tasks}[output] for output in inputs}
-    parents = [f"{parent}.Succeeded" for parent in dict.fromkeys(tasks_by_output.values())]
-    return Task(
-        name=name,
-        template=template or name,
-        arguments={name: f"{{{{tasks.{task}.outputs.parameters.{name}}}}}" for name, task in tasks_by_output.items()}
-        or None,
-        depends=" && ".join([*parents, *conditions]) or None,
-        when=when,
-    )
 
 
 def build_cron_workflow(cluster: Cluster) -> dict[str, Any]:

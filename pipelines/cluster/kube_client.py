@@ -25,7 +25,7 @@ RIGHTS = {
     ("", "events"): ("list",),
 }
 """(API group, resource) → verbs that the launcher needs. Of these the exit step needs to list and delete RayJobs, and
-to list events; Argo's clean step, which plans the RayJob, needs none."""
+to list events."""
 _ROLE_FILE = "k8s/base/kubeflow/rayjobs.yaml"
 SERVICE_ACCOUNT_DIR = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 RETRY_S = 180.0

@@ -24,11 +24,6 @@ from .site import ARGO, ERROR, OK, WARNING, Finding, Site, Unseen
 Rights = Mapping[tuple[str, str], Iterable[str]]
 """(API group, resource) → verbs."""
 EXECUTOR_RIGHTS: Rights = {("argoproj.io", "workflowtaskresults"): ("create", "patch")}
-LAUNCHER_RIGHTS: Rights = {
-    ("ray.io", "rayjobs"): ("create", "delete", "get", "list", "patch"),
-    ("", "events"): ("list",),
-    ("", "pods"): ("list",),
-}
 USER_RIGHTS: Rights = {("argoproj.io", "workflows"): ("create", "get", "list", "watch"), ("", "pods/log"): ("get",)}
 """Rights that a user needs for `argo submit` and `argo logs`."""
 OLDEST_ARGO, OLDEST_KUBERAY = (3, 7), (1, 6)
@@ -152,7 +147,7 @@ def _list_accounts(site: Site) -> dict[str, Rights]:
     executor = argo.executor_service_account
     accounts = {argo.service_account: {} if executor else EXECUTOR_RIGHTS}
     accounts |= {executor: EXECUTOR_RIGHTS} if executor else {}
-    return accounts | {argo.launcher_service_account: {**EXECUTOR_RIGHTS, **(LAUNCHER_RIGHTS if makes_rayjobs else {})}}
+    return accounts | {argo.launcher_service_account: {**EXECUTOR_RIGHTS, **(RIGHTS if makes_rayjobs else {})}}
 
 
 def list_missing_rights(site: Site, account: str, rights: Rights) -> list[str]:

@@ -15,15 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...components.step.progress import say
-from ...components.storage.errors import EXIT_USER
-from ..cluster.check_and_download import CHANGED
 from ..cluster.cluster_file import COMPONENT_LABEL, LABELS, RUN_LABEL, SCRATCH, TOKEN_KEY, UID, Cluster, Pod
 from ..cluster.pod_fields import (
     NO_SIDECAR,
@@ -32,8 +28,10 @@ from ..cluster.pod_fields import (
     get_rayjob_deadline,
     shm_size,
 )
+from ..cluster.unchanged import CHANGED
 from ..parameters import RunParameters
 from ..settings import parse_quantity, to_text
+from .results import KFP_VERSION_VARIABLE, POD_NAME_VARIABLE
 
 if TYPE_CHECKING:
     from kfp import dsl
@@ -48,10 +46,6 @@ _KFP_CPU = re.compile(r"\d+(\.\d+)?m?")
 _KFP_MEMORY = re.compile(r"\d+([EPTGMK]i?)?")
 RUN_SETTINGS_SINCE = (2, 17)
 LITERALS_SINCE = (2, 16)
-KFP_VERSION_VARIABLE = "IMAGEMILL_KFP_VERSION"
-"""Variable in each pod, from the package's first document: the release that the package was compiled for."""
-POD_NAME_VARIABLE = "POD_NAME"
-"""Variable in each pod, from the package's second document."""
 
 
 @dataclass(frozen=True)
@@ -222,21 +216,3 @@ def supports_literals(version: str) -> bool:
 
 def _parse_release(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
-
-
-def describe_ignored_settings() -> str:
-    """Return the error of a pod whose settings the server has ignored; empty where it has not, and elsewhere."""
-    if not os.environ.get(KFP_VERSION_VARIABLE) or os.environ.get(POD_NAME_VARIABLE):
-        return ""
-    return (
-        "kfp.version: expected the release of the Kubeflow Pipelines server, found "
-        f"{os.environ[KFP_VERSION_VARIABLE]!r}, and the server is older: it has ignored the pods' settings, "
-        "credentials among them. Say it in the cluster file and compile again"
-    )
-
-
-def check_server() -> None:
-    """End the process with exit code 2 where the server has ignored the pods' settings; called by the first step."""
-    if message := describe_ignored_settings():
-        say("download", f"error: {message}")
-        raise SystemExit(EXIT_USER)

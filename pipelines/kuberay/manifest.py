@@ -59,21 +59,6 @@ _DEPLOYMENT_STATUSES = {
 SUCCESS, _STOPPED = "SUCCEEDED", "STOPPED"
 
 
-def _list_deployment_statuses(meaning: str) -> list[str]:
-    return sorted(name for name, state in _DEPLOYMENT_STATUSES.items() if state == meaning)
-
-
-SUCCESS_CONDITION = (
-    f"status.jobDeploymentStatus in ({','.join(_list_deployment_statuses(SUCCEEDED))}),status.jobStatus == {SUCCESS}"
-)
-"""Argo's conditions of a resource template. Requirements of success must all hold; of failure one is enough, and it is
-looked at first. They can't express `Complete` with yet another jobStatus, which KubeRay since 1.4 never writes:
-classify_status returns FAILED for it, and Argo would wait for the deadline."""
-FAILURE_CONDITION = (
-    f"status.jobDeploymentStatus in ({','.join(_list_deployment_statuses(FAILED))}),status.jobStatus == {_STOPPED}"
-)
-
-
 def classify_status(status: Mapping[str, Any]) -> str:
     """Return the meaning of a RayJob's status: `waiting`, `running`, `succeeded` or `failed`.
 

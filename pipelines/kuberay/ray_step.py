@@ -1,5 +1,5 @@
-"""Bodies of the clean and resize components of every KFP run: a step in its own process, as a RayJob, or for resize on
-an existing Ray cluster. Without a cluster file, as on a laptop, it is the step as it is.
+"""Where the step of a pod works: in the pod, for clean and resize as a RayJob, or for resize on an existing Ray
+cluster.
 
 A RayJob's pods take 35 to 60 s before they do any work (measured on a node of two busy cores, with the images there),
 Ray in the step's own pod about 10 s, clean's processes less: so a small dataset is done sooner there. The time of the
@@ -8,19 +8,16 @@ work is estimated by `estimate_core_seconds` of components/clean and components/
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from ...components.clean.config import CleanConfig
 from ...components.dataset.manifest import find_intact_dataset
-from ...components.dataset.records import StepRecord
-from ...components.resize import STEP as RESIZE
 from ...components.resize.config import ResizeConfig
-from ...components.step.config import StepConfig, parse_config
-from ...components.step.progress import format_duration, say
+from ...components.step.config import StepConfig
+from ...components.step.progress import format_duration
 from ...components.step.step import CACHED, Context, Outcome, Step
 from ...components.storage.errors import UserError
 from ..cluster.cluster_file import Cluster, Mode, require_s3_workspace
@@ -30,20 +27,22 @@ from .launcher import Target, run_rayjob
 from .manifest import count_gpus, refuse_address
 
 
-def run_step(step: Step, config: str, artifact: str, **values: Any) -> StepRecord:
-    """Run clean or resize where the cluster file says, and return its record.
-
-    Arguments, results and exit codes are those of `Step.component`.
-    """
+def place_step(step: Step) -> Step:
+    """Return a step that does its work where the cluster file of this pod says; its config, record, errors and exit
+    codes are its own."""
     try:
         cluster = read_pod_cluster()
     except UserError as error:
-        return _replace_work(step, partial(_refuse, str(error))).component(config, artifact, **values)
+        return _StepElsewhere.of(step, partial(_refuse, str(error)))
     if cluster is not None and cluster.ray.may_make_rayjob(step.name):
-        return _replace_work(step, partial(_place_and_run, step, cluster)).component(config, artifact, **values)
+        return _StepElsewhere.of(step, partial(_place_and_run, step, cluster))
     if cluster is not None and cluster.ray.get_mode(step.name) == "address":
-        config = add_ray_address(config, cluster.ray.address)
-    return step.component(config, artifact, **values)
+        return _StepElsewhere.of(step, partial(_run_at_address, step, cluster.ray.address))
+    return step
+
+
+def _run_at_address(step: Step, address: str, config: Any, context: Context) -> Outcome:
+    return step.run(replace(config, ray_address=config.ray_address or address), context)
 
 
 def _place_and_run(step: Step, cluster: Cluster, config: StepConfig, context: Context) -> Outcome:
@@ -87,30 +86,19 @@ def choose_mode(cluster: Cluster, step: str, core_seconds: float, device: str = 
 
 
 @dataclass(frozen=True)
-class _StepWithOtherWork(Step):
-    """A step with another function: config, record, errors and exit codes are its own."""
+class _StepElsewhere(Step):
+    """A step whose work is another function, which may do it elsewhere: what it `needs` here is found then."""
 
     work: Callable[[Any, Context], Outcome]
+
+    @classmethod
+    def of(cls, step: Step, work: Callable[[Any, Context], Outcome]) -> Step:
+        return cls(step.name, step.config, step.entry_point, step.help, work)
 
     def run(self, config: StepConfig, context: Context) -> Outcome:
         return self.work(config, context)
 
 
-def _replace_work(step: Step, work: Callable[[Any, Context], Outcome]) -> Step:
-    return _StepWithOtherWork(step.name, step.config, step.entry_point, step.help, work)
-
-
 def _refuse(message: str, config: Any, context: Context) -> Outcome:
     """Raise the error of a step that can't begin, so that it is recorded: no other attempt can succeed."""
     raise UserError(message)
-
-
-def add_ray_address(config: str, address: str) -> str:
-    """Return the JSON parameter `config` with `resize.ray_address`, unless the run's own config has one."""
-    try:
-        options, sections = parse_config(config)
-    except UserError as error:
-        say(RESIZE.name, f"error: {error}")
-        raise SystemExit(error.exit_code) from None
-    section = {"ray_address": options.pop("ray_address", address)} | sections.get(RESIZE.name, {})
-    return json.dumps(options | sections | {RESIZE.name: section}, sort_keys=True)

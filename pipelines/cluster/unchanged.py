@@ -1,51 +1,36 @@
-"""The first step of a run on a cluster: check the form's values for all steps, download, and tell whether the other
-steps have anything to do, as local runs ask as well.
+"""Whether a run has anything to do, asked before it works: the form's values are checked for all steps, and each step
+looks up its result without making anything.
 
-`check_and_download` is the body of the KFP component; Argo's pod calls the same functions (`argo/download.py`). Where
-the other steps have nothing to do, the records of all are written, and no other pod starts but the exit step's:
-`changed` is the condition in the KFP package (`dsl.If`) and in Argo's DAG (`when`). Each step, in its order and by its
-own code, looks up its result without making anything (`Step.execute_cached`). So a fingerprint is computed in one place
-only, and no list of results can be out of date.
+On a cluster the first pod asks once download has ended: where no other step has anything to do, it writes the records
+of all, and no other pod starts but the exit step's. `changed` is the condition in the KFP package (`dsl.If`) and in
+Argo's DAG (`when`). Each step, in its order and by its own code, looks up its result (`Step.execute_cached`): so a
+fingerprint is computed in one place only, and no list of results can be out of date.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import traceback
 from collections.abc import Mapping
-from typing import Any
 
 from ...components.dataset.records import StepRecord
 from ...components.dataset.workspace import STEPS, Workspace
 from ...components.download import STEP
 from ...components.step.progress import say
-from ...components.step.step import CACHED, RUN_ENV, NotCached
+from ...components.step.step import CACHED, NotCached
 from ...components.storage.errors import MillError, UserError
-from ..parameters import CONFIG, RunParameters, parse_form
+from ..parameters import RunParameters, parse_form
 from ..steps import PIPELINE, Records, select_inputs
 
 CHANGED, UNCHANGED = "true", "false"
 """The values of the output `changed`."""
 
 
-def check_and_download(config: str, artifact: str, run: str, parameters: Mapping[str, Any]) -> tuple[StepRecord, str]:
-    """Run the first step as the body of a KFP component; return download's record and the output `changed`.
-
-    `config`: the JSON parameter; `parameters`: all other pipeline parameters. Ends the process with the step's exit
-    code when it fails.
-    """
-    run_parameters = check_form(run, {**parameters, CONFIG: config})
-    record = STEP.component(config, artifact, run=run, **parameters)
-    is_complete = complete_if_unchanged(run_parameters, os.environ.get(RUN_ENV) or run, record)
-    return record, UNCHANGED if is_complete else CHANGED
-
-
 def check_form(run: str, form: Mapping[str, str]) -> RunParameters:
     """Return the parameters of a run from those of its form, checked for every step, before the first one works.
 
-    Writes an error to the record of download, and ends the process with exit code 2.
+    Writes an error to the record of download, and raises it.
     """
     try:
         parameters = parse_form(form)
@@ -53,12 +38,11 @@ def check_form(run: str, form: Mapping[str, str]) -> RunParameters:
             parameters.config(step)
         return parameters
     except UserError as error:
-        say(STEP.name, f"error: {error}")
         record = StepRecord(error=str(error), exit_code=error.exit_code)
         with contextlib.suppress(MillError):  # a wrong workspace, or a store that does not answer
             workspace = Workspace.from_uri(form.get("workspace", ""))
-            workspace.write_step_record(os.environ.get(RUN_ENV) or run, STEP.name, record)
-        raise SystemExit(error.exit_code) from None
+            workspace.write_step_record(run, STEP.name, record)
+        raise
 
 
 def complete_if_unchanged(parameters: RunParameters, run: str, record: StepRecord) -> bool:
