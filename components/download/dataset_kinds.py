@@ -26,7 +26,7 @@ from .columns import SIDES, SPLIT_NAMES, read_table
 from .config import PETS_URL, DownloadConfig
 from .sources import ArchiveSource, DemoSource, Source, open_source
 from .streams import open_stream, read_small
-from .table import TableSource
+from .table import BATCH, TableSource
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,17 @@ class TableLabeller:
     """
 
     def __init__(self, table: Any) -> None:
-        self._columns = {name: table.column(name) for name in table.column_names if name not in ("path", "mask")}
+        self._table = table.select([name for name in table.column_names if name not in ("path", "mask")])
+        self._first, self._rows = 0, list[dict[str, Any]]()
 
     def listing(self) -> str | None:
         return "csv"  # the table's bytes are in its source's listing
 
     def labels(self, path: str, number: int) -> Labels:
-        row = {name: column[number].as_py() for name, column in self._columns.items()}
+        if not self._first <= number < self._first + len(self._rows):
+            size = BATCH if number == self._first + len(self._rows) else 1  # all in their order, or single ones
+            self._first, self._rows = number, self._table.slice(number, size).to_pylist()
+        row = self._rows[number - self._first]
         split = row.get("split", "").strip().lower()
         return Labels(
             label=row["label"].strip() or None,

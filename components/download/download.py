@@ -81,7 +81,8 @@ def download(config: DownloadConfig, context: Context) -> Outcome:
     dataset = existing or commit(uri, _make_manifest(snapshot, index, uri, source, config))
     if snapshot.files is not None:
         store_listing(context.workspace, config, snapshot.files, dataset)
-    if key and (source.checks_reads or _make_listing_key(source, labeller, config, context) == key):
+    is_certain = source.checks_reads or not snapshot.has_read
+    if key and (is_certain or _make_listing_key(source, labeller, config, context) == key):
         record = {"raw": context.workspace.relative(uri), "source": source.where}
         context.workspace.add_source_record(key, record)
         if context.rerun or config.verify == "content":  # later runs, which trust the listing, shall find what was read
@@ -150,6 +151,7 @@ class _Snapshot:
         kept, kept_labels: rows of the earlier index that stay in their parts, and the labels that they have now.
         tables: further rows of the index, of parts that were written.
         parts: those parts, by key.
+        has_read: whether files of the source were read.
     """
 
     source: Source
@@ -163,6 +165,7 @@ class _Snapshot:
     parts: dict[str, Part] = field(default_factory=dict)
     skipped: FileCounter = field(default_factory=FileCounter)
     missing_masks: FileCounter = field(default_factory=FileCounter)
+    has_read: bool = True
 
     def read_stream(self) -> None:
         """Read a source that can't be listed file by file, as a whole; rows that an earlier part has stay there."""
@@ -237,6 +240,7 @@ class _Snapshot:
         keys = [make_part_key("read", VERSION, last, {"files": _hash(file_keys.take(chunk))}) for chunk in chunks]
         records = self.folder.find(keys) if is_trusted else {}
         missing = [chunk for key, chunk in zip(keys, chunks, strict=True) if key not in records]
+        self.has_read = bool(missing)
         if done := sum(map(len, chunks)) - sum(map(len, missing)):
             context.say(f"resuming after {done:,} files that an earlier attempt finished")
         progress = _ReadProgress(sum(map(len, missing)))

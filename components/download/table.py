@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import chain, islice
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..storage import uri as uris
 from ..storage.errors import wrong
@@ -19,6 +21,9 @@ from .config import check_uri
 from .listing import SourceFile, make_listing
 from .sources import MAX_FILE_BYTES, Numbers
 from .streams import fetch
+
+BATCH = 500
+"""Rows that are looked up at a time: of one file a thread's overhead is more than the work."""
 
 
 class TableSource:
@@ -42,12 +47,18 @@ class TableSource:
 
         None if a file is behind http, because servers need not have validators.
         """
-        if any(uris.is_http(uri) for uri in self.list_uris()):
+        names_http, names_s3 = (
+            any(_has_scheme(column, scheme) for column in (self._paths, self._masks)) for scheme in ("https?", "s3")
+        )
+        if names_http or (uris.is_http(self._uri) and any(uris.is_http(uri) for uri in self.list_uris())):
             return None
         digest = self._hash.copy()
 
         def list_entries() -> Iterator[SourceFile]:
-            for file in map_ordered(self._rows(range(self.total)), self._look_up, self._workers, lambda _: 0):
+            batches = (range(start, min(start + BATCH, self.total)) for start in range(0, self.total, BATCH))
+            # On this machine's disk threads wait for one another rather than for answers.
+            workers = self._workers if names_s3 or uris.is_s3(self._uri) else 1
+            for file in chain.from_iterable(map_ordered(batches, self._look_up_all, workers, lambda _: 0)):
                 digest.update(_describe(file.size, file.validator))
                 if file.mask_uri is not None:
                     digest.update(_describe(file.mask_size, file.mask_validator))
@@ -61,9 +72,11 @@ class TableSource:
 
     def _rows(self, numbers: Iterable[int]) -> Iterator[tuple[str, str]]:
         """Yield path and mask of the images of these numbers; '' for no mask."""
-        for number in map(int, numbers):
-            mask = "" if self._masks is None else self._masks[number].as_py()
-            yield self._paths[number].as_py(), mask if mask.strip() else ""
+        numbers = iter(numbers)
+        while batch := pa.array([*islice(numbers, BATCH)], pa.int64()):
+            paths = self._paths.take(batch).to_pylist()
+            masks = [""] * len(paths) if self._masks is None else self._masks.take(batch).to_pylist()
+            yield from zip(paths, (mask if mask.strip() else "" for mask in masks), strict=True)
 
     def list_uris(self) -> Iterator[str]:
         """Yield the URI of every file that the table names: images and masks."""
@@ -95,6 +108,9 @@ class TableSource:
             return normalize_path(uris.normalize(path) if uris.scheme(path) else path)
         query = urlsplit(path).query
         return uris.redact(path) + (f"?{hashlib.sha256(query.encode()).hexdigest()[:16]}" if query else "")
+
+    def _look_up_all(self, numbers: Iterable[int]) -> list[SourceFile]:
+        return [self._look_up(row) for row in self._rows(numbers)]
 
     def _look_up(self, row: tuple[str, str]) -> SourceFile:
         uri = self._locate(row[0])
@@ -143,6 +159,10 @@ class TableSource:
             return get_store(uri).read(uri), entry.size
         except FileNotFoundError:  # removed since `stat`
             return None, 0
+
+
+def _has_scheme(column: Any, scheme: str) -> bool:
+    return column is not None and bool(pc.any(pc.match_substring_regex(column, f"(?i)^{scheme}:")).as_py())
 
 
 def _make_missing_mask(mask: str, size: int) -> Skipped:

@@ -35,10 +35,10 @@ from imagemill.pipelines.steps import PIPELINE
 pytestmark = pytest.mark.proof
 ROOT = Path(__file__).parents[2]
 MODULES = {
-    "cpu": "boto3 cv2 google_crc32c jinja2 kfp.dsl.executor_main kubernetes matplotlib.pyplot pyarrow simplejpeg",
-    "ray": "albumentations kfp.dsl.executor_main ray ray.dashboard ray.job_submission ray.util.client torch "
+    "cpu": "boto3 cv2 google_crc32c jinja2 kubernetes matplotlib.pyplot pyarrow simplejpeg",
+    "ray": "albumentations ray ray.dashboard ray.job_submission ray.util.client torch "
            "torchvision",
-    "gpu": "albumentations cleanlab kfp.dsl.executor_main matplotlib.pyplot onnx onnxruntime onnxscript safetensors "
+    "gpu": "albumentations cleanlab matplotlib.pyplot onnx onnxruntime onnxscript safetensors "
            "tensorboard timm torch torch.utils.tensorboard torchvision",
 }  # fmt: skip
 COMPILERS = "cc gcc g++ c++ clang tcc ld as make nvcc pip pip3"
@@ -171,27 +171,21 @@ def test_training_starts_ranks_in_its_image(built: dict[str, str]) -> None:
     assert sorted(re.findall(r"rank \d of 2", result.stdout)) == ["rank 0 of 2", "rank 1 of 2"], result.stderr
 
 
-def test_kfp_executes_a_component_in_the_image(built: dict[str, str]) -> None:
-    """As KFP's launcher does it: the executor is a module, the function a file, inputs and outputs JSON."""
-    executor_input = json.dumps(
-        {
-            "inputs": {"parameterValues": {"name": "mill"}},
-            "outputs": {
-                "parameters": {"Output": {"outputFile": "/scratch/out"}},
-                "outputFile": "/scratch/outputs.json",
-            },
-        }
-    )
-    code = "from kfp import dsl\nfrom kfp.dsl import *\ndef greet(name: str) -> str:\n    return 'hello ' + name\n"
+def test_pods_command_runs_in_the_image(built: dict[str, str]) -> None:
+    """As KFP's launcher runs it: the executor input is JSON, and names the file of outputs."""
+    values = {"workspace": "/scratch/work", "run": "r", "status": {"state": "FAILED"}}
+    summary = {"name": "summary", "uri": "minio://bucket/summary"}
+    outputs = {"artifacts": {"summary": {"artifacts": [summary]}}, "outputFile": "/scratch/outputs.json"}
+    executor_input = json.dumps({"inputs": {"parameterValues": values}, "outputs": outputs})
     script = (
-        'd=$(mktemp -d); printf "%s" "$1" > "$d/c.py"; python3 -m kfp.dsl.executor_main '
-        '--component_module_path "$d/c.py" --executor_input "$2" --function_to_execute greet >/dev/null; '
-        "cat /scratch/outputs.json"
+        'python3 -m imagemill.pipelines.pod finish --kfp "$1" --artifact summary /scratch/deep/summary\n'
+        "cat /scratch/outputs.json /scratch/deep/summary"
     )
     for image in built.values():
-        result = run_restricted(image, "sh", "-ec", script, "sh", code, executor_input)
+        result = run_restricted(image, "sh", "-ec", script, "sh", executor_input)
         assert result.returncode == 0, result.stderr
-        assert "hello mill" in result.stdout
+        assert "minio://bucket/summary" in result.stdout and "failed at download" in result.stdout
+        assert run_restricted(image, "python3", "-c", "import kfp").returncode == 1
 
 
 LIST_PACKAGES = "from importlib.metadata import distributions as d; print(*(f'{p.name}=={p.version}' for p in d()))"

@@ -10,8 +10,8 @@ import pytest
 from conftest import Finished
 
 from imagemill.components.dataset.workspace import STEPS, Workspace
-from imagemill.pipelines.argo import download as argo_download
-from imagemill.pipelines.cluster.check_and_download import Records, find_cached_records
+from imagemill.pipelines import pod
+from imagemill.pipelines.cluster.unchanged import Records, find_cached_records
 from imagemill.pipelines.parameters import RunParameters, resolve_parameters
 
 RUN = "photos-again"
@@ -44,9 +44,9 @@ def test_first_pod_reports_whether_anything_changed(finished: Finished, change: 
     arguments = make_parameters(finished).arguments()
     words = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
     outputs = tmp_path / "outputs"
-    assert argo_download.main([*words, f"--run={RUN}", f"--outputs={outputs}"]) == 0
+    assert pod.main(["download", *words, f"--run={RUN}", f"--outputs={outputs}"]) == 0
     assert (outputs / "changed").read_text() == ("true" if change else "false")
-    assert (outputs / "uri").read_text().rpartition("/")[2] == finished.result.json["raw"].rpartition("/")[2]
+    assert (outputs / "raw").read_text().rpartition("/")[2] == finished.result.json["raw"].rpartition("/")[2]
     records = Workspace(str(finished.workspace)).step_records(RUN)
     assert tuple(records) == (("download",) if change else STEPS)
 
@@ -54,7 +54,6 @@ def test_first_pod_reports_whether_anything_changed(finished: Finished, change: 
 def test_first_pod_refuses_invalid_parameters_of_later_steps(finished: Finished, tmp_path: Path) -> None:
     arguments = make_parameters(finished).arguments() | {"backbone": "resnet9000"}
     words = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
-    with pytest.raises(SystemExit) as ended:
-        argo_download.main([*words, f"--run={RUN}", f"--outputs={tmp_path / 'o'}"])
+    code = pod.main(["download", *words, f"--run={RUN}", f"--outputs={tmp_path / 'o'}"])
     record = Workspace(str(finished.workspace)).step_record(RUN, "download")
-    assert ended.value.code == 2 and record and record.exit_code == 2 and "resnet9000" in record.error
+    assert code == 2 and record and record.exit_code == 2 and "resnet9000" in record.error

@@ -19,7 +19,6 @@ from imagemill.components.storage.errors import UserError
 from imagemill.pipelines.argo.workflow import build_workflow_template, compile_argo
 from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster, parse_cluster_json
 from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
-from imagemill.pipelines.kuberay.manifest import FAILURE_CONDITION, SUCCESS_CONDITION
 from imagemill.pipelines.parameters import resolve_parameters
 
 REFERENCE = re.compile(r"\{\{([^{}]*)\}\}")
@@ -77,7 +76,7 @@ def test_images_are_named_by_digest_and_credentials_by_secret(documents: list[Js
 
 def test_tokens_are_mounted_only_where_needed(compiled: dict[str, str]) -> None:
     for pod in pods(first(compiled, "argo")):
-        watches = pod.owner.endswith(("rayjob", "finish"))
+        watches = pod.owner.endswith(("clean", "resize", "finish"))
         assert pod.spec["automountServiceAccountToken"] is watches, pod.owner
         assert pod.spec["serviceAccountName"] == ("imagemill-launcher" if watches else "imagemill")
     for task_template in first(compiled, "argo")["spec"]["templates"]:
@@ -135,9 +134,9 @@ def test_steps_get_the_inputs_of_the_kfp_tasks(compiled: dict[str, str]) -> None
     document = first(compiled, "argo")
     for step in STEPS:
         args = template(document, step)["container"]["args"]
-        flags = {word.partition("=")[0][2:].replace("-", "_") for word in args}
-        planned = {*tasks["resize"].inputs.parameters} - {"clean"} if step == "clean" else set()
-        assert flags == {*tasks[step].inputs.parameters} | planned | {"outputs"}, step
+        assert args[0] == step
+        flags = {word.partition("=")[0][2:].replace("-", "_") for word in args[1:]}
+        assert flags == {*tasks[step].inputs.parameters, "outputs"}, step
 
 
 def test_pods_have_the_settings_of_the_cluster_file(compiled: dict[str, str]) -> None:
@@ -162,19 +161,15 @@ def test_pods_have_the_settings_of_the_cluster_file(compiled: dict[str, str]) ->
     assert all("artifacts" not in template.get("outputs", {}) for template in spec["templates"])
 
 
-def test_rayjob_is_applied_so_that_a_retry_reuses_it(compiled: dict[str, str]) -> None:
-    """Its name is that of run and tensors: `create` would be refused where it is there, `apply` leaves it as it is."""
-    rayjob = template(first(compiled, "argo"), "rayjob")
-    assert rayjob["resource"] == {
-        "action": "apply", "setOwnerReference": True, "manifest": "{{inputs.parameters.rayjob}}",
-        "successCondition": SUCCESS_CONDITION, "failureCondition": FAILURE_CONDITION,
-    }  # fmt: skip
-    assert rayjob["activeDeadlineSeconds"] > 6 * 3600 + 900  # the RayJob's own deadlines come first
+def test_pod_that_may_wait_for_a_rayjob_outlives_its_deadlines(compiled: dict[str, str]) -> None:
+    for name in ("clean", "resize"):
+        assert template(first(compiled, "argo"), name)["activeDeadlineSeconds"] > 6 * 3600 + 900
+        assert "activeDeadlineSeconds" not in template(first(compiled, "argo-pod"), name)
 
 
-def test_clean_and_the_exit_handler_get_the_cluster_file(compiled: dict[str, str]) -> None:
+def test_pods_that_make_or_delete_rayjobs_get_the_cluster_file(compiled: dict[str, str]) -> None:
     document = first(compiled, "argo-everything")
-    for name in ("clean", "finish"):
+    for name in ("clean", "resize", "finish"):
         environment = {
             variable["name"]: variable.get("value", "") for variable in template(document, name)["container"]["env"]
         }
@@ -215,7 +210,7 @@ def test_controller_without_init_containers_gets_a_supervisor_patch() -> None:
         template["name"]: json.loads(template["podSpecPatch"]) for template in templates if "podSpecPatch" in template
     }
     assert [container["name"] for container in patches["train"]["containers"]] == ["supervisor"]
-    assert "initContainers" not in patches["train"] and "initContainers" not in patches["rayjob"]
+    assert "initContainers" not in patches["train"]
 
 
 def test_the_schedule_starts_the_template_one_at_a_time(compiled: dict[str, str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,10 +11,14 @@ from typing import Any
 import pytest
 
 from imagemill.components.dataset.records import StepRecord
+from imagemill.components.dataset.workspace import Workspace
 from imagemill.components.download import STEP as DOWNLOAD
+from imagemill.components.resize import STEP as RESIZE
+from imagemill.components.resize.config import ResizeConfig
 from imagemill.components.step.progress import format_scores
-from imagemill.pipelines.cluster.cluster_file import Cluster
-from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE
+from imagemill.components.step.step import RAN, Context, Outcome, Step
+from imagemill.pipelines.cluster.cluster_file import Cluster, parse_cluster
+from imagemill.pipelines.cluster.pod_fields import CLUSTER_VARIABLE, build_cluster_variable
 from imagemill.pipelines.finish import (
     RunSummary,
     finish,
@@ -24,8 +27,8 @@ from imagemill.pipelines.finish import (
     read_run_records,
     render_summary,
 )
-from imagemill.pipelines.kfp.artifacts import dataset_metadata
-from imagemill.pipelines.kuberay.ray_step import add_ray_address
+from imagemill.pipelines.kfp.results import describe_dataset
+from imagemill.pipelines.kuberay.ray_step import place_step
 from imagemill.pipelines.local import format_summary
 
 
@@ -120,36 +123,40 @@ def test_cluster_file_of_another_release_is_reported_without_an_error(
     assert "could not be looked for: cluster (nosuch): expected one of" in text and "another imagemill" in text
 
 
-def test_the_address_of_the_cluster_is_the_default_of_a_run() -> None:
-    address = "http://ray-head:8265"
-    assert json.loads(add_ray_address("", address)) == {"resize": {"ray_address": address}}
-    named = '{"resize": {"ray_address": "ray://other:10001"}, "train": {"device": "cpu"}}'
-    assert json.loads(add_ray_address(named, address)) == json.loads(named)
-    added = json.loads(add_ray_address('{"resize": {"quality": "fast"}}', address))
-    assert added == {"resize": {"quality": "fast", "ray_address": address}}
-    with pytest.raises(SystemExit) as stopped:
-        add_ray_address("{", address)
-    assert stopped.value.code == 2
+def test_the_address_of_the_cluster_is_the_default_of_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+
+    def run(step: Step, config: Any, context: Context) -> Outcome:
+        used.append(config.ray_address)
+        return Outcome("", "", RAN)
+
+    monkeypatch.setattr(Step, "run", run)
+    cluster = parse_cluster({"ray": {"mode": "address", "address": "http://ray-head:8265", "version": "2.60.0"}})
+    for name, value in build_cluster_variable(cluster).items():
+        monkeypatch.setenv(name, value)
+    context = Context("resize", Workspace("/nowhere"), "r", False)
+    for address in ("", "ray://other:10001"):
+        place_step(RESIZE).run(ResizeConfig(ray_address=address), context)
+    assert used == ["http://ray-head:8265", "ray://other:10001"]
 
 
-def test_modules_of_kfp_components_import_nothing_heavy() -> None:
-    """The launcher's image has no Ray, and no image needs KFP's compiler."""
+def test_pods_command_imports_nothing_heavy() -> None:
+    """The launcher's image has no Ray, and no image has KFP's SDK."""
     code = (
         "import sys\n"
-        "from imagemill.pipelines import finish\n"
-        "from imagemill.pipelines.kfp import artifacts, pods\n"
-        "from imagemill.pipelines.kuberay import ray_step\n"
+        "from imagemill.pipelines import pod\n"
+        "from imagemill.pipelines.kfp import results\n"
         "print([m for m in ('kfp', 'kubernetes', 'torch', 'ray', 'boto3', 'hera', 'yaml') if m in sys.modules])"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "[]"
 
 
-def test_unset_metrics_are_left_out_of_the_metadata(tmp_path: Path) -> None:
-    manifest = {"kind": "raw", "created": "now", "code_version": "1", "classes": [], "task": "single", "files": []}
+def test_unset_metrics_are_left_out_of_the_metadata() -> None:
+    manifest = {"kind": "raw", "created": "now", "code_version": "1", "classes": [], "task": "single", "parts": []}
     totals = {"rows": 0, "rejected": 0, "bytes": 0, "by_split": {}, "by_reason": {}}
-    (tmp_path / "m.json").write_text(json.dumps(manifest | {"totals": totals}))
-    metadata = dataset_metadata(record(metrics={"name": "", "skipped": 0, "top1": None}), str(tmp_path / "m.json"))
+    unset = record(metrics={"name": "", "skipped": 0, "top1": None})
+    metadata = describe_dataset("download", unset, manifest | {"totals": totals, "config": {}})
     assert metadata["rows"] == 0 and metadata["skipped"] == 0
     assert not {"name", "top1", "by_split", "by_reason", "dataset"} & set(metadata)
 

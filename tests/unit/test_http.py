@@ -126,7 +126,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Behavior]:
     threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setattr(streams, "RESUME_S", 0.01)
     monkeypatch.setattr(streams, "STALL_S", 0.5)
-    monkeypatch.setattr(errors.with_retry, "__defaults__", (0.4,))  # the deadline
+    monkeypatch.setattr(errors.with_retry, "__defaults__", (1.5,))  # the deadline
     monkeypatch.setattr(errors.random, "uniform", lambda low, high: 0.05)
     behavior.base = f"http://127.0.0.1:{running.server_address[1]}"
     try:

@@ -141,7 +141,7 @@ def rights_by_account(documents: list[Json]) -> dict[str, dict[tuple[str, str, s
 
 def test_doctor_checks_the_rights_of_the_roles(kind: list[Json]) -> None:
     roles = of_kind(kind, "Role")
-    for name, rights in (("executor", checks.EXECUTOR_RIGHTS), ("launcher", checks.LAUNCHER_RIGHTS)):
+    for name, rights in (("executor", checks.EXECUTOR_RIGHTS), ("launcher", kube.RIGHTS)):
         granted = {
             (rule["apiGroups"][0], resource): set(rule["verbs"])
             for rule in roles[f"imagemill-{name}"]["rules"]
@@ -151,7 +151,6 @@ def test_doctor_checks_the_rights_of_the_roles(kind: list[Json]) -> None:
 
 
 RESULTS = ("argoproj.io", "workflowtaskresults", "")
-RAYJOBS = ("ray.io", "rayjobs", "")
 
 
 def test_rights_of_the_kind_overlay(kind: list[Json]) -> None:
@@ -159,9 +158,7 @@ def test_rights_of_the_kind_overlay(kind: list[Json]) -> None:
         "imagemill-executor": {RESULTS: {"create", "patch"}},
         "imagemill-launcher": {
             RESULTS: {"create", "patch"},
-            RAYJOBS: {"create", "delete", "get", "list", "patch"},
-            ("", "events", ""): {"list"},
-            ("", "pods", ""): {"list"},
+            **{(group, resource, ""): set(verbs) for (group, resource), verbs in kube.RIGHTS.items()},
         },
         "seaweedfs-setup": {("", "secrets", ""): {"create"}, ("", "secrets", "imagemill-store"): {"get"}},
     }
@@ -190,7 +187,7 @@ def test_pods_run_as_accounts_that_exist_and_steps_see_no_token(kind: list[Json]
             if document["kind"] != "StatefulSet":  # which has no account and no token
                 assert pod.spec["serviceAccountName"] in accounts, pod.owner
             tokens[pod.owner.rpartition(" ")[2]] = pod.spec.get("automountServiceAccountToken")
-    assert {name for name, token in tokens.items() if token is not False} == {"rayjob", "finish", "seaweedfs-setup"}
+    assert {name for name, token in tokens.items() if token is not False} == {"clean", "resize", "finish", "seaweedfs-setup"}
     argo = base.argo
     assert {argo.service_account, argo.executor_service_account, argo.launcher_service_account} <= accounts.keys()
     (token,) = of_kind(kind, "Secret").values()

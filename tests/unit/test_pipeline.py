@@ -8,6 +8,7 @@ import graphlib
 import inspect
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +25,8 @@ from imagemill.components.step.step import Step
 from imagemill.components.storage.errors import UserError
 from imagemill.components.train.config import TrainConfig
 from imagemill.pipelines.cli import main as cli
-from imagemill.pipelines.cluster.check_and_download import check_form
 from imagemill.pipelines.cluster.cluster_file import Cluster, Images, Kfp
+from imagemill.pipelines.cluster.unchanged import check_form
 from imagemill.pipelines.parameters import (
     FORM_PARAMETERS,
     MAX_FORM_PARAMETERS,
@@ -144,17 +145,15 @@ def test_pipeline_parameters_have_the_order_and_defaults_of_the_form() -> None:
 
 @pytest.mark.parametrize("step", PIPELINE)
 def test_component_takes_the_form_parameters_of_its_step(step: str) -> None:
-    """Its body is source text with a signature of its own, which nothing else holds to the config's fields."""
-    from imagemill.pipelines.kfp import steps
+    from imagemill.pipelines.kfp.steps import build_component
 
     config = PIPELINE[step].config
     fields = {field.name for field in dataclasses.fields(config)}
-    inputs = set(getattr(steps, step).component_spec.inputs)
+    inputs = build_component(step).component_spec.inputs
     own = {*FORM_PARAMETERS} if step == "download" else fields & {*FORM_PARAMETERS}
     others = {"champion_evaluation"} if step == "promote" else set()
-    assert inputs == own | {*config.PARENTS, "run", "config"} | others
-    for name in inputs & {*FORM_PARAMETERS}:
-        assert getattr(steps, step).component_spec.inputs[name].type == "String"
+    assert {*inputs} == own | {*config.PARENTS, "run", "config"} | others
+    assert {value.type for value in inputs.values()} == {"String"}
 
 
 @pytest.mark.parametrize(
@@ -173,13 +172,10 @@ def test_component_takes_the_form_parameters_of_its_step(step: str) -> None:
         ({"promote": "yes"}, "promote: expected one of unless-worse, better, always, never, found 'yes'"),
     ],
 )
-def test_download_refuses_invalid_values_of_later_steps(
-    values: dict[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_download_refuses_invalid_values_of_later_steps(values: dict[str, str], message: str, tmp_path: Path) -> None:
     form = {name: format_form_value(parameter.default) for name, parameter in list_form_parameters().items()}
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(UserError, match=f"^{re.escape(message)}"):
         check_form("some-run", form | {"workspace": str(tmp_path)} | values)
-    assert ended.value.code == 2 and f"[download] error: {message}" in capsys.readouterr().err
     record = Workspace.from_uri(str(tmp_path)).step_record("some-run", "download")
     assert record and record.exit_code == 2 and record.error.startswith(message)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -58,14 +57,12 @@ def test_sections_set_only_their_own_parameters(text: str, tmp_path: Path) -> No
         resolve_parameters({}, str(tmp_path / "mill.yaml"))
 
 
-def test_json_config_can_not_change_inputs_of_a_step(capsys: pytest.CaptureFixture[str]) -> None:
+def test_option_in_flag_and_config_is_refused(tmp_path: Path) -> None:
     from imagemill.components.clean import STEP
 
-    for section in ({"workspace": "/elsewhere"}, {"raw": "/elsewhere"}):
-        with pytest.raises(SystemExit) as ended:
-            STEP.component(json.dumps({"clean": section}), "", workspace="/tmp/x", raw="/tmp/x/raw/1")
-        assert ended.value.code == 2
-    assert "config.clean" in capsys.readouterr().err
+    words = [f"--raw={tmp_path}/raw/0", f"--workspace={tmp_path}", "--color=gray"]
+    assert STEP.main([*words, '--config={"clean": {"color": "rgb"}}']) == 2
+    assert STEP.main([*words, "--config={"]) == 2
 
 
 def test_unknown_weights_of_a_backbone_are_refused() -> None:

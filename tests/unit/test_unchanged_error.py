@@ -6,7 +6,7 @@ import pytest
 
 from imagemill.components.step.config import StepConfig
 from imagemill.components.step.step import Step
-from imagemill.pipelines.cluster.check_and_download import find_cached_records
+from imagemill.pipelines.cluster.unchanged import find_cached_records
 from imagemill.pipelines.parameters import resolve_parameters
 
 
