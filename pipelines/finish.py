@@ -7,7 +7,6 @@ which KFP's own status of a run lacks. An error here does not make a run fail th
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any
 from ..components.dataset.records import StepRecord
 from ..components.dataset.workspace import PRODUCTS, STEPS, Workspace
 from ..components.step.progress import format_duration, say
-from ..components.step.step import RUN_ENV
 from ..components.storage import uri as uris
 from ..components.storage.errors import EXIT_INTERNAL, EXIT_OK, EXIT_TRANSIENT, EXIT_USER, MillError
 from .cluster.pod_fields import read_pod_cluster
@@ -67,7 +65,7 @@ def finish(workspace: str, run: str, ended: str, path: str, note: str = "") -> R
 
     `note`: a paragraph that the page has besides. Returns the summary.
     """
-    cleaned_up = _clean_up(os.environ.get(RUN_ENV) or run, workspace)  # first, for it may find why the run failed
+    cleaned_up = _clean_up(run, workspace)  # first, for it may find why the run failed
     summary = read_run_records(workspace, run, ended)
     text = render_summary(summary) + (f"\n{_escape_markdown(note)}\n" if note else "") + cleaned_up
     _write(path, text)
@@ -88,14 +86,13 @@ def write_summary(workspace: str, run: str, path: str) -> RunSummary:
 
 
 def read_run_records(workspace: str, run: str, ended: str = "") -> RunSummary:
-    """Return the records of a run; IMAGEMILL_RUN overrides its name where it is set, as it does for the steps."""
-    name = os.environ.get(RUN_ENV) or run
+    """Return the records of a run."""
     try:
         store_workspace = Workspace.from_uri(workspace)
-        records = store_workspace.step_records(name)
-        return RunSummary(name, store_workspace.uri, records, ended=ended)
+        records = store_workspace.step_records(run)
+        return RunSummary(run, store_workspace.uri, records, ended=ended)
     except MillError as error:
-        return RunSummary(name, uris.redact(workspace), {}, str(error), ended)
+        return RunSummary(run, uris.redact(workspace), {}, str(error), ended)
 
 
 def render_summary(run: RunSummary) -> str:

@@ -35,7 +35,6 @@ from .config import (
 from .progress import format_duration, say
 from .runner_exit import StopRequest, exit_with_runner
 
-RUN_ENV = "IMAGEMILL_RUN"
 RANK_RECORDS = "IMAGEMILL_RANK_RECORDS"
 """Variable that names a folder: a step in several processes collects the records of all of them there."""
 RAN, CACHED = "ran", "cached"
@@ -252,7 +251,7 @@ class Step:
             if result and not Path(result).absolute().parent.is_dir():
                 raise wrong("--result", "a file in a folder that is there", result)
             section = self._section(sections, {} if is_file else values)
-            is_of_a_run = values.get("run") or os.environ.get(RUN_ENV)  # whose values count, and no variables
+            is_of_a_run = values.get("run") or section.get("run")  # whose values count, and no variables
             places = {} if is_of_a_run else self._find_variables()
             variables = {name: os.environ[variable] for name, variable in places.items() if name not in values}
             requested = section | variables | self._unset_blanks(values)  # flags over variables over a file

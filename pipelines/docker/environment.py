@@ -27,7 +27,6 @@ from ...components.download.config import DownloadConfig
 from ...components.download.dataset_kinds import open_dataset
 from ...components.download.table import TableSource
 from ...components.step.runner_exit import RUNNER_BOOT, RUNNER_PIPE, boot_id
-from ...components.step.step import RUN_ENV
 from ...components.storage import uri as uris
 from ...components.storage.errors import UserError, wrong
 from ...components.storage.store import map_disk_errors
@@ -50,7 +49,7 @@ _CREDENTIAL_SOURCES = {
 Credentials = Callable[[], dict[str, str]]
 
 
-def select_variables(run: str, pipe: str, environment: Mapping[str, str], s3: bool) -> dict[str, str]:
+def select_variables(pipe: str, environment: Mapping[str, str], s3: bool) -> dict[str, str]:
     """Return a container's environment without credentials.
 
     `environment`: this process's. `s3`: the object store is used, so its settings are passed. `pipe`: the named pipe
@@ -69,7 +68,7 @@ def select_variables(run: str, pipe: str, environment: Mapping[str, str], s3: bo
     }
     # The caller's uid has no name in the image, and libraries ask for one.
     own = {"USER": "imagemill", "LOGNAME": "imagemill", "PYTHONUNBUFFERED": "1"}
-    return inherited | own | {RUN_ENV: run, RUNNER_PIPE: pipe, RUNNER_BOOT: boot_id()}
+    return inherited | own | {RUNNER_PIPE: pipe, RUNNER_BOOT: boot_id()}
 
 
 def make_s3_credentials() -> Credentials:

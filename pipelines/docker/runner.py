@@ -292,7 +292,7 @@ def open_containers(
             created.mkdir()
             if os.getuid() == 0 and user[0] != 0:
                 os.chown(created, *user)
-        environment = select_variables(run, str(pipe), os.environ, access.uses_s3())
+        environment = select_variables(str(pipe), os.environ, access.uses_s3())
         arguments = make_run_arguments(
             engine.info, user, access, environment, str(scratch), choose_network_mode(addresses)
         )

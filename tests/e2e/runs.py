@@ -185,7 +185,7 @@ def step_of(pod: Doc) -> str:
         return f"ray-{kind}"
     if node := annotations_of(pod).get(_NODE):
         task = node.rpartition(".")[2].partition("(")[0]
-        if task in (*STEPS, "plan", "rayjob", "clean-rayjob", "onExit"):
+        if task in (*STEPS, "onExit"):
             return task
     if any(name.startswith("ray.io/") or name == "job-name" for name in labels):  # KubeRay's submitter
         return "ray-submitter"

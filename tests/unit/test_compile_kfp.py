@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -326,25 +323,11 @@ def test_images_must_be_named_by_digest(tmp_path: Path) -> None:
     assert container(documents(tmp_path / "p.yaml")[0], "clean")["image"].startswith("imagemill-cpu:")
 
 
-def test_step_log_has_no_lines_of_the_kfp_executor(package: Any, tmp_path: Path) -> None:
-    """The log that KFP's pages show begins with the step's own lines, not with its input."""
+def test_pods_run_one_command_with_the_executor_input(package: Any) -> None:
     spec, _ = documents(package("default"))
     for step in (*STEPS, "finish"):
-        command = " ".join(container(spec, step)["command"])
-        assert "-m imagemill.pipelines.kfp.executor" in command and "executor_main" not in command
-    (tmp_path / "c.py").write_text("def greet(name: str):\n    print('hello', name)\n")
-    executor_input = {
-        "inputs": {"parameterValues": {"name": "you"}},
-        "outputs": {"outputFile": str(tmp_path / "out.json")},
-    }
-    flags = ["--component_module_path", str(tmp_path / "c.py"), "--function_to_execute", "greet"]
-    command_line = [
-        sys.executable,
-        "-m",
-        "imagemill.pipelines.kfp.executor",
-        *flags,
-        "--executor_input",
-        json.dumps(executor_input),
-    ]
-    process = subprocess.run(command_line, capture_output=True, text=True, env=os.environ | {"_KFP_RUNTIME": "true"})
-    assert (process.returncode, process.stdout) == (0, "hello you\n"), process.stderr
+        body = container(spec, step)
+        assert body["command"] == ["python3", "-m", "imagemill.pipelines.pod"]
+        assert body["args"][:3] == [step, "--kfp", "{{$}}"]
+        artifacts = spec["components"][f"comp-{step}"]["outputDefinitions"]["artifacts"]
+        assert set(body["args"][4::3]) == set(artifacts) and set(body["args"][3::3]) == {"--artifact"}

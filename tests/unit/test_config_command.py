@@ -11,6 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
+from imagemill.components.dataset.records import StepRecord
 from imagemill.components.dataset.workspace import STEPS
 from imagemill.components.step.config import name_variable
 from imagemill.components.step.step import Step
@@ -116,7 +117,7 @@ def test_variables_are_unambiguous_and_none_is_one_that_imagemill_uses_itself() 
     sources += [path.read_text() for path in (ROOT / "docker").iterdir() if path.is_file()]
     sources += [(ROOT / "tests" / "run").read_text()]
     own = set(re.findall(r"[\"'$ {](IMAGEMILL_[A-Z_]+[A-Z])\b", "\n".join(sources)))
-    assert {"IMAGEMILL_RUN", "IMAGEMILL_CLUSTER", "IMAGEMILL_VENV"} <= own
+    assert {"IMAGEMILL_RUNNER_PIPE", "IMAGEMILL_CLUSTER", "IMAGEMILL_VENV"} <= own
     assert own & {*variables} <= {"IMAGEMILL_EPOCHS", "IMAGEMILL_TRAIN_SEED", "IMAGEMILL_WORKSPACE"}, "documented ones"
 
 
@@ -124,7 +125,7 @@ def test_a_step_alone_reads_variables_and_a_step_of_a_run_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], no_variables: None
 ) -> None:
     configs: list[Any] = []
-    monkeypatch.setattr(Step, "execute", lambda self, config, result="": configs.append(config) or 0)
+    monkeypatch.setattr(Step, "execute", lambda self, config, result="": configs.append(config) or StepRecord())
     file = tmp_path / "mill.yaml"
     file.write_text("epochs: 1\nseed: 1\n")
     for name, value in {"EPOCHS": "2", "TRAIN_EPOCHS": "3", "SEED": "4", "WARMUP": "0.2", "TENSORS": "no"}.items():

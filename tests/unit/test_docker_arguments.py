@@ -168,11 +168,11 @@ def test_environment_of_a_container() -> None:
         "PATH": "/bin", "HOME": "/root", "TMPDIR": "/var/tmp", "IMAGEMILL_RUNNER_PID": "17", "HF_HOME": "/cache",
         "HF_TOKEN": "token", "PASSWORD": "mine",
     }  # fmt: skip
-    fixed = {"USER": "imagemill", "LOGNAME": "imagemill", "PYTHONUNBUFFERED": "1", "IMAGEMILL_RUN": "run",
+    fixed = {"USER": "imagemill", "LOGNAME": "imagemill", "PYTHONUNBUFFERED": "1",
               "IMAGEMILL_RUNNER_PIPE": "/pipe", "IMAGEMILL_RUNNER_BOOT": boot_id()}  # fmt: skip
     forwarded = {key: host_variables[key] for key in ("AWS_CA_BUNDLE", "HTTPS_PROXY", "no_proxy", "HF_TOKEN")}
-    assert docker_environment.select_variables("run", "/pipe", host_variables, s3=False) == fixed | forwarded
-    s3 = docker_environment.select_variables("run", "/pipe", host_variables, s3=True)
+    assert docker_environment.select_variables("/pipe", host_variables, s3=False) == fixed | forwarded
+    s3 = docker_environment.select_variables("/pipe", host_variables, s3=True)
     assert s3 == fixed | forwarded | {"AWS_REQUEST_CHECKSUM_CALCULATION": "when_required"}
 
 

@@ -38,7 +38,7 @@ TARGETS = {
         Target("evaluate", ("evaluate",), 1),
         Target("promote", ("promote",), 0.3),
     ),
-    "rayjob": (Target("rayjob", ("rayjob", "resize"), 5), Target("ray-worker", ("ray-worker",), 0, of_ray=True)),
+    "rayjob": (Target("resize", ("resize",), 5), Target("ray-worker", ("ray-worker",), 0, of_ray=True)),
     "ray-head": (Target("ray-head", ("ray-head",), 0, of_ray=True),),
 }
 """By run, the pods that are killed in it, in the order in which they work."""

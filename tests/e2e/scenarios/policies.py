@@ -35,10 +35,9 @@ _RAY = {"ray.io/is-ray-node": "yes", "ray.io/cluster": "e2e"}
 Labels = Mapping[str, str]
 
 
-def labels_by_kind(engine: str) -> dict[str, dict[str, str]]:
+def labels_by_kind() -> dict[str, dict[str, str]]:
     """Return the labels by which policies select each kind of pod."""
-    steps = [*STEPS, "finish", *(["rayjob"] if engine == ARGO else [])]
-    labels = {step: {**LABELS, probe.COMPONENT: step} for step in steps}
+    labels = {step: {**LABELS, probe.COMPONENT: step} for step in (*STEPS, "finish")}
     resize = {**LABELS, probe.COMPONENT: "resize"}
     labels["ray-head"] = {**resize, **_RAY, "ray.io/node-type": "head"}
     labels["ray-worker"] = {**resize, **_RAY, "ray.io/node-type": "worker"}
@@ -65,10 +64,10 @@ def _enforced(trial: Trial) -> str:
 
 def _check_kinds(trial: Trial, targets: Mapping[str, tuple[str, int]], unproven: list[str]) -> str:
     """Failed, naming kind and target, unless each kind reaches what it must and nothing else."""
-    expected = {kind: _expected(trial, kind, targets) for kind in labels_by_kind(trial.engine)}
+    expected = {kind: _expected(trial, kind, targets) for kind in labels_by_kind()}
     names = {
         kind: _begin(trial, labels, targets, expected[kind], PATIENCE_S)
-        for kind, labels in labels_by_kind(trial.engine).items()
+        for kind, labels in labels_by_kind().items()
     }  # fmt: skip
     wrong = []
     for kind, name in names.items():
