@@ -189,11 +189,6 @@ def test_pods_run_as_accounts_that_exist_and_steps_see_no_token(kind: list[Json]
             tokens[pod.owner.rpartition(" ")[2]] = pod.spec.get("automountServiceAccountToken")
     with_token = {name for name, token in tokens.items() if token is not False}
     assert with_token == {"clean", "resize", "finish", "seaweedfs-setup"}
-        "clean",
-        "resize",
-        "finish",
-        "seaweedfs-setup",
-    }
     argo = base.argo
     assert {argo.service_account, argo.executor_service_account, argo.launcher_service_account} <= accounts.keys()
     (token,) = of_kind(kind, "Secret").values()
