@@ -38,8 +38,11 @@ class Results(Protocol):
     def write(self, step: str, record: StepRecord, outputs: Mapping[str, str]) -> None:
         """Write the output parameters of a step, and what the pages show of its record."""
 
-    def write_summary(self, summary: RunSummary, path: Path) -> None:
-        """Write the summary of a run, a file of Markdown."""
+    def locate_summary(self) -> Path:
+        """Return the file of a run's summary, in Markdown."""
+
+    def write_summary(self, summary: RunSummary) -> None:
+        """Write what the pages show of a run's summary, whose file is there."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +96,9 @@ def _finish_run(request: Request) -> int:
     in the summary, and is no error of this command."""
     from .kfp.results import describe_ignored_settings
 
-    path = Path(SUMMARY)
-    if isinstance(request.results, Folder):
-        path = request.results.path / SUMMARY
-    summary = finish(
-        request.values["workspace"], request.run, request.values["status"], str(path), describe_ignored_settings()
-    )
-    request.results.write_summary(summary, path)
+    workspace, status = request.values["workspace"], request.values["status"]
+    path = str(request.results.locate_summary())
+    request.results.write_summary(finish(workspace, request.run, status, path, describe_ignored_settings()))
     return EXIT_OK
 
 
@@ -140,8 +139,11 @@ class Folder:
         if report := record.metrics.get("report"):
             download_file(report, str(self.path / "report.html"))
 
-    def write_summary(self, summary: RunSummary, path: Path) -> None:
-        print(path.read_text(encoding="utf-8"))
+    def locate_summary(self) -> Path:
+        return self.path / SUMMARY
+
+    def write_summary(self, summary: RunSummary) -> None:
+        print(self.locate_summary().read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..storage import uri as uris
-from ..storage.errors import wrong
+from ..storage.errors import TransientError, wrong
 from ..storage.parallel import map_ordered
 from ..storage.store import get_store
 from .archives import Member, Skipped, make_too_large, normalize_path
@@ -33,7 +33,7 @@ class TableSource:
     `missing_mask`. Holds the paths and masks as Arrow columns: 4 bytes an image each, and their characters.
     """
 
-    checks_reads = False
+    checks_reads = False  # on S3 a request per file would cost too much
 
     def __init__(self, table_uri: str, data: bytes, table: Any, workers: int) -> None:
         """Make a source of a table of these bytes, which `read_table` parsed; `workers` files are read at a time."""
@@ -53,12 +53,14 @@ class TableSource:
         if names_http or (uris.is_http(self._uri) and any(uris.is_http(uri) for uri in self.list_uris())):
             return None
         digest = self._hash.copy()
+        self.checks_reads = not names_s3 and not uris.is_s3(self._uri)
 
         def list_entries() -> Iterator[SourceFile]:
             batches = (range(start, min(start + BATCH, self.total)) for start in range(0, self.total, BATCH))
-            # On this machine's disk threads wait for one another rather than for answers.
-            workers = self._workers if names_s3 or uris.is_s3(self._uri) else 1
-            for file in chain.from_iterable(map_ordered(batches, self._look_up_all, workers, lambda _: 0)):
+            # On this machine's disk threads would wait for one another rather than for answers.
+            is_local = self.checks_reads
+            looked_up = map_ordered(batches, self._look_up_all, self._workers, lambda _: 0) if not is_local else None
+            for file in chain.from_iterable(looked_up or map(self._look_up_all, batches)):
                 digest.update(_describe(file.size, file.validator))
                 if file.mask_uri is not None:
                     digest.update(_describe(file.mask_size, file.mask_validator))
@@ -130,8 +132,23 @@ class TableSource:
 
     def members(self, numbers: Numbers = None) -> Iterator[Member | Skipped]:
         # Tables behind http can't be listed, and sizes may have changed: each file is counted as a large photograph.
-        rows = self._rows(range(self.total) if numbers is None else numbers)
-        yield from map_ordered(rows, self._read, self._workers, lambda row: (1 + bool(row[1])) * 2**20)
+        numbers = list(range(self.total) if numbers is None else numbers)
+        listed = self._iterate_listed(numbers) if self.checks_reads else repeat(None, len(numbers))
+        rows = zip(self._rows(numbers), listed, strict=True)
+        yield from map_ordered(rows, self._read_as_listed, self._workers, lambda row: (1 + bool(row[0][1])) * 2**20)
+
+    def _iterate_listed(self, numbers: Sequence[int]) -> Iterator[SourceFile]:
+        assert self._files is not None
+        for start in range(0, len(numbers), BATCH):
+            for file in self._files.take(pa.array(numbers[start : start + BATCH], pa.int64())).to_pylist():
+                yield SourceFile(**file)
+
+    def _read_as_listed(self, item: tuple[tuple[str, str], SourceFile | None]) -> Member | Skipped:
+        row, listed = item
+        member = self._read(row)
+        if listed is not None and self._look_up(row) != listed:
+            raise TransientError(f"{listed.uri.decode()}: changed while the source was read; run again")
+        return member
 
     def _read(self, row: tuple[str, str]) -> Member | Skipped:
         path, mask = row

@@ -14,7 +14,7 @@ _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 
 def scheme(uri: str) -> str:
     """Return `s3`, `http`, `https`, … or `` for a local path."""
-    match = _SCHEME.match(uri)
+    match = _SCHEME.match(uri) if "://" in uri else None  # asked for each file of a source
     return match.group(1).lower() if match else ""
 
 
@@ -59,7 +59,15 @@ def join(base: str, *parts: str) -> str:
     if is_s3(base):
         bucket, key = split_s3(base)
         return f"s3://{bucket}/{posixpath.normpath(posixpath.join(key, *parts))}"
+    if len(parts) == 1 and _is_plain(parts[0]):
+        return f"{base.rstrip('/')}/{parts[0]}"
     return posixpath.normpath(posixpath.join(base, *parts))
+
+
+def _is_plain(path: str) -> bool:
+    """Return whether a relative path is in normal form for sure: nearly all are, and to normalize one takes longer than
+    to look for the file."""
+    return path[:1] not in ("", "/", ".") and path[-1] not in "/." and "//" not in path and "./" not in path
 
 
 def relpath(uri: str, start: str) -> str:

@@ -78,11 +78,12 @@ class KfpResults:
                 self._metadata[name] = describe_summary(write_summary(workspace, run, str(path)))
         self._write_output_file(outputs)
 
-    def write_summary(self, summary: RunSummary, path: Path) -> None:
-        """Write the summary of a run, the file `path`, as the artifact of that name."""
-        target = self.paths["summary"]
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(path.read_bytes())
+    def locate_summary(self) -> Path:
+        """Return the file of the artifact of that name."""
+        return self.paths["summary"]
+
+    def write_summary(self, summary: RunSummary) -> None:
+        """Write the metadata of a run's summary."""
         self._metadata["summary"] = describe_summary(summary)
         self._write_output_file({})
 

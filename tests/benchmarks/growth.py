@@ -1,11 +1,12 @@
-"""What a snapshot costs that has changed a little: download, clean and resize of a table of files, each as a command.
+"""What a snapshot costs that has changed a little: download, clean and resize of a table of files.
 
     python tests/benchmarks/growth.py --images 12000 --folder /tmp/growth
 
 For each change (none, some added, removed, replaced or relabeled, a class renamed) seconds of the wall and of the
 cores, and bytes stored in the workspace, beside those of the first build. Each change is made to the state after the
 last one. The images are small photographs (JPEG, 160x120, 8 to 12 kB), each with noise of its own, below folders of a
-thousand; `labels.csv` has their paths and labels. Start-up of three processes is in every number.
+thousand; `labels.csv` has their paths and labels. The start of Python, and the import of PyTorch where
+something is resized, are in every number.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ import numpy as np
 from PIL import Image
 
 CLASSES = 10
-STEPS = (("download", ()), ("clean", ("raw",)), ("resize", ("clean",)))
 
 
 class Source:
@@ -86,23 +86,31 @@ class Source:
         self.write_table()
 
 
+RUN = """
+import json, sys
+from imagemill.components import clean, download, resize
+table, workspace = sys.argv[1:]
+common = {"workspace": workspace, "name": "growth", "run": "growth"}
+raw = download.STEP.execute(download.STEP.config.from_values(common | {"dataset": "csv", "source": table}))
+cleaned = clean.STEP.execute(clean.STEP.config.from_values(common | {"raw": raw.uri}))
+values = {"clean": cleaned.uri, "image_size": 64, "executor": "threads"}
+resized = resize.STEP.execute(resize.STEP.config.from_values(common | values))
+records = {"download": raw, "clean": cleaned, "resize": resized}
+print(json.dumps({step: [record.state, record.seconds, record.exit_code] for step, record in records.items()}))
+"""
+
+
 def run_steps(table: Path, workspace: Path) -> tuple[float, float, list[str]]:
-    """Run the three steps; return wall seconds, CPU seconds, and `state seconds` of each."""
+    """Run the three steps in a process of their own, as `imagemill run` does; return wall seconds, CPU seconds, and
+    `step state seconds` of each."""
     started, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
-    uris: dict[str, str] = {}
-    states = []
-    for step, parents in STEPS:
-        result = workspace.parent / f"{step}.json"
-        command = [sys.executable, "-m", f"imagemill.components.{step}", f"--workspace={workspace}", "--name=growth",
-                   f"--result={result}", *(f"--{parent}={uris[parent]}" for parent in parents)]  # fmt: skip
-        command += ["--dataset=csv", f"--source={table}"] if step == "download" else []
-        command += ["--image-size=64", "--executor=threads"] if step == "resize" else []
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        record = json.loads(result.read_text())
-        uris["raw" if step == "download" else step] = record["uri"]
-        states.append(f"{step} {record['state']} {record['seconds']:.1f}")
+    command = [sys.executable, "-c", RUN, str(table), str(workspace)]
+    process = subprocess.run(command, check=True, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    records = json.loads(process.stdout.splitlines()[-1])
+    assert not any(code for _, _, code in records.values()), records
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
+    states = [f"{step} {state} {seconds:.1f}" for step, (state, seconds, _) in records.items()]
     return time.monotonic() - started, cpu, states
 
 

@@ -259,6 +259,6 @@ def test_the_commands_own_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     from imagemill.pipelines.cli.main import main
 
     assert main(["run", "--runner", "podman"]) == 2
-    assert "expected subprocess or docker, found 'podman'" in capsys.readouterr().err
+    assert "expected local or docker, found 'podman'" in capsys.readouterr().err
     assert main(["run", "--cluster", "mine.yaml"]) == 2
     assert "--cluster" in capsys.readouterr().err

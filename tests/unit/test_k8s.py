@@ -92,7 +92,7 @@ def test_every_pod_is_restricted(rendered: list[Json], case: str) -> None:
     restricted_pods = [pod for document in rendered for pod in pods(document)]
     for pod in restricted_pods:
         manifests.check_restricted(pod.owner, pod.spec, pod.annotations)
-    assert len(restricted_pods) == (10 if "kind" in case else 0)
+    assert len(restricted_pods) == (9 if "kind" in case else 0)
 
 
 def test_every_namespaced_document_is_in_its_namespace(rendered: list[Json], case: str) -> None:
