@@ -320,14 +320,6 @@ def count_values(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items()))
 
 
-def sum_counts(*counts: dict[str, int]) -> dict[str, int]:
-    """Return the sum of several counts, sorted by key."""
-    total: Counter[str] = Counter()
-    for count in counts:
-        total.update(count)
-    return dict(sorted(total.items()))
-
-
 def canonical_json(value: Any) -> bytes:
     """Encode a value as JSON with sorted keys and no spaces, so that equal values give equal bytes."""
     return _ENCODER.encode(value).encode()

@@ -22,8 +22,6 @@ STEPS = ("download", "clean", "resize", "train", "evaluate", "promote")
 """The names of the steps, in their order: the sections of the `config` parameter."""
 PRODUCTS = {"download": "raw", "clean": "clean", "resize": "tensors", "train": "model", "evaluate": "evaluation"}
 """The kind of dataset that a step makes; promote makes none."""
-SIDE_PRODUCTS = {"train": "features"}
-"""The kind of dataset that a step makes beside its product, for itself and later steps."""
 MARKER = "_workspace.json"
 WEIGHTS_FOLDER = "models"
 """The folder of the first level that holds pretrained weights, which no garbage collection removes."""
