@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..components.dataset.workspace import STEPS
+from ..components.dataset.workspace import STEPS, WORKSPACES_ENV
 from ..components.step.config import (
+    VARIABLE_PREFIX,
     Scalar,
     StepConfig,
     check_field,
@@ -232,9 +233,13 @@ def resolve_parameters(
 
 
 def _read_environment(environ: Mapping[str, str], declared: Mapping[str, Parameter]) -> Layer:
-    """Return the parameters that variables set; a blank one sets nothing."""
+    """Return the parameters that variables set; a blank one sets nothing. UserError for one that is misspelt."""
     keys = ((step, name) for name, parameter in declared.items() for step in ("", *parameter.steps))
     variables = {(step, name): name_variable(name, step) for step, name in keys}
+    known = {*variables.values(), WORKSPACES_ENV}
+    for unknown in (name for name in environ if name.startswith(VARIABLE_PREFIX) and name not in known):
+        if matches := difflib.get_close_matches(unknown, known, 1, 0.9):
+            raise UserError(f"{unknown}: expected a parameter's variable; is it {matches[0]}?")
     return {
         key: (environ[variable], variable) for key, variable in variables.items() if environ.get(variable, "").strip()
     }

@@ -10,7 +10,7 @@ from typing import Any
 
 from ...components.dataset.manifest import find_dataset, find_intact_dataset, normalize_dataset_uri, read_dataset
 from ...components.dataset.records import Promotion, StepRecord
-from ...components.dataset.workspace import Workspace
+from ...components.dataset.workspace import MARKER, Workspace
 from ...components.predict.config import find_only_name
 from ...components.promote.registry import check_registry, read_version, register, resolve_registry
 from ...components.report.words import pluralize
@@ -103,6 +103,8 @@ def _is_there(workspace: Workspace, model: str) -> bool:
 
 def _list(workspace: Workspace, name: str, as_json: bool) -> int:
     names = [name] if name else workspace.names_with_champion()
+    if not names and workspace.store.stat(workspace.at(MARKER)) is None:
+        raise wrong("--workspace", "a folder or prefix that runs have worked in", workspace.uri)
     logs = {
         listed: [_make_public(workspace, record.to_dict()) for record in _read_promotions(workspace, listed)]
         for listed in names

@@ -40,6 +40,9 @@ def compare(first: Configuration, second: Configuration, seeds: int, folds: int 
     """
     configurations = (first, second)
     check_comparable(first, second)
+    if not list_parameter_differences(first, second):
+        raise UserError(f"configurations: expected two that differ, found the same parameters in {first.label} and "
+                        f"{second.label}")  # fmt: skip
     for configuration in configurations:
         workspace, name = check_parameters(configuration.parameters)
     run = new_run(f"{name}-{COMMAND}")

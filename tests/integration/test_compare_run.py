@@ -135,6 +135,7 @@ def test_equal_configurations_have_equal_models(experiment: Experiment, capsys: 
         ({"metric": "top1"}, "metric: expected the same in"),
         ({"seed": 4}, "seed: expected the same in"),
         ({"rerun": "train"}, "(rerun): expected nothing"),
+        ({}, "configurations: expected two that differ"),
         ({"epoch": 4}, "(epoch): expected a parameter or a step; is it epochs?"),
     ],
 )

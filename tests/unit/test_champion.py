@@ -103,7 +103,8 @@ def test_a_rollback_needs_a_model(gate: Gate, capsys: pytest.CaptureFixture[str]
 
 def test_without_a_champion_or_with_several(tmp_path: Path, gate: Gate, capsys: pytest.CaptureFixture[str]) -> None:
     empty = str(tmp_path / "empty")
-    assert main(["champion", "list", "--workspace", empty]) == 0 and "no champion in" in capsys.readouterr().out
+    assert main(["champion", "list", "--workspace", empty]) == 2
+    assert "--workspace: expected a folder or prefix that runs have worked in" in capsys.readouterr().err
     assert main(["champion", "show", "--workspace", empty]) == 2
     assert "--name: expected the name of a champion, found no champion in" in capsys.readouterr().err
     assert not Path(empty).exists()

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from imagemill.components.dataset.records import StepRecord
-from imagemill.components.dataset.workspace import STEPS
+from imagemill.components.dataset.workspace import STEPS, Workspace
 from imagemill.components.step.config import name_variable
 from imagemill.components.step.step import Step
 from imagemill.components.storage.errors import UserError
@@ -89,7 +89,7 @@ def test_a_variable_counts_for_more_than_the_file_and_less_than_a_flag(tmp_path:
     assert parameters == resolve_parameters(
         {"epochs": 3, "seed": 2, "ema": 0.2}, '{"warmup": 0.1, "device": "auto", "train": {"device": "cuda"}}', {}
     )
-    assert resolve_parameters({}, "", {"IMAGEMILL_SEED": " ", "IMAGEMILL_RUN": "x", "IMAGEMILL_HOME": "/"}) == (
+    assert resolve_parameters({}, "", {"IMAGEMILL_SEED": " ", "IMAGEMILL_VENV": "x", "IMAGEMILL_HOME": "/"}) == (
         resolve_parameters({}, "", {})
     ), "a blank variable, and one that names no parameter, set nothing"
 
@@ -97,6 +97,7 @@ def test_a_variable_counts_for_more_than_the_file_and_less_than_a_flag(tmp_path:
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
+        ({"IMAGEMILL_EPOCH": "3"}, "^IMAGEMILL_EPOCH: expected a parameter's variable; is it IMAGEMILL_EPOCHS?"),
         ({"IMAGEMILL_EPOCHS": "many"}, "^IMAGEMILL_EPOCHS: expected a whole number, found 'many'"),
         ({"IMAGEMILL_TRAIN_EPOCHS": "0"}, "^IMAGEMILL_TRAIN_EPOCHS: expected a number of at least 1"),
         ({"IMAGEMILL_CLEAN_TRIM": "maybe"}, "^IMAGEMILL_CLEAN_TRIM: expected one of off, on, found 'maybe'"),
@@ -146,6 +147,8 @@ def test_commands_that_look_into_a_workspace_take_the_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("IMAGEMILL_WORKSPACE", str(tmp_path / "mill"))
+    for name in ("mill", "other"):
+        Workspace.open(str(tmp_path / name))
     assert cli.main(["champion", "list"]) == 0
     assert f"no champion in {tmp_path}/mill" in capsys.readouterr().out
     assert cli.main(["champion", "list", "--workspace", str(tmp_path / "other")]) == 0
