@@ -166,7 +166,8 @@ def test_two_promotions_at_once_append_one_entry(undisturbed: Undisturbed, tmp_p
 def test_killed_run_is_continued(undisturbed: Undisturbed, tmp_path: Path) -> None:
     """The whole pipeline, killed once at a moment by chance: the second run ends with the undisturbed datasets."""
     seed = time.time_ns()
-    seconds = random.Random(seed).uniform(0.2, 0.9) * sum(undisturbed.seconds.values())
+    # In one process the steps take less than the sum of the commands.
+    seconds = random.Random(seed).uniform(0.1, 0.7) * sum(undisturbed.seconds.values())
     workspace = Workspace(str(tmp_path / "work"))
     arguments = [
         "run", "--json", *workspace.flags, "--dataset", "folder", "--source", str(undisturbed.source),
@@ -183,4 +184,4 @@ def test_killed_run_is_continued(undisturbed: Undisturbed, tmp_path: Path) -> No
     for kind in KINDS:
         assert Path(finished.json[kind]).name == Path(undisturbed.uris[kind]).name
         assert content(kind, finished.json[kind]) == content(kind, undisturbed.uris[kind]), kind
-    assert finished.json["promoted"]
+    assert Path(finished.json["champion"]).name == Path(undisturbed.uris["model"]).name
