@@ -37,15 +37,15 @@ def test_orphaned_step_exits() -> None:
 
 def test_orphaned_step_that_handles_sigterm_finishes_its_handler(tmp_path: Path) -> None:
     script = (
-        "import signal, sys, time; from pathlib import Path\n"
-        "from imagemill.components.step.runner_exit import exit_with_runner, handles_sigterm; exit_with_runner()\n"
-        "asked = []; signal.signal(signal.SIGTERM, lambda *_: asked.append(1))\n"
-        "with handles_sigterm():\n"
+        "import sys, time; from pathlib import Path\n"
+        "from imagemill.components.step.runner_exit import StopRequest, exit_with_runner; exit_with_runner()\n"
+        "stop = StopRequest()\n"
+        "with stop.handle_signals():\n"
         "    print('ready', flush=True)\n"
-        "    while not asked: time.sleep(0.05)\n"
-        "    time.sleep(1); Path(sys.argv[1]).write_text('written down')\n"
+        "    while not stop.is_requested: time.sleep(0.05)\n"
+        "    time.sleep(1); Path(sys.argv[1]).write_text(stop.requested_by)\n"
         "time.sleep(600)"
     )
     words = tmp_path / "words"
     assert orphan(script, str(words)) == 75
-    assert words.read_text() == "written down"
+    assert words.read_text() == "SIGTERM"
