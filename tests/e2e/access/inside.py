@@ -111,9 +111,10 @@ def rows(workspace: str) -> dict[str, Any]:
             if not entry.uri.endswith("/_manifest.json"):
                 continue
             dataset = read_dataset(entry.uri.rpartition("/")[0])
+            labels = "label_id" if kind == "tensors" else "label"
             digests = sorted(
                 hashlib.sha256(repr(sorted(row.items())).encode()).hexdigest()
-                for table in read_rows(dataset, ("image_id", "label", "split", "image"))
+                for table in read_rows(dataset, ("image_id", labels, "split", "image"))
                 for row in table.to_pylist()
             )
             digest = hashlib.sha256(repr(digests).encode()).hexdigest()
