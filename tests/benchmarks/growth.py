@@ -4,8 +4,8 @@
 
 For each change (none, some added, removed, replaced or relabeled, a class renamed) seconds of the wall and of the
 cores, and bytes stored in the workspace, beside those of the first build. Each change is made to the state after the
-last one. The images are small photographs (JPEG, 160x120, 8 to 12 kB), each with noise of its own, below folders of a thousand;
-`labels.csv` has their paths and labels. Start-up of three processes is in every number.
+last one. The images are small photographs (JPEG, 160x120, 8 to 12 kB), each with noise of its own, below folders of a
+thousand; `labels.csv` has their paths and labels. Start-up of three processes is in every number.
 """
 
 from __future__ import annotations
